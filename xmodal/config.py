@@ -1,0 +1,175 @@
+"""All that can be configured, with its defaults, and the size presets."""
+
+import json
+import os
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from xmodal.errors import UserError
+
+# A size fills in what model.vision, model.text and model.cross leave open.
+# small to xl: ViT (arXiv:2010.11929, 2106.04560) and T5 v1.1 sizes as published.
+SIZES = {
+    'tiny': dict(
+        vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=2, stem='conv'),
+        resnet=dict(block='basic', stem='small', norm='group', embedding_dim=32,
+                    widths=(32, 64), depths=(1, 1)),
+        t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
+                num_decoder_layers=1),
+        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=3)),
+    'small': dict(
+        vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
+        resnet=dict(block='basic', widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
+        t5=dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
+                num_decoder_layers=8),
+        cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4)),
+    'base': dict(
+        vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)),
+        t5=dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
+                num_decoder_layers=12),
+        cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6)),
+    'large': dict(
+        vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
+        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 4, 23, 3)),
+        t5=dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
+                num_decoder_layers=24),
+        cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6)),
+    'xl': dict(
+        vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
+        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 8, 36, 3)),
+        t5=dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
+                num_decoder_layers=24),
+        cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8)),
+}
+
+
+def base() -> ConfigDict:
+  """Every key and its default. A file in configs/ changes what differs and no more."""
+  c = ConfigDict()
+  c.seed = 0
+
+  c.model = ConfigDict()
+  c.model.size = 'tiny'  # tiny, small, base, large, xl
+  c.model.dtype = 'auto'  # of the computation: bfloat16 on accelerators, float32 on CPU
+  c.model.attention = 'xla'  # or cudnn (NVIDIA, bfloat16, no dropout)
+  c.model.remat = 'none'  # full: recompute layers in the backward pass; dots: keep matrix products
+  c.model.dropout_rate = 0.0
+  c.model.vision = ConfigDict()
+  c.model.vision.name = 'vit'  # or resnet
+  c.model.text = ConfigDict()
+  c.model.text.name = 't5'
+  c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
+  c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
+  c.model.cross = ConfigDict()
+  c.model.cross.variant = 'co_attention'  # or merged
+  # None: as the size says.
+  for tower, keys in (('vision', ('patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')),
+                      ('text', ('hidden_dim', 'head_dim', 'mlp_dim', 'num_heads', 'num_layers',
+                                'num_decoder_layers')),
+                      ('cross', ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'))):
+    for key in keys:
+      c.model[tower][key] = placeholder(int)
+
+  c.data = ConfigDict()
+  c.data.source = 'shapes'  # shapes, jsonl, vqa_v2, vqa_rad
+  c.data.root = ''  # folder of the data; shapes needs none
+  c.data.train_split = 'train'
+  c.data.eval_split = 'val'
+  c.data.train_examples = 40_000  # shapes only
+  c.data.eval_examples = 2_100  # shapes only
+  c.data.image_size = 48  # pixels, of both sides
+  c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
+  c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
+  c.data.augment = ConfigDict()
+  c.data.augment.mirror = False
+  c.data.augment.zoom = 0.0
+  c.data.augment.light = 0.0
+
+  c.mixer = ConfigDict()
+  c.mixer.tasks = ('vqa',)
+  c.mixer.weights = (1.0,)  # one a task
+
+  c.vqa = ConfigDict()
+  c.vqa.classifier = True
+  c.vqa.generation_weight = 0.1  # lambda of l_cls + lambda * l_gen; 0: no decoder
+  c.vqa.max_answers = 3129  # of the answer list; VQAv2's usual number
+  c.vqa.question_length = 24  # tokens
+  c.vqa.answer_length = 6  # tokens
+
+  c.objects = ConfigDict()
+  c.objects.max_names = 200
+  c.objects.max_objects = 16
+
+  c.train = ConfigDict()
+  c.train.steps = 1000
+  c.train.batch_size = 64
+  c.train.accumulation = 1  # micro-batches a step
+  c.train.ema_decay = 0.0  # 0: no moving average of the parameters
+  c.train.log_every = 20
+  c.train.eval_every = 500
+  c.train.checkpoint_every = 500
+  c.train.keep_checkpoints = 2
+  c.train.samples = 12  # pictures drawn at each evaluation
+
+  c.optimizer = ConfigDict()
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.warmup_steps = 100
+  c.optimizer.end_share = 0.01  # of the learning rate, left at the end
+  c.optimizer.weight_decay = 0.05
+  c.optimizer.clip_norm = 1.0
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.98
+  c.optimizer.eps = 1e-8
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # -1: all devices that the other two leave
+  c.mesh.fsdp = 1
+  c.mesh.tensor = 1
+  c.lock()
+  return c
+
+
+def tower_sizes(config, tower: str) -> dict:
+  """The size preset of one of 'vision', 'text', 'cross', with the config's own values over it."""
+  size = config.model.size
+  if size not in SIZES:
+    raise UserError(f'config.model.size={size!r}: wanted one of {", ".join(SIZES)}')
+  name = 'cross' if tower == 'cross' else config.model[tower].name
+  if name not in SIZES[size]:
+    names = {'vision': 'vit, resnet', 'text': 't5'}[tower]
+    raise UserError(f'config.model.{tower}.name={name!r}: wanted one of {names}')
+  preset = SIZES[size][name]
+  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  if unknown := set(own) - set(preset):
+    raise UserError(f'config.model.{tower}.{min(unknown)} means nothing to {name}; leave it out')
+  return {**preset, **own}
+
+
+_SIZE_KEYS = frozenset(
+    'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
+
+
+def save(config: ConfigDict, path: str) -> None:
+  """Writes a config as JSON."""
+  with open(path, 'w', encoding='utf-8') as f:
+    f.write(config.to_json(indent=2) + '\n')
+
+
+def load(path: str) -> ConfigDict:
+  """Reads a config that save wrote; keys unknown to this version are an error."""
+  if not os.path.exists(path):
+    raise UserError(f'no file {path}; wanted the config.json that training writes')
+  with open(path, encoding='utf-8') as f:
+    values = json.load(f)
+  config = base()
+  try:
+    config.update(values)
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(f'{path} does not fit this version of xmodal: {_line(error)}') from error
+  return config
+
+
+def _line(error) -> str:
+  return ' '.join(str(error.args[0] if error.args else error).split())

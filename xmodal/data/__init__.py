@@ -1,0 +1,1 @@
+"""Sources of examples, and the exact order in which training sees them."""

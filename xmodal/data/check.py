@@ -1,0 +1,161 @@
+"""Checks a folder of your own data: python -m xmodal.data.check DIR
+
+Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
+'file:line: what, wanted what', pictures that cannot be decoded included, then a
+summary. Exits with 0 if all is good, 1 if a line is bad, 2 if there is nothing
+to check.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import statistics
+import sys
+from collections.abc import Iterable
+
+from PIL import Image
+
+from xmodal.data.example import Example
+from xmodal.data.jsonl import SPLITS, LineParser, existing_folder, numbered_lines
+from xmodal.errors import UserError
+
+_EXIF_ORIENTATION = 0x0112
+# Annotation tools round: half a pixel beyond the edge is no mistake.
+_SLACK_PIXELS = 0.5
+
+
+@dataclasses.dataclass
+class CheckedFile:
+  """What one .jsonl file holds: line number -> Example, and -> complaints."""
+
+  path: str
+  examples: dict[int, Example] = dataclasses.field(default_factory=dict)
+  complaints: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+
+  def complain(self, number: int, complaint: str) -> None:
+    self.complaints.setdefault(number, []).append(complaint)
+
+
+def check_folder(root: str) -> list[CheckedFile]:
+  """Parses every line, then decodes every picture once, in threads.
+
+  Raises:
+    UserError: no such folder, or none of the three files in it.
+  """
+  root = existing_folder(root, 'train.jsonl, val.jsonl, test.jsonl and pictures')
+  paths = [os.path.join(root, f'{split}.jsonl') for split in SPLITS]
+  paths = [path for path in paths if os.path.isfile(path)]
+  if not paths:
+    raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in SPLITS)}; '
+                    'see xmodal/data/jsonl.py for what is in them')
+  parser = LineParser(root)
+  files = [_parse_file(path, parser) for path in paths]
+  pictures = decode_all({example.image for file in files for example in file.examples.values()})
+  for file in files:
+    _check_pictures(file, pictures)
+  if parser.ignored:
+    print(f'note: {parser.ignored_note()}')
+  return files
+
+
+def decode_all(paths: Iterable[str]) -> dict[str, tuple[int, int] | str]:
+  """Decodes pictures fully: path -> (width, height) after EXIF rotation, or what is wrong."""
+  paths = list(paths)
+  with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
+    return dict(zip(paths, pool.map(_decode, paths)))
+
+
+def summary(file: CheckedFile) -> list[str]:
+  """Lines of text: counts, fields filled, commonest answers, lengths of questions."""
+  bad, total = len(file.complaints), len(file.examples.keys() | file.complaints.keys())
+  examples = file.examples.values()
+  filled = {
+      field.name: sum(getattr(example, field.name) not in ('', (), None) for example in examples)
+      for field in dataclasses.fields(Example) if field.name != 'image'}
+  lines = [
+      f'{os.path.basename(file.path)}: {total} lines, {total - bad} good, {bad} bad, '
+      f'{len({example.image for example in examples})} pictures',
+      '  filled: ' + (', '.join(f'{name} {n}' for name, n in filled.items() if n) or 'image only')]
+  answers = collections.Counter(a for example in examples for a in example.answers)
+  if answers:
+    top = ', '.join(f'{answer[:40]!r} {count / answers.total():.0%}'
+                    for answer, count in answers.most_common(5))
+    lines.append(f'  answers: {len(answers)} different; {top}')
+  lengths = [len(example.question.split()) for example in examples if example.question]
+  if lengths:
+    lines.append(f'  questions: {min(lengths)} to {max(lengths)} words, '
+                 f'median {statistics.median(lengths):g}')
+  return lines
+
+
+def _parse_file(path, parser):
+  """The first check: each line by itself, and question_ids against each other."""
+  file, first_line = CheckedFile(path), {}
+  for number, line in numbered_lines(path):
+    example = parser.parse(line)
+    if not isinstance(example, Example):
+      file.complaints[number] = example
+      continue
+    file.examples[number] = example
+    question_id = example.question_id
+    if question_id is not None and first_line.setdefault(question_id, number) != number:
+      file.complain(number, f'question_id {question_id!r} is that of line '
+                            f'{first_line[question_id]} too, wanted one of its own')
+  if not file.examples and not file.complaints:
+    file.complain(1, 'no examples, wanted one JSON object a line')
+  return file
+
+
+def _decode(path):
+  try:
+    with Image.open(path) as image:
+      image.load()
+      turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
+      return image.size[::-1] if turned else image.size
+  except Exception as error:  # a broken file can make a decoder raise anything
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
+def _check_pictures(file, pictures):
+  """The second check: pictures that do not decode, boxes that are not inside them."""
+  for number, example in file.examples.items():
+    found = pictures[example.image]
+    if isinstance(found, str):
+      file.complain(number, f'image {example.image!r} cannot be decoded ({found}), '
+                            'wanted a whole picture')
+      continue
+    width, height = found
+    for count, thing in enumerate(example.objects or (), 1):
+      x, y, w, h = thing.box
+      inside = (min(x, y) >= -_SLACK_PIXELS and x + w <= width + _SLACK_PIXELS
+                and y + h <= height + _SLACK_PIXELS)
+      if not inside:
+        file.complain(number, f'objects {count} has box {list(thing.box)} outside the picture, '
+                              f'wanted [x, y, width, height] inside {width} x {height}')
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Prints the report on the folder named in arguments; returns the exit code."""
+  flags = argparse.ArgumentParser(prog='python -m xmodal.data.check', description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+  flags.add_argument('folder', metavar='DIR', help='folder with the .jsonl files and pictures')
+  try:
+    files = check_folder(flags.parse_args(arguments).folder)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  for file in files:
+    for number in sorted(file.complaints):
+      for complaint in file.complaints[number]:
+        print(f'{file.path}:{number}: {complaint}')
+  for file in files:
+    print('\n'.join(summary(file)))
+  num_bad = sum(len(file.complaints) for file in files)
+  print(f'{num_bad} bad lines' if num_bad else 'all good')
+  return 1 if num_bad else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

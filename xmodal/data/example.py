@@ -1,0 +1,61 @@
+"""The one schema every data set is read into."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """A thing in a picture.
+
+  Attributes:
+    name: what it is, as a person would call it ('red circle').
+    box: (x, y, width, height) in pixels of the picture as stored, after its
+      EXIF rotation; x grows to the right and y downwards, (0, 0) is the outer
+      corner of the top left pixel.
+  """
+
+  name: str
+  box: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One picture with whatever is known about it.
+
+  A source fills the fields it has; a task names the fields it needs.
+
+  Attributes:
+    image: path of a picture file, or uint8 pixels [H, W, 3].
+    question: the question asked, or ''.
+    answers: what people answered: one entry a person, repeats kept.
+    question_id: the data set's own number or name of the question.
+    question_type: the group the accuracy table lists it under, or ''.
+    captions: sentences that describe the picture.
+    objects: the things in the picture; () says there are none, None that
+      nobody looked.
+    number: a number to be predicted, or None.
+    reason: why the answer is right, in one sentence, or ''.
+  """
+
+  image: str | np.ndarray
+  question: str = ''
+  answers: tuple[str, ...] = ()
+  question_id: int | str | None = None
+  question_type: str = ''
+  captions: tuple[str, ...] = ()
+  objects: tuple[Object, ...] | None = None
+  number: float | None = None
+  reason: str = ''
+
+
+class Source(Protocol):
+  """A sequence of Examples; reading one must not depend on any other."""
+
+  def __len__(self) -> int:
+    ...
+
+  def __getitem__(self, index: int) -> Example:
+    ...

@@ -1,0 +1,75 @@
+"""Which records the batch at a step holds: a function of (seed, step) only.
+
+Every epoch is a permutation of the records. It is computed element by element
+with a keyed Feistel network and cycle walking (Black and Rogaway, 'Ciphers
+with Arbitrary Finite Domains', 2002), so that starting at any step of any
+epoch of a data set of any size costs the same: one batch of arithmetic.
+"""
+
+import numpy as np
+
+# With few index bits a Feistel network mixes poorly; twelve rounds let 5
+# records reach all 120 orders evenly (see the test), and cost microseconds.
+_ROUNDS = 12
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """The finaliser of SplitMix64 (Steele et al., 2014) on uint64 arrays."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+  """Where a keyed permutation of 0..size-1 sends each index.
+
+  Args:
+    index: int64 [N], each in [0, size).
+    size: number of records.
+    seed: the run's seed.
+    epoch: number of the pass; each has an order of its own.
+
+  Returns:
+    int64 [N], each in [0, size); distinct indices give distinct values.
+  """
+  half = max(1, ((size - 1).bit_length() + 1) // 2)
+  mask = np.uint64((1 << half) - 1)
+  keys = np.random.Philox(key=[seed, epoch]).random_raw(_ROUNDS)
+
+  def shuffle_bits(x):
+    left, right = x >> np.uint64(half), x & mask
+    for key in keys:
+      left, right = right, left ^ (_mix(right + key) & mask)
+    return (left << np.uint64(half)) | right
+
+  out = shuffle_bits(np.asarray(index, np.uint64))
+  while (outside := out >= size).any():
+    out[outside] = shuffle_bits(out[outside])
+  return out.astype(np.int64)
+
+
+def train_positions(step: int, batch_size: int, shard: int = 0, num_shards: int = 1) -> np.ndarray:
+  """Positions in the endless training stream that one host reads at a step.
+
+  Args:
+    step: number of the step, from 0.
+    batch_size: examples in the batch over all hosts; num_shards divides it.
+    shard: number of this host.
+    num_shards: number of hosts. The hosts' parts, in order, are the batch.
+
+  Returns:
+    int64 [batch_size // num_shards].
+  """
+  local = batch_size // num_shards
+  start = step * batch_size + shard * local
+  return np.arange(start, start + local, dtype=np.int64)
+
+
+def train_records(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
+  """The record at each position of the training stream: int64 [N]."""
+  epochs, within = np.divmod(positions, size)
+  records = np.empty_like(positions)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    records[here] = permute(within[here], size, seed, int(epoch))
+  return records

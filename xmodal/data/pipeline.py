@@ -1,0 +1,164 @@
+"""From a source to batches of arrays, in an exact order."""
+
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from xmodal.data import augment, images, order
+from xmodal.data.example import Example, Source
+from xmodal.errors import UserError
+
+
+class BadPictures:
+  """Counts pictures that cannot be read, and stops a run that meets too many."""
+
+  def __init__(self, num_records: int, max_share: float):
+    """Tolerates up to max_share (0..1) of num_records distinct records."""
+    self._allowed = max_share * num_records
+    self._num_records, self._max_share = num_records, max_share
+    self._lock = threading.Lock()
+    self.reasons: dict[int, str] = {}
+
+  def add(self, record: int, reason: str) -> None:
+    """Notes a record; raises UserError once there are more than the share allowed."""
+    with self._lock:
+      self.reasons[record] = reason
+      if len(self.reasons) > self._allowed:
+        raise UserError(
+            f'{len(self.reasons)} of {self._num_records} pictures cannot be read, more than the '
+            f'{self._max_share:.1%} allowed; the last: {reason}; mend them (python -m '
+            'xmodal.data.check lists all) or raise config.data.max_bad_share')
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
+  """Turns record numbers into one batch of arrays.
+
+  Attributes:
+    source: where Examples come from.
+    tasks: task name -> object with encode(example, placement) -> dict of arrays.
+    image_size: (height, width) in pixels of the model's input.
+    bad: tally of pictures that could not be read.
+    augmentation: None for evaluation.
+    blank: 'image' or 'question' hides that input from the model (for baselines).
+    seed: of the augmentation.
+  """
+
+  source: Source
+  tasks: dict
+  image_size: tuple[int, int]
+  bad: BadPictures
+  augmentation: augment.Augmentation | None = None
+  blank: str = ''
+  seed: int = 0
+
+  def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
+    """One batch.
+
+    Args:
+      records: int [B], -1 for a filler that counts nowhere.
+      positions: int [B], places in the training stream: the augmentation of an
+        example depends on (seed, position) alone.
+
+    Returns:
+      {'image': uint8 [B, H, W, 3], 'valid': bool [B], task name: {feature: [B, ...]}}.
+      What could not be read has black pixels and valid False.
+    """
+    rows = [self._row(int(r), int(p)) for r, p in zip(records, positions)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+  def _row(self, record, position):
+    example = self.source[max(record, 0)]
+    if self.blank == 'question':
+      example = dataclasses.replace(example, question='')
+    pixels, placement = self._picture(example, record, position)
+    valid = record >= 0 and pixels is not None
+    if pixels is None or self.blank == 'image':
+      pixels = np.zeros((*self.image_size, 3), np.uint8)
+    row = {'image': pixels, 'valid': np.bool_(valid)}
+    for name, task in self.tasks.items():
+      row[name] = task.encode(example, placement)
+    return row
+
+  def _picture(self, example, record, position):
+    plan = augment.Plan()
+    if self.augmentation is not None:
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+      plan = self.augmentation.plan(example, rng)
+    try:
+      pixels, (height, width) = images.load_image(example.image, plan.inner_size(self.image_size))
+    except UserError as error:
+      if record >= 0:
+        self.bad.add(record, str(error))
+      return None, augment.Placement(self.image_size[1], self.image_size[0])
+    pixels, placed = plan.apply(pixels, self.image_size)
+    return pixels, augment.Placement(width, height, **placed)
+
+
+def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int, *,
+                  shard: int = 0, num_shards: int = 1) -> Iterator[dict]:
+  """This host's part of the batches of steps start..stop-1, made ahead of time.
+
+  The batch of a step depends on (make, batch_size, step) only, and starting
+  late costs nothing.
+  """
+  def at(step):
+    positions = order.train_positions(step, batch_size, shard, num_shards)
+    return make(order.train_records(positions, len(make.source), make.seed), positions)
+
+  return ahead(at, start, stop)
+
+
+def eval_batches(make: BatchMaker, batch_size: int, *, shard: int = 0,
+                 num_shards: int = 1) -> Iterator[dict]:
+  """This host's part of batches that hold every record once, in order, then fillers."""
+  size = len(make.source)
+
+  def at(step):
+    records = order.train_positions(step, batch_size, shard, num_shards)
+    return make(np.where(records < size, records, -1), records)
+
+  return ahead(at, 0, -(-size // batch_size))
+
+
+def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
+  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  import tensorflow as tf  # takes seconds and 600 MB: only where data is read
+
+  leaves, tree = jax.tree.flatten(at(start))
+  raised = collections.deque(maxlen=1)
+
+  def flat(step):
+    try:
+      return jax.tree.leaves(at(int(step)))
+    except Exception as error:
+      raised.append(error)
+      raise
+
+  def load(step):
+    return tf.numpy_function(flat, [step], [leaf.dtype for leaf in leaves], stateful=False)
+
+  workers = os.cpu_count() or 1
+  dataset = tf.data.Dataset.range(start, stop).map(
+      load, num_parallel_calls=workers, deterministic=True).prefetch(2)
+  try:
+    for batch in dataset.as_numpy_iterator():
+      yield jax.tree.unflatten(tree, batch)
+  except tf.errors.OpError:
+    # TensorFlow reports the text of an exception; raise the exception itself.
+    if raised:
+      raise raised[0] from None
+    raise
+
+
+def sample(source: Source, count: int = 4096) -> Sequence[Example]:
+  """What vocabularies are learned from: all of a list, the first records of a generated source."""
+  if isinstance(source, list):
+    return source
+  return [source[i] for i in range(min(count, len(source)))]

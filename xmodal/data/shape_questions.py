@@ -1,0 +1,334 @@
+"""Questions about scenes of shapes: the words, the answer and what must be drawn.
+
+A question is planned before its scene. The family, the filter, the wording
+and the wanted answer are drawn first, each uniformly and independently, and
+only then the things that make the answer true: the words of a question
+therefore say nothing about its answer. Where the answer is yes or no, the
+scenes of both answers also have the same distribution: exchanging the thing
+asked about with a decoy turns one into the other.
+"""
+
+import collections
+import dataclasses
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+SIZES = ('small', 'large')
+COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')
+SHAPES = ('circle', 'square', 'triangle', 'cross')
+VALUES = {'size': SIZES, 'color': COLORS, 'shape': SHAPES}
+MAX_THINGS = 6
+
+# Centres are in units of the picture's side, x to the right and y downwards.
+Center = tuple[float, float]
+
+# Least distance of an object named by its quadrant from the middle lines, and
+# of two related objects along the axis of their relation.
+QUADRANT_MARGIN = 0.1
+RELATION_MARGIN = 0.16
+# The axis a relation is about, and the sign of the first less the second on it.
+RELATIONS = {'left of': (0, -1), 'right of': (0, 1), 'above': (1, -1), 'below': (1, 1)}
+NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
+
+
+class Thing(NamedTuple):
+  """What an object looks like or, with None for any, a description of some."""
+
+  size: str | None
+  color: str | None
+  shape: str | None
+
+  def matches(self, description: 'Thing') -> bool:
+    return all(want is None or have == want for have, want in zip(self, description))
+
+  def keep(self, *attributes: str) -> 'Thing':
+    """The description that names these attributes alone."""
+    return Thing(*(value if name in attributes else None
+                   for name, value in zip(self._fields, self)))
+
+  def __str__(self) -> str:
+    return ' '.join(word for word in (self.size, self.color, self.shape or 'object') if word)
+
+
+THINGS = tuple(Thing(size, color, shape)
+               for size in SIZES for color in COLORS for shape in SHAPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A question, and the scene that gives it its answer.
+
+  Attributes:
+    family: 'existence', 'count', 'color', 'shape', 'position', 'relation' or
+      'comparison'.
+    question: at most 14 English words.
+    answer: one or two lower case words, or a digit.
+    reason: one sentence that names the evidence.
+    things: what to draw, 1 to MAX_THINGS of them.
+    fits: whether the centres of the first things (one or more, in the order
+      of `things`) may stand where they are.
+  """
+
+  family: str
+  question: str
+  answer: str
+  reason: str
+  things: tuple[Thing, ...]
+  fits: Callable[[Sequence[Center]], bool] = lambda centers: True
+
+
+def plan(rng: random.Random) -> Plan:
+  """Draws a question; every family is equally frequent."""
+  return rng.choice(FAMILIES)(rng)
+
+
+def caption(rng: random.Random, things: Sequence[Thing], centers: Sequence[Center]) -> str:
+  """Names every thing and, if there are two or more, how two of them lie."""
+  text = f'{_listing(things)}.'.capitalize()
+  if len(things) == 1:
+    return text
+  first, second = rng.sample(range(len(things)), 2)
+  names = [thing.keep('color', 'shape') for thing in things]
+  articles = ['the' if names.count(names[k]) == 1 else 'a' for k in (first, second)]
+  if names[first] == names[second]:
+    articles[1] = 'another'
+  dx, dy = (a - b for a, b in zip(centers[first], centers[second]))
+  if abs(dx) > abs(dy):  # Boxes do not overlap: this axis sets the two clearly apart.
+    relation = 'left of' if dx < 0 else 'right of'
+  else:
+    relation = 'above' if dy < 0 else 'below'
+  return (f'{text} {articles[0].capitalize()} {names[first]} is {relation} '
+          f'{articles[1]} {names[second]}.')
+
+
+def _existence(rng: random.Random) -> Plan:
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape'), ('size', 'color'),
+                     ('size', 'shape')])
+  wording = rng.choice(['Is there a {}?', 'Do you see a {}?', 'Does the picture show a {}?'])
+  wanted = rng.random() < 0.5
+  number = rng.randint(1, MAX_THINGS)
+  asked = _draw(rng)
+  decoy = _draw(rng, lambda t: all(getattr(t, k) != getattr(asked, k) for k in kind))
+  # Of two attributes, both answers show both values of each, only differently
+  # combined; so no part of the description decides on its own.
+  crossed = [one._replace(**{kind[0]: getattr(two, kind[0])})
+             for one, two in ((asked, decoy), (decoy, asked))]
+  if len(kind) == 1:
+    things = [asked if wanted else decoy]
+  elif number == 1:
+    things = [asked if wanted else rng.choice(crossed)]
+  else:
+    things = [asked, decoy] if wanted else crossed
+  corners = [t.keep(*kind) for t in (asked, decoy, *crossed)]
+  things += _fill(rng, number - len(things), lambda t: t.keep(*kind) not in corners)
+  description = asked.keep(*kind)
+  found = [str(t) for t in things if t.matches(description)]
+  reason = (f'There is a {found[0]}.' if found else
+            f'There is no {description}, only {_listing(t.keep(*kind) for t in things)}.')
+  return Plan('existence', wording.format(description), 'yes' if wanted else 'no', reason,
+              tuple(things))
+
+
+def _count(rng: random.Random) -> Plan:
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape'), ('size', 'color'),
+                     ('size', 'shape')])
+  wording = rng.choice(['How many {} are there?', 'How many {} do you see?',
+                        'What is the number of {}?'])
+  wanted = rng.randrange(5)
+  number = rng.randint(4, MAX_THINGS)
+  description = _draw(rng).keep(*kind)
+  things = _fill(rng, wanted, lambda t: t.matches(description))
+  # Few kinds of others make groups that could have been asked about as well.
+  others = _fill(rng, 2, lambda t: not t.matches(description))
+  if len(kind) == 2:
+    half = description.keep(rng.choice(kind))
+    others += _fill(rng, 1, lambda t: t.matches(half) and not t.matches(description))
+  for _ in range(number - wanted):
+    group = rng.choice(others).keep(*kind)
+    things += _fill(rng, 1, lambda t: t.matches(group))
+  return Plan('count', wording.format(_plural(description)), str(wanted),
+              _count_reason(description, things[:wanted]), tuple(things))
+
+
+def _count_reason(description: Thing, things: Sequence[Thing]) -> str:
+  """'There are two circles: one red and one blue.'"""
+  text = f'There {_amount(len(things), description)}'
+  detail = 'color' if description.color is None else 'shape'
+  if not things or getattr(description, detail) is not None:
+    return f'{text}.'
+  if len(things) == 1:
+    return f'{text}: a {things[0].keep("color", "shape")}.'
+  groups = collections.Counter(getattr(t, detail) for t in things)
+  words = [f'{NUMBERS[n]} {value if detail == "color" or n == 1 else _plural(value)}'
+           for value, n in groups.items()]
+  return f'{text}: {_join(words)}.'
+
+
+def _color(rng: random.Random) -> Plan:
+  return _query(rng, 'color', rng.choice([('shape',), ('size', 'shape')]), [
+      'What color is the {}?', 'What is the color of the {}?', 'Which color does the {} have?'])
+
+
+def _shape(rng: random.Random) -> Plan:
+  return _query(rng, 'shape', rng.choice([('color',), ('size', 'color')]), [
+      'What shape is the {}?', 'What is the shape of the {}?', 'Which shape does the {} have?'])
+
+
+def _query(rng: random.Random, asked: str, kind: tuple[str, ...], wordings: list[str]) -> Plan:
+  """Asks for one attribute of the only thing that `kind` singles out."""
+  wording = rng.choice(wordings)
+  target = _draw(rng)
+  description = target.keep(*kind)
+  number = rng.randint(2, MAX_THINGS)
+  # The others show the other answers before any is repeated.
+  values = rng.sample(VALUES[asked], len(VALUES[asked]))
+  values.remove(getattr(target, asked))
+  values += rng.choices(VALUES[asked], k=MAX_THINGS)
+  others = _fill(rng, number - 1, lambda t: not t.matches(description))
+  if len(kind) == 2:  # Without this one the size would not be needed.
+    others[0] = target._replace(size=SIZES[target.size == 'small'])
+  things = [target] + [t._replace(**{asked: v}) for t, v in zip(others, values)]
+  answer = getattr(target, asked)
+  reason = f'The {description} is {answer if asked == "color" else "a " + answer}.'
+  return Plan(asked, wording.format(description), answer, reason, tuple(things))
+
+
+def _position(rng: random.Random) -> Plan:
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
+  wording = rng.choice(['Where is the {}?', 'Which corner is the {} closest to?',
+                        'Which quarter of the picture holds the {}?'])
+  column, row = rng.randrange(2), rng.randrange(2)
+  target = _draw(rng)
+  description = target.keep(*kind)
+  others = _fill(rng, rng.randint(1, MAX_THINGS - 1), lambda t: not t.matches(description))
+
+  def fits(centers):
+    x, y = centers[-1]
+    inside = (x > 0.5, y > 0.5) == (column, row)
+    if len(centers) == 1:
+      return inside and min(abs(x - 0.5), abs(y - 0.5)) > QUADRANT_MARGIN
+    return len(centers) > 2 or not inside
+
+  answer = f'{("top", "bottom")[row]} {("left", "right")[column]}'
+  return Plan('position', wording.format(description), answer,
+              f'The {description} is in the {answer}.', (target, *others), fits)
+
+
+def _relation(rng: random.Random) -> Plan:
+  wording = rng.choice(['Is the {} {} the {}?', 'Does the {} lie {} the {}?',
+                        'Would you say the {} is {} the {}?'])
+  axis = rng.randrange(2)
+  relation, opposite = rng.sample([r for r, (a, _) in RELATIONS.items() if a == axis], 2)
+  wanted = rng.random() < 0.5
+  things, first, second = _pair(rng)
+  fact = relation if wanted else opposite
+
+  def fits(centers):
+    if len(centers) != 2:
+      return True
+    along = RELATIONS[fact][1] * (centers[0][axis] - centers[1][axis])
+    across = abs(centers[0][1 - axis] - centers[1][1 - axis])
+    return along > max(RELATION_MARGIN, across / 2)
+
+  return Plan('relation', wording.format(first, relation, second), 'yes' if wanted else 'no',
+              f'The {first} is {fact} the {second}.', things, fits)
+
+
+def _comparison(rng: random.Random) -> Plan:
+  return rng.choice([_compare_numbers, _compare_sizes, _compare_values])(rng)
+
+
+def _compare_numbers(rng: random.Random) -> Plan:
+  attribute = rng.choice(['color', 'shape'])
+  word = rng.choice(['more', 'fewer'])
+  wording = rng.choice(['Are there {} {} than {}?', 'Do you see {} {} than {}?'])
+  wanted = rng.random() < 0.5
+  less = rng.randint(0, 2)
+  more = rng.randint(less + 1, 4)
+  first, second = (Thing(None, None, None)._replace(**{attribute: value})
+                   for value in rng.sample(VALUES[attribute], 2))
+  counts = (more, less) if wanted == (word == 'more') else (less, more)
+  things = [t for description, n in zip((first, second), counts)
+            for t in _fill(rng, n, lambda t: t.matches(description))]
+  things += _fill(rng, rng.randint(0, MAX_THINGS - len(things)),
+                  lambda t: not (t.matches(first) or t.matches(second)))
+  reason = f'There {_amount(counts[0], first)} and {NUMBERS[counts[1]]} ' + (
+      f'{second}.' if counts[1] == 1 else f'{_plural(second)}.')
+  return Plan('comparison', wording.format(word, _plural(first), _plural(second)),
+              'yes' if wanted else 'no', reason, tuple(things))
+
+
+def _compare_sizes(rng: random.Random) -> Plan:
+  word = rng.choice(['larger', 'smaller'])
+  wording = rng.choice(['Is the {} {} than the {}?', 'Would you say the {} is {} than the {}?'])
+  wanted = rng.random() < 0.5
+  (one, two, *others), first, second = _pair(rng)
+  sizes = ('large', 'small') if wanted == (word == 'larger') else ('small', 'large')
+  things = (one._replace(size=sizes[0]), two._replace(size=sizes[1]), *others)
+  return Plan('comparison', wording.format(first, word, second), 'yes' if wanted else 'no',
+              f'The {first} is {sizes[0]} and the {second} is {sizes[1]}.', things)
+
+
+def _compare_values(rng: random.Random) -> Plan:
+  asked, named = rng.choice([('color', 'shape'), ('shape', 'color')])
+  wording = rng.choice(['Is the {} the same {} as the {}?', 'Does the {} have the {} of the {}?'])
+  wanted = rng.random() < 0.5
+  names = rng.sample(VALUES[named], 3)
+  same, different = rng.sample(VALUES[asked], 2)
+  # A third thing has the value of the first when the second has not, so that
+  # two things are always alike.
+  values = (same, same, different) if wanted else (same, different, same)
+  things = [_draw(rng)._replace(**{named: name, asked: value})
+            for name, value in zip(names, values)]
+  things += _fill(rng, rng.randint(0, MAX_THINGS - 3), lambda t: getattr(t, named) not in names)
+  first, second = (t.keep(named) for t in things[:2])
+  article = 'a ' if asked == 'shape' else ''
+  reason = (f'The {first} is {article}{values[0]} and the {second} is {article}{values[1]}.')
+  return Plan('comparison', wording.format(first, asked, second), 'yes' if wanted else 'no',
+              reason, tuple(things))
+
+
+FAMILIES = (_existence, _count, _color, _shape, _position, _relation, _comparison)
+
+
+def _draw(rng: random.Random, allowed: Callable[[Thing], bool] = lambda t: True) -> Thing:
+  while True:
+    thing = rng.choice(THINGS)
+    if allowed(thing):
+      return thing
+
+
+def _fill(rng: random.Random, number: int, allowed: Callable[[Thing], bool]) -> list[Thing]:
+  return [_draw(rng, allowed) for _ in range(number)]
+
+
+def _pair(rng: random.Random) -> tuple[tuple[Thing, ...], Thing, Thing]:
+  """Things of which the first two are singled out by the two descriptions."""
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
+  one = _draw(rng)
+  first = one.keep(*kind)
+  two = _draw(rng, lambda t: not t.matches(first))
+  second = two.keep(*kind)
+  others = _fill(rng, rng.randint(0, MAX_THINGS - 2),
+                 lambda t: not (t.matches(first) or t.matches(second)))
+  return (one, two, *others), first, second
+
+
+def _plural(noun: Thing | str) -> str:
+  text = str(noun)
+  return text + ('es' if text.endswith('s') else 's')
+
+
+def _amount(number: int, noun: Thing) -> str:
+  return f'is one {noun}' if number == 1 else f'are {NUMBERS[number]} {_plural(noun)}'
+
+
+def _listing(things: Iterable[Thing]) -> str:
+  """'a red circle and two small blue squares'"""
+  return _join([f'a {thing}' if n == 1 else f'{NUMBERS[n]} {_plural(thing)}'
+                for thing, n in collections.Counter(things).items()])
+
+
+def _join(words: list[str]) -> str:
+  return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))

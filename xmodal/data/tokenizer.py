@@ -1,0 +1,150 @@
+"""Text to token numbers and back, from files in the HuggingFace layout."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from xmodal.errors import UserError
+
+_SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+
+
+class Tokenizer:
+  """Encodes texts to fixed-length rows that end in an end-of-text token.
+
+  Attributes:
+    vocab_size: number of token numbers, special ones included.
+    pad_id, eos_id: the numbers that fill a row up and that end a text.
+  """
+
+  def __init__(self, backend: tokenizers.Tokenizer, pad_token: str, eos_token: str):
+    """Wraps a `tokenizers` tokenizer; raises UserError if a token is unknown to it."""
+    self._backend = backend
+    self._eos_token = eos_token
+    self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+    self.pad_id = self._number_of(pad_token)
+    self.eos_id = self._number_of(eos_token)
+
+  def _number_of(self, token: str) -> int:
+    number = self._backend.token_to_id(token)
+    if number is None:
+      raise UserError(f'tokenizer: token {token!r} is not in its vocabulary of {self.vocab_size} '
+                      'entries; take a tokenizer whose files name a pad and an end token')
+    return number
+
+  def lengths(self, texts: Sequence[str]) -> np.ndarray:
+    """Number of tokens of each text, the end token included: int64 [N]."""
+    return np.array([len(ids) for ids in self._encode(texts)], np.int64)
+
+  def encode(self, texts: Sequence[str], max_length: int) -> np.ndarray:
+    """Token numbers, int32 [N, max_length]; what is too long loses its tail, not its end token."""
+    rows = np.full((len(texts), max_length), self.pad_id, np.int32)
+    for row, ids in zip(rows, self._encode(texts)):
+      ids = ids if len(ids) <= max_length else ids[:max_length - 1] + [self.eos_id]
+      row[:len(ids)] = ids
+    return rows
+
+  def _encode(self, texts):
+    encoded = self._backend.encode_batch(list(texts))
+    for ids in (e.ids for e in encoded):
+      yield ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
+
+  def decode(self, tokens: np.ndarray) -> list[str]:
+    """Texts of token rows [N, L], each read up to its first end token."""
+    texts = []
+    for row in np.asarray(tokens):
+      ends = np.flatnonzero(row == self.eos_id)
+      texts.append(row[:ends[0]].tolist() if ends.size else row.tolist())
+    return [t.strip() for t in self._backend.decode_batch(texts, skip_special_tokens=True)]
+
+  def save(self, folder: str) -> None:
+    """Writes a folder that `transformers.AutoTokenizer.from_pretrained` loads."""
+    os.makedirs(folder, exist_ok=True)
+    self._backend.save(os.path.join(folder, 'tokenizer.json'))
+    names = {'pad_token': self._backend.id_to_token(self.pad_id), 'eos_token': self._eos_token}
+    if self._backend.token_to_id(_SPECIAL['unk_token']) is not None:
+      names['unk_token'] = _SPECIAL['unk_token']
+    # The class that transformers gives a bare `tokenizers` file; the longest
+    # text is the model's business, so no limit is claimed.
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', **names}
+    with open(os.path.join(folder, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
+      json.dump(config, f, indent=2)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
+  """Learns a lower-casing byte-pair vocabulary (Sennrich et al., 2016) from a data set's own text.
+
+  Frequent words become one token each, rare ones are spelled in pieces; the
+  same texts always give the same vocabulary. Numbers as in T5: pad 0, end 1,
+  unknown 2.
+  """
+  backend = tokenizers.Tokenizer(models.BPE(unk_token=_SPECIAL['unk_token']))
+  backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+  # Punctuation stands alone; the mark before a word tells where spaces go back.
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+  backend.decoder = decoders.Metaspace()
+  trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()),
+                                show_progress=False)
+  backend.train_from_iterator(texts, trainer)
+  eos = _SPECIAL['eos_token']
+  backend.post_processor = processors.TemplateProcessing(
+      single=f'$A {eos}', special_tokens=[(eos, backend.token_to_id(eos))])
+  return Tokenizer(backend, _SPECIAL['pad_token'], eos)
+
+
+def load_tokenizer(folder: str) -> Tokenizer:
+  """Loads any tokenizer from its HuggingFace files.
+
+  A `tokenizer.json` is read as it is. Other layouts (`spiece.model`,
+  `vocab.txt`, ...) go through `transformers.AutoTokenizer`.
+
+  Raises:
+    UserError: the folder holds no tokenizer, or one with no vocabulary.
+  """
+  if not os.path.isdir(folder):
+    raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
+  path = os.path.join(folder, 'tokenizer.json')
+  if os.path.exists(path):
+    return _load_fast(folder, path)
+  return _load_any(folder)
+
+
+def _load_fast(folder, path):
+  try:
+    backend = tokenizers.Tokenizer.from_file(path)
+  except Exception as error:  # the library raises bare Exceptions
+    raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
+  backend.no_padding()
+  backend.no_truncation()
+  config = {}
+  config_path = os.path.join(folder, 'tokenizer_config.json')
+  if os.path.exists(config_path):
+    with open(config_path, encoding='utf-8') as f:
+      config = json.load(f)
+
+  def name(key):
+    token = config.get(key) or _SPECIAL[key]
+    return token['content'] if isinstance(token, dict) else token
+
+  return Tokenizer(backend, name('pad_token'), name('eos_token'))
+
+
+def _load_any(folder):
+  from transformers import AutoTokenizer  # 5 s to import, and seldom needed
+  try:
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+  except (OSError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'tokenizer: {folder} holds none that can be loaded ({reason}); wanted '
+                    'tokenizer.json or spiece.model with tokenizer_config.json') from error
+  backend = getattr(loaded, 'backend_tokenizer', None)
+  # T5Tokenizer without its vocabulary file silently becomes a stand-in of
+  # little more than its 100 sentinels.
+  if backend is None or len(loaded) - len(loaded.all_special_ids) < 16:
+    raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or spiece.model')
+  return Tokenizer(backend, loaded.pad_token, loaded.eos_token)

@@ -1,0 +1,1 @@
+"""Official metrics, in numpy: predictions and truths in, numbers out."""

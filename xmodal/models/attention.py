@@ -1,0 +1,164 @@
+"""Attention: one function that picks the kernel, and the multi-head layer around it."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+
+IMPLEMENTATIONS = ('xla', 'cudnn')
+
+
+def attention(query, key, value, *, bias=None, mask=None, scale=None, dropout_rate=0.,
+              dropout_rng=None, implementation='xla'):
+  """Scaled dot-product attention, softmax(q k^T * scale + bias) v (arXiv:1706.03762, eq. 1).
+
+  The softmax is in float32 whatever the dtype of the inputs. A query that may
+  look at no key at all gets zeros.
+
+  Args:
+    query: [B, Q, H, D].
+    key: [B, K, H, D].
+    value: [B, K, H, D].
+    bias: float [1 or B, 1 or H, 1 or Q, K], added to the scaled logits.
+    mask: bool, broadcastable to [B, H, Q, K]; True where a query may look.
+    scale: what the logits are multiplied by; 1/sqrt(D) by default.
+    dropout_rate: share of the attention weights set to zero.
+    dropout_rng: key for the dropout; wanted if dropout_rate > 0.
+    implementation: 'xla' (any device) or 'cudnn' (flash attention on NVIDIA
+      GPUs, 16-bit floats, no dropout).
+
+  Returns:
+    [B, Q, H, D] in the dtype of value.
+
+  Raises:
+    UserError: the implementation is unknown or cannot compute what is asked.
+  """
+  if scale is None:
+    scale = query.shape[-1] ** -0.5
+  if implementation == 'xla':
+    output = _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng)
+  elif implementation == 'cudnn':
+    output = _cudnn(query, key, value, bias, mask, scale, dropout_rate)
+  else:
+    raise UserError(f'attention implementation {implementation!r} is unknown; '
+                    f'use one of {IMPLEMENTATIONS}')
+  if mask is None:
+    return output
+  # With every key masked both kernels return a mean of the values. This costs
+  # [B, Q, H, D]; a second mask over the weights would cost [B, H, Q, K].
+  sees_any = jnp.moveaxis(jnp.any(_as_4d(mask), axis=-1, keepdims=True), 1, 2)
+  return jnp.where(sees_any, output, 0)
+
+
+def _as_4d(mask):
+  return mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+
+
+def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
+  logits = jnp.einsum('bqhd,bkhd->bhqk', query * jnp.asarray(scale, query.dtype), key,
+                      preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits += bias.astype(jnp.float32)
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1)
+  if dropout_rate > 0:
+    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
+    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+  return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(value.dtype), value)
+
+
+def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
+  (batch, query_length, num_heads, head_dim), key_length = query.shape, key.shape[1]
+  if query.dtype not in (jnp.bfloat16, jnp.float16):
+    raise UserError(f'cudnn attention: dtype is {query.dtype}, bfloat16 or float16 is wanted; '
+                    "use implementation='xla' or compute in bfloat16")
+  if head_dim % 8:
+    raise UserError(f'cudnn attention: head_dim is {head_dim}, a multiple of 8 is wanted; '
+                    "use implementation='xla'")
+  if dropout_rate > 0:
+    raise UserError(f'cudnn attention: dropout_rate is {dropout_rate}, only 0 is possible; '
+                    "use implementation='xla' or no attention dropout")
+  if (bias is not None or mask is not None) and (query_length % 2 or key_length % 2):
+    raise UserError(f'cudnn attention: with a bias or mask the lengths must be even, found '
+                    f'{query_length} queries and {key_length} keys; pad them or use '
+                    "implementation='xla'")
+  if bias is not None:
+    bias = jnp.broadcast_to(bias, bias.shape[:2] + (query_length, key_length)).astype(query.dtype)
+  if mask is not None:
+    mask = _as_4d(mask)
+    mask = jnp.broadcast_to(mask, mask.shape[:2] + (query_length, key_length))
+  return jax.nn.dot_product_attention(
+      query, key, value, bias, mask, scale=float(scale), implementation='cudnn')
+
+
+class MultiHeadAttention(nn.Module):
+  """Multi-head attention over the inputs themselves or over a context.
+
+  Parameters: `query`, `key`, `value` (kernels [D, H * head_dim]) and `out`
+  ([H * head_dim, D]), each with a bias if use_bias.
+
+  To decode with a cache, take `keys_values` of the new tokens, write them into
+  the cached arrays, and call `attend` with those.
+
+  Attributes:
+    num_heads: H.
+    head_dim: width of a head; H * head_dim need not equal the model's width.
+    out_dim: D, the width of the output.
+    use_bias: whether the four projections have biases.
+    scale: what the logits are multiplied by; 1/sqrt(head_dim) by default.
+    dropout_rate: share of the attention weights set to zero in training.
+    dtype: of the computation; parameters are float32.
+    implementation: see `attention`.
+    kernel_init: initialiser of all four kernels.
+    query_init: initialiser of the query kernel, if another.
+  """
+
+  num_heads: int
+  head_dim: int
+  out_dim: int
+  use_bias: bool = True
+  scale: float | None = None
+  dropout_rate: float = 0.
+  dtype: jnp.dtype = jnp.float32
+  implementation: str = 'xla'
+  kernel_init: Callable = nn.initializers.lecun_normal()
+  query_init: Callable | None = None
+
+  def setup(self):
+    def dense(features, kernel_init=self.kernel_init):
+      return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype, kernel_init=kernel_init)
+
+    width = self.num_heads * self.head_dim
+    self.query = dense(width, self.query_init or self.kernel_init)
+    self.key = dense(width)
+    self.value = dense(width)
+    self.out = dense(self.out_dim)
+
+  def __call__(self, inputs, context=None, *, bias=None, mask=None, deterministic=True):
+    """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).
+
+    bias, mask: as `attention` takes them. Returns [B, Q, out_dim].
+    """
+    key, value = self.keys_values(inputs if context is None else context)
+    return self.attend(inputs, key, value, bias=bias, mask=mask, deterministic=deterministic)
+
+  def keys_values(self, context):
+    """Projects [B, K, C] to key and value, each [B, K, H, head_dim]."""
+    return self._heads(self.key(context)), self._heads(self.value(context))
+
+  def attend(self, inputs, key, value, *, bias=None, mask=None, deterministic=True):
+    """Attends from inputs [B, Q, D] to ready keys and values [B, K, H, head_dim]."""
+    dropout_rate = 0. if deterministic else self.dropout_rate
+    output = attention(
+        self._heads(self.query(inputs)), key, value, bias=bias, mask=mask, scale=self.scale,
+        dropout_rate=dropout_rate,
+        dropout_rng=self.make_rng('dropout') if dropout_rate > 0 else None,
+        implementation=self.implementation)
+    return self.out(output.reshape(*output.shape[:2], -1))
+
+  def _heads(self, x):
+    return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)

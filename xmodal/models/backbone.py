@@ -1,0 +1,210 @@
+"""The shared model: a vision tower, a text tower, and the layers that join them."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal.models.attention import MultiHeadAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+  """A picture as tokens [B, N, D]; the last rows * columns of them lie on a grid."""
+
+  tokens: jax.Array
+  grid: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A text as tokens [B, L, D], with mask bool [B, L], False for padding."""
+
+  tokens: jax.Array
+  mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+  """Picture and text after the cross-modal layers.
+
+  Attributes:
+    vision, text: [B, N, D] and [B, L, D].
+    mask: bool [B, L] of the text.
+    pooled: [B, D], one vector for both.
+  """
+
+  vision: jax.Array
+  text: jax.Array
+  mask: jax.Array
+  pooled: jax.Array
+
+  @property
+  def tokens(self) -> tuple[jax.Array, jax.Array]:
+    """Both streams in one, [B, N + L, D], and its mask, bool [B, N + L]."""
+    seen = jnp.ones(self.vision.shape[:2], bool)
+    return (jnp.concatenate([self.vision, self.text], axis=1),
+            jnp.concatenate([seen, self.mask], axis=1))
+
+
+class AttentionPool(nn.Module):
+  """One learned query over all tokens (the pooling of Set Transformer, arXiv:1810.00825)."""
+
+  num_heads: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens, mask):
+    """tokens [B, K, D], mask bool [B, K] -> [B, D]."""
+    width = tokens.shape[-1]
+    query = self.param('query_embedding', nn.initializers.normal(0.02), (1, 1, width))
+    query = jnp.broadcast_to(query.astype(self.dtype), (tokens.shape[0], 1, width))
+    pooled = MultiHeadAttention(self.num_heads, width // self.num_heads, width, dtype=self.dtype,
+                                name='attention')(query, tokens, mask=mask[:, None, None, :])
+    return nn.LayerNorm(dtype=self.dtype, name='norm')(pooled[:, 0])
+
+
+class Backbone(nn.Module):
+  """vision(image), text(tokens), fuse(vision, text), decode(tokens, fused).
+
+  A part that no task calls has no parameters.
+
+  Attributes:
+    vision_tower: a ViT, giving [B, N, D], or a ResNet, giving [B, H', W', C].
+    text_tower: a T5.
+    cross_modal: a CrossModal.
+    image_mean, image_std: of each colour channel, for pixels in 0..1.
+    pad_id: token number that is no text.
+  """
+
+  vision_tower: nn.Module
+  text_tower: nn.Module
+  cross_modal: nn.Module
+  image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  pad_id: int = 0
+
+  def setup(self):
+    width, dtype = self.cross_modal.hidden_dim, self.cross_modal.dtype
+    self.vision_projection = nn.Dense(width, dtype=dtype)
+    self.text_projection = nn.Dense(width, dtype=dtype)
+    self.pool = AttentionPool(self.cross_modal.num_heads, dtype)
+    self.decoder_projection = nn.Dense(self.text_tower.hidden_dim, dtype=dtype)
+    self.grid_position = GridPosition()
+
+  def vision(self, image: jax.Array, *, deterministic: bool) -> Vision:
+    """Pictures, uint8 [B, H, W, 3] or float in 0..1, through the vision tower."""
+    if image.dtype == jnp.uint8:
+      image = image.astype(jnp.float32) / 255
+    image = (image - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
+    tokens = self.vision_tower(image, deterministic=deterministic)
+    if tokens.ndim == 4:  # a feature map: convolutions do not say where they are
+      grid = tokens.shape[1:3]
+      tokens = self.grid_position(tokens).reshape(tokens.shape[0], -1, tokens.shape[-1])
+    else:
+      patch = self.vision_tower.patch_size
+      grid = (image.shape[1] // patch, image.shape[2] // patch)
+    return Vision(tokens, grid)
+
+  def text(self, tokens: jax.Array, *, deterministic: bool) -> Text:
+    """Token numbers, int32 [B, L], through the text tower's encoder."""
+    mask = tokens != self.pad_id
+    return Text(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
+
+  def fuse(self, vision: Vision, text: Text, *, deterministic: bool) -> Fused:
+    """Both through the cross-modal layers."""
+    seen, read = self.cross_modal(
+        self.vision_projection(vision.tokens), self.text_projection(text.tokens), text.mask,
+        deterministic=deterministic)
+    fused = Fused(seen, read, text.mask, pooled=None)
+    return dataclasses.replace(fused, pooled=self.pool(*fused.tokens))
+
+  def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
+    """Logits [B, T, V] of the text tower's decoder, reading tokens int32 [B, T] and the fused."""
+    encoded, mask = fused.tokens
+    return self.text_tower.decode(tokens, self.decoder_projection(encoded), mask,
+                                  deterministic=deterministic)
+
+  def decoder(self, fused: Fused, max_length: int):
+    """A step function and its first cache, to write up to max_length tokens one by one."""
+    encoded, mask = fused.tokens
+    cache = self.text_tower.init_cache(self.decoder_projection(encoded), mask, max_length)
+    # Unbound, because a bound module cannot be called inside a compiled loop.
+    tower, variables = self.text_tower.unbind()
+
+    def step(token, cache):
+      return tower.apply(variables, token, cache, method='decode_step')
+
+    return step, cache
+
+
+class GridPosition(nn.Module):
+  """Adds a learned embedding of row and column to a feature map [B, H, W, C]."""
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(0.02)
+    row = self.param('row_embedding', init, (x.shape[1], 1, x.shape[-1]))
+    column = self.param('column_embedding', init, (1, x.shape[2], x.shape[-1]))
+    return x + (row + column).astype(x.dtype)
+
+
+class SharedTowers:
+  """A backbone bound to one batch of pictures: each tower runs once, however many heads ask."""
+
+  def __init__(self, backbone: Backbone, image: jax.Array, deterministic: bool):
+    self._backbone, self._image, self._deterministic = backbone, image, deterministic
+    self._made = {}
+
+  def _once(self, key, make):
+    if key not in self._made:
+      self._made[key] = make()
+    return self._made[key]
+
+  def vision(self) -> Vision:
+    """The pictures through the vision tower."""
+    return self._once('vision', lambda: self._backbone.vision(
+        self._image, deterministic=self._deterministic))
+
+  def text(self, tokens: jax.Array) -> Text:
+    """Token numbers, int32 [B, L], through the text tower."""
+    # The array is kept with its result: an id is unique only among the living.
+    return self._once(('text', id(tokens)), lambda: (tokens, self._backbone.text(
+        tokens, deterministic=self._deterministic)))[1]
+
+  def fused(self, tokens: jax.Array) -> Fused:
+    """The pictures joined with a text, int32 [B, L]."""
+    return self._once(('fused', id(tokens)), lambda: (tokens, self._backbone.fuse(
+        self.vision(), self.text(tokens), deterministic=self._deterministic)))[1]
+
+  def decode(self, tokens: jax.Array, fused: Fused) -> jax.Array:
+    """See Backbone.decode."""
+    return self._backbone.decode(tokens, fused, deterministic=self._deterministic)
+
+  def decoder(self, fused: Fused, max_length: int):
+    """See Backbone.decoder."""
+    return self._backbone.decoder(fused, max_length)
+
+
+class MultiTask(nn.Module):
+  """One backbone under the heads of several tasks.
+
+  Attributes:
+    backbone: the shared model.
+    heads: task name -> the task's own module (see tasks.task.Task.head).
+  """
+
+  backbone: Backbone
+  heads: dict[str, nn.Module]
+
+  def __call__(self, batch, *, deterministic: bool):
+    """What each task's losses need: {task name: outputs}."""
+    towers = SharedTowers(self.backbone, batch['image'], deterministic)
+    return {name: head(towers, batch[name], deterministic=deterministic)
+            for name, head in self.heads.items()}
+
+  def predict(self, batch):
+    """What each task decodes into predictions: {task name: arrays [B, ...]}."""
+    towers = SharedTowers(self.backbone, batch['image'], deterministic=True)
+    return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}

@@ -1,0 +1,130 @@
+"""Cross-modal layers: two streams of tokens that come to know each other.
+
+Both variants take and give vision tokens [B, N, D] and text tokens [B, L, D].
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from xmodal.models.attention import MultiHeadAttention
+from xmodal.models.layers import Mlp, scan_layers
+
+
+class _Sublayers(nn.Module):
+  """What the layers below share: pre-norm residual attention and MLP."""
+
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  dropout_rate: float
+  attention: str
+  dtype: jnp.dtype
+
+  def norm(self, x, name):
+    return nn.LayerNorm(dtype=self.dtype, name=name)(x)
+
+  def attend(self, x, context, mask, name, deterministic):
+    layer = MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+                               dtype=self.dtype, implementation=self.attention, name=name)
+    return self.dropout(layer(x, context, mask=mask), deterministic)
+
+  def mlp(self, x, name, deterministic):
+    layer = Mlp(self.mlp_dim, self.hidden_dim, dropout_rate=self.dropout_rate, dtype=self.dtype,
+                name=name)
+    y = layer(self.norm(x, f'{name}_norm'), deterministic=deterministic)
+    return self.dropout(y, deterministic)
+
+  def dropout(self, x, deterministic):
+    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+
+
+class CoAttentionLayer(_Sublayers):
+  """Each stream attends to the other, then to itself, then passes an MLP.
+
+  The order of LXMERT (arXiv:1908.07490, section 2.2), pre-norm, each stream
+  with parameters of its own (as in ViLBERT, arXiv:1908.02265).
+  """
+
+  @nn.compact
+  def __call__(self, vision, text, text_mask, *, deterministic):
+    """vision [B, N, D], text [B, L, D], text_mask bool [B, 1, 1, L] -> the two, updated."""
+    seen, read = self.norm(vision, 'vision_cross_norm'), self.norm(text, 'text_cross_norm')
+    # Both look at the other as it was before this layer.
+    vision = vision + self.attend(seen, read, text_mask, 'vision_cross', deterministic)
+    text = text + self.attend(read, seen, None, 'text_cross', deterministic)
+
+    seen, read = self.norm(vision, 'vision_self_norm'), self.norm(text, 'text_self_norm')
+    vision = vision + self.attend(seen, None, None, 'vision_self', deterministic)
+    text = text + self.attend(read, None, text_mask, 'text_self', deterministic)
+
+    vision = vision + self.mlp(vision, 'vision_mlp', deterministic)
+    text = text + self.mlp(text, 'text_mlp', deterministic)
+    return vision, text
+
+
+class MergedLayer(_Sublayers):
+  """One stream of both: self-attention over all tokens, then an MLP (VisualBERT, arXiv:1908.03557)."""
+
+  @nn.compact
+  def __call__(self, tokens, mask, *, deterministic):
+    """tokens [B, N + L, D], mask bool [B, 1, 1, N + L] -> tokens, updated."""
+    normed = self.norm(tokens, 'self_norm')
+    tokens = tokens + self.attend(normed, None, mask, 'self', deterministic)
+    return tokens + self.mlp(tokens, 'mlp', deterministic)
+
+
+class CrossModal(nn.Module):
+  """A stack of cross-modal layers.
+
+  Attributes:
+    variant: 'co_attention' (two streams) or 'merged' (one).
+    hidden_dim, mlp_dim, num_heads, num_layers: sizes.
+    dropout_rate: on each sublayer, in training.
+    attention: kernel, see `attention.attention`.
+    dtype: of the computation; parameters are float32.
+    remat, scan_unroll: see `layers.scan_layers`.
+  """
+
+  variant: str
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  dropout_rate: float = 0.0
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  @nn.compact
+  def __call__(self, vision, text, text_mask, *, deterministic):
+    """Joins the streams.
+
+    Args:
+      vision: [B, N, D].
+      text: [B, L, D].
+      text_mask: bool [B, L], False for padding.
+      deterministic: no dropout.
+
+    Returns:
+      vision [B, N, D] and text [B, L, D], each after a final norm.
+    """
+    kind = {'co_attention': CoAttentionLayer, 'merged': MergedLayer}[self.variant]
+    layer = kind(self.hidden_dim, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
+                 self.dtype, name='layers')
+    stack = dict(num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
+    if self.variant == 'co_attention':
+      mask = text_mask[:, None, None, :]
+      (vision, text), _ = scan_layers(
+          lambda layer, streams, _: (layer(*streams, mask, deterministic=deterministic), None),
+          layer, (vision, text), **stack)
+    else:
+      tokens = jnp.concatenate([vision, text], axis=1)
+      seen = jnp.ones((*vision.shape[:2],), bool)
+      mask = jnp.concatenate([seen, text_mask], axis=1)[:, None, None, :]
+      tokens, _ = scan_layers(
+          lambda layer, tokens, _: (layer(tokens, mask, deterministic=deterministic), None),
+          layer, tokens, **stack)
+      vision, text = jnp.split(tokens, [vision.shape[1]], axis=1)
+    return (nn.LayerNorm(dtype=self.dtype, name='vision_norm')(vision),
+            nn.LayerNorm(dtype=self.dtype, name='text_norm')(text))

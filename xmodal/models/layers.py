@@ -1,0 +1,96 @@
+"""What every transformer tower is made of besides attention: the MLP and the scan over layers."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+
+ACTIVATIONS = {
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
+}
+
+# What the backward pass keeps instead of computing it again.
+REMAT_POLICIES = {
+    'full': None,  # Nothing but each layer's input.
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Results of linear layers.
+}
+
+
+class Mlp(nn.Module):
+  """Two linear layers with an activation between, [..., D] -> [..., D].
+
+  Gated (arXiv:2002.05202): activation(gate(x)) * up(x) goes into `down`.
+
+  Attributes:
+    mlp_dim: width between the two.
+    out_dim: D.
+    activation: a key of ACTIVATIONS ('gelu' is the exact one).
+    gated: adds the `gate` kernel.
+    use_bias: whether the linear layers have biases.
+    dropout_rate: dropout between the two, in training.
+    dtype: of the computation; parameters are float32.
+    kernel_init: initialiser of the kernels.
+  """
+
+  mlp_dim: int
+  out_dim: int
+  activation: str = 'gelu'
+  gated: bool = False
+  use_bias: bool = True
+  dropout_rate: float = 0.
+  dtype: jnp.dtype = jnp.float32
+  kernel_init: Callable = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x, *, deterministic=True):
+    def dense(features, name):
+      return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype,
+                      kernel_init=self.kernel_init, name=name)
+
+    activation = ACTIVATIONS[self.activation]
+    hidden = dense(self.mlp_dim, 'up')(x)
+    if self.gated:
+      hidden = activation(dense(self.mlp_dim, 'gate')(x)) * hidden
+    else:
+      hidden = activation(hidden)
+    hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
+    return dense(self.out_dim, 'down')(hidden)
+
+
+def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):
+  """Runs body(layer, carry, x) -> (carry, y) over num_layers copies of a layer.
+
+  The layer's parameters get a leading axis [L, ...]; each copy has its own
+  dropout. Whatever all layers share (masks, biases), body closes over.
+
+  Args:
+    body: the function; calls any method of the layer.
+    layer: a Linen module, one layer, bound to the caller (from its setup).
+    carry: pytree that goes through the layers.
+    xs: pytree of arrays [L, ...], one slice a layer, or None.
+    num_layers: L.
+    remat: 'none', 'full' or 'dots', what the backward pass computes again.
+    unroll: how many layers one turn of the loop holds. The whole of L compiles
+      longer and runs faster on a CPU.
+
+  Returns:
+    The last carry, and the ys stacked [L, ...].
+
+  Raises:
+    UserError: no such remat policy.
+  """
+  if remat != 'none':
+    if remat not in REMAT_POLICIES:
+      raise UserError(f'remat policy {remat!r} is unknown; '
+                      f"use one of {('none', *REMAT_POLICIES)}")
+    # A loop already keeps the compiler from merging the two computations; an
+    # unrolled one does not.
+    body = nn.remat(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll > 1)
+  return nn.scan(
+      body, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+      length=num_layers, unroll=unroll)(layer, carry, xs)

@@ -1,0 +1,298 @@
+"""T5 text-to-text transformer: 1.0 (arXiv:1910.10683) and 1.1 (gated GELU, untied head)."""
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.models.attention import MultiHeadAttention
+from xmodal.models.layers import Mlp, scan_layers
+
+
+def relative_position_buckets(relative, *, bidirectional, num_buckets, max_distance):
+  """Bucket of each relative position (key minus query), section 2.1 of the paper.
+
+  Half the buckets hold one distance each, the rest grow logarithmically up to
+  max_distance. Bidirectional: half of all are for keys to the right.
+
+  Args:
+    relative: int numpy array of any shape.
+    bidirectional: False gives every key to the right bucket 0.
+    num_buckets: number of buckets.
+    max_distance: distances from here on share the last bucket.
+
+  Returns:
+    int32 numpy array of the same shape, in [0, num_buckets).
+  """
+  relative = np.asarray(relative)
+  offset = 0
+  if bidirectional:
+    num_buckets //= 2
+    offset = np.where(relative > 0, num_buckets, 0)
+    distance = np.abs(relative)
+  else:
+    distance = np.maximum(-relative, 0)
+  exact = num_buckets // 2
+  # In float32, as the published models were trained.
+  growth = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+  growth = growth / np.float32(math.log(max_distance / exact)) * np.float32(num_buckets - exact)
+  far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
+  return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class _Layer(nn.Module):
+  """Fields and parts that both kinds of layer share; attributes as in T5."""
+
+  hidden_dim: int
+  head_dim: int
+  num_heads: int
+  mlp_dim: int
+  gated: bool
+  layer_norm_epsilon: float
+  dropout_rate: float
+  attention_implementation: str
+  dtype: jnp.dtype
+
+  def _norm(self):
+    return nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
+
+  def _attention(self):
+    # T5 does not scale its logits: the initialiser of the queries does.
+    init = nn.initializers.variance_scaling
+    return MultiHeadAttention(
+        self.num_heads, self.head_dim, self.hidden_dim, use_bias=False, scale=1.,
+        dropout_rate=self.dropout_rate, dtype=self.dtype,
+        implementation=self.attention_implementation,
+        kernel_init=init(1., 'fan_in', 'normal'),
+        query_init=init(1. / self.head_dim, 'fan_in', 'normal'))
+
+  def _mlp(self):
+    return Mlp(self.mlp_dim, self.hidden_dim, 'gelu_tanh' if self.gated else 'relu', self.gated,
+               use_bias=False, dropout_rate=self.dropout_rate, dtype=self.dtype,
+               kernel_init=nn.initializers.variance_scaling(1., 'fan_in', 'normal'))
+
+
+class EncoderLayer(_Layer):
+  """Self-attention and MLP, each pre-norm and residual: [B, L, D] -> [B, L, D]."""
+
+  def setup(self):
+    self.attention_norm, self.attention = self._norm(), self._attention()
+    self.mlp_norm, self.mlp = self._norm(), self._mlp()
+    self.dropout = nn.Dropout(self.dropout_rate)
+
+  def __call__(self, x, *, bias, mask, deterministic):
+    y = self.attention(self.attention_norm(x), bias=bias, mask=mask, deterministic=deterministic)
+    x = x + self.dropout(y, deterministic=deterministic)
+    y = self.mlp(self.mlp_norm(x), deterministic=deterministic)
+    return x + self.dropout(y, deterministic=deterministic)
+
+
+class DecoderLayer(_Layer):
+  """Self-attention, cross-attention and MLP, each pre-norm and residual."""
+
+  def setup(self):
+    self.attention_norm, self.attention = self._norm(), self._attention()
+    self.cross_attention_norm, self.cross_attention = self._norm(), self._attention()
+    self.mlp_norm, self.mlp = self._norm(), self._mlp()
+    self.dropout = nn.Dropout(self.dropout_rate)
+
+  def __call__(self, x, cross_key, cross_value, *, bias, mask, cross_mask, cached=None,
+               deterministic=True):
+    """[B, T, D] -> [B, T, D] and this layer's new (key, value) [B, T, H, head_dim].
+
+    cross_key, cross_value: from cross_keys_values. cached: (key, value, index)
+    with keys and values [B, max_length, H, head_dim] of the tokens before
+    index, where the new ones belong.
+    """
+    y = self.attention_norm(x)
+    new_key, new_value = key, value = self.attention.keys_values(y)
+    if cached is not None:
+      key, value = (_write(old, new, cached[2]) for old, new in zip(cached, (key, value)))
+    y = self.attention.attend(y, key, value, bias=bias, mask=mask, deterministic=deterministic)
+    x = x + self.dropout(y, deterministic=deterministic)
+    y = self.cross_attention.attend(self.cross_attention_norm(x), cross_key, cross_value,
+                                    mask=cross_mask, deterministic=deterministic)
+    x = x + self.dropout(y, deterministic=deterministic)
+    y = self.mlp(self.mlp_norm(x), deterministic=deterministic)
+    return x + self.dropout(y, deterministic=deterministic), (new_key, new_value)
+
+  def cross_keys_values(self, encoded):
+    """[B, K, C] to key and value, each [B, K, H, head_dim]."""
+    return self.cross_attention.keys_values(encoded)
+
+
+def _write(cache, new, index):
+  """Puts new [..., T, H, D] at place index of axis -3 of cache [..., max_length, H, D]."""
+  return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=cache.ndim - 3)
+
+
+class T5(nn.Module):
+  """Encoder and decoder of T5; parameters exist only for the part that is used.
+
+  Attributes:
+    vocab_size: V.
+    hidden_dim: D.
+    head_dim: width of a head.
+    num_heads: H; H * head_dim need not equal D.
+    mlp_dim: width inside the MLPs.
+    num_layers: encoder layers.
+    num_decoder_layers: decoder layers.
+    relative_attention_num_buckets: see `relative_position_buckets`.
+    relative_attention_max_distance: see `relative_position_buckets`.
+    gated: gated tanh-GELU MLPs (1.1) or ReLU ones (1.0).
+    tie_word_embeddings: whether the embedding is the output layer as well (1.0).
+    scale_decoder_outputs: divide by sqrt(D) before the output layer (1.0).
+    layer_norm_epsilon: added to the mean square in the norms.
+    dropout_rate: dropout in training.
+    attention: kernel, see `attention.attention`.
+    dtype: of the computation; parameters and logits are float32.
+    remat: see `layers.scan_layers`.
+    scan_unroll: see `layers.scan_layers`.
+  """
+
+  vocab_size: int
+  hidden_dim: int
+  head_dim: int
+  num_heads: int
+  mlp_dim: int
+  num_layers: int
+  num_decoder_layers: int
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  gated: bool = False
+  tie_word_embeddings: bool = True
+  scale_decoder_outputs: bool = True
+  layer_norm_epsilon: float = 1e-6
+  dropout_rate: float = 0.
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  def setup(self):
+    fields = (self.hidden_dim, self.head_dim, self.num_heads, self.mlp_dim, self.gated,
+              self.layer_norm_epsilon, self.dropout_rate, self.attention, self.dtype)
+    self.token_embedding = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype,
+                                    embedding_init=nn.initializers.normal(1.))
+    self.dropout = nn.Dropout(self.dropout_rate)
+    self.encoder_relative_bias = self._relative_bias()
+    self.encoder_layers = EncoderLayer(*fields)
+    self.encoder_norm = nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
+    self.decoder_relative_bias = self._relative_bias()
+    self.decoder_layers = DecoderLayer(*fields)
+    self.decoder_norm = nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
+    self.lm_head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype,
+                            dot_general=_float32_dot_general)
+
+  def __call__(self, tokens, mask, decoder_tokens, *, deterministic=True):
+    """Teacher-forced logits [B, T, V]: `decode` on what `encode` gives."""
+    encoded = self.encode(tokens, mask, deterministic=deterministic)
+    return self.decode(decoder_tokens, encoded, mask, deterministic=deterministic)
+
+  def encode(self, tokens, mask, *, deterministic=True):
+    """Tokens int32 [B, L], mask bool [B, L] (True for real tokens) -> [B, L, D]."""
+    length = tokens.shape[1]
+    relative = np.arange(length)[None, :] - np.arange(length)[:, None]
+    bias = self._bias(self.encoder_relative_bias, self._buckets(relative, bidirectional=True))
+    mask = mask[:, None, None, :]
+
+    def body(layer, x, _):
+      return layer(x, bias=bias, mask=mask, deterministic=deterministic), None
+
+    x = self.dropout(self.token_embedding(tokens), deterministic=deterministic)
+    x, _ = scan_layers(body, self.encoder_layers, x, num_layers=self.num_layers,
+                       remat=self.remat, unroll=self.scan_unroll)
+    return self.dropout(self.encoder_norm(x), deterministic=deterministic)
+
+  def decode(self, tokens, encoded, encoded_mask, *, deterministic=True):
+    """Teacher-forced logits: row t sees tokens 0..t and all of the encoded stream.
+
+    Args:
+      tokens: int32 [B, T], the start token first.
+      encoded: [B, K, C], the encoder's output or any other stream.
+      encoded_mask: bool [B, K], True where there is something.
+      deterministic: no dropout.
+
+    Returns:
+      float32 logits [B, T, V]; row t is about token t + 1.
+    """
+    length = tokens.shape[1]
+    relative = np.arange(length)[None, :] - np.arange(length)[:, None]
+    bias = self._bias(self.decoder_relative_bias, self._buckets(relative, bidirectional=False))
+    causal, cross_mask = relative <= 0, encoded_mask[:, None, None, :]
+
+    def body(layer, x, _):
+      cross_key, cross_value = layer.cross_keys_values(encoded)
+      x, _ = layer(x, cross_key, cross_value, bias=bias, mask=causal, cross_mask=cross_mask,
+                   deterministic=deterministic)
+      return x, None
+
+    x = self.dropout(self.token_embedding(tokens), deterministic=deterministic)
+    x, _ = scan_layers(body, self.decoder_layers, x, num_layers=self.num_decoder_layers,
+                       remat=self.remat, unroll=self.scan_unroll)
+    return self._logits(self.dropout(self.decoder_norm(x), deterministic=deterministic))
+
+  def init_cache(self, encoded, encoded_mask, max_length):
+    """Cache for up to max_length calls of `decode_step` on an encoded stream [B, K, C].
+
+    Returns:
+      dict of `index` int32, the number of tokens so far; `key` and `value`
+      [L, B, max_length, H, head_dim]; `cross_key` and `cross_value`
+      [L, B, K, H, head_dim]; `cross_mask` bool [B, K].
+    """
+    _, (cross_key, cross_value) = scan_layers(
+        lambda layer, carry, _: (carry, layer.cross_keys_values(encoded)), self.decoder_layers,
+        (), num_layers=self.num_decoder_layers, unroll=self.scan_unroll)
+    shape = cross_key.shape[:2] + (max_length,) + cross_key.shape[3:]
+    return {'index': jnp.zeros((), jnp.int32), 'key': jnp.zeros(shape, cross_key.dtype),
+            'value': jnp.zeros(shape, cross_key.dtype), 'cross_key': cross_key,
+            'cross_value': cross_value, 'cross_mask': encoded_mask}
+
+  def decode_step(self, token, cache):
+    """One token int32 [B] on: float32 logits [B, V] about the next, and the cache with it."""
+    max_length = cache['key'].shape[2]
+    index, places = cache['index'], jnp.arange(max_length)
+    buckets = self._buckets(-np.arange(max_length), bidirectional=False)
+    buckets = jnp.asarray(buckets)[jnp.maximum(index - places, 0)]
+    bias = self._bias(self.decoder_relative_bias, buckets[None])
+    mask, cross_mask = places <= index, cache['cross_mask'][:, None, None, :]
+
+    def body(layer, x, cached):
+      key, value, cross_key, cross_value = cached
+      return layer(x, cross_key, cross_value, bias=bias, mask=mask, cross_mask=cross_mask,
+                   cached=(key, value, index))
+
+    x, (key, value) = scan_layers(
+        body, self.decoder_layers, self.token_embedding(token[:, None]),
+        tuple(cache[name] for name in ('key', 'value', 'cross_key', 'cross_value')),
+        num_layers=self.num_decoder_layers, unroll=self.scan_unroll)
+    cache = {**cache, 'index': index + 1, 'key': _write(cache['key'], key, index),
+             'value': _write(cache['value'], value, index)}
+    return self._logits(self.decoder_norm(x))[:, 0], cache
+
+  def _relative_bias(self):
+    return nn.Embed(self.relative_attention_num_buckets, self.num_heads,
+                    embedding_init=nn.initializers.normal(self.hidden_dim ** -0.5))
+
+  def _buckets(self, relative, *, bidirectional):
+    return relative_position_buckets(
+        relative, bidirectional=bidirectional, num_buckets=self.relative_attention_num_buckets,
+        max_distance=self.relative_attention_max_distance)
+
+  def _bias(self, relative_bias, buckets):
+    """Buckets [Q, K] to bias [1, H, Q, K], the same in every layer."""
+    return relative_bias(buckets).transpose(2, 0, 1)[None]
+
+  def _logits(self, x):
+    if self.scale_decoder_outputs:
+      x = x * jnp.asarray(self.hidden_dim ** -0.5, x.dtype)
+    if self.tie_word_embeddings:
+      embedding = self.token_embedding.embedding.astype(x.dtype)
+      return jnp.dot(x, embedding.T, preferred_element_type=jnp.float32)
+    return self.lm_head(x)
+
+
+def _float32_dot_general(*args, **kwargs):
+  return jax.lax.dot_general(*args, **kwargs | {'preferred_element_type': jnp.float32})

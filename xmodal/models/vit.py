@@ -1,0 +1,168 @@
+"""Vision Transformer (arXiv:2010.11929)."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+from xmodal.models.attention import MultiHeadAttention
+from xmodal.models.layers import Mlp, scan_layers
+
+
+class ViTLayer(nn.Module):
+  """Pre-norm transformer layer, [B, N, D] -> [B, N, D]. Attributes as in ViT."""
+
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  layer_norm_eps: float
+  dropout_rate: float
+  gelu: str
+  attention: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, *, deterministic=True):
+    def norm(name):
+      return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
+
+    dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    y = MultiHeadAttention(
+        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim, dtype=self.dtype,
+        implementation=self.attention, name='attention')(norm('attention_norm')(x))
+    x = x + dropout(y)
+    activation = {'exact': 'gelu', 'tanh': 'gelu_tanh'}[self.gelu]
+    y = Mlp(self.mlp_dim, self.hidden_dim, activation, dropout_rate=self.dropout_rate,
+            dtype=self.dtype, name='mlp')(norm('mlp_norm')(x), deterministic=deterministic)
+    return x + dropout(y)
+
+
+class PatchStem(nn.Module):
+  """Each patch through one linear layer, [B, H, W, 3] -> [B, H/P, W/P, D]."""
+
+  patch_size: int
+  hidden_dim: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images):
+    batch, height, width, channels = images.shape
+    p = self.patch_size
+    patches = images.reshape(batch, height // p, p, width // p, p, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, -1)
+    return nn.Dense(self.hidden_dim, dtype=self.dtype, name='projection')(patches)
+
+
+class ConvStem(nn.Module):
+  """Stride-2 3x3 convolutions down to one place a patch (arXiv:2106.14881).
+
+  [B, H, W, 3] -> [B, H/P, W/P, D] for P a power of two; the width doubles with
+  each convolution up to D. Layer norms stand in for the paper's batch norms.
+  """
+
+  patch_size: int
+  hidden_dim: int
+  layer_norm_eps: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images):
+    num_convs = self.patch_size.bit_length() - 1
+    if self.patch_size != 2 ** num_convs or num_convs < 1:
+      raise UserError(f"ViT: stem 'conv' wants a patch_size that is a power of two, found "
+                      f"{self.patch_size}; use 8 or 16, or stem 'patch'")
+    x = images
+    for i in range(num_convs):
+      features = max(self.hidden_dim >> (num_convs - 1 - i), 8)
+      x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype,
+                  name=f'conv{i + 1}')(x)
+      x = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name=f'conv{i + 1}_norm')(x)
+      x = nn.relu(x)
+    return nn.Dense(self.hidden_dim, dtype=self.dtype, name='projection')(x)
+
+
+class ViT(nn.Module):
+  """Images [B, H, W, 3], already normalised, to tokens [B, N(+1), D].
+
+  N = H/P * W/P tokens in rows from the top left, after a class token if there
+  is one, all after the final layer norm.
+
+  Attributes:
+    patch_size: P, pixels.
+    hidden_dim: D.
+    mlp_dim: width inside the MLPs.
+    num_heads: heads of D / num_heads each.
+    num_layers: L.
+    image_size: (H, W), pixels; the size of the position table.
+    layer_norm_eps: added to the variance in layer norms.
+    dropout_rate: dropout in training, on embeddings and on each sublayer.
+    use_cls_token: whether token 0 is a learned class token.
+    stem: 'patch' (linear) or 'conv' (learns faster from nothing).
+    gelu: 'exact' or 'tanh'.
+    attention: kernel, see `attention.attention`.
+    dtype: of the computation; parameters are float32.
+    remat: see `layers.scan_layers`.
+    scan_unroll: see `layers.scan_layers`.
+  """
+
+  patch_size: int
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  image_size: tuple[int, int]
+  layer_norm_eps: float = 1e-6
+  dropout_rate: float = 0.
+  use_cls_token: bool = True
+  stem: str = 'patch'
+  gelu: str = 'exact'
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  @nn.compact
+  def __call__(self, images, *, deterministic=True):
+    """Images [B, H, W, 3] float to tokens [B, N(+1), D].
+
+    Raises:
+      UserError: the pictures are not image_size, or that does not divide into
+        patches, or the heads do not divide D, or there is no such stem or gelu.
+    """
+    self._check(images)
+    x = self._stem()(images.astype(self.dtype))
+    x = x.reshape(x.shape[0], -1, self.hidden_dim)
+    embedding_init = nn.initializers.normal(0.02)
+    if self.use_cls_token:
+      cls_token = self.param('cls_token', embedding_init, (1, 1, self.hidden_dim))
+      cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.hidden_dim))
+      x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
+    positions = self.param('position_embedding', embedding_init, x.shape[1:])
+    x = x + positions.astype(x.dtype)
+    x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
+    layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
+                     self.dropout_rate, self.gelu, self.attention, self.dtype, name='layers')
+    x, _ = scan_layers(
+        lambda layer, x, _: (layer(x, deterministic=deterministic), None), layer, x,
+        num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
+    return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
+                        name='final_norm')(x)
+
+  def _stem(self):
+    if self.stem == 'patch':
+      return PatchStem(self.patch_size, self.hidden_dim, self.dtype, name='stem')
+    return ConvStem(self.patch_size, self.hidden_dim, self.layer_norm_eps, self.dtype, name='stem')
+
+  def _check(self, images):
+    if images.shape[1:] != (*self.image_size, 3):
+      raise UserError(f'ViT: pictures are {images.shape[1:]} (height, width, channels), '
+                      f'{(*self.image_size, 3)} is wanted; resize them or set image_size')
+    if any(side % self.patch_size for side in self.image_size):
+      raise UserError(f'ViT: image_size {self.image_size} does not divide into patches of '
+                      f'{self.patch_size}; use multiples of it')
+    if self.hidden_dim % self.num_heads:
+      raise UserError(f'ViT: hidden_dim {self.hidden_dim} does not divide into '
+                      f'{self.num_heads} heads')
+    if self.stem not in ('patch', 'conv'):
+      raise UserError(f"ViT: stem {self.stem!r} is unknown; use 'patch' or 'conv'")
+    if self.gelu not in ('exact', 'tanh'):
+      raise UserError(f"ViT: gelu {self.gelu!r} is unknown; use 'exact' or 'tanh'")

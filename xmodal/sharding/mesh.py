@@ -1,0 +1,56 @@
+"""The device mesh, and batches laid over it."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from xmodal.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+# A batch is split over both: fsdp shards parameters, and examples as well.
+BATCH_AXES = ('data', 'fsdp')
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+  """A mesh over all devices of all hosts.
+
+  Args:
+    data: copies of the model; -1 for as many as the devices allow.
+    fsdp: ways each parameter is split, gathered where it is used (arXiv:1910.02054, stage 3).
+    tensor: ways each layer's width is split (arXiv:1909.08053).
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  if data == -1 and fsdp > 0 and tensor > 0 and count % (fsdp * tensor) == 0:
+    data = count // (fsdp * tensor)
+  if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
+    raise UserError(f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to '
+                    f'the {count} devices there are; config.mesh.data=-1 takes what is left over')
+  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+  """Raises UserError if a batch does not divide into micro-batches, devices and hosts."""
+  ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+  if batch_size < 1 or accumulation < 1 or batch_size % (ways * accumulation):
+    raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '
+                    f'micro-batches over {ways} devices (mesh data x fsdp); take a multiple of '
+                    f'{ways * max(accumulation, 1)}')
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Arrays [B, ...] split over the devices by their examples."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch, mesh: Mesh):
+  """This host's part of a batch (numpy [B / hosts, ...]) as global arrays on the devices."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

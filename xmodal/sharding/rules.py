@@ -1,0 +1,65 @@
+"""One table that says how every parameter is split.
+
+A rule names the axes of a parameter's last dimensions; dimensions before
+those (the layers of a scanned stack) are never split. The first rule whose
+pattern is found in the parameter's path holds. A parameter that no rule names
+is an error: a silent copy on every device is how a large model runs out of
+memory.
+"""
+
+import re
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+
+# Megatron's split (arXiv:1909.08053): heads and MLP width over `tensor`, so that
+# each pair of linear layers needs one sum; the other side over `fsdp`.
+RULES = (
+    (r'(query|key|value|qkv|up|gate|hidden)/kernel$', ('fsdp', 'tensor')),
+    (r'(out|down)/kernel$', ('tensor', 'fsdp')),
+    (r'(query|key|value|qkv|up|gate|hidden)/bias$', ('tensor',)),
+    (r'(out|down)/bias$', ()),
+    (r'(answers|names|lm_head)/kernel$', ('fsdp', 'tensor')),
+    (r'(answers|names|lm_head)/bias$', ('tensor',)),
+    (r'token_embedding/embedding$', ('tensor', 'fsdp')),
+    (r'relative_bias/embedding$', ()),
+    (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
+    (r'_projection/bias$|/projection/bias$', ()),
+    (r'conv\w*/kernel$', (None, None, 'fsdp', 'tensor')),
+    (r'conv\w*/bias$', ()),
+    (r'norm\w*/(scale|bias|mean|var)$', ()),
+    (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token)$', ()),
+)
+
+
+def path_name(path) -> str:
+  """A key path of a tree as 'a/b/c'."""
+  return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
+                  for key in path)
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """How a parameter of this path and shape is split; KeyError if no rule names it.
+
+  A dimension that the devices of its axis do not divide stays whole.
+  """
+  for pattern, axes in RULES:
+    if re.search(pattern, name):
+      axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+      return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None
+                             for axis, size in zip(axes, shape)))
+  raise KeyError(f'parameter {name} {shape}: no rule in xmodal/sharding/rules.py names it')
+
+
+def shard_tree(tree, mesh: Mesh):
+  """A NamedSharding for each array (or its shape) of a tree of parameters."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: NamedSharding(mesh, spec_for(path_name(path), x.shape, mesh)), tree)
+
+
+def shard_optimizer(optimizer: optax.GradientTransformation, opt_state, params_sharding,
+                    whole: NamedSharding):
+  """Optimiser state lies as the parameters it belongs to; counters are whole everywhere."""
+  return optax.tree_map_params(optimizer, lambda _, sharding: sharding, opt_state, params_sharding,
+                               transform_non_params=lambda _: whole)

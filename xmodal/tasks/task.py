@@ -1,0 +1,100 @@
+"""What a task is: everything that is particular to it, in one object."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from PIL import Image
+
+from xmodal.data.augment import Placement
+from xmodal.data.example import Example
+from xmodal.data.tokenizer import Tokenizer
+
+
+class Task(abc.ABC):
+  """One thing the model learns to do.
+
+  The trainer, the evaluator and `predict` know tasks by this interface only.
+  Host side (numpy, no device): encode, decode, score, draw. Device side (pure
+  JAX): the head's calls, weights, losses, progress.
+
+  Attributes:
+    name: how configs, metrics and the batch's features call it.
+    needs: fields of Example that training needs filled.
+    loss_weights: weight of each loss term in the task's loss.
+  """
+
+  name: str
+  needs: tuple[str, ...]
+  loss_weights: Mapping[str, float]
+
+  @abc.abstractmethod
+  def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
+    """Features of one example, each of a fixed shape and dtype."""
+
+  @abc.abstractmethod
+  def head(self) -> nn.Module:
+    """The part of the model that is the task's own.
+
+    Called as head(towers, features, deterministic=...) it gives what the losses
+    need; head.predict(towers, features) gives arrays [B, ...] for decode.
+    `towers` is a models.backbone.SharedTowers.
+    """
+
+  @abc.abstractmethod
+  def weights(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """How much each example counts in each loss term: float32 [B], 0 for not at all."""
+
+  @abc.abstractmethod
+  def losses(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Loss of each example by term: float32 [B], finite wherever its weight is 0."""
+
+  def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """What the progress bar shows beside the loss: float32 [B], averaged over the batch."""
+    return {}
+
+  @abc.abstractmethod
+  def decode(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """Predictions for people, one an example, from what head.predict gave."""
+
+  def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
+    """The task's official metrics; {} if it has none."""
+    return {}
+
+  def table(self, scores: Mapping[str, float]) -> str:
+    """The scores as a table to be read on a terminal; '' if there is nothing to say."""
+    return ''
+
+  def draw(self, example: Example, pixels: np.ndarray, prediction: Any) -> Image.Image | None:
+    """A picture of input (uint8 [H, W, 3]), prediction and truth; None if it has none."""
+    return None
+
+  def record(self, example: Example, prediction: Any) -> dict[str, Any] | None:
+    """One line of predictions.jsonl (plain JSON values); None if it has none."""
+    return None
+
+  def survey(self, examples: Sequence[Example]) -> list[str]:
+    """What to tell before training on these examples; UserError if they cannot be trained on."""
+    return []
+
+  @classmethod
+  @abc.abstractmethod
+  def from_data(cls, config, tokenizer: Tokenizer, examples: Sequence[Example]) -> 'Task':
+    """A task that learns its lists (of answers, say) from training examples.
+
+    Args:
+      config: the whole config; the task's own options are config[name].
+      tokenizer: of the model's text tower.
+      examples: from the training split.
+    """
+
+  @classmethod
+  @abc.abstractmethod
+  def from_files(cls, config, tokenizer: Tokenizer, folder: str) -> 'Task':
+    """A task as `save` left it in a folder."""
+
+  def save(self, folder: str) -> None:
+    """Writes what the task learned from the data into a folder."""

@@ -1,0 +1,320 @@
+"""Visual question answering: a classifier over an answer list, and a written answer."""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.data.example import Example
+from xmodal.data.tokenizer import Tokenizer
+from xmodal.errors import UserError
+from xmodal.metrics import classification, vqa as vqa_metric
+from xmodal.models.generate import greedy
+from xmodal.tasks import card
+from xmodal.tasks.task import Task
+
+_TOP = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What the model answers.
+
+  Attributes:
+    answer: the answer, from the classifier if there is one, else as written.
+    top: (answer, probability) of the likeliest of the answer list, best first.
+    written: the answer as the decoder wrote it, and its probability.
+  """
+
+  answer: str
+  top: tuple[tuple[str, float], ...] = ()
+  written: tuple[str, float] | None = None
+
+
+class VQA(Task):
+  """Answers questions about pictures.
+
+  loss = l_cls + lambda * l_gen: softmax cross-entropy against the answers'
+  soft scores (several people may answer differently), and the T5 decoder's
+  cross-entropy on the text of the commonest answer.
+  """
+
+  name = 'vqa'
+  needs = ('question', 'answers')
+
+  def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], *, question_length: int,
+               answer_length: int, classifier: bool = True, generation_weight: float = 0.0,
+               dropout_rate: float = 0.0):
+    """A task over a fixed answer list.
+
+    Args:
+      tokenizer: of questions and written answers.
+      answers: the classifier's answers, normalised, in the order of its logits.
+      question_length: tokens a question is cut to, its end token included.
+      answer_length: likewise for written answers.
+      classifier: whether there is a classifier.
+      generation_weight: lambda of the joint loss; 0 leaves the decoder out.
+      dropout_rate: before the classifier's logits.
+    """
+    if not classifier and not generation_weight:
+      raise UserError('vqa: both heads are off; set config.vqa.classifier=True or '
+                      'config.vqa.generation_weight above 0')
+    self.tokenizer = tokenizer
+    self.answers = tuple(answers)
+    self._index = {answer: i for i, answer in enumerate(self.answers)}
+    self._question_length, self._answer_length = question_length, answer_length
+    self._classifier = classifier
+    self._dropout_rate = dropout_rate
+    self.loss_weights = ({'cls': 1.0} if classifier else {}) | (
+        {'gen': generation_weight} if generation_weight else {})
+
+  # ---- host: features
+
+  def encode(self, example, placement):
+    del placement
+    normal = vqa_metric.normalize_answer
+    target = np.zeros(len(self.answers), np.float32)
+    for answer, score in vqa_metric.soft_scores(example.answers).items():
+      if answer in self._index:
+        target[self._index[answer]] = score
+    text = collections.Counter(map(normal, example.answers)).most_common(1)
+    total = target.sum()
+    return {
+        'question': self.tokenizer.encode([example.question], self._question_length)[0],
+        'target': target / max(total, 1e-6),
+        'cls_weight': np.float32(total > 0),
+        'answer': self.tokenizer.encode([text[0][0] if text else ''], self._answer_length)[0],
+        'gen_weight': np.float32(bool(text)),
+    }
+
+  def survey(self, examples):
+    asked = [e for e in examples if e.question]
+    answered = [e for e in asked if e.answers]
+    if not answered:
+      raise UserError(f'vqa: none of {len(examples)} examples has a question with answers; it needs '
+                      'the fields "question" and "answers"')
+    said = []
+    lengths = self.tokenizer.lengths([e.question for e in asked])
+    if cut := int((lengths > self._question_length).sum()):
+      said.append(f'{cut} of {len(asked)} questions are longer than {self._question_length} tokens '
+                  f'(the longest has {lengths.max()}) and lose their end: '
+                  'config.vqa.question_length sets the limit')
+    if 'cls' in self.loss_weights:
+      normal = vqa_metric.normalize_answer
+      outside = sum(not any(normal(a) in self._index for a in e.answers) for e in answered)
+      if outside == len(answered):
+        raise UserError(f'vqa: no answer of {outside} examples is among the {len(self.answers)} of '
+                        'the answer list; train on data whose answers recur, or set '
+                        'config.vqa.classifier=False to write answers instead')
+      if outside:
+        said.append(f'{outside} of {len(answered)} questions have no answer among the '
+                    f'{len(self.answers)} of the answer list: the classifier cannot get them right')
+    return said
+
+  @classmethod
+  def from_data(cls, config, tokenizer, examples):
+    return cls._make(config, tokenizer, make_answer_list(examples, config.vqa.max_answers))
+
+  @classmethod
+  def from_files(cls, config, tokenizer, folder):
+    with open(os.path.join(folder, 'answers.json'), encoding='utf-8') as f:
+      return cls._make(config, tokenizer, json.load(f))
+
+  @classmethod
+  def _make(cls, config, tokenizer, answers):
+    own = config.vqa
+    return cls(tokenizer, answers, question_length=own.question_length,
+               answer_length=own.answer_length, classifier=own.classifier,
+               generation_weight=own.generation_weight, dropout_rate=config.model.dropout_rate)
+
+  def save(self, folder):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, 'answers.json'), 'w', encoding='utf-8') as f:
+      json.dump(self.answers, f, ensure_ascii=False, indent=0)
+
+  # ---- device: model and losses
+
+  def head(self):
+    return VQAHead(num_answers=len(self.answers) if 'cls' in self.loss_weights else 0,
+                   written='gen' in self.loss_weights, answer_length=self._answer_length,
+                   pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id,
+                   dropout_rate=self._dropout_rate)
+
+  def weights(self, features):
+    return {term: features[f'{term}_weight'] for term in self.loss_weights}
+
+  def losses(self, outputs, features):
+    losses = {}
+    if 'cls' in self.loss_weights:
+      log_probabilities = jax.nn.log_softmax(outputs['cls'].astype(jnp.float32))
+      losses['cls'] = -(features['target'] * log_probabilities).sum(-1)
+    if 'gen' in self.loss_weights:
+      log_probabilities = jax.nn.log_softmax(outputs['gen'].astype(jnp.float32))
+      tokens = features['answer']
+      of_token = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+      is_text = tokens != self.tokenizer.pad_id
+      losses['gen'] = -(of_token * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
+    return losses
+
+  def progress(self, outputs, features):
+    if 'cls' in self.loss_weights:
+      best = outputs['cls'].argmax(-1)
+      # Soft targets were divided by their sum; dividing by the largest again
+      # counts the commonest answer as right.
+      of_best = jnp.take_along_axis(features['target'], best[:, None], axis=-1)[:, 0]
+      return {'accuracy': of_best / jnp.maximum(features['target'].max(-1), 1e-6)}
+    tokens = features['answer']
+    right = (outputs['gen'].argmax(-1) == tokens) | (tokens == self.tokenizer.pad_id)
+    return {'accuracy': right.all(-1).astype(jnp.float32)}
+
+  # ---- host: predictions
+
+  def decode(self, arrays):
+    count = len(next(iter(arrays.values())))
+    written = top = None
+    if 'tokens' in arrays:
+      texts = self.tokenizer.decode(arrays['tokens'])
+      written = list(zip(texts, np.exp(arrays['log_probability']).tolist()))
+    if 'top_index' in arrays:
+      top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
+             for row in zip(arrays['top_index'], arrays['top_probability'])]
+    return [Prediction(answer=top[i][0][0] if top else written[i][0],
+                       top=top[i] if top else (), written=written[i] if written else None)
+            for i in range(count)]
+
+  def score(self, examples, predictions):
+    pairs = [(e, p) for e, p in zip(examples, predictions) if e.answers]
+    if not pairs:
+      return {}
+    right = [vqa_metric.vqa_accuracy(p.answer, e.answers) for e, p in pairs]
+    groups = [e.question_type or 'all' for e, _ in pairs]
+    truths = [_commonest(e.answers) for e, _ in pairs]
+    scores = {'accuracy': float(np.mean(right)), 'examples': len(pairs)}
+    if pairs[0][1].top and pairs[0][1].written:
+      scores['written_accuracy'] = float(np.mean(
+          [vqa_metric.vqa_accuracy(p.written[0], e.answers) for e, p in pairs]))
+    scores |= classification.classification_scores(
+        [vqa_metric.normalize_answer(p.answer) for _, p in pairs], truths)
+    constants = classification.constant_baseline([e.answers for e, _ in pairs], groups)
+    for group, (constant, accuracy) in sorted(constants.items()):
+      of_group = [r for r, g in zip(right, groups) if g == group]
+      scores[f'accuracy/{group}'] = float(np.mean(of_group))
+      scores[f'examples/{group}'] = len(of_group)
+      scores[f'constant/{group}'] = accuracy
+    return scores
+
+  def table(self, scores):
+    families = [key.removeprefix('constant/') for key in scores if key.startswith('constant/')]
+    rows = [f'{"questions":<16}{"number":>8}{"accuracy":>10}{"best constant":>15}']
+    for family in families:
+      rows.append(f'{family[:15]:<16}{scores[f"examples/{family}"]:>8}'
+                  f'{scores[f"accuracy/{family}"]:>10.1%}{scores[f"constant/{family}"]:>15.1%}')
+    constant = sum(scores[f'constant/{f}'] * scores[f'examples/{f}'] for f in families)
+    rows.append(f'{"all":<16}{scores["examples"]:>8}{scores["accuracy"]:>10.1%}'
+                f'{constant / max(scores["examples"], 1):>15.1%}')
+    return '\n'.join(rows)
+
+  def draw(self, example, pixels, prediction):
+    lines = [(example.question, card.PLAIN)]
+    colour = card.PLAIN
+    if example.answers:
+      right = vqa_metric.vqa_accuracy(prediction.answer, example.answers)
+      colour = card.RIGHT if right >= 0.5 else card.WRONG
+    share = f' ({prediction.top[0][1]:.0%})' if prediction.top else ''
+    lines.append((f'model: {prediction.answer}{share}', colour))
+    if prediction.top and prediction.written:
+      lines.append((f'written: {prediction.written[0]}', card.PLAIN))
+    if example.answers:
+      lines.append((f'truth: {_commonest(example.answers)}', card.PLAIN))
+    return card.draw_card(pixels, lines)
+
+  def record(self, example, prediction):
+    probability = prediction.top[0][1] if prediction.top else prediction.written[1]
+    line = {'question_id': example.question_id, 'question': example.question,
+            'question_type': example.question_type, 'answers': list(example.answers),
+            'answer': prediction.answer, 'probability': round(probability, 6)}
+    if prediction.written:
+      line['written'] = prediction.written[0]
+    return line
+
+
+def _commonest(answers):
+  return collections.Counter(map(vqa_metric.normalize_answer, answers)).most_common(1)[0][0]
+
+
+def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
+  """The answers that people gave most often, normalised, commonest first.
+
+  Raises:
+    UserError: no example has an answer.
+  """
+  counts = collections.Counter()
+  for example in examples:
+    # One vote a question: an answer that one of ten gave counts a tenth.
+    normal = [vqa_metric.normalize_answer(answer) for answer in example.answers]
+    for answer in normal:
+      counts[answer] += 1 / len(normal)
+  counts.pop('', None)
+  if not counts:
+    raise UserError(f'vqa: none of {len(examples)} training examples has an answer; it needs the '
+                    'field "answers"')
+  ranked = sorted(counts.items(), key=lambda item: (-round(item[1], 6), item[0]))
+  return tuple(answer for answer, _ in ranked[:size])
+
+
+class VQAHead(nn.Module):
+  """Classifier and T5 decoder over the fused tokens of picture and question.
+
+  Attributes:
+    num_answers: size of the answer list; 0 for no classifier.
+    written: whether the decoder writes the answer too.
+    answer_length: longest written answer, in tokens.
+    pad_id, eos_id: token numbers; the pad token starts a text, as in T5.
+    dropout_rate: before the classifier's logits.
+  """
+
+  num_answers: int
+  written: bool
+  answer_length: int
+  pad_id: int
+  eos_id: int
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+    """Returns {'cls': logits [B, A], 'gen': logits [B, T, V]}, each only if its head is on."""
+    fused = towers.fused(features['question'])
+    outputs = {}
+    if self.num_answers:
+      hidden = nn.Dense(fused.pooled.shape[-1], dtype=fused.pooled.dtype, name='hidden')(fused.pooled)
+      hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
+      outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers')(hidden)
+    if self.written:
+      tokens = features['answer']
+      start = jnp.full_like(tokens[:, :1], self.pad_id)
+      outputs['gen'] = towers.decode(jnp.concatenate([start, tokens[:, :-1]], axis=1), fused)
+    return outputs
+
+  def predict(self, towers, features: Mapping[str, jax.Array]):
+    """Returns the likeliest answers (index and probability, [B, 5]) and the written one."""
+    arrays = {}
+    if self.num_answers:
+      logits = self(towers, features, deterministic=True)['cls']
+      arrays['top_probability'], arrays['top_index'] = jax.lax.top_k(
+          jax.nn.softmax(logits), min(_TOP, self.num_answers))
+    if self.written:
+      step, cache = towers.decoder(towers.fused(features['question']), self.answer_length)
+      start = jnp.full_like(features['question'][:, 0], self.pad_id)
+      arrays['tokens'], arrays['log_probability'] = greedy(
+          step, cache, start_token=start, eos_token=self.eos_id, pad_token=self.pad_id,
+          max_length=self.answer_length)
+    return arrays
+
+
+TASK = VQA

@@ -1,0 +1,1 @@
+"""Training: state, step, optimiser, checkpoints, evaluation, and the loop around them."""

@@ -1,0 +1,45 @@
+"""AdamW (arXiv:1711.05101) with warm-up and cosine decay, from a config."""
+
+import jax
+import optax
+
+from xmodal.errors import UserError
+from xmodal.sharding.rules import path_name
+
+
+def make_schedule(config, steps: int) -> optax.Schedule:
+  """Learning rate by step: linear from 0 over the warm-up, then a cosine to end_share of its peak."""
+  if config.warmup_steps >= steps:
+    raise UserError(f'config.optimizer.warmup_steps={config.warmup_steps} leaves nothing of '
+                    f'config.train.steps={steps}; lower one or raise the other')
+  return optax.warmup_cosine_decay_schedule(
+      0.0, config.learning_rate, config.warmup_steps, steps,
+      end_value=config.learning_rate * config.end_share)
+
+
+def decays(params):
+  """True for parameters that weight decay pulls to zero: kernels and token embeddings alone."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: path_name(path).rsplit('/', 1)[-1] in ('kernel', 'embedding'), params)
+
+
+def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+  """Clipping by global norm, then AdamW; biases, norms and positions do not decay.
+
+  Args:
+    config: config.optimizer.
+    schedule: see make_schedule.
+
+  Raises:
+    UserError: a number is outside what it may be.
+  """
+  for key in ('learning_rate', 'clip_norm', 'eps'):
+    if not config[key] > 0:
+      raise UserError(f'config.optimizer.{key}={config[key]} must be above 0')
+  if config.weight_decay < 0 or not (0 <= config.b1 < 1 and 0 <= config.b2 < 1):
+    raise UserError(f'config.optimizer: weight_decay={config.weight_decay} must be 0 or more, and '
+                    f'b1={config.b1} and b2={config.b2} in [0, 1)')
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps,
+                  weight_decay=config.weight_decay, mask=decays))
