@@ -28,11 +28,18 @@ _SLACK_PIXELS = 0.5
 
 @dataclasses.dataclass
 class CheckedFile:
-  """What one .jsonl file holds: line number -> Example, and -> complaints."""
+  """What one .jsonl file holds: line number -> Example, and -> complaints.
+
+  Attributes:
+    examples: the lines that parse.
+    complaints: the lines that are bad, all that is wrong with each.
+    note: says which keys were ignored, or ''.
+  """
 
   path: str
   examples: dict[int, Example] = dataclasses.field(default_factory=dict)
   complaints: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+  note: str = ''
 
   def complain(self, number: int, complaint: str) -> None:
     self.complaints.setdefault(number, []).append(complaint)
@@ -50,13 +57,10 @@ def check_folder(root: str) -> list[CheckedFile]:
   if not paths:
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in SPLITS)}; '
                     'see xmodal/data/jsonl.py for what is in them')
-  parser = LineParser(root)
-  files = [_parse_file(path, parser) for path in paths]
+  files = [_parse_file(path, LineParser(root)) for path in paths]
   pictures = decode_all({example.image for file in files for example in file.examples.values()})
   for file in files:
     _check_pictures(file, pictures)
-  if parser.ignored:
-    print(f'note: {parser.ignored_note()}')
   return files
 
 
@@ -72,7 +76,7 @@ def summary(file: CheckedFile) -> list[str]:
   bad, total = len(file.complaints), len(file.examples.keys() | file.complaints.keys())
   examples = file.examples.values()
   filled = {
-      field.name: sum(getattr(example, field.name) not in ('', (), None) for example in examples)
+      field.name: sum(getattr(example, field.name) != field.default for example in examples)
       for field in dataclasses.fields(Example) if field.name != 'image'}
   lines = [
       f'{os.path.basename(file.path)}: {total} lines, {total - bad} good, {bad} bad, '
@@ -87,6 +91,8 @@ def summary(file: CheckedFile) -> list[str]:
   if lengths:
     lines.append(f'  questions: {min(lengths)} to {max(lengths)} words, '
                  f'median {statistics.median(lengths):g}')
+  if file.note:
+    lines.append(f'  {file.note}')
   return lines
 
 
@@ -105,6 +111,7 @@ def _parse_file(path, parser):
                             f'{first_line[question_id]} too, wanted one of its own')
   if not file.examples and not file.complaints:
     file.complain(1, 'no examples, wanted one JSON object a line')
+  file.note = parser.ignored_note()
   return file
 
 
@@ -152,6 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'{file.path}:{number}: {complaint}')
   for file in files:
     print('\n'.join(summary(file)))
+  for name in sorted({f'{s}.jsonl' for s in SPLITS} - {os.path.basename(f.path) for f in files}):
+    print(f'{name}: not there')
   num_bad = sum(len(file.complaints) for file in files)
   print(f'{num_bad} bad lines' if num_bad else 'all good')
   return 1 if num_bad else 0

@@ -90,11 +90,10 @@ class LineParser:
         except _Complaint as complaint:
           complaints.append(f'{key} {complaint}')
     if fields.get('image') is None:
-      complaints.append('no image, wanted the path of a picture')
-    if fields.get('answers') not in (None, []) and values.get('question') == '':
+      complaints.append('image is missing, wanted the path of a picture')
+    unasked = fields.get('question') is None or values.get('question') == ''
+    if fields.get('answers') not in (None, []) and unasked:
       complaints.append('question is empty, wanted the question that was answered')
-    if fields.get('answers') not in (None, []) and fields.get('question') is None:
-      complaints.append('answers without a question, wanted both')
     if complaints:
       return complaints
     values['captions'] = values.pop('caption', ())
@@ -273,21 +272,21 @@ def _objects(value):
 
 
 def _object(item, number):
+  if not isinstance(item, dict) or not {'box', 'name'} <= item.keys():
+    raise _Complaint(f'{number} is {_shown(item)}, wanted {{"box": ..., "name": ...}}')
+  name, box = item['name'], item['box']
+  if not isinstance(name, str) or not name.strip():
+    raise _Complaint(f'{number} has name {_shown(name)}, wanted text, not empty')
   try:
-    if not isinstance(item, dict) or not {'box', 'name'} <= item.keys():
-      raise _Complaint(f'is {_shown(item)}, wanted {{"box": ..., "name": ...}}')
-    name = _text(item['name'])
-    if not name:
-      raise _Complaint('has an empty name, wanted what it is')
-    if not isinstance(item['box'], list) or len(item['box']) != 4:
-      raise _Complaint(f'has box {_shown(item["box"])}, wanted [x, y, width, height] in pixels')
-    box = tuple(_number(side) for side in item['box'])
-    if min(box[2:]) <= 0:
-      raise _Complaint(f'has box {_shown(item["box"])} without area, '
-                       'wanted [x, y, width, height] with both sides above 0')
-  except _Complaint as complaint:
-    raise _Complaint(f'{number} {complaint}') from None
-  return Object(sys.intern(name), box)
+    x, y, width, height = box if isinstance(box, list) else ()
+    box = _number(x), _number(y), _number(width), _number(height)
+  except (ValueError, _Complaint):
+    raise _Complaint(f'{number} has box {_shown(box)}, '
+                     'wanted [x, y, width, height], numbers in pixels') from None
+  if min(box[2:]) <= 0:
+    raise _Complaint(f'{number} has box {_shown(list(box))} without area, '
+                     'wanted [x, y, width, height] with both sides above 0')
+  return Object(sys.intern(_text(name)), box)
 
 
 def _shown(value):

@@ -11,48 +11,19 @@ asked about with a decoy turns one into the other.
 import collections
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-SIZES = ('small', 'large')
-COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')
-SHAPES = ('circle', 'square', 'triangle', 'cross')
-VALUES = {'size': SIZES, 'color': COLORS, 'shape': SHAPES}
+from xmodal.data.shape_words import (
+    NUMBERS, SIZES, THINGS, VALUES, Center, Thing, amount, join, listing, plural)
+
 MAX_THINGS = 6
 
-# Centres are in units of the picture's side, x to the right and y downwards.
-Center = tuple[float, float]
-
 # Least distance of an object named by its quadrant from the middle lines, and
-# of two related objects along the axis of their relation.
+# of two related objects along the axis of their relation, in units of the side.
 QUADRANT_MARGIN = 0.1
 RELATION_MARGIN = 0.16
 # The axis a relation is about, and the sign of the first less the second on it.
 RELATIONS = {'left of': (0, -1), 'right of': (0, 1), 'above': (1, -1), 'below': (1, 1)}
-NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
-
-
-class Thing(NamedTuple):
-  """What an object looks like or, with None for any, a description of some."""
-
-  size: str | None
-  color: str | None
-  shape: str | None
-
-  def matches(self, description: 'Thing') -> bool:
-    return all(want is None or have == want for have, want in zip(self, description))
-
-  def keep(self, *attributes: str) -> 'Thing':
-    """The description that names these attributes alone."""
-    return Thing(*(value if name in attributes else None
-                   for name, value in zip(self._fields, self)))
-
-  def __str__(self) -> str:
-    return ' '.join(word for word in (self.size, self.color, self.shape or 'object') if word)
-
-
-THINGS = tuple(Thing(size, color, shape)
-               for size in SIZES for color in COLORS for shape in SHAPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +37,9 @@ class Plan:
     answer: one or two lower case words, or a digit.
     reason: one sentence that names the evidence.
     things: what to draw, 1 to MAX_THINGS of them.
-    fits: whether the centres of the first things (one or more, in the order
-      of `things`) may stand where they are.
+    fits: whether the centres (x, y) of the first things (one or more, in the
+      order of `things`) may stand where they are; x to the right, y downwards,
+      both in units of the picture's side.
   """
 
   family: str
@@ -81,25 +53,6 @@ class Plan:
 def plan(rng: random.Random) -> Plan:
   """Draws a question; every family is equally frequent."""
   return rng.choice(FAMILIES)(rng)
-
-
-def caption(rng: random.Random, things: Sequence[Thing], centers: Sequence[Center]) -> str:
-  """Names every thing and, if there are two or more, how two of them lie."""
-  text = f'{_listing(things)}.'.capitalize()
-  if len(things) == 1:
-    return text
-  first, second = rng.sample(range(len(things)), 2)
-  names = [thing.keep('color', 'shape') for thing in things]
-  articles = ['the' if names.count(names[k]) == 1 else 'a' for k in (first, second)]
-  if names[first] == names[second]:
-    articles[1] = 'another'
-  dx, dy = (a - b for a, b in zip(centers[first], centers[second]))
-  if abs(dx) > abs(dy):  # Boxes do not overlap: this axis sets the two clearly apart.
-    relation = 'left of' if dx < 0 else 'right of'
-  else:
-    relation = 'above' if dy < 0 else 'below'
-  return (f'{text} {articles[0].capitalize()} {names[first]} is {relation} '
-          f'{articles[1]} {names[second]}.')
 
 
 def _existence(rng: random.Random) -> Plan:
@@ -125,7 +78,7 @@ def _existence(rng: random.Random) -> Plan:
   description = asked.keep(*kind)
   found = [str(t) for t in things if t.matches(description)]
   reason = (f'There is a {found[0]}.' if found else
-            f'There is no {description}, only {_listing(t.keep(*kind) for t in things)}.')
+            f'There is no {description}, only {listing(t.keep(*kind) for t in things)}.')
   return Plan('existence', wording.format(description), 'yes' if wanted else 'no', reason,
               tuple(things))
 
@@ -147,22 +100,22 @@ def _count(rng: random.Random) -> Plan:
   for _ in range(number - wanted):
     group = rng.choice(others).keep(*kind)
     things += _fill(rng, 1, lambda t: t.matches(group))
-  return Plan('count', wording.format(_plural(description)), str(wanted),
+  return Plan('count', wording.format(plural(description)), str(wanted),
               _count_reason(description, things[:wanted]), tuple(things))
 
 
 def _count_reason(description: Thing, things: Sequence[Thing]) -> str:
   """'There are two circles: one red and one blue.'"""
-  text = f'There {_amount(len(things), description)}'
+  text = f'There {amount(len(things), description)}'
   detail = 'color' if description.color is None else 'shape'
   if not things or getattr(description, detail) is not None:
     return f'{text}.'
   if len(things) == 1:
     return f'{text}: a {things[0].keep("color", "shape")}.'
   groups = collections.Counter(getattr(t, detail) for t in things)
-  words = [f'{NUMBERS[n]} {value if detail == "color" or n == 1 else _plural(value)}'
+  words = [f'{NUMBERS[n]} {value if detail == "color" or n == 1 else plural(value)}'
            for value, n in groups.items()]
-  return f'{text}: {_join(words)}.'
+  return f'{text}: {join(words)}.'
 
 
 def _color(rng: random.Random) -> Plan:
@@ -253,9 +206,9 @@ def _compare_numbers(rng: random.Random) -> Plan:
             for t in _fill(rng, n, lambda t: t.matches(description))]
   things += _fill(rng, rng.randint(0, MAX_THINGS - len(things)),
                   lambda t: not (t.matches(first) or t.matches(second)))
-  reason = f'There {_amount(counts[0], first)} and {NUMBERS[counts[1]]} ' + (
-      f'{second}.' if counts[1] == 1 else f'{_plural(second)}.')
-  return Plan('comparison', wording.format(word, _plural(first), _plural(second)),
+  reason = f'There {amount(counts[0], first)} and {NUMBERS[counts[1]]} ' + (
+      f'{second}.' if counts[1] == 1 else f'{plural(second)}.')
+  return Plan('comparison', wording.format(word, plural(first), plural(second)),
               'yes' if wanted else 'no', reason, tuple(things))
 
 
@@ -313,22 +266,3 @@ def _pair(rng: random.Random) -> tuple[tuple[Thing, ...], Thing, Thing]:
   others = _fill(rng, rng.randint(0, MAX_THINGS - 2),
                  lambda t: not (t.matches(first) or t.matches(second)))
   return (one, two, *others), first, second
-
-
-def _plural(noun: Thing | str) -> str:
-  text = str(noun)
-  return text + ('es' if text.endswith('s') else 's')
-
-
-def _amount(number: int, noun: Thing) -> str:
-  return f'is one {noun}' if number == 1 else f'are {NUMBERS[number]} {_plural(noun)}'
-
-
-def _listing(things: Iterable[Thing]) -> str:
-  """'a red circle and two small blue squares'"""
-  return _join([f'a {thing}' if n == 1 else f'{NUMBERS[n]} {_plural(thing)}'
-                for thing, n in collections.Counter(things).items()])
-
-
-def _join(words: list[str]) -> str:
-  return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))

@@ -72,6 +72,14 @@ class Task(abc.ABC):
     """A picture of input (uint8 [H, W, 3]), prediction and truth; None if it has none."""
     return None
 
+  def describe(self, prediction: Any) -> str:
+    """A prediction in words, for the terminal."""
+    return str(prediction)
+
+  def notes(self, example: Example) -> list[str]:
+    """What to tell a person whose example cannot be taken just as it is (a text too long, say)."""
+    return []
+
   def record(self, example: Example, prediction: Any) -> dict[str, Any] | None:
     """One line of predictions.jsonl (plain JSON values); None if it has none."""
     return None

@@ -234,6 +234,20 @@ class VQA(Task):
       lines.append((f'truth: {_commonest(example.answers)}', card.PLAIN))
     return card.draw_card(pixels, lines)
 
+  def describe(self, prediction):
+    lines = [f'{probability:7.1%}  {answer}' for answer, probability in prediction.top]
+    if prediction.written:
+      text, probability = prediction.written
+      lines.append(f'written: {text} ({probability:.1%})')
+    return '\n'.join(lines)
+
+  def notes(self, example):
+    length = int(self.tokenizer.lengths([example.question])[0])
+    if length <= self._question_length:
+      return []
+    return [f'the question has {length} tokens, the model reads {self._question_length}: its end '
+            'is left out']
+
   def record(self, example, prediction):
     probability = prediction.top[0][1] if prediction.top else prediction.written[1]
     line = {'question_id': example.question_id, 'question': example.question,

@@ -1,0 +1,14 @@
+"""Questions about pictures, on the embedded shapes; trains in minutes on two CPU cores."""
+
+from xmodal import config
+
+
+def get_config():
+  c = config.base()
+  # Questions alone leave a model trained from nothing where the words of the
+  # question get it; naming the objects beside them teaches it to look.
+  c.mixer.tasks = ('vqa', 'objects')
+  c.mixer.weights = (1.0, 1.0)
+  c.train.steps = 2500
+  c.optimizer.learning_rate = 2e-3
+  return c

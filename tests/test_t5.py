@@ -1,0 +1,167 @@
+"""T5 and decoding against transformers (PyTorch), through the files that it writes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+import torch
+import transformers
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from xmodal.errors import UserError
+from xmodal.models.generate import greedy
+from xmodal.models.t5 import relative_position_buckets
+from xmodal.pretrained import t5
+
+torch.set_num_threads(2)
+VERSIONS = {
+    '1.0': {'feed_forward_proj': 'relu'},
+    '1.1': {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False},
+}
+
+
+@pytest.fixture(scope='module', params=VERSIONS)
+def models(request, tmp_path_factory):
+  """The PyTorch model, and ours with its parameters read from the saved file."""
+  folder = tmp_path_factory.mktemp('t5')
+  torch.manual_seed(0)
+  config = transformers.T5Config(
+      vocab_size=37, d_model=20, d_kv=6, d_ff=28, num_layers=3, num_decoder_layers=2, num_heads=3,
+      relative_attention_num_buckets=8, relative_attention_max_distance=12,
+      decoder_start_token_id=0, **VERSIONS[request.param])
+  model = transformers.T5ForConditionalGeneration(config).eval()
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter += 0.2 * torch.randn(parameter.shape)
+  if request.param == '1.1':
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(37, 20) / 4)
+  model.save_pretrained(folder)
+  config = json.loads((folder / 'config.json').read_text())
+  tensors = load_file(folder / 'model.safetensors')
+  module = t5.module_from_config(config, tensors)
+  return model, module, t5.to_flax(tensors, module, decoder=True)
+
+
+def assert_close(ours, theirs):
+  theirs = theirs.detach().numpy()
+  assert ours.shape == theirs.shape
+  assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def random_tokens(batch, length, seed=0):
+  return np.random.default_rng(seed).integers(2, 37, (batch, length))
+
+
+def padding_mask(lengths, longest):
+  return np.arange(longest)[None] < np.array(lengths)[:, None]
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+@pytest.mark.parametrize('num_buckets, max_distance', [(32, 128), (8, 12), (64, 1000)])
+def test_buckets_equal_transformers(bidirectional, num_buckets, max_distance):
+  relative = np.arange(-3000, 3001)
+  kwargs = dict(bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance)
+  theirs = T5Attention._relative_position_bucket(torch.tensor(relative), **kwargs)
+  np.testing.assert_array_equal(relative_position_buckets(relative, **kwargs), theirs)
+
+
+@pytest.mark.parametrize('lengths', [(17, 17), (17, 5, 1)])
+def test_encoder_equals_transformers(models, lengths):
+  theirs, module, params = models
+  tokens, mask = random_tokens(len(lengths), 17), padding_mask(lengths, 17)
+  ours = module.apply(params, tokens, mask, method='encode')
+  assert_close(ours, theirs.encoder(torch.tensor(tokens), torch.tensor(mask)).last_hidden_state)
+
+
+@pytest.mark.parametrize('lengths', [(11, 11), (11, 3)])
+def test_teacher_forced_logits_equal_transformers(models, lengths):
+  theirs, module, params = models
+  tokens, mask = random_tokens(2, 11), padding_mask(lengths, 11)
+  answer = random_tokens(2, 19, seed=1)
+  ours = module.apply(params, tokens, mask, answer)
+  assert_close(ours, theirs(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask),
+                            decoder_input_ids=torch.tensor(answer)).logits)
+
+
+def test_cached_steps_equal_transformers_on_any_stream(models):
+  theirs, module, params = models
+  stream = np.random.default_rng(0).normal(size=(2, 7, 20)).astype(np.float32)
+  mask, answer = padding_mask((7, 4), 7), random_tokens(2, 15)
+  cache = module.apply(params, stream, mask, 16, method='init_cache')
+  step = jax.jit(lambda token, cache: module.apply(params, token, cache, method='decode_step'))
+  rows = []
+  for token in answer.T:
+    logits, cache = step(token, cache)
+    rows.append(logits)
+  ours = np.stack(rows, axis=1)
+  assert_close(ours, theirs(encoder_outputs=(torch.tensor(stream),),
+                            attention_mask=torch.tensor(mask),
+                            decoder_input_ids=torch.tensor(answer)).logits)
+
+
+def test_greedy_equals_transformers_generate(models):
+  theirs, module, params = models
+  tokens, mask = random_tokens(6, 9), padding_mask((9, 8, 6, 5, 3, 1), 9)
+  asked = dict(inputs=torch.tensor(tokens), attention_mask=torch.tensor(mask), max_new_tokens=12,
+               do_sample=False, return_dict_in_generate=True, output_scores=True)
+  # Some token that a random model does say ends the text, so that rows end at several lengths.
+  free = theirs.generate(**asked, eos_token_id=-1).sequences[:, 1:]
+  eos = int(free[0, 3])
+  out = theirs.generate(**asked, eos_token_id=eos, pad_token_id=0)
+  expected = out.sequences[:, 1:].numpy()
+  ended = (expected == eos).any(1)
+  scores = theirs.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
+  before_end = np.cumsum(expected == eos, 1) - (expected == eos) == 0
+
+  @jax.jit
+  def generate(tokens, mask):
+    encoded = module.apply(params, tokens, mask, method='encode')
+    return greedy(
+        lambda token, cache: module.apply(params, token, cache, method='decode_step'),
+        module.apply(params, encoded, mask, 12, method='init_cache'),
+        start_token=jnp.zeros(len(tokens)), eos_token=eos, pad_token=0, max_length=12)
+
+  ours, log_probability = generate(tokens, mask)
+  assert ended.any()
+  np.testing.assert_array_equal(ours[:, :expected.shape[1]], expected)
+  assert not ours[:, expected.shape[1]:].any()
+  np.testing.assert_allclose(log_probability, np.where(before_end, scores, 0).sum(1), rtol=1e-4)
+
+
+def test_encoder_alone_has_no_decoder_parameters(models):
+  theirs, module, params = models
+  tokens, mask = random_tokens(2, 5), np.ones((2, 5), bool)
+  names = module.init(jax.random.key(0), tokens, mask, method='encode')['params'].keys()
+  assert names == {'token_embedding', 'encoder_relative_bias', 'encoder_layers', 'encoder_norm'}
+  tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+  alone = t5.to_flax(tensors, module, decoder=False)
+  assert alone['params'].keys() == names
+  np.testing.assert_array_equal(module.apply(alone, tokens, mask, method='encode'),
+                                module.apply(params, tokens, mask, method='encode'))
+
+
+def test_dropout_changes_the_logits_and_gradients_stay_finite_under_remat(models):
+  _, module, params = models
+  module = module.clone(dropout_rate=0.3, remat='full')
+  tokens, mask = random_tokens(2, 5), padding_mask((5, 2), 5)
+
+  @jax.jit
+  def gradient(params, seed):
+    return jax.grad(lambda p: module.apply(
+        p, tokens, mask, tokens, deterministic=False, rngs={'dropout': seed}).var())(params)
+
+  first, second = (gradient(params, jax.random.key(s)) for s in (0, 1))
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
+    assert np.isfinite(a).all() and a.any() and not np.array_equal(a, b)
+
+
+def test_checkpoint_of_another_size_is_refused(models):
+  theirs, module, _ = models
+  tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+  with pytest.raises(UserError, match=r'shared\.weight is \(37, 20\), wanted \(38, 20\)'):
+    t5.to_flax(tensors, module.clone(vocab_size=38), decoder=True)
+  with pytest.raises(UserError, match=r'decoder\.block\.1'):
+    t5.to_flax(tensors, module.clone(num_decoder_layers=1), decoder=True)

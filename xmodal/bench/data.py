@@ -1,0 +1,179 @@
+"""Pictures a second: loading them for training against merely decoding them.
+
+`python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256]` makes
+photo-like JPEGs (quality 90, 4:2:0) in a temporary folder and prints, for each
+size, two ways in alternating rounds, each on every core from the same tf.data
+form:
+  bare      reads and decodes each file at full size and drops the pixels
+  pipeline  reads, decodes, resizes to 224x224 and makes batches
+'cpu' columns are processor milliseconds a picture: on a machine shared with
+others they hold still where pictures a second do not.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from xmodal.data.images import load_image
+
+_TARGET = (224, 224)
+_BATCH = 32
+
+
+def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """A random picture with the statistics that matter to a JPEG decoder.
+
+  Smooth light at three scales, a dozen sharp-edged things, and texture of
+  varying strength: about 0.35 bytes a pixel at quality 90, as photos have.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  pixels = np.full((height, width, 3), 128, np.float32)
+  for cells, strength in ((4, 60), (12, 30), (40, 15)):
+    field = rng.standard_normal((cells, cells, 3), np.float32) * strength
+    pixels += cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
+  rows, columns = np.ogrid[:height, :width]
+  for i in range(12):
+    y, x, radius = rng.uniform(0, 1, 3) * (height, width, 0.25 * height)
+    if i % 2:
+      inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+    else:
+      inside = (abs(rows - y) < radius) & (abs(columns - x) < 0.7 * radius)
+    pixels[inside] += rng.normal(0, 40, 3)
+  roughness = cv2.resize(rng.uniform(0, 14, (5, 5)).astype(np.float32), (width, height))
+  pixels += (roughness * rng.standard_normal((height, width), np.float32))[..., None]
+  return pixels.clip(0, 255).astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray, **options) -> bytes:
+  """uint8 [H, W, 3] as JPEG bytes, quality 90 and 4:2:0 unless told otherwise."""
+  buffer = io.BytesIO()
+  options = {'quality': 90, 'subsampling': '4:2:0'} | options
+  Image.fromarray(pixels).save(buffer, 'JPEG', **options)
+  return buffer.getvalue()
+
+
+def write_pictures(folder: str, count: int, height: int, width: int) -> list[str]:
+  """Fills a folder with photo-like JPEGs, the same on every run; their paths."""
+  rng = np.random.default_rng(0)
+  paths = [os.path.join(folder, f'{width}x{height}_{i}.jpg') for i in range(count)]
+  for path in paths:
+    with open(path, 'wb') as file:
+      file.write(jpeg(photo_like(rng, height, width)))
+  return paths
+
+
+def _decode_batch(paths: list[str]) -> np.int32:
+  for path in paths:
+    with open(path, 'rb') as file:
+      simplejpeg.decode_jpeg(file.read())
+  return np.int32(len(paths))
+
+
+def _load_batch(paths: list[str]) -> np.ndarray:
+  """uint8 [B, 224, 224, 3]."""
+  shape = (len(paths), *_TARGET, 3)
+  # TensorFlow takes over an array that starts on a 64-byte boundary, and
+  # copies any other.
+  memory = np.empty(np.prod(shape) + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  batch = memory[start : start + np.prod(shape)].reshape(shape)
+  for path, row in zip(paths, batch, strict=True):
+    load_image(path, _TARGET, out=row)
+  return batch
+
+
+def _dataset(make_batch, paths: list[str], dtype):
+  """A tf.data.Dataset of make_batch(paths of one batch), one batch a core at a time."""
+  import tensorflow as tf
+
+  def at_step(step):
+    return make_batch(paths[step * _BATCH : (step + 1) * _BATCH])
+
+  return (
+      tf.data.Dataset.range(len(paths) // _BATCH)
+      .map(
+          lambda step: tf.numpy_function(at_step, [step], dtype),
+          num_parallel_calls=os.cpu_count(),
+          deterministic=True,
+      )
+      .prefetch(2)
+  )
+
+
+def _run_once(dataset, pictures: int) -> tuple[float, float]:
+  """(pictures a second, processor milliseconds a picture) of one pass."""
+  wall, processor = time.perf_counter(), time.process_time()
+  for _ in dataset:
+    pass
+  wall, processor = time.perf_counter() - wall, time.process_time() - processor
+  return pictures / wall, 1e3 * processor / pictures
+
+
+def measure(paths: list[str], rounds: int) -> dict[str, float]:
+  """Medians over rounds of each way and of the ratio within a round."""
+  pictures = len(paths) // _BATCH * _BATCH
+  datasets = {
+      'bare': _dataset(_decode_batch, paths, np.int32),
+      'pipeline': _dataset(_load_batch, paths, np.uint8),
+  }
+  seen = {name: [] for name in datasets}
+  for i in range(rounds + 1):
+    for name, dataset in datasets.items():
+      result = _run_once(dataset, pictures)
+      if i:  # The first round warms up.
+        seen[name].append(result)
+  pairs = list(zip(seen['bare'], seen['pipeline'], strict=True))
+  median = statistics.median
+  return {
+      'bare': median(bare[0] for bare, _ in pairs),
+      'pipeline': median(full[0] for _, full in pairs),
+      'ratio': median(full[0] / bare[0] for bare, full in pairs),
+      'cpu bare': median(bare[1] for bare, _ in pairs),
+      'cpu pipeline': median(full[1] for _, full in pairs),
+      'cpu ratio': median(bare[1] / full[1] for bare, full in pairs),
+  }
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--pictures', type=int, default=512, help='pictures of each size')
+  parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
+  parser.add_argument('--rounds', type=int, default=7)
+  options = parser.parse_args(arguments)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+  versions = [
+      f'{name} {importlib.metadata.version(name)}'
+      for name in ('simplejpeg', 'opencv-python-headless', 'pillow', 'numpy')
+  ]
+  print(f'{os.cpu_count()} cores, {options.rounds} rounds, Python {sys.version.split()[0]},',
+        ', '.join(versions))
+  print(f'to {_TARGET[1]}x{_TARGET[0]}, batches of {_BATCH}; bare, pipeline: images/s;'
+        ' cpu: ms an image')
+  columns = ('bare', 'pipeline', 'ratio', 'cpu bare', 'cpu pipeline', 'cpu ratio')
+  print(f'{"size":>9} {"bytes/px":>9}', *(f'{column:>12}' for column in columns))
+  for size in options.sizes:
+    width, height = (int(side) for side in size.split('x'))
+    with tempfile.TemporaryDirectory() as folder:
+      paths = write_pictures(folder, options.pictures, height, width)
+      density = sum(map(os.path.getsize, paths)) / (len(paths) * height * width)
+      figures = measure(paths, options.rounds)
+    shown = (f'{figures[c]:12.0f}' if c in ('bare', 'pipeline') else f'{figures[c]:12.3f}'
+             for c in columns)
+    print(f'{size:>9} {density:9.2f}', *shown, flush=True)
+
+
+if __name__ == '__main__':
+  main()

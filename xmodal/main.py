@@ -1,0 +1,64 @@
+"""Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py."""
+
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from xmodal.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG by default. A run found there goes on.')
+_MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'eval', 'dry_run'],
+    'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
+
+
+def main(argv=None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  try:
+    config, workdir = _parse(sys.argv if argv is None else argv)
+    _run(config, workdir, _MODE.value)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _parse(argv):
+  try:
+    rest = flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    text = ' '.join(str(error.args[0] if error.args else error).split())
+    raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
+  if len(rest) > 1:
+    raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')
+  if _CONFIG.value is None:
+    raise UserError('no --config; try --config configs/vqa.py')
+  name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
+  return _CONFIG.value, _WORKDIR.value or os.path.join('runs', name)
+
+
+def _run(config, workdir, mode):
+  import jax
+
+  from xmodal.train.cache import enable_compilation_cache
+  from xmodal.train.loop import Run
+
+  enable_compilation_cache()
+  run = Run(config, os.path.abspath(workdir))
+  if mode == 'dry_run':
+    from xmodal.train.describe import describe
+    print(describe(run))
+    return
+  scores = run.eval_only() if mode == 'eval' else run.train().get('evaluation')
+  if scores and jax.process_index() == 0:
+    print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
+          'final.json, checkpoints/, tensorboard/')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

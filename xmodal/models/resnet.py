@@ -1,0 +1,125 @@
+"""ResNet (arXiv:1512.03385), v1.5 by default, as a backbone without its classifier."""
+
+from collections.abc import Callable
+import math
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+
+
+class Block(nn.Module):
+  """Residual block, [B, H, W, C] -> [B, H/stride, W/stride, features].
+
+  'basic': two 3x3 convolutions. 'bottleneck': 1x1 to a quarter of the
+  features, 3x3, 1x1; the stride sits in the 3x3 (v1.5) or, with
+  downsample_in_bottleneck, in the first 1x1 (v1).
+  """
+
+  kind: str
+  features: int
+  stride: int
+  downsample_in_bottleneck: bool
+  norm: Callable
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    if self.kind == 'basic':
+      convs = [(self.features, 3, self.stride), (self.features, 3, 1)]
+    else:
+      strides = (self.stride, 1) if self.downsample_in_bottleneck else (1, self.stride)
+      narrow = self.features // 4
+      convs = [(narrow, 1, strides[0]), (narrow, 3, strides[1]), (self.features, 1, 1)]
+    y = x
+    for i, (features, size, stride) in enumerate(convs, start=1):
+      y = _conv(features, size, stride, self.dtype, f'conv{i}')(y)
+      if i < len(convs):
+        y = nn.relu(self.norm(features, name=f'conv{i}_norm')(y))
+    # Each block begins as its shortcut (arXiv:1706.02677, section 5.1).
+    y = self.norm(self.features, scale_init=nn.initializers.zeros, name=f'conv{i}_norm')(y)
+    if x.shape[-1] != self.features or self.stride != 1:
+      x = _conv(self.features, 1, self.stride, self.dtype, 'shortcut')(x)
+      x = self.norm(self.features, name='shortcut_norm')(x)
+    return nn.relu(x + y)
+
+
+def _conv(features, size, stride, dtype, name):
+  # Padding as PyTorch has it: 'SAME' differs for even sides and stride 2.
+  return nn.Conv(features, (size, size), stride, [(size // 2, size // 2)] * 2, use_bias=False,
+                 dtype=dtype, kernel_init=nn.initializers.he_normal(), name=name)
+
+
+class ResNet(nn.Module):
+  """Images [B, H, W, 3], already normalised, to a feature map [B, H', W', C].
+
+  Sides shrink by 2 in every stage but the first, rounded up, after the stem:
+  with four stages H' = H/32 after 'imagenet' and H/8 after 'small'.
+
+  Attributes:
+    block: 'basic' or 'bottleneck'.
+    stage_sizes: blocks in each stage, (3, 4, 6, 3) for ResNet-50.
+    widths: features out of each stage, (256, 512, 1024, 2048) for ResNet-50.
+    embedding_size: features out of the stem.
+    norm: 'batch' (statistics in the collection `batch_stats`) or 'group'.
+    frozen_statistics: batch norm uses its stored statistics in training too.
+    downsample_in_first_stage: the first stage halves the sides as well.
+    downsample_in_bottleneck: where a bottleneck strides, see Block.
+    stem: 'imagenet' (7x7 convolution of stride 2 and max pooling of stride 2)
+      or 'small' (3x3 convolution of stride 1, for small pictures).
+    dtype: of the computation; parameters and statistics are float32.
+  """
+
+  block: str
+  stage_sizes: tuple[int, ...]
+  widths: tuple[int, ...]
+  embedding_size: int = 64
+  norm: str = 'batch'
+  frozen_statistics: bool = True
+  downsample_in_first_stage: bool = False
+  downsample_in_bottleneck: bool = False
+  stem: str = 'imagenet'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images, *, deterministic=True):
+    """Images [B, H, W, 3] float to features [B, H', W', C].
+
+    Batch norm takes the batch's own statistics, and updates the stored ones,
+    unless deterministic or frozen_statistics.
+
+    Raises:
+      UserError: there is no such block, norm or stem.
+    """
+    self._check()
+    norm = self._norm(deterministic)
+    size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
+    x = _conv(self.embedding_size, size, stride, self.dtype, 'stem')(images.astype(self.dtype))
+    x = nn.relu(norm(self.embedding_size, name='stem_norm')(x))
+    if self.stem == 'imagenet':
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for i, (num_blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+      for j in range(num_blocks):
+        halve = j == 0 and (i > 0 or self.downsample_in_first_stage)
+        x = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck, norm,
+                  self.dtype, name=f'stage{i + 1}_block{j + 1}')(x)
+    return x
+
+  def _norm(self, deterministic):
+    def batch_norm(features, **kwargs):
+      del features
+      return nn.BatchNorm(deterministic or self.frozen_statistics, momentum=0.9, epsilon=1e-5,
+                          dtype=self.dtype, **kwargs)
+
+    def group_norm(features, **kwargs):
+      # 32 groups (arXiv:1803.08494), fewer where the channels do not divide.
+      return nn.GroupNorm(math.gcd(32, features), epsilon=1e-5, dtype=self.dtype, **kwargs)
+
+    return batch_norm if self.norm == 'batch' else group_norm
+
+  def _check(self):
+    for field, known in (('block', ('basic', 'bottleneck')), ('norm', ('batch', 'group')),
+                         ('stem', ('imagenet', 'small'))):
+      if getattr(self, field) not in known:
+        raise UserError(f'ResNet: {field} {getattr(self, field)!r} is unknown; use one of {known}')

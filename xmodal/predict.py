@@ -1,0 +1,110 @@
+"""Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F --text "..."."""
+
+import argparse
+import os
+import sys
+
+import jax
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.data.example import Example
+from xmodal.data.pipeline import BadPictures, BatchMaker
+from xmodal.errors import UserError
+from xmodal.train import build, checkpoint
+from xmodal.train.cache import enable_compilation_cache
+
+
+class Predictor:
+  """A model with its parameters, from a checkpoint folder alone."""
+
+  def __init__(self, folder: str):
+    """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    self._step = checkpoint.find(folder)
+    assets = os.path.join(self._step, checkpoint.ASSETS)
+    self.config = configs.load(os.path.join(assets, 'config.json'))
+    tokenizer, self.tasks = build.load_assets(self.config, assets)
+    self._model = build.make_model(self.config, tokenizer, self.tasks)
+    batch = self.batch([])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(lambda: self._model.init(jax.random.key(0), batch, deterministic=True)))
+    self._variables = checkpoint.load_variables(
+        self._step, abstract, ema=self.config.train.ema_decay > 0)
+    self._predict = jax.jit(lambda variables, batch: self._model.apply(
+        variables, batch, method='predict'))
+
+  def batch(self, examples: list[Example]) -> dict:
+    """The batch that the model is given for some examples; for none, one filler."""
+    size = self.config.data.image_size
+    # No picture may be unreadable here: the first raises.
+    make = BatchMaker(examples or [Example(np.zeros((1, 1, 3), np.uint8))], self.tasks, (size, size),
+                      BadPictures(1, 0.0))
+    numbers = np.arange(max(len(examples), 1))
+    return make(numbers, numbers)
+
+  def __call__(self, examples: list[Example], task: str) -> tuple[np.ndarray, list]:
+    """Predictions of one task for some examples.
+
+    Returns:
+      The pictures as the model saw them, uint8 [N, H, W, 3], and N predictions.
+
+    Raises:
+      UserError: a picture cannot be read, or the model has no such task.
+    """
+    if task not in self.tasks:
+      raise UserError(f'{self._step} was not trained on task {task!r}; wanted one of '
+                      f'{", ".join(self.tasks)}')
+    batch = self.batch(examples)
+    arrays = jax.device_get(self._predict(self._variables, batch))
+    return batch['image'], self.tasks[task].decode(arrays[task])
+
+
+def main(argv=None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(prog='python -m xmodal.predict', description=__doc__)
+  parser.add_argument('--checkpoint', required=True, metavar='DIR',
+                      help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
+  parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens')
+  parser.add_argument('--text', required=True, help='the question')
+  parser.add_argument('--task', default='vqa', help='vqa by default')
+  parser.add_argument('--output', metavar='F', help='also draw picture, question and answer here')
+  args = parser.parse_args(argv)
+  try:
+    _answer(args)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _answer(args):
+  if not args.text.strip():
+    raise UserError('--text is empty; wanted a question about the picture')
+  if not os.path.isfile(args.image):
+    raise UserError(f'--image {args.image}: no such file')
+  if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
+    raise UserError(f'--output {args.output}: no such folder')
+  enable_compilation_cache()
+  predictor = Predictor(args.checkpoint)
+  example = Example(args.image, question=args.text)
+  pictures, (prediction,) = predictor([example], args.task)
+  task = predictor.tasks[args.task]
+  for note in task.notes(example):
+    print(f'note: {note}', file=sys.stderr)
+  print(task.describe(prediction))
+  if args.output:
+    try:
+      task.draw(example, pictures[0], prediction).save(args.output)
+    except (OSError, ValueError) as error:
+      raise UserError(f'--output {args.output} cannot be written ({error}); a name ending in .png '
+                      'is wanted') from error
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Public checkpoints (HuggingFace safetensors names) to and from Flax parameters."""

@@ -1,0 +1,85 @@
+"""Evaluation that counts every example once, on any number of devices and hosts."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from PIL import Image
+
+from xmodal.data.pipeline import BatchMaker, eval_batches
+from xmodal.sharding import mesh as meshes
+from xmodal.tasks.task import Task
+
+
+def make_predict_step(model, mesh):
+  """A compiled (variables, batch) -> (valid, {task: arrays}); results are whole on every host."""
+  def predict_step(variables, batch):
+    return batch['valid'], model.apply(variables, batch, method='predict')
+
+  return jax.jit(predict_step, out_shardings=meshes.replicated(mesh))
+
+
+def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh, advance=None):
+  """Predictions of every record of a source.
+
+  Args:
+    predict_step: from make_predict_step.
+    variables: the model's, as TrainState.variables gives them.
+    make: of the source to evaluate.
+    batch_size: over all devices; they divide it.
+    mesh: the device mesh.
+    advance: called after each batch with its number of examples.
+
+  Returns:
+    int64 [N], the records whose picture could be read, and {task: N predictions}.
+  """
+  records, predictions = [], {name: [] for name in make.tasks}
+  batches = eval_batches(make, batch_size, shard=jax.process_index(),
+                         num_shards=jax.process_count())
+  for number, batch in enumerate(batches):
+    valid, outputs = jax.device_get(predict_step(variables, meshes.put_batch(batch, mesh)))
+    records.append((number * batch_size + np.arange(batch_size))[valid])
+    for name, task in make.tasks.items():
+      decoded = task.decode(outputs[name])
+      predictions[name] += [p for p, v in zip(decoded, valid) if v]
+    if advance:
+      advance(int(valid.sum()))
+  return np.concatenate(records), predictions
+
+
+def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mapping) -> dict[str, dict]:
+  """Each task's official metrics: {task: {metric: number}}."""
+  return {name: task.score(examples, predictions[name]) for name, task in tasks.items()}
+
+
+def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
+  """One JSON object a line: record number, what was asked, what was answered, the truth."""
+  with open(f'{path}.part', 'w', encoding='utf-8') as f:
+    for number, example, prediction in zip(records, examples, predictions):
+      line = task.record(example, prediction)
+      if line is not None:
+        f.write(json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n')
+  os.replace(f'{path}.part', path)
+
+
+def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,
+                  count: int) -> None:
+  """A sheet of up to `count` evenly chosen examples: what the model saw, said, and the truth."""
+  chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
+  cards = []
+  for i in chosen:
+    pixels = make(np.array([records[i]]), np.array([0]))['image'][0]
+    card = task.draw(examples[i], pixels, predictions[i])
+    if card is not None:
+      cards.append(card)
+  if not cards:
+    return
+  columns = min(4, len(cards))
+  width, height = (max(getattr(card, side) for card in cards) for side in ('width', 'height'))
+  sheet = Image.new('RGB', (columns * width, -(-len(cards) // columns) * height), 'white')
+  for number, card in enumerate(cards):
+    sheet.paste(card, ((number % columns) * width, (number // columns) * height))
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  sheet.save(path)

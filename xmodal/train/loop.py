@@ -1,0 +1,259 @@
+"""A run from start to end: sources, state, steps, evaluations, checkpoints."""
+
+import collections
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.data import pipeline
+from xmodal.data.augment import Augmentation
+from xmodal.data.sources import open_source
+from xmodal.errors import UserError
+from xmodal.sharding import mesh as meshes
+from xmodal.train import build, checkpoint, evaluate
+from xmodal.train import state as states
+from xmodal.train.optimizer import make_optimizer, make_schedule
+from xmodal.train.prefetch import Prefetch
+from xmodal.train.report import Report
+from xmodal.train.step import make_train_step
+
+_MOST_SKIPPED = 10
+# What a run may be continued or evaluated with though it was begun without.
+_MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
+               'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
+               'data.eval_examples', 'data.max_bad_share', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+
+
+class Run:
+  """One model, its data and its state, as a config says."""
+
+  def __init__(self, config, workdir: str):
+    """Checks the config and opens the data; compiles and writes nothing.
+
+    Raises:
+      UserError: the config, the data or the workdir cannot be used.
+    """
+    self.config, self.workdir = config, workdir
+    self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
+    _check(config)
+    self.assets = os.path.join(workdir, checkpoint.ASSETS)
+    weights = build.task_weights(config)
+    self.sources = {'train': open_source(config, config.data.train_split, train=True),
+                    'eval': open_source(config, config.data.eval_split, train=False)}
+    train_sample = pipeline.sample(self.sources['train'])
+    if os.path.exists(os.path.join(self.assets, 'config.json')):
+      _check_continues(config, configs.load(os.path.join(self.assets, 'config.json')), workdir)
+      self.tokenizer, self.tasks = build.load_assets(config, self.assets)
+    else:
+      self.tokenizer, self.tasks = build.learn(config, train_sample)
+    self.notes = [f'{split}: {note}'
+                  for split, examples in (('train', train_sample),
+                                          ('eval', pipeline.sample(self.sources['eval'])))
+                  for task in self.tasks.values() for note in task.survey(examples)]
+
+    self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
+                for split, source in self.sources.items()}
+    self.model = build.make_model(config, self.tokenizer, self.tasks)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    self.optimizer = make_optimizer(config.optimizer, schedule)
+    one = self.maker('eval')(np.array([-1]), np.array([0]))
+    self.batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape[1:]), x.dtype), one)
+    self.init = states.init_fn(self.model, self.optimizer, self.batch, config.seed,
+                               config.train.ema_decay > 0)
+    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh)
+    self._step = make_train_step(
+        self.model, self.tasks, weights, self.optimizer,
+        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay)
+    self.predict_step = evaluate.make_predict_step(self.model, self.mesh)
+
+  def maker(self, split: str) -> pipeline.BatchMaker:
+    """What turns records of a split ('train' or 'eval') into batches."""
+    data = self.config.data
+    augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
+    return pipeline.BatchMaker(
+        self.sources[split], self.tasks, (data.image_size, data.image_size), self.bad[split],
+        augmentation, data.blank, self.config.seed)
+
+  def compile_step(self):
+    """The training step, compiled for the mesh: (state, batch) -> (state, metrics)."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+    sharding = meshes.batch_sharding(self.mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                         self.batch)
+    step = jax.jit(self._step, donate_argnums=0,
+                   out_shardings=(shardings, meshes.replicated(self.mesh)))
+    return step.lower(self.abstract, batch).compile()
+
+  def evaluate(self, state, step: int, report: Report | None = None) -> dict[str, dict]:
+    """Scores the eval split; writes predictions and sample pictures. Returns {task: scores}."""
+    make = self.maker('eval')
+    records, predictions = evaluate.predict_all(
+        self.predict_step, state.variables, make, self.config.train.batch_size, self.mesh)
+    examples = [make.source[int(record)] for record in records]
+    scores = evaluate.score_all(self.tasks, examples, predictions)
+    if jax.process_index() == 0:
+      for name, task in self.tasks.items():
+        if scores[name]:
+          evaluate.write_predictions(os.path.join(self.workdir, f'predictions_{name}.jsonl'), task,
+                                     records, examples, predictions[name])
+        evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{step:07d}.png'), task,
+                               make, records, examples, predictions[name],
+                               self.config.train.samples)
+    if report:
+      report.write(step, 'eval', {f'{name}/{key}': number for name, of_task in scores.items()
+                                  for key, number in of_task.items()})
+    return scores
+
+  def tables(self, scores: dict[str, dict]) -> str:
+    """The scores of all tasks, for the terminal."""
+    return '\n\n'.join(t for name, task in self.tasks.items() if scores[name]
+                       for t in [task.table(scores[name])] if t)
+
+  def train(self) -> dict:
+    """Trains to the end, or to a SIGTERM; returns what final.json holds ({} if stopped early)."""
+    began = time.perf_counter()
+    config, stop = self.config, _catch_sigterm()
+    os.makedirs(self.workdir, exist_ok=True)
+    checkpoints = checkpoint.Checkpoints(self.workdir, config.train.keep_checkpoints)
+    warnings = []
+    state = checkpoints.restore(self.abstract, warnings.append)
+    start = 0 if state is None else int(state.step)
+    report = Report(self.workdir, steps=config.train.steps, start=start,
+                    batch_size=config.train.batch_size)
+    for line in [*warnings, *self.notes]:
+      report.say(line)
+    if jax.process_index() == 0:
+      build.save_assets(config, self.tokenizer, self.tasks, self.assets)
+      configs.save(config, os.path.join(self.workdir, 'config.json'))
+    report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
+               f'{sum(x.size for x in jax.tree.leaves(self.abstract.params)) / 1e6:.2f}M parameters, '
+               f'{len(self.sources["train"])} training examples, '
+               f'{len(self.sources["eval"])} to evaluate on; compiling')
+    batches = Prefetch(lambda: pipeline.train_batches(
+        self.maker('train'), config.train.batch_size, start, config.train.steps,
+        shard=jax.process_index(), num_shards=jax.process_count()), self.mesh)
+    try:
+      if state is None:
+        state = states.create(self.init, self.abstract)
+      state, scores, stopped = self._steps(state, start, batches, checkpoints, report, stop)
+    finally:
+      batches.close()
+      report.close()
+    checkpoints.close()
+    if stopped:
+      report.say(f'stopped by SIGTERM after step {int(state.step)}: saved; the same command goes on')
+      return {}
+    return self._finish(state, scores, start, time.perf_counter() - began, report)
+
+  def _steps(self, state, start, batches, checkpoints, report, stop):
+    """Steps from start to the end; returns the state, its scores, and whether it was stopped."""
+    train = self.config.train
+    train_step = self.compile_step() if start < train.steps else None
+    running, scores, told = collections.deque(), None, 0
+    report.pause(start)
+    for step in range(start + 1, train.steps + 1):
+      state, metrics = train_step(state, batches.next())
+      running.append((step, metrics))
+      last = step == train.steps
+      # Two steps stay in flight; looking at the last one would make the device wait.
+      while len(running) > (0 if last else 2):
+        told = self._look(*running.popleft(), report, told)
+      stopping = stop.is_set() if jax.process_count() == 1 else checkpoints.preempted(step)
+      if last or stopping or step % train.checkpoint_every == 0:
+        checkpoints.save(state, self.assets)
+      if stopping:
+        return state, None, True
+      if last or step % train.eval_every == 0:
+        scores = self.evaluate(state, step, report)
+        for name, of_task in scores.items():
+          if 'accuracy' in of_task:
+            report.say(f'evaluation at step {step}: {name} accuracy {of_task["accuracy"]:.1%} of '
+                       f'{of_task["examples"]}')
+        report.pause(step)
+    return state, scores or self.evaluate(state, start, report), False
+
+  def _look(self, step, metrics, report, told):
+    """Reports the numbers of one step; returns how many skipped steps have been told of."""
+    numbers = {key: float(value) for key, value in jax.device_get(metrics).items()}
+    if numbers['skipped'] > told:
+      told = int(numbers['skipped'])
+      report.say(f'step {step}: gradients are not finite, step skipped ({told} so far)')
+    if numbers['skipped_in_a_row'] >= _MOST_SKIPPED:
+      raise UserError(
+          f'gradients were not finite for {_MOST_SKIPPED} steps in a row, the last at step {step}: '
+          f'lower config.optimizer.learning_rate={self.config.optimizer.learning_rate} or '
+          f'config.optimizer.clip_norm, and start in a new --workdir')
+    if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+      report.train(step, numbers)
+    report.advance(step, numbers)
+    return told
+
+  def _finish(self, state, scores, start, seconds, report):
+    steps = int(state.step) - start
+    final = {
+        'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
+        'examples_per_second': round(steps * self.config.train.batch_size / seconds, 1),
+        'resumed_from': start, 'skipped_steps': int(state.skipped),
+        'unreadable_pictures': {split: sorted(bad.reasons.values())
+                                for split, bad in self.bad.items()},
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+    if jax.process_index() == 0:
+      with open(os.path.join(self.workdir, 'final.json'), 'w', encoding='utf-8') as f:
+        json.dump(final, f, indent=2)
+    for split, bad in self.bad.items():
+      for reason in sorted(bad.reasons.values()):
+        report.say(f'{split}: left out: {reason}')
+    return final
+
+  def eval_only(self) -> dict[str, dict]:
+    """Scores the newest checkpoint of the workdir; returns {task: scores}."""
+    checkpoints = checkpoint.Checkpoints(self.workdir, self.config.train.keep_checkpoints)
+    state = checkpoints.restore(self.abstract, print)
+    if state is None:
+      raise UserError(f'no checkpoint in {self.workdir}; train there first, or give its --workdir')
+    return self.evaluate(state, int(state.step))
+
+
+def _check(config):
+  for key in ('steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'):
+    if config.train[key] < 1:
+      raise UserError(f'config.train.{key}={config.train[key]} must be 1 or more')
+  if not 0 <= config.train.ema_decay < 1:
+    raise UserError(f'config.train.ema_decay={config.train.ema_decay} must be in [0, 1)')
+  if config.data.blank not in ('', 'image', 'question'):
+    raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
+  if config.data.image_size < 1:
+    raise UserError(f'config.data.image_size={config.data.image_size} must be 1 or more')
+
+
+def _check_continues(config, begun, workdir):
+  """Raises UserError where a workdir's run was begun with another config."""
+  def flat(tree, prefix=''):
+    for key, value in tree.items():
+      if isinstance(value, dict):
+        yield from flat(value, f'{prefix}{key}.')
+      else:
+        yield f'{prefix}{key}', value
+
+  now, then = (dict(flat(json.loads(c.to_json()))) for c in (config, begun))
+  changed = [key for key in sorted(now.keys() | then.keys())
+             if now.get(key) != then.get(key) and key not in _MAY_CHANGE]
+  if changed:
+    what = ', '.join(f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
+    raise UserError(f'{workdir} holds a run with another config ({what}): give another --workdir, '
+                    'or delete that folder')
+
+
+def _catch_sigterm() -> threading.Event:
+  stop = threading.Event()
+  if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  return stop

@@ -1,0 +1,50 @@
+"""Batches on the devices before they are asked for."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+
+from xmodal.sharding import mesh as meshes
+
+
+class Prefetch:
+  """Reads an iterator of host batches in a thread and lays them over the mesh, `depth` ahead."""
+
+  def __init__(self, make_iterator: Callable[[], Iterator[dict]], mesh, depth: int = 2):
+    """Starts at once: TensorFlow's import then overlaps with compilation."""
+    self._queue = queue.Queue(depth)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._fill, args=(make_iterator, mesh), daemon=True)
+    self._thread.start()
+
+  def _fill(self, make_iterator, mesh):
+    try:
+      for batch in make_iterator():
+        if not self._put((meshes.put_batch(batch, mesh), None)):
+          return
+      self._put((None, StopIteration()))
+    except BaseException as error:  # handed to whoever asks for the next batch
+      self._put((None, error))
+
+  def _put(self, item):
+    while not self._stop.is_set():
+      try:
+        self._queue.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def next(self) -> dict[str, jax.Array]:
+    """The next batch; raises what reading it raised."""
+    batch, error = self._queue.get()
+    if error is not None:
+      raise error
+    return batch
+
+  def close(self) -> None:
+    """Stops reading."""
+    self._stop.set()
+    self._thread.join()
