@@ -174,6 +174,18 @@ def test_jpeg_decoded_at_reduced_scale(height, width):
   assert_close(load_image(rough, size)[0], expected, mean=1.7, most=40)
 
 
+def test_jpeg_of_any_side_fills_its_row_and_stays_in_place():
+  """Decoding 45 pixels at 1/2 gives 23 for 22.5: all sizes must fit, and none may shift."""
+  size = (16, 16)
+  for side in range(16, 150):
+    image = Image.fromarray(smooth(side, side + 3))
+    data = saved(image, 'JPEG', quality=95)
+    row = np.zeros((*size, 3), np.uint8)
+    pixels, _ = load_image(data, size, out=row)
+    assert (pixels == row).all()
+    assert_close(row, reference(Image.open(io.BytesIO(data)), size), mean=1.8, most=12)
+
+
 @pytest.mark.parametrize('shape', [(1, 1), (1, 500), (500, 1), (3, 2), (9000, 5), (1300, 1500)])
 @pytest.mark.parametrize('format', ['PNG', 'JPEG'])
 def test_tiny_long_and_huge(shape, format):

@@ -13,32 +13,36 @@ from xmodal.errors import UserError
 SIZES = {
     'tiny': dict(
         vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=2, stem='conv'),
-        resnet=dict(block='basic', stem='small', norm='group', embedding_dim=32,
-                    widths=(32, 64), depths=(1, 1)),
+        resnet=dict(block='basic', stem='small', norm='group', embedding_size=16,
+                    downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
         cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=3)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
-        resnet=dict(block='basic', widths=(64, 128, 256, 512), depths=(2, 2, 2, 2)),
+        resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),
+                    stage_sizes=(2, 2, 2, 2)),
         t5=dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
                 num_decoder_layers=8),
         cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4)),
     'base': dict(
         vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
-        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 4, 6, 3)),
+        resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+                    stage_sizes=(3, 4, 6, 3)),
         t5=dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
                 num_decoder_layers=12),
         cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6)),
     'large': dict(
         vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
-        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 4, 23, 3)),
+        resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+                    stage_sizes=(3, 4, 23, 3)),
         t5=dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
                 num_decoder_layers=24),
         cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6)),
     'xl': dict(
         vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
-        resnet=dict(block='bottleneck', widths=(256, 512, 1024, 2048), depths=(3, 8, 36, 3)),
+        resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+                    stage_sizes=(3, 8, 36, 3)),
         t5=dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
                 num_decoder_layers=24),
         cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8)),
@@ -63,13 +67,12 @@ def base() -> ConfigDict:
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
   c.model.cross = ConfigDict()
-  c.model.cross.variant = 'co_attention'  # or merged
+  c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
   # None: as the size says.
-  for tower, keys in (('vision', ('patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')),
-                      ('text', ('hidden_dim', 'head_dim', 'mlp_dim', 'num_heads', 'num_layers',
-                                'num_decoder_layers')),
-                      ('cross', ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'))):
-    for key in keys:
+  common = ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')
+  for tower, more in (('vision', ('patch_size',)), ('text', ('head_dim', 'num_decoder_layers')),
+                      ('cross', ())):
+    for key in (*common, *more):
       c.model[tower][key] = placeholder(int)
 
   c.data = ConfigDict()

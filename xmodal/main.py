@@ -11,7 +11,7 @@ from xmodal.errors import UserError
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG by default. A run found there goes on.')
+    'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG if none. A run found there goes on.')
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')

@@ -43,8 +43,8 @@ class Predictor:
     """The batch that the model is given for some examples; for none, one filler."""
     size = self.config.data.image_size
     # No picture may be unreadable here: the first raises.
-    make = BatchMaker(examples or [Example(np.zeros((1, 1, 3), np.uint8))], self.tasks, (size, size),
-                      BadPictures(1, 0.0))
+    source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
+    make = BatchMaker(source, self.tasks, (size, size), BadPictures(len(source), 0.0))
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
 

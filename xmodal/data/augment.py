@@ -19,8 +19,8 @@ _MIRROR_WORDS = frozenset(
     'numbers say says sign spell text time clock lateral laterality unilateral'.split())
 _PLACE_WORDS = _MIRROR_WORDS | frozenset(
     'top bottom upper lower middle center centre central corner corners edge edges border half '
-    'quadrant where location located position positioned place size big bigger biggest large larger '
-    'largest small smaller smallest tiny huge near close closest nearest far high low tall'.split())
+    'quadrant where location located position positioned place size big bigger biggest large '
+    'larger largest small smaller smallest tiny huge near close closest nearest far high low tall'.split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -61,19 +62,23 @@ def load_image(
     out = np.empty((*size, 3), np.uint8)
   if isinstance(source, np.ndarray):
     pixels = _checked(source)
-    return resize_antialiased(pixels, size, out), pixels.shape[:2]
+    return resize_antialiased(pixels, size, out=out), pixels.shape[:2]
   data, name = _read(source)
-  pixels, stored_size, orientation = _decode_plain_jpeg(data, size) or _decode(data, name)
+  pixels, extent, stored_size, orientation = _decode_plain_jpeg(data, size) or _decode(data, name)
   if orientation == 1:
-    return resize_antialiased(pixels, size, out), stored_size
+    return resize_antialiased(pixels, size, extent, out), stored_size
   # Turning is cheaper after the resize. Orientations from 5 swap the sides.
   swap = orientation >= 5
-  out[...] = _UPRIGHT[orientation](resize_antialiased(pixels, size[::-1] if swap else size))
+  resized = resize_antialiased(pixels, size[::-1] if swap else size, extent)
+  out[...] = _UPRIGHT[orientation](resized)
   return out, stored_size[::-1] if swap else stored_size
 
 
 def resize_antialiased(
-    pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    extent: tuple[float, float] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Bilinear resize that averages over all it leaves out, each side on its own.
 
@@ -89,25 +94,32 @@ def resize_antialiased(
   Args:
     pixels: uint8 [H, W, 3].
     size: (height, width) wanted, in pixels.
+    extent: (height, width) of the picture in pixels, where the last row and
+      column of `pixels` lie partly outside it.
     out: uint8 [height, width, 3] to write to.
 
   Returns:
     uint8 [height, width, 3]: `out` if given.
   """
-  height, width = size
-  near_height, side_y = _box_and_taps(pixels.shape[0], height)
-  near_width, side_x = _box_and_taps(pixels.shape[1], width)
-  if (near_height, near_width) != pixels.shape[:2]:
-    pixels = cv2.resize(pixels, (near_width, near_height), interpolation=cv2.INTER_AREA)
+  extent = extent or pixels.shape[:2]
+  pixels = pixels[: round(extent[0]), : round(extent[1])]
+  (box_height, side_y), (box_width, side_x) = map(_box_and_taps, extent, size)
+  if (box_height, box_width) != extent:
+    pixels = _scale(pixels, extent, (box_height, box_width), cv2.INTER_AREA)
   if side_x or side_y:
     pixels = _three_taps(pixels, side_x, side_y)
-  return cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+  return _scale(pixels, (box_height, box_width), size, cv2.INTER_LINEAR, out)
 
 
-def _box_and_taps(length: int, target: int) -> tuple[int, float]:
+def _scale(pixels, extent, size, interpolation, out=None):
+  """Resizes so that `extent`, within half a pixel of the shape, comes to `size`."""
+  return cv2.resize(pixels, None, out, size[1] / extent[1], size[0] / extent[0], interpolation)
+
+
+def _box_and_taps(length: float, target: int) -> tuple[float, float]:
   """(length after the box means, outer weight of the three taps) of one side."""
   shrink = length / target
-  if shrink > 2:
+  if length > 2 * target + 0.5:
     # The variance of the wanted triangle (half width 2: 4/6 square pixels) less
     # those of linear interpolation and of the box; the taps have 2 * weight.
     return 2 * target, (4 / 6 - 1 / 6 - 1 / 12) / 2
@@ -153,10 +165,25 @@ def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
     ) from fault
 
 
-def _decode_plain_jpeg(
-    data: bytes, size: tuple[int, int]
-) -> tuple[np.ndarray, tuple[int, int], int] | None:
-  """What `_decode` returns, for a sound grey or colour JPEG; None for all else.
+class _Decoded(NamedTuple):
+  """A picture before it is turned upright.
+
+  Attributes:
+    pixels: uint8 [H, W, 3].
+    extent: (height, width) in `pixels`; a fraction where a JPEG side of 555 was
+      decoded at 1/2 to 278 pixels, the last of them half outside.
+    stored_size: (height, width) as stored.
+    orientation: EXIF orientation, 1 to 8.
+  """
+
+  pixels: np.ndarray
+  extent: tuple[float, float]
+  stored_size: tuple[int, int]
+  orientation: int
+
+
+def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> _Decoded | None:
+  """Decodes a sound grey or colour JPEG; None for all else.
 
   The same decoder as Pillow's (libjpeg-turbo) with less copying. Pictures of
   twice the size and more come out at 1/2, 3/8, 1/4 or 1/8, never below it: the
@@ -169,12 +196,18 @@ def _decode_plain_jpeg(
     *stored_size, colours, _ = simplejpeg.decode_jpeg_header(data)
     if colours not in ('Gray', 'YCbCr', 'RGB'):
       return None
-    height, width = size[::-1] if orientation >= 5 else size
-    pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+    wanted = size[::-1] if orientation >= 5 else size
+    for eighths in (1, 2, 3, 4):
+      extent = tuple(side * eighths / 8 for side in stored_size)
+      # A fraction must leave a pixel to spare: where there are just as many as
+      # wanted, OpenCV copies them, whatever the extent.
+      if all(e == w or e > w + 0.5 for e, w in zip(extent, wanted, strict=True)):
+        height, width = map(math.ceil, extent)
+        pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+        return _Decoded(pixels, extent, tuple(stored_size), orientation)
+    return _Decoded(simplejpeg.decode_jpeg(data), *[tuple(stored_size)] * 2, orientation)
   except (ValueError, OSError):
-    # Odd or damaged: Pillow judges which.
-    return None
-  return pixels, tuple(stored_size), orientation
+    return None  # Odd or damaged: Pillow judges which.
 
 
 def _has_app1(data: bytes) -> bool:
@@ -190,8 +223,8 @@ def _has_app1(data: bytes) -> bool:
   return False
 
 
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[int, int], int]:
-  """(RGB pixels, (height, width), EXIF orientation), all as stored, of what Pillow opens."""
+def _decode(data: bytes, name: str) -> _Decoded:
+  """Decodes anything that Pillow opens; raises UserError for what it does not."""
   try:
     image = Image.open(io.BytesIO(data))
   except Image.UnidentifiedImageError as fault:
@@ -203,7 +236,8 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[int, int], int]:
     raise _damaged(name, fault) from fault
   try:
     image.load()
-    return _to_rgb(image), image.size[::-1], _orientation(image)
+    pixels = _to_rgb(image)
+    return _Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image))
   except MemoryError:
     raise
   except Exception as fault:  # Decoders raise all sorts on bad bytes.

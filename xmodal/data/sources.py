@@ -4,7 +4,8 @@ from xmodal.data import jsonl, shapes, vqa_rad, vqa_v2
 from xmodal.data.example import Source
 from xmodal.errors import UserError
 
-_READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2, 'vqa_rad': vqa_rad.read_vqa_rad}
+_READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
+            'vqa_rad': vqa_rad.read_vqa_rad}
 
 
 def open_source(config, split: str, *, train: bool) -> Source:

@@ -146,5 +146,6 @@ def _load_any(folder):
   # T5Tokenizer without its vocabulary file silently becomes a stand-in of
   # little more than its 100 sentinels.
   if backend is None or len(loaded) - len(loaded.all_special_ids) < 16:
-    raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or spiece.model')
+    raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or '
+                    'spiece.model')
   return Tokenizer(backend, loaded.pad_token, loaded.eos_token)

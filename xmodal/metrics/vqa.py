@@ -71,7 +71,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
   if not answers:
     raise ValueError('vqa_accuracy needs at least one answer to compare with, found none')
   if len(answers) == 1:
-    return float(_key(prediction) == _key(answers[0]))
+    return float(answer_key(prediction) == answer_key(answers[0]))
   form = _clean if len({_clean(answer) for answer in answers}) == 1 else normalize_answer
   prediction = form(prediction)
   return _agreement(sum(form(answer) == prediction for answer in answers), len(answers))
@@ -87,7 +87,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
   No answers give {}.
   """
   counts = collections.Counter(map(normalize_answer, answers))
-  return {_key(answer): _agreement(counts[normalize_answer(answer)], len(answers))
+  return {answer_key(answer): _agreement(counts[normalize_answer(answer)], len(answers))
           for answer in answers}
 
 
@@ -105,7 +105,8 @@ def _clean(text):
   return text.replace('\n', ' ').replace('\t', ' ').strip()
 
 
-def _key(text):
+def answer_key(text: str) -> str:
+  """What makes two spellings one answer: the normal form, or the text itself if that is empty."""
   return normalize_answer(text) or _clean(text).lower()
 
 

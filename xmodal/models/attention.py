@@ -28,7 +28,8 @@ def attention(query, key, value, *, bias=None, mask=None, scale=None, dropout_ra
     dropout_rate: share of the attention weights set to zero.
     dropout_rng: key for the dropout; wanted if dropout_rate > 0.
     implementation: 'xla' (any device) or 'cudnn' (flash attention on NVIDIA
-      GPUs, 16-bit floats, no dropout).
+      GPUs, 16-bit floats, no dropout; a single query, as when decoding, has
+      nothing to gain and goes to 'xla').
 
   Returns:
     [B, Q, H, D] in the dtype of value.
@@ -38,7 +39,7 @@ def attention(query, key, value, *, bias=None, mask=None, scale=None, dropout_ra
   """
   if scale is None:
     scale = query.shape[-1] ** -0.5
-  if implementation == 'xla':
+  if implementation == 'xla' or (implementation == 'cudnn' and query.shape[1] == 1):
     output = _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng)
   elif implementation == 'cudnn':
     output = _cudnn(query, key, value, bias, mask, scale, dropout_rate)
@@ -74,27 +75,36 @@ def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
 
 
 def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
-  (batch, query_length, num_heads, head_dim), key_length = query.shape, key.shape[1]
+  (batch, query_length, _, head_dim), key_length = query.shape, key.shape[1]
   if query.dtype not in (jnp.bfloat16, jnp.float16):
     raise UserError(f'cudnn attention: dtype is {query.dtype}, bfloat16 or float16 is wanted; '
                     "use implementation='xla' or compute in bfloat16")
-  if head_dim % 8:
-    raise UserError(f'cudnn attention: head_dim is {head_dim}, a multiple of 8 is wanted; '
+  if head_dim % 8 or head_dim > 256:
+    raise UserError(f'cudnn attention: head_dim is {head_dim}, a multiple of 8 up to 256 is '
+                    'wanted (up to 128 before Hopper); '
                     "use implementation='xla'")
   if dropout_rate > 0:
     raise UserError(f'cudnn attention: dropout_rate is {dropout_rate}, only 0 is possible; '
                     "use implementation='xla' or no attention dropout")
-  if (bias is not None or mask is not None) and (query_length % 2 or key_length % 2):
-    raise UserError(f'cudnn attention: with a bias or mask the lengths must be even, found '
-                    f'{query_length} queries and {key_length} keys; pad them or use '
-                    "implementation='xla'")
-  if bias is not None:
-    bias = jnp.broadcast_to(bias, bias.shape[:2] + (query_length, key_length)).astype(query.dtype)
-  if mask is not None:
-    mask = _as_4d(mask)
-    mask = jnp.broadcast_to(mask, mask.shape[:2] + (query_length, key_length))
-  return jax.nn.dot_product_attention(
-      query, key, value, bias, mask, scale=float(scale), implementation='cudnn')
+  # JAX refuses odd lengths in the backward pass: add a query that is dropped
+  # again, and a key that the stated lengths hide.
+  pad_query, pad_key = query_length % 2, key_length % 2
+
+  def pad(x, length):
+    return jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0)))
+
+  def full(x):  # [1 or B, 1 or H, Q, K]: cuDNN broadcasts no further.
+    x = _as_4d(x)
+    x = jnp.broadcast_to(x, x.shape[:2] + (query_length, key_length))
+    return jnp.pad(x, ((0, 0), (0, 0), (0, pad_query), (0, pad_key)))
+
+  output = jax.nn.dot_product_attention(
+      pad(query, pad_query), pad(key, pad_key), pad(value, pad_key),
+      bias=None if bias is None else full(bias.astype(query.dtype)),
+      mask=None if mask is None else full(mask),
+      key_value_seq_lengths=jnp.full(batch, key_length, jnp.int32) if pad_key else None,
+      scale=float(scale), implementation='cudnn')
+  return output[:, :query_length]
 
 
 class MultiHeadAttention(nn.Module):

@@ -26,8 +26,7 @@ RULES = (
     (r'relative_bias/embedding$', ()),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
-    (r'conv\w*/kernel$', (None, None, 'fsdp', 'tensor')),
-    (r'conv\w*/bias$', ()),
+    (r'(conv\w*|stem|shortcut)/kernel$', (None, None, 'fsdp', 'tensor')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token)$', ()),
 )

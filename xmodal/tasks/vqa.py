@@ -55,7 +55,7 @@ class VQA(Task):
 
     Args:
       tokenizer: of questions and written answers.
-      answers: the classifier's answers, normalised, in the order of its logits.
+      answers: the classifier's answers in the order of its logits.
       question_length: tokens a question is cut to, its end token included.
       answer_length: likewise for written answers.
       classifier: whether there is a classifier.
@@ -67,7 +67,7 @@ class VQA(Task):
                       'config.vqa.generation_weight above 0')
     self.tokenizer = tokenizer
     self.answers = tuple(answers)
-    self._index = {answer: i for i, answer in enumerate(self.answers)}
+    self._index = {vqa_metric.answer_key(answer): i for i, answer in enumerate(self.answers)}
     self._question_length, self._answer_length = question_length, answer_length
     self._classifier = classifier
     self._dropout_rate = dropout_rate
@@ -78,18 +78,17 @@ class VQA(Task):
 
   def encode(self, example, placement):
     del placement
-    normal = vqa_metric.normalize_answer
     target = np.zeros(len(self.answers), np.float32)
     for answer, score in vqa_metric.soft_scores(example.answers).items():
       if answer in self._index:
         target[self._index[answer]] = score
-    text = collections.Counter(map(normal, example.answers)).most_common(1)
+    text = _commonest(example.answers) if example.answers else ''
     total = target.sum()
     return {
         'question': self.tokenizer.encode([example.question], self._question_length)[0],
         'target': target / max(total, 1e-6),
         'cls_weight': np.float32(total > 0),
-        'answer': self.tokenizer.encode([text[0][0] if text else ''], self._answer_length)[0],
+        'answer': self.tokenizer.encode([text], self._answer_length)[0],
         'gen_weight': np.float32(bool(text)),
     }
 
@@ -106,8 +105,8 @@ class VQA(Task):
                   f'(the longest has {lengths.max()}) and lose their end: '
                   'config.vqa.question_length sets the limit')
     if 'cls' in self.loss_weights:
-      normal = vqa_metric.normalize_answer
-      outside = sum(not any(normal(a) in self._index for a in e.answers) for e in answered)
+      outside = sum(not any(vqa_metric.answer_key(a) in self._index for a in e.answers)
+                    for e in answered)
       if outside == len(answered):
         raise UserError(f'vqa: no answer of {outside} examples is among the {len(self.answers)} of '
                         'the answer list; train on data whose answers recur, or set '
@@ -194,19 +193,18 @@ class VQA(Task):
       return {}
     right = [vqa_metric.vqa_accuracy(p.answer, e.answers) for e, p in pairs]
     groups = [e.question_type or 'all' for e, _ in pairs]
-    truths = [_commonest(e.answers) for e, _ in pairs]
-    scores = {'accuracy': float(np.mean(right)), 'examples': len(pairs)}
+    labels = classification.classification_scores(
+        [vqa_metric.answer_key(p.answer) for _, p in pairs],
+        [vqa_metric.answer_key(_commonest(e.answers)) for e, _ in pairs])
+    scores = {'accuracy': float(np.mean(right)), 'examples': len(pairs),
+              'label_accuracy': labels.pop('accuracy'), **labels}
     if pairs[0][1].top and pairs[0][1].written:
       scores['written_accuracy'] = float(np.mean(
           [vqa_metric.vqa_accuracy(p.written[0], e.answers) for e, p in pairs]))
-    scores |= classification.classification_scores(
-        [vqa_metric.normalize_answer(p.answer) for _, p in pairs], truths)
     constants = classification.constant_baseline([e.answers for e, _ in pairs], groups)
-    for group, (constant, accuracy) in sorted(constants.items()):
-      of_group = [r for r, g in zip(right, groups) if g == group]
-      scores[f'accuracy/{group}'] = float(np.mean(of_group))
-      scores[f'examples/{group}'] = len(of_group)
-      scores[f'constant/{group}'] = accuracy
+    for group, (mean, number) in classification.accuracy_by_group(right, groups).items():
+      scores |= {f'accuracy/{group}': mean, f'examples/{group}': number,
+                 f'constant/{group}': constants[group][1]}
     return scores
 
   def table(self, scores):
@@ -259,27 +257,32 @@ class VQA(Task):
 
 
 def _commonest(answers):
-  return collections.Counter(map(vqa_metric.normalize_answer, answers)).most_common(1)[0][0]
+  """The answer that most people gave, in the spelling that most of them used."""
+  keys = collections.Counter(map(vqa_metric.answer_key, answers))
+  key = keys.most_common(1)[0][0]
+  spellings = collections.Counter(a.strip() for a in answers if vqa_metric.answer_key(a) == key)
+  return spellings.most_common(1)[0][0]
 
 
 def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
-  """The answers that people gave most often, normalised, commonest first.
+  """The answers that people gave most often, each in its commonest spelling, commonest first.
 
   Raises:
     UserError: no example has an answer.
   """
-  counts = collections.Counter()
+  votes = collections.Counter()
+  spellings = collections.defaultdict(collections.Counter)
   for example in examples:
-    # One vote a question: an answer that one of ten gave counts a tenth.
-    normal = [vqa_metric.normalize_answer(answer) for answer in example.answers]
-    for answer in normal:
-      counts[answer] += 1 / len(normal)
-  counts.pop('', None)
-  if not counts:
+    for answer in example.answers:
+      key = vqa_metric.answer_key(answer)
+      # One vote a question: an answer that one of ten gave counts a tenth.
+      votes[key] += 1 / len(example.answers)
+      spellings[key][answer.strip().lower()] += 1
+  if not votes:
     raise UserError(f'vqa: none of {len(examples)} training examples has an answer; it needs the '
                     'field "answers"')
-  ranked = sorted(counts.items(), key=lambda item: (-round(item[1], 6), item[0]))
-  return tuple(answer for answer, _ in ranked[:size])
+  ranked = sorted(votes, key=lambda key: (-round(votes[key], 6), key))
+  return tuple(spellings[key].most_common(1)[0][0] for key in ranked[:size])
 
 
 class VQAHead(nn.Module):
