@@ -31,15 +31,21 @@ def main(argv=None) -> int:
 def _parse(argv):
   try:
     rest = flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    config = _CONFIG.value
+    if config is not None:
+      config.seed  # a file that could not be read raises when it is touched, not before
+  except OSError as error:
+    raise UserError(f'--config: {str(error).splitlines()[-1].strip()}; wanted a Python file with '
+                    'get_config(), such as configs/vqa.py') from error
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     text = ' '.join(str(error.args[0] if error.args else error).split())
     raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')
-  if _CONFIG.value is None:
+  if config is None:
     raise UserError('no --config; try --config configs/vqa.py')
   name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
-  return _CONFIG.value, _WORKDIR.value or os.path.join('runs', name)
+  return config, _WORKDIR.value or os.path.join('runs', name)
 
 
 def _run(config, workdir, mode):

@@ -2,10 +2,11 @@
 
 `python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256]` makes
 photo-like JPEGs (quality 90, 4:2:0) in a temporary folder and prints, for each
-size, two ways in alternating rounds, each on every core from the same tf.data
-form:
+size, two ways in alternating rounds, each on every core in the same tf.data
+form (data.pipeline.ahead):
   bare      reads and decodes each file at full size and drops the pixels
-  pipeline  reads, decodes, resizes to 224x224 and makes batches
+  pipeline  data.pipeline.train_batches: reads in random order, decodes, resizes
+            to 224x224 and makes batches
 'cpu' columns are processor milliseconds a picture: on a machine shared with
 others they hold still where pictures a second do not.
 """
@@ -18,13 +19,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from xmodal.data.images import load_image
+from xmodal.data import pipeline
+from xmodal.data.example import Example
 
 _TARGET = (224, 224)
 _BATCH = 32
@@ -81,41 +84,10 @@ def _decode_batch(paths: list[str]) -> np.int32:
   return np.int32(len(paths))
 
 
-def _load_batch(paths: list[str]) -> np.ndarray:
-  """uint8 [B, 224, 224, 3]."""
-  shape = (len(paths), *_TARGET, 3)
-  # TensorFlow takes over an array that starts on a 64-byte boundary, and
-  # copies any other.
-  memory = np.empty(np.prod(shape) + 64, np.uint8)
-  start = -memory.ctypes.data % 64
-  batch = memory[start : start + np.prod(shape)].reshape(shape)
-  for path, row in zip(paths, batch, strict=True):
-    load_image(path, _TARGET, out=row)
-  return batch
-
-
-def _dataset(make_batch, paths: list[str], dtype):
-  """A tf.data.Dataset of make_batch(paths of one batch), one batch a core at a time."""
-  import tensorflow as tf
-
-  def at_step(step):
-    return make_batch(paths[step * _BATCH : (step + 1) * _BATCH])
-
-  return (
-      tf.data.Dataset.range(len(paths) // _BATCH)
-      .map(
-          lambda step: tf.numpy_function(at_step, [step], dtype),
-          num_parallel_calls=os.cpu_count(),
-          deterministic=True,
-      )
-      .prefetch(2)
-  )
-
-
-def _run_once(dataset, pictures: int) -> tuple[float, float]:
+def _run_once(batches: Iterator, pictures: int) -> tuple[float, float]:
   """(pictures a second, processor milliseconds a picture) of one pass."""
   wall, processor = time.perf_counter(), time.process_time()
-  for _ in dataset:
+  for _ in batches:
     pass
   wall, processor = time.perf_counter() - wall, time.process_time() - processor
   return pictures / wall, 1e3 * processor / pictures
@@ -123,15 +95,19 @@ def _run_once(dataset, pictures: int) -> tuple[float, float]:
 
 def measure(paths: list[str], rounds: int) -> dict[str, float]:
   """Medians over rounds of each way and of the ratio within a round."""
-  pictures = len(paths) // _BATCH * _BATCH
-  datasets = {
-      'bare': _dataset(_decode_batch, paths, np.int32),
-      'pipeline': _dataset(_load_batch, paths, np.uint8),
+  steps = len(paths) // _BATCH
+  source = [Example(image=path) for path in paths]
+  make = pipeline.BatchMaker(source, {}, _TARGET, pipeline.BadPictures(len(paths), 0.0))
+  ways = {
+      'bare': lambda: pipeline.ahead(
+          lambda step: _decode_batch(paths[step * _BATCH : (step + 1) * _BATCH]), 0, steps),
+      'pipeline': lambda: pipeline.train_batches(make, _BATCH, 0, steps),
   }
-  seen = {name: [] for name in datasets}
+  seen = {name: [] for name in ways}
   for i in range(rounds + 1):
-    for name, dataset in datasets.items():
-      result = _run_once(dataset, pictures)
+    for name, way in ways.items():
+      # Both make their first batch once more, to learn its shapes.
+      result = _run_once(way(), (steps + 1) * _BATCH)
       if i:  # The first round warms up.
         seen[name].append(result)
   pairs = list(zip(seen['bare'], seen['pipeline'], strict=True))
@@ -152,7 +128,6 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
   parser.add_argument('--rounds', type=int, default=7)
   options = parser.parse_args(arguments)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
   versions = [
       f'{name} {importlib.metadata.version(name)}'

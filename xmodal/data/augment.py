@@ -68,8 +68,9 @@ class Augmentation:
   def plan(self, example: Example, rng: np.random.Generator) -> 'Plan':
     """Draws what happens to one example; always takes the same number of draws."""
     draws = rng.random(6)
+    names = (o.name for o in example.objects or ())
     words = set(re.findall(r'[a-z]+', ' '.join(
-        (example.question, *example.answers, *example.captions)).lower()))
+        (example.question, *example.answers, *example.captions, *names, example.reason)).lower()))
     mirror = self.mirror and draws[0] < 0.5 and not words & _MIRROR_WORDS
     zoom = 0.0 if words & _PLACE_WORDS else self.zoom
     return Plan(mirror, 1.0 - zoom * draws[1], draws[2], draws[3],

@@ -69,35 +69,47 @@ class BatchMaker:
       {'image': uint8 [B, H, W, 3], 'valid': bool [B], task name: {feature: [B, ...]}}.
       What could not be read has black pixels and valid False.
     """
-    rows = [self._row(int(r), int(p)) for r, p in zip(records, positions)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    pixels = _aligned_zeros((len(records), *self.image_size, 3))
+    rows = [self._row(int(r), int(p), out) for r, p, out in zip(records, positions, pixels)]
+    return {'image': pixels, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows)}
 
-  def _row(self, record, position):
+  def _row(self, record, position, out):
+    """All of an example but its picture, which is written to out, uint8 [H, W, 3]."""
     example = self.source[max(record, 0)]
     if self.blank == 'question':
       example = dataclasses.replace(example, question='')
-    pixels, placement = self._picture(example, record, position)
-    valid = record >= 0 and pixels is not None
-    if pixels is None or self.blank == 'image':
-      pixels = np.zeros((*self.image_size, 3), np.uint8)
-    row = {'image': pixels, 'valid': np.bool_(valid)}
+    readable, placement = self._picture(example, record, position, out)
+    if self.blank == 'image':
+      out[:] = 0
+    row = {'valid': np.bool_(record >= 0 and readable)}
     for name, task in self.tasks.items():
       row[name] = task.encode(example, placement)
     return row
 
-  def _picture(self, example, record, position):
+  def _picture(self, example, record, position, out):
     plan = augment.Plan()
     if self.augmentation is not None:
       rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
       plan = self.augmentation.plan(example, rng)
+    size = plan.inner_size(self.image_size)
     try:
-      pixels, (height, width) = images.load_image(example.image, plan.inner_size(self.image_size))
+      pixels, (height, width) = images.load_image(
+          example.image, size, out if size == out.shape[:2] else None)
     except UserError as error:
       if record >= 0:
         self.bad.add(record, str(error))
-      return None, augment.Placement(self.image_size[1], self.image_size[0])
+      return False, augment.Placement(self.image_size[1], self.image_size[0])
     pixels, placed = plan.apply(pixels, self.image_size)
-    return pixels, augment.Placement(width, height, **placed)
+    if pixels is not out:
+      out[:] = pixels
+    return True, augment.Placement(width, height, **placed)
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+  """uint8 zeros that start on a 64-byte boundary: tf.data takes them over, and copies others."""
+  memory = np.zeros(np.prod(shape) + 63, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start:start + np.prod(shape)].reshape(shape)
 
 
 def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int, *,

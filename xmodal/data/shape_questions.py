@@ -56,8 +56,7 @@ def plan(rng: random.Random) -> Plan:
 
 
 def _existence(rng: random.Random) -> Plan:
-  kind = rng.choice([('color',), ('shape',), ('color', 'shape'), ('size', 'color'),
-                     ('size', 'shape')])
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
   wording = rng.choice(['Is there a {}?', 'Do you see a {}?', 'Does the picture show a {}?'])
   wanted = rng.random() < 0.5
   number = rng.randint(1, MAX_THINGS)
@@ -84,12 +83,11 @@ def _existence(rng: random.Random) -> Plan:
 
 
 def _count(rng: random.Random) -> Plan:
-  kind = rng.choice([('color',), ('shape',), ('color', 'shape'), ('size', 'color'),
-                     ('size', 'shape')])
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
   wording = rng.choice(['How many {} are there?', 'How many {} do you see?',
                         'What is the number of {}?'])
   wanted = rng.randrange(5)
-  number = rng.randint(4, MAX_THINGS)
+  number = rng.randint(max(wanted, 1), MAX_THINGS)
   description = _draw(rng).keep(*kind)
   things = _fill(rng, wanted, lambda t: t.matches(description))
   # Few kinds of others make groups that could have been asked about as well.
@@ -119,28 +117,25 @@ def _count_reason(description: Thing, things: Sequence[Thing]) -> str:
 
 
 def _color(rng: random.Random) -> Plan:
-  return _query(rng, 'color', rng.choice([('shape',), ('size', 'shape')]), [
+  return _query(rng, 'color', 'shape', [
       'What color is the {}?', 'What is the color of the {}?', 'Which color does the {} have?'])
 
 
 def _shape(rng: random.Random) -> Plan:
-  return _query(rng, 'shape', rng.choice([('color',), ('size', 'color')]), [
+  return _query(rng, 'shape', 'color', [
       'What shape is the {}?', 'What is the shape of the {}?', 'Which shape does the {} have?'])
 
 
-def _query(rng: random.Random, asked: str, kind: tuple[str, ...], wordings: list[str]) -> Plan:
-  """Asks for one attribute of the only thing that `kind` singles out."""
+def _query(rng: random.Random, asked: str, named: str, wordings: list[str]) -> Plan:
+  """Asks for one attribute of the only thing that another attribute singles out."""
   wording = rng.choice(wordings)
   target = _draw(rng)
-  description = target.keep(*kind)
-  number = rng.randint(2, MAX_THINGS)
+  description = target.keep(named)
   # The others show the other answers before any is repeated.
   values = rng.sample(VALUES[asked], len(VALUES[asked]))
   values.remove(getattr(target, asked))
   values += rng.choices(VALUES[asked], k=MAX_THINGS)
-  others = _fill(rng, number - 1, lambda t: not t.matches(description))
-  if len(kind) == 2:  # Without this one the size would not be needed.
-    others[0] = target._replace(size=SIZES[target.size == 'small'])
+  others = _fill(rng, rng.randint(0, MAX_THINGS - 1), lambda t: not t.matches(description))
   things = [target] + [t._replace(**{asked: v}) for t, v in zip(others, values)]
   answer = getattr(target, asked)
   reason = f'The {description} is {answer if asked == "color" else "a " + answer}.'
@@ -154,7 +149,7 @@ def _position(rng: random.Random) -> Plan:
   column, row = rng.randrange(2), rng.randrange(2)
   target = _draw(rng)
   description = target.keep(*kind)
-  others = _fill(rng, rng.randint(1, MAX_THINGS - 1), lambda t: not t.matches(description))
+  others = _fill(rng, rng.randint(0, MAX_THINGS - 1), lambda t: not t.matches(description))
 
   def fits(centers):
     x, y = centers[-1]
@@ -189,7 +184,7 @@ def _relation(rng: random.Random) -> Plan:
 
 
 def _comparison(rng: random.Random) -> Plan:
-  return rng.choice([_compare_numbers, _compare_sizes, _compare_values])(rng)
+  return rng.choice([_compare_numbers, _compare_sizes])(rng)
 
 
 def _compare_numbers(rng: random.Random) -> Plan:
@@ -221,25 +216,6 @@ def _compare_sizes(rng: random.Random) -> Plan:
   things = (one._replace(size=sizes[0]), two._replace(size=sizes[1]), *others)
   return Plan('comparison', wording.format(first, word, second), 'yes' if wanted else 'no',
               f'The {first} is {sizes[0]} and the {second} is {sizes[1]}.', things)
-
-
-def _compare_values(rng: random.Random) -> Plan:
-  asked, named = rng.choice([('color', 'shape'), ('shape', 'color')])
-  wording = rng.choice(['Is the {} the same {} as the {}?', 'Does the {} have the {} of the {}?'])
-  wanted = rng.random() < 0.5
-  names = rng.sample(VALUES[named], 3)
-  same, different = rng.sample(VALUES[asked], 2)
-  # A third thing has the value of the first when the second has not, so that
-  # two things are always alike.
-  values = (same, same, different) if wanted else (same, different, same)
-  things = [_draw(rng)._replace(**{named: name, asked: value})
-            for name, value in zip(names, values)]
-  things += _fill(rng, rng.randint(0, MAX_THINGS - 3), lambda t: getattr(t, named) not in names)
-  first, second = (t.keep(named) for t in things[:2])
-  article = 'a ' if asked == 'shape' else ''
-  reason = (f'The {first} is {article}{values[0]} and the {second} is {article}{values[1]}.')
-  return Plan('comparison', wording.format(first, asked, second), 'yes' if wanted else 'no',
-              reason, tuple(things))
 
 
 FAMILIES = (_existence, _count, _color, _shape, _position, _relation, _comparison)

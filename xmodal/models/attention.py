@@ -126,7 +126,7 @@ class MultiHeadAttention(nn.Module):
     dtype: of the computation; parameters are float32.
     implementation: see `attention`.
     kernel_init: initialiser of all four kernels.
-    query_init: initialiser of the query kernel, if another.
+    query_init, key_init, out_init: initialisers of those kernels, if others.
   """
 
   num_heads: int
@@ -139,6 +139,8 @@ class MultiHeadAttention(nn.Module):
   implementation: str = 'xla'
   kernel_init: Callable = nn.initializers.lecun_normal()
   query_init: Callable | None = None
+  key_init: Callable | None = None
+  out_init: Callable | None = None
 
   def setup(self):
     def dense(features, kernel_init=self.kernel_init):
@@ -146,9 +148,9 @@ class MultiHeadAttention(nn.Module):
 
     width = self.num_heads * self.head_dim
     self.query = dense(width, self.query_init or self.kernel_init)
-    self.key = dense(width)
+    self.key = dense(width, self.key_init or self.kernel_init)
     self.value = dense(width)
-    self.out = dense(self.out_dim)
+    self.out = dense(self.out_dim, self.out_init or self.kernel_init)
 
   def __call__(self, inputs, context=None, *, bias=None, mask=None, deterministic=True):
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).

@@ -6,7 +6,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from xmodal.models.attention import MultiHeadAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +47,23 @@ class Fused:
             jnp.concatenate([seen, self.mask], axis=1))
 
 
-class AttentionPool(nn.Module):
-  """One learned query over all tokens (the pooling of Set Transformer, arXiv:1810.00825)."""
+class SumPool(nn.Module):
+  """Both streams summed over their tokens, each through a linear layer: one vector [B, D].
 
-  num_heads: int
+  A sum carries how many tokens said a thing; a mean or a softmax over mostly
+  empty tokens thins out what the few objects have to say.
+  """
+
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens, mask):
-    """tokens [B, K, D], mask bool [B, K] -> [B, D]."""
-    width = tokens.shape[-1]
-    query = self.param('query_embedding', nn.initializers.normal(0.02), (1, 1, width))
-    query = jnp.broadcast_to(query.astype(self.dtype), (tokens.shape[0], 1, width))
-    pooled = MultiHeadAttention(self.num_heads, width // self.num_heads, width, dtype=self.dtype,
-                                name='attention')(query, tokens, mask=mask[:, None, None, :])
-    return nn.LayerNorm(dtype=self.dtype, name='norm')(pooled[:, 0])
+  def __call__(self, vision, text, text_mask):
+    """vision [B, N, D], text [B, L, D], text_mask bool [B, L] -> [B, D]."""
+    width = vision.shape[-1]
+    seen = vision.sum(1) * vision.shape[1] ** -0.5
+    read = (text * text_mask[..., None]).sum(1) * text.shape[1] ** -0.5
+    return (nn.Dense(width, dtype=self.dtype, name='vision_projection')(seen)
+            + nn.Dense(width, dtype=self.dtype, name='text_projection')(read))
 
 
 class Backbone(nn.Module):
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
     width, dtype = self.cross_modal.hidden_dim, self.cross_modal.dtype
     self.vision_projection = nn.Dense(width, dtype=dtype)
     self.text_projection = nn.Dense(width, dtype=dtype)
-    self.pool = AttentionPool(self.cross_modal.num_heads, dtype)
+    self.pool = SumPool(dtype)
     self.decoder_projection = nn.Dense(self.text_tower.hidden_dim, dtype=dtype)
     self.grid_position = GridPosition()
 
@@ -112,13 +113,14 @@ class Backbone(nn.Module):
     mask = tokens != self.pad_id
     return Text(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
 
+  def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B, N, D] and [B', L, D] in the space where the cross-modal layers compare them."""
+    return self.vision_projection(vision.tokens), self.text_projection(text.tokens)
+
   def fuse(self, vision: Vision, text: Text, *, deterministic: bool) -> Fused:
     """Both through the cross-modal layers."""
-    seen, read = self.cross_modal(
-        self.vision_projection(vision.tokens), self.text_projection(text.tokens), text.mask,
-        deterministic=deterministic)
-    fused = Fused(seen, read, text.mask, pooled=None)
-    return dataclasses.replace(fused, pooled=self.pool(*fused.tokens))
+    seen, read = self.cross_modal(*self.align(vision, text), text.mask, deterministic=deterministic)
+    return Fused(seen, read, text.mask, pooled=self.pool(seen, read, text.mask))
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
     """Logits [B, T, V] of the text tower's decoder, reading tokens int32 [B, T] and the fused."""
@@ -177,6 +179,10 @@ class SharedTowers:
     """The pictures joined with a text, int32 [B, L]."""
     return self._once(('fused', id(tokens)), lambda: (tokens, self._backbone.fuse(
         self.vision(), self.text(tokens), deterministic=self._deterministic)))[1]
+
+  def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
+    """See Backbone.align."""
+    return self._backbone.align(vision, text)
 
   def decode(self, tokens: jax.Array, fused: Fused) -> jax.Array:
     """See Backbone.decode."""

@@ -4,14 +4,28 @@ Both variants take and give vision tokens [B, N, D] and text tokens [B, L, D].
 """
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, scan_layers
 
 
+def _matching_init(rng, shape, dtype=jnp.float32):
+  """The same random projection for queries and keys, whatever their rng.
+
+  Attention then begins as a comparison of contents: a word looks at the image
+  tokens that are like it (cf. mimetic initialisation, arXiv:2305.09828).
+  """
+  del rng
+  return nn.initializers.lecun_normal()(jax.random.key(0), shape, dtype)
+
+
 class _Sublayers(nn.Module):
-  """What the layers below share: pre-norm residual attention and MLP."""
+  """What the layers below share: pre-norm residual attention and MLP.
+
+  Each begins as the identity, so that what the towers say comes through whole.
+  """
 
   hidden_dim: int
   mlp_dim: int
@@ -25,12 +39,14 @@ class _Sublayers(nn.Module):
 
   def attend(self, x, context, mask, name, deterministic):
     layer = MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
-                               dtype=self.dtype, implementation=self.attention, name=name)
+                               dtype=self.dtype, implementation=self.attention,
+                               query_init=_matching_init, key_init=_matching_init,
+                               out_init=nn.initializers.zeros, name=name)
     return self.dropout(layer(x, context, mask=mask), deterministic)
 
   def mlp(self, x, name, deterministic):
     layer = Mlp(self.mlp_dim, self.hidden_dim, dropout_rate=self.dropout_rate, dtype=self.dtype,
-                name=name)
+                down_init=nn.initializers.zeros, name=name)
     y = layer(self.norm(x, f'{name}_norm'), deterministic=deterministic)
     return self.dropout(y, deterministic)
 
@@ -63,7 +79,7 @@ class CoAttentionLayer(_Sublayers):
 
 
 class MergedLayer(_Sublayers):
-  """One stream of both: self-attention over all tokens, then an MLP (VisualBERT, arXiv:1908.03557)."""
+  """One stream of both: self-attention over all tokens, then an MLP (arXiv:1908.03557)."""
 
   @nn.compact
   def __call__(self, tokens, mask, *, deterministic):

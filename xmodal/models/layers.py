@@ -35,6 +35,7 @@ class Mlp(nn.Module):
     dropout_rate: dropout between the two, in training.
     dtype: of the computation; parameters are float32.
     kernel_init: initialiser of the kernels.
+    down_init: of the last one, if another.
   """
 
   mlp_dim: int
@@ -45,12 +46,13 @@ class Mlp(nn.Module):
   dropout_rate: float = 0.
   dtype: jnp.dtype = jnp.float32
   kernel_init: Callable = nn.initializers.lecun_normal()
+  down_init: Callable | None = None
 
   @nn.compact
   def __call__(self, x, *, deterministic=True):
-    def dense(features, name):
+    def dense(features, name, kernel_init=self.kernel_init):
       return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype,
-                      kernel_init=self.kernel_init, name=name)
+                      kernel_init=kernel_init, name=name)
 
     activation = ACTIVATIONS[self.activation]
     hidden = dense(self.mlp_dim, 'up')(x)
@@ -59,7 +61,7 @@ class Mlp(nn.Module):
     else:
       hidden = activation(hidden)
     hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
-    return dense(self.out_dim, 'down')(hidden)
+    return dense(self.out_dim, 'down', self.down_init or self.kernel_init)(hidden)
 
 
 def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):

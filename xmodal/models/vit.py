@@ -9,7 +9,10 @@ from xmodal.models.layers import Mlp, scan_layers
 
 
 class ViTLayer(nn.Module):
-  """Pre-norm transformer layer, [B, N, D] -> [B, N, D]. Attributes as in ViT."""
+  """Pre-norm transformer layer, [B, N, D] -> [B, N, D]. Attributes as in ViT.
+
+  Begins as the identity (arXiv:2003.04887 says why that learns faster).
+  """
 
   hidden_dim: int
   mlp_dim: int
@@ -28,11 +31,13 @@ class ViTLayer(nn.Module):
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
     y = MultiHeadAttention(
         self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim, dtype=self.dtype,
-        implementation=self.attention, name='attention')(norm('attention_norm')(x))
+        implementation=self.attention, out_init=nn.initializers.zeros,
+        name='attention')(norm('attention_norm')(x))
     x = x + dropout(y)
     activation = {'exact': 'gelu', 'tanh': 'gelu_tanh'}[self.gelu]
     y = Mlp(self.mlp_dim, self.hidden_dim, activation, dropout_rate=self.dropout_rate,
-            dtype=self.dtype, name='mlp')(norm('mlp_norm')(x), deterministic=deterministic)
+            dtype=self.dtype, down_init=nn.initializers.zeros, name='mlp')(
+                norm('mlp_norm')(x), deterministic=deterministic)
     return x + dropout(y)
 
 

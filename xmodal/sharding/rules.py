@@ -20,15 +20,16 @@ RULES = (
     (r'(out|down)/kernel$', ('tensor', 'fsdp')),
     (r'(query|key|value|qkv|up|gate|hidden)/bias$', ('tensor',)),
     (r'(out|down)/bias$', ()),
-    (r'(answers|names|lm_head)/kernel$', ('fsdp', 'tensor')),
-    (r'(answers|names|lm_head)/bias$', ('tensor',)),
+    (r'(answers|lm_head)/kernel$', ('fsdp', 'tensor')),
+    (r'(answers|lm_head)/bias$', ('tensor',)),
     (r'token_embedding/embedding$', ('tensor', 'fsdp')),
     (r'relative_bias/embedding$', ()),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, 'fsdp', 'tensor')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
-    (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token)$', ()),
+    (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token|'
+     r'log_scale|score_bias)$', ()),
 )
 
 

@@ -1,10 +1,11 @@
-"""Naming the object at each image token: a second task that teaches the vision tower to see.
+"""Naming the object at each image token: a second task that teaches towers what words look like.
 
 Questions alone say little about a picture, and a model trained on them from
 nothing stays at what the words of the question give away. Objects' names and
 places say much: each image token tells which names' objects have their centre
-in it, and which cover it. A dense, fully supervised loss on the vision tower
-alone, with no matching, for data whose objects are known.
+in it. A token is scored by how well it matches the text tower's embedding of
+the name, in the space in which the cross-modal layers compare the two, so that
+a question's words find what they speak of.
 """
 
 import collections
@@ -16,8 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from xmodal.data.example import Example
+from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks.task import Task
 
@@ -27,16 +30,18 @@ class Objects(Task):
 
   name = 'objects'
   needs = ('objects',)
-  loss_weights = {'centre': 1.0, 'cover': 1.0}
+  loss_weights = {'names': 1.0}
 
-  def __init__(self, names: Sequence[str], *, max_objects: int):
+  def __init__(self, tokenizer: Tokenizer, names: Sequence[str], *, max_objects: int):
     """A task over a fixed list of names.
 
     Args:
+      tokenizer: of the names.
       names: the objects' names, in the order of the logits.
       max_objects: objects of one picture that count; more are left out, and said.
     """
     self.names = tuple(names)
+    self._name_tokens = tokenizer.encode(self.names, int(tokenizer.lengths(self.names).max()))
     self._index = {name: i for i, name in enumerate(self.names)}
     self._max_objects = max_objects
 
@@ -61,13 +66,13 @@ class Objects(Task):
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    return cls(make_name_list(examples, config.objects.max_names),
+    return cls(tokenizer, make_name_list(examples, config.objects.max_names),
                max_objects=config.objects.max_objects)
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
     with open(os.path.join(folder, 'names.json'), encoding='utf-8') as f:
-      return cls(json.load(f), max_objects=config.objects.max_objects)
+      return cls(tokenizer, json.load(f), max_objects=config.objects.max_objects)
 
   def save(self, folder):
     os.makedirs(folder, exist_ok=True)
@@ -75,49 +80,56 @@ class Objects(Task):
       json.dump(self.names, f, ensure_ascii=False, indent=0)
 
   def head(self):
-    return ObjectsHead(len(self.names))
+    return ObjectsHead(tuple(map(tuple, self._name_tokens.tolist())))
 
   def weights(self, features):
     return {term: features['weight'] for term in self.loss_weights}
 
   def losses(self, outputs, features):
-    grid = outputs['centre'].shape[1:3]
-    targets = dict(zip(('centre', 'cover'), token_targets(
-        features['boxes'], features['names'], grid, len(self.names))))
+    targets = token_targets(features['boxes'], features['names'], outputs.shape[1:3],
+                            len(self.names))
     # Summed over names and averaged over tokens: names that are absent nearly
     # everywhere must not thin the loss out.
-    return {term: _binary_cross_entropy(outputs[term], targets[term]).sum(-1).mean((1, 2))
-            for term in self.loss_weights}
+    return {'names': optax.sigmoid_binary_cross_entropy(outputs, targets).sum(-1).mean((1, 2))}
 
   def decode(self, arrays):
     return [None] * len(next(iter(arrays.values())))
 
 
 class ObjectsHead(nn.Module):
-  """One linear layer on the vision tower's tokens."""
+  """Matches image tokens with names; its own parameters are a scale and a bias (arXiv:2303.15343).
 
-  num_names: int
+  Attributes:
+    name_tokens: K rows of token numbers, padded to one length.
+  """
+
+  name_tokens: tuple[tuple[int, ...], ...]
 
   @nn.compact
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns logits {'centre', 'cover'}, float32 [B, rows, columns, names]."""
+    """Returns logits, float32 [B, rows, columns, K]."""
     del features, deterministic
-    vision = towers.vision()
-    logits = nn.Dense(2 * self.num_names, dtype=jnp.float32, name='names')(vision.tokens)
-    logits = logits[:, logits.shape[1] - vision.grid[0] * vision.grid[1]:]  # no class token
-    logits = logits.reshape(logits.shape[0], *vision.grid, 2 * self.num_names)
-    centre, cover = jnp.split(logits, 2, axis=-1)
-    return {'centre': centre, 'cover': cover}
+    vision, text = towers.vision(), towers.text(jnp.asarray(self.name_tokens, jnp.int32))
+    seen, read = towers.align(vision, text)
+    rows, columns = vision.grid
+    seen = seen[:, seen.shape[1] - rows * columns:]  # no class token
+    is_text = text.mask[..., None]
+    names = (read * is_text).sum(1) / is_text.sum(1)
+    scale = self.param('log_scale', nn.initializers.zeros, ())
+    # Most names are absent at most tokens: begin there.
+    bias = self.param('score_bias', nn.initializers.constant(-4.0), ())
+    logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
+    logits = logits * (jnp.exp(scale) * seen.shape[-1] ** -0.5) + bias
+    return logits.reshape(-1, rows, columns, len(self.name_tokens))
 
   def predict(self, towers, features):
-    """Returns the probability of each name being somewhere in the picture: [B, names]."""
-    centre = self(towers, features, deterministic=True)['centre']
-    return {'present': jax.nn.sigmoid(centre).max((1, 2))}
+    """Returns the probability of each name being somewhere in the picture: [B, K]."""
+    return {'present': jax.nn.sigmoid(self(towers, features, deterministic=True)).max((1, 2))}
 
 
 def token_targets(boxes: jax.Array, names: jax.Array, grid: tuple[int, int],
-                  num_names: int) -> tuple[jax.Array, jax.Array]:
-  """Where objects are, seen by a grid of tokens.
+                  num_names: int) -> jax.Array:
+  """In which token of a grid each object's centre lies.
 
   Args:
     boxes: float32 [B, M, 4], (x0, y0, x1, y1) in 0..1 of the picture.
@@ -126,30 +138,17 @@ def token_targets(boxes: jax.Array, names: jax.Array, grid: tuple[int, int],
     num_names: K.
 
   Returns:
-    Two float32 [B, rows, columns, K]: 1 where the centre of an object of the
-    name lies in the token; the share of the token that its box covers.
+    float32 [B, rows, columns, K]: 1 where an object of the name has its centre.
   """
-  rows, columns = grid
-  one_hot = jax.nn.one_hot(names, num_names)  # all zero for -1
+  def middle(low, high, cells):
+    cell = jnp.clip(jnp.floor((low + high) / 2 * cells), 0, cells - 1)
+    return jax.nn.one_hot(cell.astype(jnp.int32), cells)
+
   x0, y0, x1, y1 = jnp.moveaxis(boxes, -1, 0)
-
-  def inside(low, high, cells):
-    """[B, M, cells]: share of each cell between low and high, and which has the middle."""
-    start = jnp.arange(cells)
-    low, high = low[..., None] * cells, high[..., None] * cells
-    share = jnp.clip(jnp.minimum(high, start + 1) - jnp.maximum(low, start), 0, 1)
-    middle = jnp.clip(jnp.floor((low + high) / 2), 0, cells - 1)
-    return share, (middle == start).astype(jnp.float32)
-
-  share_x, middle_x = inside(x0, x1, columns)
-  share_y, middle_y = inside(y0, y1, rows)
-  centre = jnp.einsum('bmr,bmc,bmk->brck', middle_y, middle_x, one_hot)
-  cover = jnp.einsum('bmr,bmc,bmk->brck', share_y, share_x, one_hot)
-  return jnp.minimum(centre, 1), jnp.minimum(cover, 1)
-
-
-def _binary_cross_entropy(logits, targets):
-  return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+  # An object without a name (-1) is all zeros in its one-hot row.
+  counts = jnp.einsum('bmr,bmc,bmk->brck', middle(y0, y1, grid[0]), middle(x0, x1, grid[1]),
+                      jax.nn.one_hot(names, num_names))
+  return jnp.minimum(counts, 1)
 
 
 def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:

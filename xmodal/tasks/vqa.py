@@ -311,7 +311,9 @@ class VQAHead(nn.Module):
     if self.num_answers:
       hidden = nn.Dense(fused.pooled.shape[-1], dtype=fused.pooled.dtype, name='hidden')(fused.pooled)
       hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
-      outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers')(hidden)
+      # Begins undecided: no answer has to be unlearned first.
+      outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',
+                                kernel_init=nn.initializers.zeros)(hidden)
     if self.written:
       tokens = features['answer']
       start = jnp.full_like(tokens[:, :1], self.pad_id)

@@ -1,0 +1,26 @@
+"""What the tests share: quiet libraries, one cache of compiled programs, one finished run."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before jax or tensorflow is imported, here or in a subprocess of a test.
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+_cache = tempfile.mkdtemp(prefix='xmodal-test-jax-')
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+# Programs that run for milliseconds need not be fast; they compile in half the time.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """A workdir with checkpoints of steps 3 and 6 of the tiny run: copy it before changing it."""
+  import tiny
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  tiny.train(workdir)
+  return workdir

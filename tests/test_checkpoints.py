@@ -1,0 +1,166 @@
+"""A run that was stopped, killed or damaged ends bit for bit as one that was not."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from xmodal.errors import UserError
+from xmodal.tasks.vqa import VQA
+from xmodal.train import checkpoint, loop
+import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A copy of the finished run, to be changed."""
+  return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
+
+
+@pytest.fixture(scope='module')
+def final(finished):
+  return tiny.restored(finished)
+
+
+def assert_same(state, final):
+  assert jax.tree.structure(state) == jax.tree.structure(final)
+  jax.tree.map(np.testing.assert_array_equal, state, final)
+
+
+def train_steps(workdir):
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [line['step'] for line in lines if line['split'] == 'train']
+
+
+def array_files(step_folder, item):
+  """The files that hold an item's arrays, largest first."""
+  files = [f for f in (step_folder / item).rglob('*') if f.is_file() and '/d/' in f.as_posix()]
+  assert files
+  return sorted(files, key=lambda f: -f.stat().st_size)
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0x10
+  path.write_bytes(data)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+DAMAGES = {'a flipped bit': flip, 'a lost file': os.remove, 'a cut file': truncate}
+
+
+def test_a_run_writes_what_it_promises(finished, final):
+  assert final.step == 6
+  assert train_steps(finished) == [1, 2, 3, 4, 5, 6]
+  told = json.loads((finished / 'final.json').read_text())
+  assert told['step'] == 6 and told['evaluation']['vqa']['examples'] == 20
+  assert told['unreadable_pictures'] == {'train': [], 'eval': []}
+  assert len((finished / 'predictions_vqa.jsonl').read_text().splitlines()) == 20
+  for name in ('config.json', 'samples/vqa_0000006.png', 'tensorboard', 'checkpoints/6/assets'):
+    assert (finished / name).exists()
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, final):
+  """kill -9 while checkpoints of every step are being written."""
+  script = '\n'.join((
+      'import os, signal, sys, tiny',
+      'from xmodal.train.report import Report',
+      'die = lambda: os.kill(os.getpid(), signal.SIGKILL)',
+      'Report.advance = lambda self, step, metrics: die() if step == 4 else None',
+      'tiny.train(sys.argv[1], tiny.changed(train__checkpoint_every=1))'))
+  out = subprocess.run(
+      [sys.executable, '-c', script, str(tmp_path / 'run')], capture_output=True, text=True,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join((str(ROOT), str(ROOT / 'tests')))})
+  assert out.returncode == -9, out.stderr[-2000:]
+  assert not (tmp_path / 'run' / 'final.json').exists()
+  told = tiny.train(tmp_path / 'run')
+  assert 1 <= told['resumed_from'] <= 5
+  assert_same(tiny.restored(tmp_path / 'run'), final)
+  assert train_steps(tmp_path / 'run') == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(workdir, final, capsys):
+  flip(array_files(workdir / 'checkpoints' / '6', 'model')[0])
+  told = tiny.train(workdir)
+  line, = (line for line in capsys.readouterr().out.splitlines() if 'damaged' in line)
+  assert f'{workdir}/checkpoints/6 is damaged' in line and f'{workdir}/damaged' in line
+  assert told['resumed_from'] == 3 and (workdir / 'damaged' / '6').is_dir()
+  assert_same(tiny.restored(workdir), final)
+
+
+@pytest.mark.parametrize('item', ['model', 'training'])
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_every_damage_is_noticed(workdir, damage, item):
+  DAMAGES[damage](array_files(workdir / 'checkpoints' / '6', item)[0])
+  warnings = []
+  assert tiny.restored(workdir, warnings).step == 3
+  line, = warnings
+  assert item in line and '\n' not in line
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3']
+
+
+def test_with_all_checkpoints_damaged_there_is_none(workdir):
+  for step in '36':
+    truncate(array_files(workdir / 'checkpoints' / step, 'model')[0])
+  warnings = []
+  assert tiny.restored(workdir, warnings) is None and len(warnings) == 2
+
+
+def test_a_finished_run_is_only_evaluated(workdir, finished, final):
+  told = tiny.train(workdir)
+  assert told['resumed_from'] == told['step'] == 6
+  assert told['evaluation'] == json.loads((finished / 'final.json').read_text())['evaluation']
+  assert_same(tiny.restored(workdir), final)
+
+
+def test_a_run_with_another_config_is_refused(workdir):
+  with pytest.raises(UserError, match=r'another config \(model.cross.mlp_dim=32 there and 24 here\)'):
+    loop.Run(tiny.changed(model__cross__mlp_dim=24), str(workdir))
+  loop.Run(tiny.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
+  other = loop.Run(tiny.changed(model__cross__mlp_dim=24), str(workdir / 'other'))
+  checkpoints = checkpoint.Checkpoints(str(workdir), keep=5)
+  with pytest.raises(UserError, match=r'is of another model: .*mlp.* is \(.*32.*\) there') as error:
+    checkpoints.restore(other.abstract, pytest.fail)
+  assert '\n' not in str(error.value)
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']  # not taken for damaged
+
+
+def test_only_the_newest_checkpoints_are_kept(workdir, final):
+  checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
+  for step in (7, 8):
+    checkpoints.save(final.replace(step=np.int32(step)), str(workdir / 'assets'))
+  checkpoints.close()
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['7', '8']
+
+
+def test_a_checkpoint_is_found_by_workdir_or_step(finished, tmp_path):
+  assert checkpoint.find(str(finished)) == str(finished / 'checkpoints' / '6')
+  assert checkpoint.find(str(finished / 'checkpoints' / '3')) == str(finished / 'checkpoints' / '3')
+  for folder in (tmp_path, tmp_path / 'none'):
+    with pytest.raises(UserError, match='no checkpoint in'):
+      checkpoint.find(str(folder))
+
+
+def test_many_bad_steps_in_a_row_end_the_run(tmp_path, monkeypatch, capsys):
+  encode = VQA.encode
+  monkeypatch.setattr(VQA, 'encode', lambda *args: {
+      **encode(*args), 'target': np.full_like(encode(*args)['target'], np.nan)})
+  monkeypatch.setattr(loop, '_MOST_SKIPPED', 5)
+  with pytest.raises(UserError, match='not finite for 5 steps in a row, the last at step 5.*'
+                                      'learning_rate=0.001'):
+    tiny.train(tmp_path / 'run')
+  assert 'step 2: gradients are not finite, step skipped (2 so far)' in capsys.readouterr().out

@@ -1,0 +1,323 @@
+"""The commands as people run them: results, and one clear line for each mistake."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import flagsaver
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from xmodal import main, predict
+from xmodal.data import order
+from xmodal.data.example import Example
+from xmodal.data.shapes import Shapes
+from xmodal.errors import UserError
+from xmodal.train.report import Report
+import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / 'tests' / 'tiny.py')
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs xmodal.main on arguments in this process: (exit code, stdout, stderr)."""
+  def run(*args):
+    # The config's own flags are read from sys.argv.
+    monkeypatch.setattr(sys, 'argv', ['main', *map(str, args)])
+    capsys.readouterr()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+      with flagsaver.flagsaver(mode='train', workdir=None):
+        code = main.main()
+    finally:
+      signal.signal(signal.SIGTERM, handler)
+    return code, *capsys.readouterr()
+
+  yield run
+  flags.FLAGS.unparse_flags()
+
+
+def assert_one_line_error(code, out, err, *words):
+  assert code == 2 and out == ''
+  line, = err.splitlines()
+  assert line.startswith('error: ')
+  for word in words:
+    assert word in line
+
+
+def python(*args):
+  return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT)
+
+
+# xmodal.main
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path, finished, monkeypatch):
+  advance = Report.advance
+  # Told of step 2 while step 4 runs.
+  monkeypatch.setattr(Report, 'advance', lambda self, step, metrics: (
+      os.kill(os.getpid(), signal.SIGTERM) if step == 2 else advance(self, step, metrics)))
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
+  assert code == 0 and 'stopped by SIGTERM after step 4: saved' in out
+  assert '4' in os.listdir(tmp_path / 'run' / 'checkpoints')
+  monkeypatch.setattr(Report, 'advance', advance)
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
+  assert code == 0 and 'going on from step 4' in out
+  jax.tree.map(np.testing.assert_array_equal, tiny.restored(tmp_path / 'run'),
+               tiny.restored(finished))
+
+
+def test_eval_gives_the_scores_of_the_training(command, finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  predictions = workdir / 'predictions_vqa.jsonl'
+  expected = predictions.read_text()
+  predictions.unlink()
+  code, out, _ = command('--config', TINY, '--workdir', workdir, '--mode=eval')
+  accuracy = json.loads((finished / 'final.json').read_text())['evaluation']['vqa']['accuracy']
+  assert code == 0 and f'{accuracy:.1%}' in out.split('all ')[1]
+  assert predictions.read_text() == expected
+
+
+def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run', '--mode=dry_run',
+                         '--config.train.log_every=2')
+  assert code == 0 and not (tmp_path / 'run').exists()
+  lines = out.splitlines()
+  rows = [line.split() for line in lines[1:lines.index('')]]
+  sizes = [np.prod([int(side) for side in ' '.join(row[1:row.index('float32')]).split(' x ')
+                    if side != 'scalar']) for row in rows]
+  assert f'{int(sum(sizes)):,} parameters' in out
+  assert any(row[0].startswith('backbone/vision_tower/') for row in rows)
+  assert any(line.split()[:6] == ['image', '8', 'x', '32', 'x', '32'] for line in lines)
+  assert lines[-1] == 'nothing was trained'
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--config', TINY, '--config.trian.steps=3'], ['trian']),
+    (['--config', TINY, '--config.train.steps=many'], ['config.train.steps', 'many']),
+    (['--config', TINY, '--mode=tarin'], ['tarin', 'dry_run']),
+    (['--config', TINY, '--workdri=x'], ['workdri']),
+    (['--config', TINY, 'train'], ['train']),
+    (['--config', '/nowhere/vqa.py'], ['/nowhere/vqa.py', 'configs/vqa.py']),
+    (['--config', '/nowhere/vqa.py', '--config.seed=3'], ['/nowhere/vqa.py', 'configs/vqa.py']),
+    (['--config', str(ROOT / 'xmodal' / 'errors.py')], ['get_config']),
+    (['--config', TINY, '--config.mesh.data=3'], ['config.mesh', 'data=3']),
+    (['--config', TINY, '--config.train.accumulation=3'], ['batch_size=8', 'multiple of 3']),
+    (['--config', TINY, '--config.train.batch_size=0'], ['batch_size=0']),
+    (['--config', TINY, '--config.data.source=jsonl'], ['config.data.root']),
+    (['--config', TINY, '--config.data.source=shaeps'], ['shaeps', 'jsonl']),
+    (['--config', TINY, '--config.data.source=jsonl', '--config.data.root=/nowhere'], ['/nowhere']),
+    (['--config', TINY, '--config.data.source=jsonl', '--config.data.root={empty}'],
+     ['train.jsonl', 'no such file']),
+    (['--config', TINY, '--config.data.eval_split=vla'], ['vla', 'val']),
+    (['--config', TINY, '--config.mixer.tasks=("vqq", "objects")'], ['vqq', 'vqa']),
+    (['--config', TINY, '--config.mixer.weights=(1.0,)'], ['config.mixer.weights']),
+    (['--config', TINY, '--config.train.eval_every=0'], ['config.train.eval_every=0']),
+    (['--config', TINY, '--config.optimizer.warmup_steps=6'], ['warmup_steps=6', 'steps=6']),
+    (['--config', TINY, '--config.model.text.tokenizer=/nowhere'], ['/nowhere']),
+    (['--config', TINY, '--config.vqa.classifier=False', '--config.vqa.generation_weight=0'],
+     ['both heads are off']),
+    (['--config', TINY, '--mode=eval'], ['no checkpoint']),
+], ids=lambda value: ' '.join(value[-2:]) if value and value[0].startswith('--') else '')
+def test_a_mistake_is_one_line_and_nothing_is_written(command, tmp_path, arguments, words):
+  (tmp_path / 'empty').mkdir()
+  arguments = [a.replace('{empty}', str(tmp_path / 'empty')) for a in arguments]
+  workdir = tmp_path / 'run'
+  assert_one_line_error(*command(*arguments, '--workdir', workdir), *words)
+  assert sorted(os.listdir(tmp_path)) == ['empty']
+
+
+def test_a_mistake_ends_the_process_with_code_2():
+  for module, *args in (('xmodal.main', '--config', '/nowhere/vqa.py'),
+                        ('xmodal.predict', '--checkpoint', '/nowhere', '--image', TINY, '--text', 'q')):
+    out = python('-m', module, *args)
+    assert_one_line_error(out.returncode, out.stdout, out.stderr, '/nowhere')
+
+
+# Own data
+
+
+@pytest.fixture(scope='module')
+def own_data(tmp_path_factory):
+  """The pictures and questions of the tiny run as a jsonl folder, one picture cut off."""
+  folder = tmp_path_factory.mktemp('own')
+  for split, count in (('train', 64), ('val', 20)):
+    source = Shapes(split, size=count, image_size=32)
+    lines = []
+    for i in range(count):
+      example, name = source[i], f'{split}_{i}.jpg'
+      Image.fromarray(example.image).save(folder / name, quality=95)
+      lines.append(json.dumps({
+          'image': name, 'question': example.question, 'answers': example.answers,
+          'question_id': i, 'question_type': example.question_type,
+          'caption': example.captions,
+          'objects': [{'name': o.name, 'box': o.box} for o in example.objects]}))
+    (folder / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
+  read = order.train_records(order.train_positions(2, 8), 64, seed=0)
+  broken = folder / f'train_{read[3]}.jpg'
+  broken.write_bytes(broken.read_bytes()[:200])
+  return folder, broken.name
+
+
+def on_own_data(own_data, **values):
+  return tiny.changed(data__source='jsonl', data__root=str(own_data[0]), **values)
+
+
+def test_own_data_with_a_broken_picture_trains(own_data, tmp_path, capsys):
+  told = tiny.train(tmp_path / 'run', on_own_data(own_data))
+  assert told['step'] == 6 and told['evaluation']['vqa']['examples'] == 20
+  reason, = told['unreadable_pictures']['train']
+  assert own_data[1] in reason
+  assert any('left out' in line and own_data[1] in line
+             for line in capsys.readouterr().out.splitlines())
+  lines = map(json.loads, (tmp_path / 'run' / 'predictions_vqa.jsonl').read_text().splitlines())
+  assert [line['question_id'] for line in lines] == list(range(20))
+
+
+def test_too_many_broken_pictures_end_the_run(own_data, tmp_path):
+  with pytest.raises(UserError, match=f'1 of 64 pictures cannot be read.*{own_data[1]}'):
+    tiny.train(tmp_path / 'run', on_own_data(own_data, data__max_bad_share=0.0))
+
+
+# xmodal.predict
+
+
+@pytest.fixture(scope='module')
+def moved(finished, tmp_path_factory):
+  """A checkpoint's folder by itself, far from the run."""
+  return shutil.copytree(finished / 'checkpoints' / '6', tmp_path_factory.mktemp('moved') / 'mine')
+
+
+@pytest.fixture(scope='module')
+def predictor(moved):
+  return predict.Predictor(str(moved))
+
+
+QUESTION = 'how many red circles are there?'
+
+
+def test_predict_needs_the_checkpoint_folder_alone(moved, tmp_path, capsys):
+  Image.fromarray(Shapes('test', size=1, image_size=32)[0].image).save(tmp_path / 'a.png')
+  code = predict.main(['--checkpoint', str(moved), '--image', str(tmp_path / 'a.png'),
+                       '--text', QUESTION, '--output', str(tmp_path / 'card.png')])
+  out, err = capsys.readouterr()
+  assert code == 0, err
+  *answers, written = out.splitlines()
+  shares = [float(line.split('%')[0]) for line in answers]
+  assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.3
+  assert written.startswith('written: ')
+  assert Image.open(tmp_path / 'card.png').width > 300
+
+
+def test_predictions_are_those_of_the_evaluation(predictor, finished):
+  source = Shapes('val', size=20, image_size=32)
+  _, predictions = predictor([source[i] for i in range(20)], 'vqa')
+  lines = [json.loads(line) for line in (finished / 'predictions_vqa.jsonl').open()]
+  assert [p.answer for p in predictions] == [line['answer'] for line in lines]
+  np.testing.assert_allclose([p.top[0][1] for p in predictions],
+                             [line['probability'] for line in lines], atol=1e-4)
+
+
+def as_stored(kind, upright):
+  """A picture (uint8 grey, as RGB) in one of the ways that people store pictures."""
+  grey = upright[..., 0]
+  options = {}
+  if kind == 'grey':
+    image = Image.fromarray(grey)
+  elif kind == '16 bit':
+    image = Image.fromarray(grey.astype(np.uint16) * 257)
+  elif kind == 'palette':
+    image = Image.fromarray(upright).quantize(256)
+  elif kind == 'transparent':
+    image = Image.fromarray(np.dstack([upright, np.full_like(grey, 255)]))
+  elif kind == 'cmyk':
+    image, options = Image.fromarray(upright).convert('CMYK'), {'format': 'TIFF'}
+  else:  # on its side, with a tag that says to turn it
+    image = Image.fromarray(np.rot90(upright).copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {'exif': exif}
+  stream = io.BytesIO()
+  image.save(stream, **{'format': 'PNG', **options})
+  return stream.getvalue()
+
+
+def test_predict_takes_pictures_of_every_kind(predictor, tmp_path):
+  grey = np.array(Image.fromarray(Shapes('test', size=1, image_size=32)[0].image).convert('L'))
+  upright = np.repeat(grey[..., None], 3, axis=2)
+  kinds = ('grey', '16 bit', 'palette', 'transparent', 'cmyk', 'turned')
+  paths = [tmp_path / f'{number}.bin' for number in range(len(kinds))]
+  for path, kind in zip(paths, kinds):
+    path.write_bytes(as_stored(kind, upright))
+  examples = [Example(upright, question=QUESTION)] + [Example(str(p), question=QUESTION) for p in paths]
+  # As many as the program above was compiled for.
+  pictures, predictions = predictor([*examples, *[examples[0]] * (20 - len(examples))], 'vqa')
+  for kind, picture, prediction in zip(('plain', *kinds), pictures, predictions):
+    assert np.abs(picture.astype(int) - upright).max() <= 1, kind
+    np.testing.assert_allclose([p for _, p in prediction.top], [p for _, p in predictions[0].top],
+                               atol=1e-3)
+
+
+def predict_error(capsys, *args):
+  code = predict.main(list(map(str, args)))
+  out, err = capsys.readouterr()
+  return code, out, err
+
+
+def test_mistakes_of_predict_are_one_line(moved, tmp_path, capsys):
+  (tmp_path / 'text.jpg').write_text('this is no picture')
+  Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+  good = {'checkpoint': moved, 'image': tmp_path / 'a.png', 'text': 'what?'}
+  for change, word in (({'image': tmp_path / 'none.png'}, 'none.png'),
+                       ({'image': tmp_path / 'text.jpg'}, 'text.jpg'),
+                       ({'image': tmp_path}, str(tmp_path)),
+                       ({'text': '  '}, '--text is empty'),
+                       ({'checkpoint': tmp_path}, 'no checkpoint in'),
+                       ({'task': 'detection'}, "'detection'; wanted one of vqa"),
+                       ({'output': tmp_path / 'no' / 'card.png'}, 'no such folder')):
+    arguments = [x for key, value in {**good, **change}.items() for x in (f'--{key}', value)]
+    assert_one_line_error(*predict_error(capsys, *arguments), word)
+
+
+def test_a_damaged_checkpoint_is_said_in_one_line(moved, tmp_path, capsys):
+  folder = shutil.copytree(moved, tmp_path / 'copy')
+  shutil.rmtree(folder / 'model' / 'd')
+  Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+  assert_one_line_error(*predict_error(
+      capsys, '--checkpoint', folder, '--image', tmp_path / 'a.png', '--text', 'what?'), 'is damaged')
+
+
+# Machines without TensorFlow
+
+
+def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path):
+  script = '\n'.join((
+      'import sys',
+      'sys.modules.update(tensorflow=None, torch=None)',
+      'sys.path[:0] = sys.argv[1:3]',
+      'import numpy as np, tiny',
+      'from xmodal import predict',
+      'from xmodal.data.example import Example',
+      'from xmodal.sharding.mesh import put_batch',
+      'from xmodal.train import state',
+      'run = tiny.Run(tiny.get_config(), sys.argv[4])',
+      'batch = run.maker("train")(np.arange(8), np.arange(8))',
+      'before = state.create(run.init, run.abstract)',
+      'after, metrics = run.compile_step()(before, put_batch(batch, run.mesh))',
+      'assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))',
+      'example = Example(np.zeros((9, 9, 3), np.uint8), question="what?")',
+      'print(predict.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))
+  out = python('-c', script, ROOT, ROOT / 'tests', moved, tmp_path / 'run')
+  assert out.returncode == 0, out.stderr[-2000:]
+  answers = json.loads((moved / 'assets' / 'vqa' / 'answers.json').read_text())
+  assert out.stdout.splitlines()[-1] in answers

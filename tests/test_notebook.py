@@ -1,0 +1,197 @@
+"""The notebook runs on workdirs as training writes them, and says what is true of them."""
+
+import json
+import os
+import pathlib
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from PIL import Image
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from xmodal import config as configs
+from xmodal.data.sources import open_source
+from xmodal.tasks.vqa import VQA, Prediction
+from xmodal.train import evaluate
+from xmodal.train.report import Report
+
+_REPOSITORY = pathlib.Path(__file__).parents[1]
+_NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
+_TITLES = ('curves', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
+
+
+def _write_run(workdir, config, records, predictions):
+  """What Run.train and Run.evaluate write, but checkpoints and pictures; returns the examples."""
+  workdir.mkdir()
+  source = open_source(config, config.data.eval_split, train=False)
+  examples = [source[record] for record in records]
+  task = VQA(None, (), question_length=24, answer_length=6, generation_weight=0.1)
+  configs.save(config, str(workdir / 'config.json'))
+  report = Report(str(workdir), steps=config.train.steps, start=0, batch_size=8)
+  for step in (10, 20):
+    report.train(step, {'loss': 3.0 / step, 'vqa/cls': 2.0 / step, 'vqa/gen': 1.0 / step,
+                        'vqa/accuracy': step / 30, 'gradient_norm': 1.0, 'skipped': 0.0,
+                        'skipped_in_a_row': 0.0})
+    scores = task.score(examples, predictions)
+    report.write(step, 'eval', {f'vqa/{key}': value for key, value in scores.items()})
+  report.close()
+  evaluate.write_predictions(
+      str(workdir / 'predictions_vqa.jsonl'), task, records, examples, predictions)
+  return examples
+
+
+def _execute(workdir, *more_cells):
+  """The notebook, run on a workdir, with cells added at its end."""
+  notebook = nbformat.read(_NOTEBOOK, as_version=4)
+  notebook.cells += more_cells
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XMODAL_WORKDIR', str(workdir))
+    patch.setenv('PYTHONPATH', str(_REPOSITORY))
+    NotebookClient(notebook, kernel_name='python3', timeout=60, resources={
+        'metadata': {'path': str(_NOTEBOOK.parent)}}).execute()
+  return notebook
+
+
+def _showing(expression):
+  """A cell that prints a value of the notebook as JSON."""
+  return nbformat.v4.new_code_cell(f'print(json.dumps({expression}))')
+
+
+def _text(cell):
+  return ''.join(output.get('text', '') for output in cell.outputs)
+
+
+def _sections(notebook):
+  """Word of the title -> the code cell below it."""
+  titles = [i for i, cell in enumerate(notebook.cells)
+            if cell.cell_type == 'markdown' and cell.source.startswith('## ')]
+  assert len(titles) == len(_TITLES)
+  for word, i in zip(_TITLES, titles):
+    assert word in notebook.cells[i].source.splitlines()[0]
+  return {word: notebook.cells[i + 1] for word, i in zip(_TITLES, titles)}
+
+
+def _figures(cell):
+  return sum('image/png' in output.get('data', {}) for output in cell.outputs)
+
+
+@pytest.fixture(scope='module')
+def shapes_run(tmp_path_factory):
+  """(examples, predictions, notebook) of 40 answers right but for three planted mistakes.
+
+  Record 0 was not read; records 3, 11, 7 are wrong, surest first; 5 is written otherwise.
+  """
+  workdir = tmp_path_factory.mktemp('shapes') / 'run'
+  config = configs.base()
+  config.data.eval_examples, config.train.steps = 41, 20
+  records = list(range(1, 41))
+  source = open_source(config, 'val', train=False)
+  wrong = {3: 0.99, 11: 0.97, 7: 0.42}
+  predictions = []
+  for record in records:
+    answer = 'purple haze' if record in wrong else source[record].answers[0]
+    probability = wrong.get(record, 0.305 + record / 100)
+    text = 'an elephant' if record == 5 else answer
+    predictions.append(Prediction(answer, top=((answer, probability),), written=(text, 0.5)))
+  examples = _write_run(workdir, config, records, predictions)
+  again = _sections(nbformat.read(_NOTEBOOK, as_version=4))['worst'].source
+  return examples, predictions, _execute(
+      workdir, _showing('[labels, confusion.tolist()]'),
+      _showing('[sure.tolist(), right.tolist()]'), _showing('accuracies'),
+      nbformat.v4.new_code_cell('config.data.eval_split = "test"\n' + again,
+                                metadata={'tags': ['raises-exception']}))
+
+
+def test_every_figure_is_drawn(shapes_run):
+  cells = _sections(shapes_run[2])
+  assert {word: _figures(cell) for word, cell in cells.items()} == {
+      'curves': 1, 'family': 1, 'what': 1, 'know': 1, 'worst': 1, 'written': 0}
+
+
+def test_worst_mistakes_come_surest_first(shapes_run):
+  examples, _, notebook = shapes_run
+  lines = _text(_sections(notebook)['worst']).splitlines()
+  assert [line.split()[:2] for line in lines] == [['3', '99.0%'], ['11', '97.0%'], ['7', '42.0%']]
+  for line, record in zip(lines, (3, 11, 7)):
+    example = examples[record - 1]
+    assert line.endswith(
+        f'{example.question}  model: purple haze  truth: {example.answers[0]}')
+
+
+def test_answers_written_otherwise_are_listed(shapes_run):
+  examples, _, notebook = shapes_run
+  text = _text(_sections(notebook)['written'])
+  assert '40 of 40 answers were written too, 1 of them otherwise' in text
+  assert 'chosen 100.0%, written 0.0%' in text
+  (line,) = [line for line in text.splitlines() if 'an elephant' in line]
+  assert line.endswith(examples[4].question)
+
+
+def test_numbers_are_as_sklearn_has_them(shapes_run):
+  examples, predictions, notebook = shapes_run
+  (labels, confusion), (sure, right), accuracies = [
+      json.loads(_text(cell)) for cell in notebook.cells[-4:-1]]
+  truths, answers = [e.answers[0] for e in examples], [p.answer for p in predictions]
+  assert set(labels) == {*truths, *answers}
+  np.testing.assert_array_equal(confusion, confusion_matrix(truths, answers, labels=labels))
+  expected_right, expected_sure = calibration_curve(
+      [t == a for t, a in zip(truths, answers)], [p.top[0][1] for p in predictions], n_bins=10)
+  np.testing.assert_allclose(right, expected_right)
+  np.testing.assert_allclose(sure, expected_sure)
+  for family in {e.question_type for e in examples}:
+    members = [i for i, e in enumerate(examples) if e.question_type == family]
+    assert accuracies[family] == pytest.approx([
+        accuracy_score([truths[i] for i in members], [answers[i] for i in members]), len(members)])
+
+
+def test_pictures_of_another_split_are_refused(shapes_run):
+  (error,) = [o for o in shapes_run[2].cells[-1].outputs if o.output_type == 'error']
+  assert "split 'test' is not the question answered" in error.evalue
+  assert len(error.traceback) == 1
+
+
+def test_own_data_without_families_or_written_answers(tmp_path):
+  """Also: a root seen from the repository, ten people, many answers, $ signs, a run going on."""
+  data = tmp_path / 'data'
+  data.mkdir()
+  Image.new('RGB', (90, 40), 'teal').save(data / 'a.png')
+  lines = [{'image': 'a.png', 'question': f'Is $x_{i} above $y^ or not? ' + 'Really? ' * (i % 30),
+            'answers': [f'$thing {i}'] * 6 + ['other'] * 3 + ['rare']} for i in range(40)]
+  lines.append({'image': 'a.png', 'question': 'Nobody answered this.'})
+  (data / 'val.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  config = configs.base()
+  config.data.source, config.data.root = 'jsonl', os.path.relpath(data, _REPOSITORY)
+  # Answers that three people gave are right, those of one partly: neither is a worst mistake.
+  answers = [f'$thing {i}' for i in range(36)] + ['other', 'rare', 'nonsense', 'nonsense', 'other']
+  predictions = [Prediction(answer, top=((answer, 0.5 + i / 100),))
+                 for i, answer in enumerate(answers)]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(_REPOSITORY)
+    _write_run(tmp_path / 'run', config, range(41), predictions)
+  with open(tmp_path / 'run' / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 30, "spl')
+  notebook = _execute(tmp_path / 'run', _showing('[labels, int(confusion.sum())]'))
+  cells = _sections(notebook)
+  assert 'step 20 of 1000 (still running' in _text(notebook.cells[1])
+  assert [_figures(cell) for cell in cells.values()] == [1, 1, 1, 1, 1, 0]
+  assert [line.split()[0] for line in _text(cells['worst']).splitlines()] == ['39', '38']
+  assert '0 of 40 answers were written too' in _text(cells['written'])
+  labels, total = json.loads(_text(notebook.cells[-1]))
+  assert len(labels) == 25 and labels[-1] == '(other)' and total == 40
+
+
+def test_no_run_is_one_line(tmp_path):
+  with pytest.raises(CellExecutionError) as caught:
+    _execute(tmp_path)
+  assert caught.value.ename == 'UserError'
+  assert f'no run in {tmp_path}' in caught.value.evalue
+  assert caught.value.traceback.strip().endswith(f'error: {caught.value.evalue}')
+
+
+def test_committed_without_outputs():
+  for cell in json.loads(_NOTEBOOK.read_text(encoding='utf-8'))['cells']:
+    assert not cell.get('outputs') and cell.get('execution_count') is None

@@ -1,0 +1,205 @@
+"""The training step on a model of one layer: means, accumulation, bad gradients, averages."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xmodal.errors import UserError
+from xmodal.train import state as states
+from xmodal.train.loop import Run
+from xmodal.train.optimizer import decays, make_optimizer, make_schedule
+from xmodal.train.step import make_train_step
+import tiny
+
+
+class Regression:
+  """A task with two loss terms, of which one counts for some examples only."""
+
+  loss_weights = {'square': 1.0, 'absolute': 0.5}
+
+  def weights(self, features):
+    return {'square': jnp.ones_like(features['y']), 'absolute': features['counts']}
+
+  def losses(self, outputs, features):
+    error = outputs - features['y']
+    return {'square': error ** 2, 'absolute': jnp.abs(error)}
+
+  def progress(self, outputs, features):
+    return {'accuracy': (jnp.abs(outputs - features['y']) < 1).astype(jnp.float32)}
+
+
+class Linear(nn.Module):
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, batch, *, deterministic):
+    x = nn.Dropout(self.dropout_rate)(batch['image'], deterministic=deterministic)
+    return {'task': nn.Dense(1)(x)[:, 0]}
+
+
+def a_batch(seed=0, size=8):
+  rng = np.random.default_rng(seed)
+  return {'image': rng.normal(size=(size, 5)).astype(np.float32),
+          'valid': np.ones(size, bool),
+          'task': {'y': rng.normal(size=size).astype(np.float32),
+                   'counts': (rng.random(size) < 0.6).astype(np.float32)}}
+
+
+def start(model=Linear(), optimizer=optax.adam(0.1), **options):
+  """A new state and the compiled step."""
+  ema = options.get('ema_decay', 0.0) > 0
+  state = states.init_fn(model, optimizer, a_batch(), seed=0, ema=ema)()
+  step = make_train_step(model, {'task': Regression()}, {'task': 2.0}, optimizer, **options)
+  return state, jax.jit(step)
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+def test_loss_and_gradient_equal_torch():
+  import torch
+  batch = a_batch()
+  batch['valid'][6:] = False
+  state, step = start(optimizer=optax.sgd(0.1))
+  new, metrics = step(state, batch)
+  dense = state.params['Dense_0']
+  kernel, bias = (torch.tensor(np.array(dense[k]), requires_grad=True) for k in ('kernel', 'bias'))
+  error = (torch.tensor(batch['image'][:6]) @ kernel)[:, 0] + bias - torch.tensor(batch['task']['y'][:6])
+  counts = torch.tensor(batch['task']['counts'][:6])
+  loss = 2 * ((error ** 2).mean() + 0.5 * (error.abs() * counts).sum() / counts.sum())
+  loss.backward()
+  np.testing.assert_allclose(metrics['loss'], loss.item(), rtol=1e-5)
+  np.testing.assert_allclose(metrics['gradient_norm'],
+                             (kernel.grad.square().sum() + bias.grad.square().sum()).sqrt(), rtol=1e-5)
+  np.testing.assert_allclose(
+      new.params['Dense_0']['kernel'], (kernel - 0.1 * kernel.grad).detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('accumulation', [2, 4])
+def test_accumulation_equals_the_large_batch(accumulation):
+  """Also where micro-batches hold different numbers of examples that count."""
+  batch = a_batch()
+  batch['valid'][5] = False
+  state, whole = start(ema_decay=0.9)
+  _, parts = start(ema_decay=0.9, accumulation=accumulation)
+  for _ in range(2):
+    expected, metrics = whole(state, batch)
+    found, part_metrics = parts(state, batch)
+    assert_close((found.params, found.ema), (expected.params, expected.ema))
+    assert_close(part_metrics, metrics)
+    state = expected
+
+
+def test_fillers_change_nothing():
+  batch = a_batch()
+  batch['valid'][4:] = False
+  other = a_batch(seed=1)
+  mixed = jax.tree.map(lambda a, b: np.concatenate([a[:4], b[4:]]), batch, other)
+  mixed['valid'] = batch['valid']
+  state, step = start()
+  (a, a_metrics), (b, b_metrics) = step(state, batch), step(state, mixed)
+  assert_same((a.params, a_metrics), (b.params, b_metrics))
+  # The mean is over the four that count, not over eight.
+  twice = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]]), batch)
+  assert_close(step(state, twice)[1], a_metrics)
+
+
+def test_a_batch_of_fillers_is_harmless():
+  batch = a_batch()
+  batch['valid'][:] = False
+  state, step = start(optimizer=optax.sgd(0.1))
+  new, metrics = step(state, batch)
+  assert metrics['loss'] == 0
+  assert_same(new.params, state.params)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+  good, bad = a_batch(), a_batch()
+  bad['task']['y'][2] = np.nan
+  state, step = start(ema_decay=0.9)
+  state, _ = step(state, good)  # so that moments and average are not zero
+  skipped, metrics = step(state, bad)
+  for field in ('params', 'opt_state', 'ema', 'collections', 'rng'):
+    assert_same(getattr(skipped, field), getattr(state, field))
+  assert (skipped.step, skipped.skipped, skipped.skipped_in_a_row) == (2, 1, 1)
+  again, _ = step(skipped, bad)
+  assert (again.skipped, again.skipped_in_a_row) == (2, 2)
+  after, metrics = step(again, good)
+  assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 2, 0)
+  assert np.isfinite(metrics['loss'])
+  # Training goes on exactly as if the bad batches had not been.
+  assert_same(after.params, step(state, good)[0].params)
+
+
+def test_the_moving_average_follows_the_parameters():
+  state, step = start(ema_decay=0.9)
+  average = np.array(state.params['Dense_0']['kernel'])
+  for number in range(4):
+    state, _ = step(state, a_batch(seed=number))
+    decay = min(0.9, (1 + number) / (10 + number))
+    average = decay * average + (1 - decay) * np.array(state.params['Dense_0']['kernel'])
+    np.testing.assert_allclose(state.ema['Dense_0']['kernel'], average, rtol=1e-5, atol=1e-7)
+  assert state.variables['params'] is state.ema
+  without, _ = start()
+  assert without.variables['params'] is without.params
+
+
+def test_dropout_differs_by_step_and_comes_again():
+  state, step = start(Linear(dropout_rate=0.5), optax.sgd(0.0))
+  batch = a_batch()
+  first, metrics = step(state, batch)
+  _, again = step(state, batch)
+  _, later = step(first, batch)
+  assert metrics['loss'] == again['loss'] != later['loss']
+
+
+# The optimiser
+
+
+def params_of_the_model(tmp_path):
+  run = Run(tiny.get_config(), str(tmp_path))
+  return jax.tree.map(lambda x: np.ones(x.shape, np.float32), run.abstract.params)
+
+
+def test_weight_decay_leaves_biases_norms_and_positions_alone(tmp_path):
+  params = params_of_the_model(tmp_path)
+  c = tiny.get_config().optimizer
+  optimizer = make_optimizer(c, optax.constant_schedule(0.1))
+  zero = jax.tree.map(np.zeros_like, params)
+  updates, _ = optimizer.update(zero, optimizer.init(params), params)
+  moved = {jax.tree_util.keystr(path): float(np.abs(x).max())
+           for path, x in jax.tree_util.tree_leaves_with_path(updates)}
+  for name, size in moved.items():
+    matrix = name.endswith(("['kernel']", "['embedding']"))
+    assert size == pytest.approx(0.1 * c.weight_decay if matrix else 0), name
+  assert sum(size > 0 for size in moved.values()) > 20
+  still = [name for name, size in moved.items() if not size]
+  for part in ('bias', 'scale', 'position_embedding'):
+    assert any(part in name for name in still), part
+  assert jax.tree.structure(decays(params)) == jax.tree.structure(params)
+
+
+def test_the_schedule_warms_up_and_decays():
+  c = tiny.changed(optimizer__warmup_steps=10, optimizer__learning_rate=0.5).optimizer
+  schedule = make_schedule(c, 100)
+  assert schedule(0) == 0 and schedule(5) == pytest.approx(0.25)
+  assert schedule(10) == pytest.approx(0.5) and schedule(100) == pytest.approx(0.005)
+  with pytest.raises(UserError, match='warmup_steps=10 leaves nothing of config.train.steps=10'):
+    make_schedule(c, 10)
+
+
+@pytest.mark.parametrize('key, value', [
+    ('learning_rate', 0.0), ('learning_rate', float('nan')), ('clip_norm', -1.0), ('eps', 0.0),
+    ('b1', 1.0), ('b2', -0.1), ('weight_decay', -1.0)])
+def test_numbers_that_cannot_be_are_named(key, value):
+  c = tiny.changed(**{f'optimizer__{key}': value}).optimizer
+  with pytest.raises(UserError, match=f'config.optimizer.*{key}={value}'):
+    make_optimizer(c, optax.constant_schedule(0.1))

@@ -1,0 +1,195 @@
+"""Visual question answering: targets, losses, answers and what a user is told."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from xmodal.data.augment import Placement
+from xmodal.data.example import Example
+from xmodal.data.tokenizer import train_tokenizer
+from xmodal.errors import UserError
+from xmodal.tasks import task_class
+from xmodal.tasks.vqa import VQA, Prediction, make_answer_list
+import tiny
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+ANSWERS = ('red', 'blue', 'two', 'dark green')
+WORDS = ['is the thing red or blue or dark green?', 'two things', 'yes', 'no']
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer(WORDS, 200)
+
+
+@pytest.fixture(scope='module')
+def vqa(tokenizer):
+  return VQA(tokenizer, ANSWERS, question_length=8, answer_length=4, generation_weight=0.5)
+
+
+def asked(*answers, question='is the thing red?', **fields):
+  return Example(IMAGE, question=question, answers=answers, **fields)
+
+
+def features(vqa, *examples):
+  rows = [vqa.encode(e, Placement(4, 4)) for e in examples]
+  return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+# Targets: the accuracy that each answer would get, worked out by hand, as shares
+
+
+@pytest.mark.parametrize('answers, target', [
+    (['red'], [1, 0, 0, 0]),
+    (['red'] * 10, [1, 0, 0, 0]),
+    # Three of ten said red: three judges see two others (2/3), seen by seven it is 1: 0.9.
+    (['red'] * 3 + ['blue'] * 7, [0.9 / 1.9, 1 / 1.9, 0, 0]),
+    # Two of ten: (2 * 1/3 + 8 * 2/3) / 10 = 0.6; one of ten: 9 * 1/3 / 10 = 0.3.
+    (['red'] * 2 + ['dark green'] + ['blue'] * 7, [0.6 / 1.9, 1 / 1.9, 0, 0.3 / 1.9]),
+    # Answers outside the list leave the rest as shares of what is inside.
+    (['mauve'] * 7 + ['red'] * 3, [1, 0, 0, 0]),
+    # Spellings of one answer are one.
+    (['Red', 'red.', ' RED'] + ['the red'] * 7, [1, 0, 0, 0]),
+    (['2'] * 10, [0, 0, 1, 0]),
+    (['mauve'], [0, 0, 0, 0])])
+def test_targets_of_people_who_disagree(vqa, answers, target):
+  encoded = vqa.encode(asked(*answers), Placement(4, 4))
+  np.testing.assert_allclose(encoded['target'], target, atol=1e-6)
+  assert encoded['cls_weight'] == (sum(target) > 0)
+
+
+def test_the_written_answer_is_the_commonest(vqa, tokenizer):
+  encoded = vqa.encode(asked(*['red'] * 3, *['Dark Green'] * 4, *['dark green'] * 3), Placement(4, 4))
+  assert tokenizer.decode(encoded['answer'][None]) == ['dark green']
+  assert encoded['gen_weight'] == 1
+  assert vqa.encode(Example(IMAGE, question='is it?'), Placement(4, 4))['gen_weight'] == 0
+
+
+def test_the_answer_list_counts_a_vote_a_question():
+  examples = [asked('yes'), asked('yes'), asked(*['No'] * 9, 'no'), asked(*['red'] * 9, 'blue'),
+              asked('The no')]
+  assert make_answer_list(examples, 2) in (('no', 'yes'), ('yes', 'no'))
+  assert make_answer_list(examples, 9)[2:] == ('red', 'blue')
+  with pytest.raises(UserError, match='none of 1 training examples has an answer'):
+    make_answer_list([Example(IMAGE, question='what?')], 5)
+
+
+# Losses against PyTorch
+
+
+def test_losses_equal_torch_cross_entropy(vqa, tokenizer):
+  batch = features(vqa, asked(*['red'] * 3, *['blue'] * 7), asked('two'), asked('dark green'))
+  rng = np.random.default_rng(0)
+  cls = rng.normal(size=(3, len(ANSWERS)), scale=3).astype(np.float32)
+  gen = rng.normal(size=(3, 4, tokenizer.vocab_size), scale=3).astype(np.float32)
+  losses = vqa.losses({'cls': jnp.asarray(cls), 'gen': jnp.asarray(gen)}, batch)
+  np.testing.assert_allclose(
+      losses['cls'], torch.nn.functional.cross_entropy(
+          torch.tensor(cls), torch.tensor(batch['target']), reduction='none'), rtol=1e-5)
+  for i in range(3):
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(gen[i]), torch.tensor(batch['answer'][i]).long(),
+        ignore_index=tokenizer.pad_id)
+    np.testing.assert_allclose(losses['gen'][i], theirs, rtol=1e-5)
+  assert vqa.loss_weights == {'cls': 1.0, 'gen': 0.5}
+
+
+def test_an_example_without_answers_weighs_nothing_and_stays_finite(vqa, tokenizer):
+  batch = features(vqa, Example(IMAGE, question='is it?'))
+  outputs = {'cls': jnp.ones((1, 4)), 'gen': jnp.ones((1, 4, tokenizer.vocab_size))}
+  assert all(np.isfinite(x).all() for x in vqa.losses(outputs, batch).values())
+  assert all((w == 0).all() for w in vqa.weights(batch).values())
+
+
+def test_progress_is_one_for_the_commonest_answer(vqa):
+  batch = features(vqa, *[asked(*['red'] * 3, *['blue'] * 7)] * 3)
+  logits = 9.0 * np.eye(4)[[1, 0, 2]]
+  np.testing.assert_allclose(vqa.progress({'cls': logits}, batch)['accuracy'], [1, 0.9, 0], atol=1e-6)
+
+
+# Answers and scores
+
+
+def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
+  arrays = {'top_index': np.array([[1, 3]]), 'top_probability': np.array([[0.75, 0.25]]),
+            'tokens': tokenizer.encode(['dark green'], 6), 'log_probability': np.log([0.5])}
+  prediction, = vqa.decode(arrays)
+  assert prediction == Prediction('blue', (('blue', 0.75), ('dark green', 0.25)),
+                                  ('dark green', pytest.approx(0.5)))
+  written_only, = vqa.decode({k: arrays[k] for k in ('tokens', 'log_probability')})
+  assert written_only.answer == 'dark green' and written_only.top == ()
+  assert vqa.describe(prediction).splitlines()[0].split() == ['75.0%', 'blue']
+
+
+def test_scores_by_family_by_hand(vqa):
+  examples = [asked('red', question_type='color'), asked('blue', question_type='color'),
+              asked(*['two'] * 3, *['one'] * 7, question_type='count')]
+  predictions = [Prediction('red', (('red', 0.9),), ('red', 0.9)),
+                 Prediction('red', (('red', 0.8),), ('blue', 0.9)),
+                 Prediction('2', (('2', 0.7),), ('one', 0.9))]
+  scores = vqa.score(examples, predictions)
+  assert scores['examples'] == 3
+  assert scores['accuracy'] == pytest.approx((1 + 0 + 0.9) / 3)
+  assert scores['written_accuracy'] == pytest.approx(1)
+  assert scores['accuracy/color'] == pytest.approx(0.5)
+  assert scores['accuracy/count'] == pytest.approx(0.9)
+  assert scores['constant/color'] == pytest.approx(0.5)
+  assert scores['constant/count'] == pytest.approx(1)
+  assert scores['label_accuracy'] == pytest.approx(1 / 3)
+  lines = vqa.table(scores).splitlines()
+  assert [line.split()[0] for line in lines[1:]] == ['color', 'count', 'all']
+  assert lines[-1].split()[1:] == ['3', '63.3%', '66.7%']
+
+
+def test_examples_without_answers_are_not_scored(vqa):
+  said = [Prediction('red', (('red', 1.0),))] * 2
+  assert vqa.score([asked('red'), Example(IMAGE, question='q?')], said)['accuracy'] == 1
+  assert vqa.score([Example(IMAGE, question='q?')], said[:1]) == {}
+
+
+# What a user is told before training
+
+
+def test_both_heads_off_is_a_mistake(tokenizer):
+  with pytest.raises(UserError, match='both heads are off'):
+    VQA(tokenizer, ANSWERS, question_length=8, answer_length=4, classifier=False)
+
+
+def test_answers_all_outside_the_list_are_a_mistake(vqa, tokenizer):
+  outside = [asked('mauve'), asked('teal')]
+  with pytest.raises(UserError, match='no answer of 2 examples is among the 4 of the answer list'):
+    vqa.survey(outside)
+  writer = VQA(tokenizer, ANSWERS, question_length=8, answer_length=4, classifier=False,
+               generation_weight=1.0)
+  assert writer.survey(outside) == []
+  assert 'no answer among' in vqa.survey([*outside, asked('red')])[0]
+
+
+def test_examples_without_questions_are_a_mistake(vqa):
+  with pytest.raises(UserError, match='none of 1 examples has a question with answers'):
+    vqa.survey([Example(IMAGE, captions=('a cat',))])
+
+
+def test_cut_questions_are_counted(vqa, tokenizer):
+  long = 'is the thing red or blue or dark green or two things?'
+  length = int(tokenizer.lengths([long])[0])
+  line, = vqa.survey([asked('red'), asked('red', question=long), asked('red', question=long)])
+  assert line.startswith(f'2 of 3 questions are longer than 8 tokens (the longest has {length})')
+  note, = vqa.notes(asked('red', question=long))
+  assert f'has {length} tokens' in note
+  assert vqa.notes(asked('red')) == []
+
+
+def test_an_unknown_task_names_those_there_are():
+  with pytest.raises(UserError, match="no task 'vqq'; wanted one of .*vqa"):
+    task_class('vqq')
+  with pytest.raises(UserError, match="no task 'card'"):  # a file of the folder, but no task
+    task_class('card')
+
+
+def test_a_saved_task_comes_back(vqa, tokenizer, tmp_path):
+  vqa.save(str(tmp_path))
+  loaded = VQA.from_files(tiny.get_config(), tokenizer, str(tmp_path))
+  assert loaded.answers == vqa.answers

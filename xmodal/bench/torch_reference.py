@@ -1,0 +1,276 @@
+"""The model and training step of a config in PyTorch, of transformers' modules: what we race.
+
+The vision tower is ViTModel without its class token, which ours has not; the
+text tower T5EncoderModel, or T5ForConditionalGeneration where the answer is
+written too. The rest is torch.nn, one module for each of ours, by our names.
+All attention is torch's scaled_dot_product_attention.
+"""
+
+import functools
+
+from flax import traverse_util
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel)
+
+from xmodal import config as configs
+from xmodal.errors import UserError
+from xmodal.pretrained import t5
+from xmodal.pretrained.tensors import Entry, variables_from_tensors
+
+
+class PatchEmbeddings(nn.Module):
+  """Patches and their places, without a class token: [B, 3, H, W] -> [B, N, D]."""
+
+  def __init__(self, patch_embeddings, hidden_dim):
+    super().__init__()
+    self.patch_embeddings = patch_embeddings
+    self.position_embedding = nn.Parameter(
+        0.02 * torch.randn(patch_embeddings.num_patches, hidden_dim))
+
+  def forward(self, images, **_):
+    return self.patch_embeddings(images) + self.position_embedding
+
+
+class MultiHeadAttention(nn.Module):
+  """[B, Q, D] attends to [B, K, D], mask bool broadcastable to [B, H, Q, K]."""
+
+  def __init__(self, width, num_heads):
+    super().__init__()
+    self.num_heads = num_heads
+    self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+  def forward(self, inputs, context, mask=None):
+    def heads(x):
+      return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    output = F.scaled_dot_product_attention(
+        heads(self.query(inputs)), heads(self.key(context)), heads(self.value(context)),
+        attn_mask=mask)
+    return self.out(output.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+  """Two linear layers and an exact GELU."""
+
+  def __init__(self, width, mlp_dim):
+    super().__init__()
+    self.up, self.down = nn.Linear(width, mlp_dim), nn.Linear(mlp_dim, width)
+
+  def forward(self, x):
+    return self.down(F.gelu(self.up(x)))
+
+
+class CoAttentionLayer(nn.Module):
+  """As models.cross_modal.CoAttentionLayer."""
+
+  def __init__(self, width, mlp_dim, num_heads):
+    super().__init__()
+    for stream in ('vision', 'text'):
+      for part in ('cross', 'self'):
+        self.add_module(f'{stream}_{part}_norm', _norm(width))
+        self.add_module(f'{stream}_{part}', MultiHeadAttention(width, num_heads))
+      self.add_module(f'{stream}_mlp_norm', _norm(width))
+      self.add_module(f'{stream}_mlp', Mlp(width, mlp_dim))
+
+  def forward(self, vision, text, text_mask):
+    seen, read = self.vision_cross_norm(vision), self.text_cross_norm(text)
+    vision = vision + self.vision_cross(seen, read, text_mask)
+    text = text + self.text_cross(read, seen)
+    seen, read = self.vision_self_norm(vision), self.text_self_norm(text)
+    vision = vision + self.vision_self(seen, seen)
+    text = text + self.text_self(read, read, text_mask)
+    vision = vision + self.vision_mlp(self.vision_mlp_norm(vision))
+    return vision, text + self.text_mlp(self.text_mlp_norm(text))
+
+
+class CrossModal(nn.Module):
+  """The co-attention layers, then a norm of each stream."""
+
+  def __init__(self, hidden_dim, mlp_dim, num_heads, num_layers):
+    super().__init__()
+    self.layers = nn.ModuleList(
+        CoAttentionLayer(hidden_dim, mlp_dim, num_heads) for _ in range(num_layers))
+    self.vision_norm, self.text_norm = _norm(hidden_dim), _norm(hidden_dim)
+
+  def forward(self, vision, text, text_mask):
+    for layer in self.layers:
+      vision, text = layer(vision, text, text_mask)
+    return self.vision_norm(vision), self.text_norm(text)
+
+
+class GatedSum(nn.Module):
+  """As models.backbone.GatedSum: [B, K, D] and mask bool [B, K] -> [B, D]."""
+
+  def __init__(self, width, num_heads):
+    super().__init__()
+    self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+    self.gate = nn.Linear(width, num_heads)
+
+  def forward(self, tokens, mask):
+    gate = self.gate(tokens).float().sigmoid() * mask[..., None]
+    value = self.value(tokens).unflatten(-1, (gate.shape[-1], -1))
+    summed = torch.einsum('bkh,bkhd->bhd', gate.to(value.dtype), value) * tokens.shape[1] ** -0.5
+    return self.out(summed.flatten(1))
+
+
+class Reference(nn.Module):
+  """A batch of the vqa task to its loss, with the modules and names of our MultiTask."""
+
+  def __init__(self, config, vocab_size, num_answers, pad_id):
+    """Random parameters; UserError where transformers has no such model."""
+    super().__init__()
+    vision, text, cross = (configs.tower_sizes(config, t) for t in ('vision', 'text', 'cross'))
+    if (config.model.vision.name != 'vit' or 'stem' in vision
+        or config.model.cross.variant != 'co_attention' or config.model.dropout_rate):
+      raise UserError(
+          'the PyTorch reference is a ViT of patches, co-attention and no dropout; found '
+          f'model.size={config.model.size}, vision.name={config.model.vision.name}, '
+          f'cross.variant={config.model.cross.variant}, dropout_rate={config.model.dropout_rate}: '
+          'change that, or measure ours alone with --ways ours')
+    self.pad_id = pad_id
+    self.generation_weight = config.vqa.generation_weight
+    self.vision_tower = _vision_tower(vision, config.data.image_size)
+    self.text_tower = _text_tower(text, vocab_size, pad_id, decoder=self.generation_weight > 0)
+    width = cross['hidden_dim']
+    self.vision_projection = nn.Linear(vision['hidden_dim'], width)
+    self.text_projection = nn.Linear(text['hidden_dim'], width)
+    self.cross_modal = CrossModal(**cross)
+    self.pool = GatedSum(width, cross['num_heads'])
+    self.hidden, self.answers = nn.Linear(width, width), nn.Linear(width, num_answers)
+    if self.generation_weight:
+      self.decoder_projection = nn.Linear(width, text['hidden_dim'])
+
+  def forward(self, batch):
+    """image uint8 [B, H, W, 3] and the vqa features, as tensors; returns the loss, a scalar."""
+    image = (batch['image'].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    mask = batch['question'] != self.pad_id
+    vision = self.vision_tower(image).last_hidden_state
+    text = self.text_tower.encoder(
+        input_ids=batch['question'], attention_mask=mask).last_hidden_state
+    vision, text = self.cross_modal(
+        self.vision_projection(vision), self.text_projection(text), mask[:, None, None])
+    tokens = torch.cat([vision, text], 1)
+    mask = torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)
+    pooled = self.pool(tokens, mask)
+    logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
+    loss = F.cross_entropy(logits, batch['target'])
+    if self.generation_weight:
+      loss = loss + self.generation_weight * self._written_loss(batch['answer'], tokens, mask)
+    return loss
+
+  def _written_loss(self, answer, tokens, mask):
+    given = F.pad(answer[:, :-1], (1, 0), value=self.pad_id)
+    hidden = self.text_tower.decoder(
+        input_ids=given, encoder_hidden_states=self.decoder_projection(tokens),
+        encoder_attention_mask=mask, use_cache=False).last_hidden_state
+    logits = self.text_tower.lm_head(hidden).float()
+    losses = F.cross_entropy(logits.transpose(1, 2), answer, reduction='none')
+    is_text = answer != self.pad_id
+    return ((losses * is_text).sum(1) / is_text.sum(1)).mean()
+
+
+def make_step(model: Reference, config, compiled: bool):
+  """A training step, batch of tensors -> (loss, norm of the gradients before clipping)."""
+  optimizer = make_optimizer(model, config.optimizer)
+  forward = torch.compile(model) if compiled else model
+  device = next(model.parameters()).device.type
+
+  def step(batch):
+    # As our 'auto': 16 bits on accelerators, float32 on CPU; parameters float32.
+    with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
+      loss = forward(batch)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), norm
+
+  return step
+
+
+def make_optimizer(model: Reference, config) -> torch.optim.Optimizer:
+  """AdamW, fused; biases, norms and positions do not decay, as in train.optimizer."""
+  groups = {True: [], False: []}
+  for name, parameter in model.named_parameters():
+    groups[name.endswith('.weight') and parameter.ndim > 1].append(parameter)
+  return torch.optim.AdamW(
+      [{'params': parameters, 'weight_decay': config.weight_decay * decays}
+       for decays, parameters in groups.items()],
+      lr=config.learning_rate, betas=(config.b1, config.b2), eps=config.eps, fused=True)
+
+
+def parameters_for_ours(model: Reference, ours, shapes) -> dict:
+  """The reference's parameters as those of our model.
+
+  Args:
+    model: the reference.
+    ours: our models.backbone.MultiTask.
+    shapes: pytree of what has a shape and a dtype: our parameters.
+
+  Returns:
+    Pytree like shapes, of arrays.
+
+  Raises:
+    UserError: a parameter of one has no place in the other, or another shape.
+  """
+  tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+  backbone = {**shapes['backbone']}
+  text_shapes, text_prefix = backbone.pop('text_tower'), 'text_tower.'
+  text = {name.removeprefix(text_prefix): tensors.pop(name)
+          for name in list(tensors) if name.startswith(text_prefix)}
+  rest = {'params': {**shapes, 'backbone': backbone}}
+  entries = [_entry(path) for path in traverse_util.flatten_dict(rest, sep='/')]
+  params = variables_from_tensors(tensors, entries, rest, prefix='', ignore='')['params']
+  tower = ours.backbone.text_tower
+  params['backbone']['text_tower'] = t5.to_flax(
+      text, tower, decoder='decoder_norm' in text_shapes)['params']
+  return params
+
+
+def _vision_tower(sizes, image_size):
+  model = ViTModel(ViTConfig(
+      hidden_size=sizes['hidden_dim'], num_hidden_layers=sizes['num_layers'],
+      num_attention_heads=sizes['num_heads'], intermediate_size=sizes['mlp_dim'],
+      patch_size=sizes['patch_size'], image_size=image_size, layer_norm_eps=1e-6,
+      hidden_act='gelu', hidden_dropout_prob=0.0, attn_implementation='sdpa'),
+      add_pooling_layer=False)
+  model.embeddings = PatchEmbeddings(model.embeddings.patch_embeddings, sizes['hidden_dim'])
+  return model
+
+
+def _text_tower(sizes, vocab_size, pad_id, decoder):
+  kind = T5ForConditionalGeneration if decoder else T5EncoderModel
+  model = kind(T5Config(
+      vocab_size=vocab_size, d_model=sizes['hidden_dim'], d_kv=sizes['head_dim'],
+      num_heads=sizes['num_heads'], d_ff=sizes['mlp_dim'], num_layers=sizes['num_layers'],
+      num_decoder_layers=sizes['num_decoder_layers'], feed_forward_proj='gated-gelu',
+      dropout_rate=0.0, pad_token_id=pad_id, attn_implementation='sdpa'))
+  if decoder:  # transformers ties its output layer to the embedding, whatever the config says
+    model.lm_head = nn.Linear(sizes['hidden_dim'], vocab_size, bias=False)
+  return model
+
+
+_norm = functools.partial(nn.LayerNorm, eps=1e-6)
+
+_VIT_NAMES = {
+    'stem.projection': 'embeddings.patch_embeddings.projection',
+    'position_embedding': 'embeddings.position_embedding', 'attention_norm': 'layernorm_before',
+    'mlp_norm': 'layernorm_after', 'final_norm': 'layernorm', '.query.': '.q_proj.',
+    '.key.': '.k_proj.', '.value.': '.v_proj.', '.out.': '.o_proj.', '.up.': '.fc1.',
+    '.down.': '.fc2.'}
+
+
+def _entry(path):
+  """Where 'params/backbone/cross_modal/layers/text_mlp/up/kernel' lies in the reference."""
+  name = path.split('/', 2)[2].replace('/', '.').replace('layers.', 'layers.{}.')
+  if name.startswith('vision_tower.'):
+    for ours, theirs in _VIT_NAMES.items():
+      name = name.replace(ours, theirs)
+  layout = 'same'
+  if name.endswith('.kernel'):
+    layout = 'patch' if 'patch_embeddings' in name else 'linear'
+  name = name.replace('.kernel', '.weight').replace('.scale', '.weight')
+  return Entry(path, name, layout)

@@ -1,0 +1,288 @@
+"""Seconds a training step: ours against the same model in PyTorch.
+
+`python -m xmodal.bench.train_step [--size 45m] [--batch 16] [--threads N] [KEY=VALUE ...]`
+trains on one random batch of pictures, questions and answers, from the same
+parameters, in alternating rounds:
+  ours     train.step.make_train_step, compiled with the state donated
+  eager    the same architecture of transformers' modules, fused AdamW
+  compile  that under torch.compile
+Each parameter of one has its place in the other, or it ends there; so it does if
+losses or gradient norms of the first two steps differ by over 0.1% in float32.
+Without torch it measures ours alone. float32 on a CPU, bfloat16 with float32
+parameters on a GPU. 'ours/' is the median over rounds of the ratio within a
+round: below 1 ours is faster.
+"""
+
+import argparse
+import ast
+import importlib.util
+import os
+import statistics
+import sys
+import time
+import types
+
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.errors import UserError
+
+WAYS = ('ours', 'eager', 'compile')
+# ViT, T5 encoder and co-attention of one width: 45 million parameters.
+_45M = {'model.size': 'small', 'model.vision.num_layers': 6, 'model.text.num_layers': 6,
+        'model.text.hidden_dim': 384}
+_PAD, _EOS, _VOCAB, _ANSWERS = 0, 1, 8000, 3129
+
+
+def make_config(size: str, batch: int, changes=()):
+  """A config for '45m' or one of config.SIZES, questions with the classifier alone.
+
+  Args:
+    size: of the model.
+    batch: examples a step.
+    changes: 'key=value' each, of any key of the config.
+
+  Raises:
+    UserError: no such key, or a value of another type.
+  """
+  config = configs.base()
+  config.data.image_size = 224
+  config.vqa.generation_weight = 0.0
+  config.train.batch_size = batch
+  values = dict(_45M) if size == '45m' else {'model.size': size}
+  for change in changes:
+    key, _, value = change.partition('=')
+    try:
+      values[key] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      values[key] = value
+  for key, value in values.items():
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise UserError(f'{key}={value}: not a config value ({error}); see xmodal/config.py for all '
+                      'keys') from error
+  return config
+
+
+def make_batch(config) -> dict:
+  """A random batch of the vqa task as numpy arrays; texts of different lengths."""
+  rng = np.random.default_rng(0)
+  size, side = config.train.batch_size, config.data.image_size
+
+  def texts(length):
+    tokens = rng.integers(_EOS + 1, _VOCAB, (size, length), np.int32)
+    ends = rng.integers(length // 2, length, (size, 1))
+    places = np.arange(length)
+    return np.where(places < ends, tokens, np.where(places == ends, _EOS, _PAD)).astype(np.int32)
+
+  target = np.zeros((size, _ANSWERS), np.float32)
+  target[np.arange(size), rng.integers(0, _ANSWERS, size)] = 1.0
+  return {
+      'image': rng.integers(0, 256, (size, side, side, 3), np.uint8),
+      'valid': np.ones(size, bool),
+      'vqa': {'question': texts(config.vqa.question_length), 'target': target,
+              'cls_weight': np.ones(size, np.float32), 'answer': texts(config.vqa.answer_length),
+              'gen_weight': np.ones(size, np.float32)}}
+
+
+class Ours:
+  """Our step: call it for (loss, gradient norm), both still on the device."""
+
+  def __init__(self, config, batch: dict):
+    """Makes the state; compiles at the first call."""
+    import jax
+    import optax
+
+    from xmodal.sharding import mesh as meshes
+    from xmodal.tasks.vqa import VQA
+    from xmodal.train import build
+    from xmodal.train import state as states
+    from xmodal.train.optimizer import make_optimizer
+    from xmodal.train.step import make_train_step
+
+    tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)
+    task = VQA(tokenizer, [f'answer {i}' for i in range(_ANSWERS)],
+               question_length=config.vqa.question_length, answer_length=config.vqa.answer_length,
+               generation_weight=config.vqa.generation_weight)
+    self.model = build.make_model(config, tokenizer, {'vqa': task})
+    optimizer = make_optimizer(
+        config.optimizer, optax.constant_schedule(config.optimizer.learning_rate))
+    mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    meshes.check_batch(mesh, config.train.batch_size)
+    init = states.init_fn(self.model, optimizer, batch, config.seed, ema=False)
+    abstract = states.abstract_state(init, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    self._step = jax.jit(
+        make_train_step(self.model, {'vqa': task}, {'vqa': 1.0}, optimizer), donate_argnums=0,
+        out_shardings=(shardings, meshes.replicated(mesh)))
+    self._batch = meshes.put_batch(batch, mesh)
+    self.state = states.create(init, abstract)
+
+  @property
+  def num_parameters(self) -> int:
+    """Of the whole model."""
+    import jax
+    return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+  def copy_parameters(self, reference) -> None:
+    """Takes over those of a torch_reference.Reference."""
+    import jax
+
+    from xmodal.bench.torch_reference import parameters_for_ours
+    params = parameters_for_ours(reference, self.model, self.state.params)
+    # A copy: the step donates its state, and arrays of a CPU may share torch's memory.
+    self.state = self.state.replace(params=jax.tree.map(
+        lambda new, old: jax.device_put(np.array(new), old.sharding), params, self.state.params))
+
+  def __call__(self):
+    self.state, metrics = self._step(self.state, self._batch)
+    return metrics['loss'], metrics['gradient_norm']
+
+
+class Torch:
+  """The reference's step, eager or compiled: call it for (loss, gradient norm)."""
+
+  def __init__(self, name: str, model, config, batch: dict):
+    import torch
+
+    from xmodal.bench.torch_reference import make_step
+    device = next(model.parameters()).device
+    features = {'image': batch['image'], **batch['vqa']}
+    self._batch = {key: torch.tensor(value).to(device) for key, value in features.items()}
+    for key in ('question', 'answer'):
+      self._batch[key] = self._batch[key].long()
+    self._step = make_step(model, config, compiled=name == 'compile')
+
+  def __call__(self):
+    return self._step(self._batch)
+
+
+def make_ways(names, config, batch: dict) -> dict:
+  """The steps by name, ours first, starting from the same parameters."""
+  models = {name: _reference(config) for name in names if name != 'ours'}
+  ways = {}
+  if 'ours' in names:
+    ways['ours'] = Ours(config, batch)
+    for model in models.values():
+      ways['ours'].copy_parameters(model)
+  return ways | {name: Torch(name, model, config, batch) for name, model in models.items()}
+
+
+def _reference(config):
+  import torch
+
+  from xmodal.bench.torch_reference import Reference
+  torch.manual_seed(config.seed)
+  torch.set_num_threads(_num_threads())
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  return Reference(config, _VOCAB, _ANSWERS, _PAD).train().to(device)
+
+
+def first_steps(ways: dict) -> dict[str, list[tuple[float, float]]]:
+  """(loss, gradient norm) of the first two steps of each; compiles them on the way."""
+  return {name: [tuple(map(float, step())) for _ in range(2)] for name, step in ways.items()}
+
+
+def _check_equal(first):
+  expected, *others = first.values()
+  for seen in others:
+    np.testing.assert_allclose(seen, expected, rtol=1e-3)
+
+
+def measure(ways: dict, rounds: int, steps: int) -> dict[str, list[float]]:
+  """Seconds a step of each way in each round; a round runs them all, in turn."""
+  seconds = {name: [] for name in ways}
+  for _ in range(rounds):
+    for name, step in ways.items():
+      began = time.perf_counter()
+      for _ in range(steps):
+        loss, _ = step()
+      float(loss)  # waits for the device
+      seconds[name].append((time.perf_counter() - began) / steps)
+  return seconds
+
+
+def _num_threads() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def _limit_threads(count):
+  """Holds the process, and so XLA's and torch's thread pools, to `count` processors."""
+  if not hasattr(os, 'sched_setaffinity'):
+    raise UserError('--threads: this system cannot hold a process to some processors; leave it out')
+  present = sorted(os.sched_getaffinity(0))
+  if not 1 <= count <= len(present):
+    raise UserError(f'--threads={count}: wanted 1 to {len(present)}, the processors there are')
+  os.sched_setaffinity(0, present[:count])
+
+
+def _chosen_ways(text):
+  names = tuple(text.split(','))
+  if not names or set(names) - set(WAYS):
+    raise UserError(f'--ways={text}: wanted some of {",".join(WAYS)}')
+  if importlib.util.find_spec('torch') is None and names != ('ours',):
+    print('torch is not installed: measuring ours alone')
+    names = ('ours',)
+  return names
+
+
+def _print_first_steps(first):
+  for i in range(2):
+    print(f'step {i + 1}:', ', '.join(f'{name} loss {loss:.4f} gradient norm {norm:.4f}'
+                                      for name, seen in first.items() for loss, norm in [seen[i]]))
+
+
+def _print_table(seconds, batch):
+  print(f'{"":>8} {"s/step":>9} {"fastest":>9} {"slowest":>9} {"examples/s":>11} {"ours/":>7}')
+  for name, of_rounds in seconds.items():
+    median = statistics.median(of_rounds)
+    row = (f'{name:>8} {median:9.4f} {min(of_rounds):9.4f} {max(of_rounds):9.4f} '
+           f'{batch / median:11.2f}')
+    if 'ours' in seconds and name != 'ours':
+      ratios = [ours / theirs for ours, theirs in zip(seconds['ours'], of_rounds)]
+      row += f' {statistics.median(ratios):7.3f}'
+    print(row, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--size', default='45m', help="45m, or one of the config's sizes")
+  parser.add_argument('--batch', type=int, default=16, help='examples a step')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--steps', type=int, default=1, help='steps a round (10 or more on a GPU)')
+  parser.add_argument('--threads', type=int, help='processors for both; all if not given')
+  parser.add_argument('--ways', default=','.join(WAYS), help='which to measure, with commas')
+  parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes of the config')
+  options = parser.parse_args(arguments)
+  try:
+    _run(options)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(options):
+  from xmodal.train import build
+  # Both live on one GPU: neither may take all of its memory.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  if options.threads is not None:
+    _limit_threads(options.threads)
+  names = _chosen_ways(options.ways)
+  config = make_config(options.size, options.batch, options.changes)
+  ways = make_ways(names, config, make_batch(config))
+  if 'ours' in ways:
+    print(f'{ways["ours"].num_parameters / 1e6:.2f}M parameters each, batch {options.batch}, '
+          f'{config.data.image_size} pixels, {_num_threads()} processors')
+  first = first_steps(ways)
+  _print_first_steps(first)
+  if build.compute_dtype(config) == np.float32:
+    _check_equal(first)
+  _print_table(measure(ways, options.rounds, options.steps), options.batch)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
