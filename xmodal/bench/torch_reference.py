@@ -101,19 +101,17 @@ class CrossModal(nn.Module):
     return self.vision_norm(vision), self.text_norm(text)
 
 
-class GatedSum(nn.Module):
-  """As models.backbone.GatedSum: [B, K, D] and mask bool [B, K] -> [B, D]."""
+class SumPool(nn.Module):
+  """As models.backbone.SumPool."""
 
-  def __init__(self, width, num_heads):
+  def __init__(self, width):
     super().__init__()
-    self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-    self.gate = nn.Linear(width, num_heads)
+    self.vision_projection, self.text_projection = nn.Linear(width, width), nn.Linear(width, width)
 
-  def forward(self, tokens, mask):
-    gate = self.gate(tokens).float().sigmoid() * mask[..., None]
-    value = self.value(tokens).unflatten(-1, (gate.shape[-1], -1))
-    summed = torch.einsum('bkh,bkhd->bhd', gate.to(value.dtype), value) * tokens.shape[1] ** -0.5
-    return self.out(summed.flatten(1))
+  def forward(self, vision, text, text_mask):
+    seen = vision.sum(1) * vision.shape[1] ** -0.5
+    read = (text * text_mask[..., None]).sum(1) * text.shape[1] ** -0.5
+    return self.vision_projection(seen) + self.text_projection(read)
 
 
 class Reference(nn.Module):
@@ -138,7 +136,7 @@ class Reference(nn.Module):
     self.vision_projection = nn.Linear(vision['hidden_dim'], width)
     self.text_projection = nn.Linear(text['hidden_dim'], width)
     self.cross_modal = CrossModal(**cross)
-    self.pool = GatedSum(width, cross['num_heads'])
+    self.pool = SumPool(width)
     self.hidden, self.answers = nn.Linear(width, width), nn.Linear(width, num_answers)
     if self.generation_weight:
       self.decoder_projection = nn.Linear(width, text['hidden_dim'])
@@ -152,12 +150,12 @@ class Reference(nn.Module):
         input_ids=batch['question'], attention_mask=mask).last_hidden_state
     vision, text = self.cross_modal(
         self.vision_projection(vision), self.text_projection(text), mask[:, None, None])
-    tokens = torch.cat([vision, text], 1)
-    mask = torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)
-    pooled = self.pool(tokens, mask)
+    pooled = self.pool(vision, text, mask)
     logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
     loss = F.cross_entropy(logits, batch['target'])
     if self.generation_weight:
+      tokens = torch.cat([vision, text], 1)
+      mask = torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)
       loss = loss + self.generation_weight * self._written_loss(batch['answer'], tokens, mask)
     return loss
 

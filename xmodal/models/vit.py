@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
@@ -141,7 +142,7 @@ class ViT(nn.Module):
       cls_token = self.param('cls_token', embedding_init, (1, 1, self.hidden_dim))
       cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.hidden_dim))
       x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
-    positions = self.param('position_embedding', embedding_init, x.shape[1:])
+    positions = self.param('position_embedding', self._position_init, x.shape[1:])
     x = x + positions.astype(x.dtype)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
     layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
@@ -151,6 +152,19 @@ class ViT(nn.Module):
         num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                         name='final_norm')(x)
+
+  def _position_init(self, rng, shape, dtype=jnp.float32):
+    """Sines and cosines of row and column (arXiv:2205.01580), to be learned on from there."""
+    num_tokens, width = shape
+    if width % 4:
+      return nn.initializers.normal(0.02)(rng, shape, dtype)
+    rows, columns = (side // self.patch_size for side in self.image_size)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
+    angles = [place[:, None] * frequencies for place in (row, column)]
+    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    # The class token lies nowhere.
+    return jnp.asarray(np.pad(table, ((num_tokens - len(table), 0), (0, 0))), dtype)
 
   def _stem(self):
     if self.stem == 'patch':

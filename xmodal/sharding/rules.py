@@ -26,7 +26,9 @@ RULES = (
     (r'relative_bias/embedding$', ()),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
-    (r'(conv\w*|stem|shortcut)/kernel$', (None, None, 'fsdp', 'tensor')),
+    # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions
+    # wrong that are split over two axes (jaxlib 0.10.2): see test_sharding.
+    (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token|'
      r'log_scale|score_bias)$', ()),
