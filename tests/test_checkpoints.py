@@ -41,23 +41,32 @@ def train_steps(workdir):
 
 
 def array_files(step_folder, item):
-  """The files that hold an item's arrays, largest first."""
-  files = [f for f in (step_folder / item).rglob('*') if f.is_file() and '/d/' in f.as_posix()]
+  """The files that hold an item's arrays."""
+  files = sorted((step_folder / item / 'ocdbt.process_0' / 'd').iterdir())
   assert files
-  return sorted(files, key=lambda f: -f.stat().st_size)
+  return files
 
 
-def flip(path):
+def flip(path, places):
   data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 0x10
+  for place in places:
+    data[int(place * len(data))] ^= 0x10
   path.write_bytes(data)
 
 
-def truncate(path):
-  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+def flip_some(files):
+  # Not every byte of a file is in use, so some of each.
+  for file in files:
+    flip(file, np.arange(0.005, 1, 0.01))
 
 
-DAMAGES = {'a flipped bit': flip, 'a lost file': os.remove, 'a cut file': truncate}
+def cut(files):
+  for file in files:
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+
+
+def lose_one(files):
+  max(files, key=lambda file: file.stat().st_size).unlink()
 
 
 def test_a_run_writes_what_it_promises(finished, final):
@@ -91,18 +100,18 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, final):
 
 
 def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(workdir, final, capsys):
-  flip(array_files(workdir / 'checkpoints' / '6', 'model')[0])
+  flip_some(array_files(workdir / 'checkpoints' / '6', 'model'))
   told = tiny.train(workdir)
-  line, = (line for line in capsys.readouterr().out.splitlines() if 'damaged' in line)
+  line, = (line for line in capsys.readouterr().out.splitlines() if 'is damaged' in line)
   assert f'{workdir}/checkpoints/6 is damaged' in line and f'{workdir}/damaged' in line
   assert told['resumed_from'] == 3 and (workdir / 'damaged' / '6').is_dir()
   assert_same(tiny.restored(workdir), final)
 
 
 @pytest.mark.parametrize('item', ['model', 'training'])
-@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('damage', [flip_some, cut, lose_one])
 def test_every_damage_is_noticed(workdir, damage, item):
-  DAMAGES[damage](array_files(workdir / 'checkpoints' / '6', item)[0])
+  damage(array_files(workdir / 'checkpoints' / '6', item))
   warnings = []
   assert tiny.restored(workdir, warnings).step == 3
   line, = warnings
@@ -110,9 +119,27 @@ def test_every_damage_is_noticed(workdir, damage, item):
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3']
 
 
+def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
+  """A flipped bit is noticed, or lies where nothing is read."""
+  folder, noticed = workdir / 'checkpoints' / '6', 0
+  for file in array_files(folder, 'model'):
+    for place in (0.35, 0.8):
+      flip(file, [place])
+      warnings = []
+      state = tiny.restored(workdir, warnings)
+      if warnings:
+        noticed += 1
+        assert state.step == 3
+        os.rename(workdir / 'damaged' / '6', folder)
+      else:
+        assert_same(state, final)
+      flip(file, [place])
+  assert noticed
+
+
 def test_with_all_checkpoints_damaged_there_is_none(workdir):
   for step in '36':
-    truncate(array_files(workdir / 'checkpoints' / step, 'model')[0])
+    cut(array_files(workdir / 'checkpoints' / step, 'model'))
   warnings = []
   assert tiny.restored(workdir, warnings) is None and len(warnings) == 2
 

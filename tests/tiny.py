@@ -1,5 +1,6 @@
 """A model and data small enough to train in a test; also a file for --config."""
 
+import functools
 import signal
 
 import jax
@@ -50,10 +51,22 @@ def train(workdir, c=None):
     signal.signal(signal.SIGTERM, handler)
 
 
+@functools.cache
+def _abstract():
+  return Run(get_config(), 'unused').abstract
+
+
 def restored(workdir, warnings=None):
-  """The state of the newest whole checkpoint, as numpy arrays; None if there is none."""
-  run = Run(get_config(), str(workdir))
+  """The state of the newest whole checkpoint, as numpy arrays; None if there is none.
+
+  What is said of damaged ones goes into the list `warnings`; without one it is an error.
+  """
   checkpoints = Checkpoints(str(workdir), keep=5)
-  state = checkpoints.restore(run.abstract, (warnings if warnings is not None else []).append)
+  found = []
+  state = checkpoints.restore(_abstract(), found.append)
   checkpoints.close()
+  if warnings is None:
+    assert not found, found
+  else:
+    warnings += found
   return jax.device_get(state)

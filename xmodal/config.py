@@ -17,7 +17,7 @@ SIZES = {
                     downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
-        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=3)),
+        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=2)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
         resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),

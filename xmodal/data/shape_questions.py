@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from xmodal.data.shape_words import (
     NUMBERS, SIZES, THINGS, VALUES, Center, Thing, amount, join, listing, plural)
 
-MAX_THINGS = 6
+MAX_THINGS = 4
 
 # Least distance of an object named by its quadrant from the middle lines, and
 # of two related objects along the axis of their relation, in units of the side.
@@ -192,8 +192,8 @@ def _compare_numbers(rng: random.Random) -> Plan:
   word = rng.choice(['more', 'fewer'])
   wording = rng.choice(['Are there {} {} than {}?', 'Do you see {} {} than {}?'])
   wanted = rng.random() < 0.5
-  less = rng.randint(0, 2)
-  more = rng.randint(less + 1, 4)
+  less = rng.randint(0, MAX_THINGS // 2 - 1)
+  more = rng.randint(less + 1, MAX_THINGS - less)
   first, second = (Thing(None, None, None)._replace(**{attribute: value})
                    for value in rng.sample(VALUES[attribute], 2))
   counts = (more, less) if wanted == (word == 'more') else (less, more)

@@ -61,7 +61,9 @@ class SumPool(nn.Module):
     """vision [B, N, D], text [B, L, D], text_mask bool [B, L] -> [B, D]."""
     width = vision.shape[-1]
     seen = vision.sum(1) * vision.shape[1] ** -0.5
-    read = (text * text_mask[..., None]).sum(1) * text.shape[1] ** -0.5
+    # Of the real tokens only: the length of the padding must not matter.
+    is_text = text_mask[..., None].astype(text.dtype)
+    read = (text * is_text).sum(1) * jnp.maximum(is_text.sum(1), 1) ** -0.5
     return (nn.Dense(width, dtype=self.dtype, name='vision_projection')(seen)
             + nn.Dense(width, dtype=self.dtype, name='text_projection')(read))
 
@@ -89,6 +91,7 @@ class Backbone(nn.Module):
   def setup(self):
     width, dtype = self.cross_modal.hidden_dim, self.cross_modal.dtype
     self.vision_projection = nn.Dense(width, dtype=dtype)
+    self.vision_gate = nn.Dense(1, dtype=dtype)
     self.text_projection = nn.Dense(width, dtype=dtype)
     self.pool = SumPool(dtype)
     self.decoder_projection = nn.Dense(self.text_tower.hidden_dim, dtype=dtype)
@@ -115,12 +118,18 @@ class Backbone(nn.Module):
 
   def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, N, D] and [B', L, D] in the space where the cross-modal layers compare them."""
-    return self.vision_projection(vision.tokens), self.text_projection(text.tokens)
+    seen = self.vision_projection(vision.tokens) * self._salience(vision)
+    return seen, self.text_projection(text.tokens)
+
+  def _salience(self, vision):
+    """[B, N, 1] in 0..1: towers end in a norm that makes empty background as loud as things."""
+    return nn.sigmoid(self.vision_gate(vision.tokens))
 
   def fuse(self, vision: Vision, text: Text, *, deterministic: bool) -> Fused:
     """Both through the cross-modal layers."""
     seen, read = self.cross_modal(*self.align(vision, text), text.mask, deterministic=deterministic)
-    return Fused(seen, read, text.mask, pooled=self.pool(seen, read, text.mask))
+    pooled = self.pool(seen * self._salience(vision), read, text.mask)
+    return Fused(seen, read, text.mask, pooled)
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
     """Logits [B, T, V] of the text tower's decoder, reading tokens int32 [B, T] and the fused."""

@@ -14,6 +14,7 @@ import shutil
 import sys
 
 from absl import logging as absl_logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -164,7 +165,7 @@ class _Damaged(Exception):
 
 def _read(folder, item, abstract):
   """One item of a checkpoint; raises _Damaged, or UserError if it is of another model."""
-  path = os.path.join(folder, item)
+  path = epath.Path(folder, item)
   wanted = {'arrays': abstract, 'fingerprint': jax.ShapeDtypeStruct((), jnp.uint32,
                                                                      sharding=_any_sharding(abstract))}
   # Orbax's reader threads print tracebacks of their own when a file is broken.
@@ -213,7 +214,7 @@ def find(folder: str) -> str:
     UserError: there is no checkpoint.
   """
   folder = os.path.abspath(folder)
-  if os.path.isdir(os.path.join(folder, ASSETS)):
+  if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
   steps = os.path.join(folder, 'checkpoints')
   numbers = [int(name) for name in os.listdir(steps) if name.isdigit()] if os.path.isdir(steps) else []

@@ -147,7 +147,7 @@ class Run:
     finally:
       batches.close()
       report.close()
-    checkpoints.close()
+      checkpoints.close()
     if stopped:
       report.say(f'stopped by SIGTERM after step {int(state.step)}: saved; the same command goes on')
       return {}
