@@ -112,7 +112,7 @@ def test_padding_of_the_question_changes_nothing(examples, tower, variant):
     np.testing.assert_allclose(after['vqa'][head], before['vqa'][head], rtol=1e-4, atol=1e-4)
   # The tolerance is far below what a word, or another picture, does.
   other_word = short(0, 1)
-  other_word['vqa']['question'][0, 0] += 1
+  other_word['vqa']['question'][0, 0] -= 1
   other_picture = short(0, 1)
   other_picture['image'][0] = 255 - other_picture['image'][0]
   for changed in (other_word, other_picture):

@@ -52,7 +52,7 @@ def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, ex
   for path, x in leaves:
     spec = spec_for(path_name(path), x.shape, mesh)
     assert len(spec) <= x.ndim
-    assert x.size < 100_000 or 'fsdp' in spec, f'{path_name(path)} {x.shape} is whole everywhere'
+    assert x.size < 250_000 or 'fsdp' in spec, f'{path_name(path)} {x.shape} is whole everywhere'
 
 
 def test_a_parameter_that_no_rule_names_is_an_error():
@@ -88,35 +88,27 @@ def test_a_batch_that_does_not_divide_is_a_mistake():
 
 # Eight devices
 
-MESHES = {'one': (1, 1, 1), 'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
+MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
 
 
-def losses_on_meshes():
-  """Losses of three steps on each mesh, and the share of the state that a device holds."""
-  run = Run(tiny.changed(optimizer__eps=1e-4), 'unused')
-  make = run.maker('train')
-  batches = [make(np.arange(8) + 8 * i, np.arange(8) + 8 * i) for i in range(3)]
-  first, out = None, {}
-  for name, sizes in MESHES.items():
-    count = int(np.prod(sizes))
-    run.mesh = jax.make_mesh(sizes, meshes.AXES, devices=jax.devices()[:count],
-                             axis_types=(jax.sharding.AxisType.Auto,) * 3)
-    run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh)
-    if first is None:
-      first = jax.device_get(states.create(run.init, run.abstract))
-    state = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), first, run.abstract)
-    step, losses = run.compile_step(), []
-    for batch in batches:
-      state, metrics = step(state, meshes.put_batch(batch, run.mesh))
-      losses.append({key: float(value) for key, value in metrics.items()})
-    whole = sum(x.size for x in jax.tree.leaves(state))
-    held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
-    out[name] = {'losses': losses, 'held': held / whole}
-  return out
+def three_steps(sizes):
+  """Metrics of three steps on a mesh of these sizes, and the share of the state that one device holds."""
+  run = Run(tiny.get_config(), 'unused')
+  first = jax.device_get(states.create(run.init, run.abstract))
+  run.mesh = meshes.make_mesh(*sizes)
+  run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh)
+  state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
+  step, make, told = run.compile_step(), run.maker('train'), []
+  for i in range(3):
+    batch = make(np.arange(8) + 8 * i, np.arange(8) + 8 * i)
+    state, metrics = step(state, meshes.put_batch(batch, run.mesh))
+    told.append({key: float(value) for key, value in metrics.items()})
+  held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
+  return {'metrics': told, 'held': held / sum(x.size for x in jax.tree.leaves(state))}
 
 
 @pytest.fixture(scope='module')
-def on_meshes():
+def on_eight():
   out = subprocess.run([sys.executable, __file__], capture_output=True, text=True,
                        cwd=pathlib.Path(__file__).parents[1],
                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
@@ -124,22 +116,27 @@ def on_meshes():
   return json.loads(out.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('mesh', ['data', 'fsdp', 'all'])
-def test_losses_on_eight_devices_are_those_of_one(on_meshes, mesh):
-  one, eight = on_meshes['one']['losses'], on_meshes[mesh]['losses']
+@pytest.fixture(scope='module')
+def on_one():
+  return three_steps((1, 1, 1))
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_losses_and_gradients_on_eight_devices_are_those_of_one(on_one, on_eight, mesh):
+  one, eight = on_one['metrics'], on_eight[mesh]['metrics']
   assert one[0]['loss'] != one[1]['loss'] and one[0].keys() == eight[0].keys()
   for a, b in zip(one, eight, strict=True):
     for key in a:
       assert b[key] == pytest.approx(a[key], rel=2e-4, abs=1e-5), key
 
 
-def test_the_state_really_is_split(on_meshes):
-  assert on_meshes['one']['held'] == on_meshes['data']['held'] == 1
-  # Norms, biases and sides that eight does not divide stay whole, little in a real model.
-  assert on_meshes['fsdp']['held'] < 0.3
-  assert on_meshes['all']['held'] < 0.4
+def test_the_state_really_is_split(on_one, on_eight):
+  assert on_one['held'] == on_eight['data']['held'] == 1
+  # Norms, biases and sides that eight does not divide stay whole: little in a real model.
+  assert on_eight['fsdp']['held'] < 0.3
+  assert on_eight['all']['held'] < 0.4
 
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  print(json.dumps(losses_on_meshes()))
+  print(json.dumps({name: three_steps(sizes) for name, sizes in MESHES.items()}))

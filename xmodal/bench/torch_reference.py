@@ -110,7 +110,8 @@ class SumPool(nn.Module):
 
   def forward(self, vision, text, text_mask):
     seen = vision.sum(1) * vision.shape[1] ** -0.5
-    read = (text * text_mask[..., None]).sum(1) * text.shape[1] ** -0.5
+    is_text = text_mask[..., None].to(text.dtype)
+    read = (text * is_text).sum(1) * is_text.sum(1).clamp(min=1) ** -0.5
     return self.vision_projection(seen) + self.text_projection(read)
 
 
@@ -134,6 +135,7 @@ class Reference(nn.Module):
     self.text_tower = _text_tower(text, vocab_size, pad_id, decoder=self.generation_weight > 0)
     width = cross['hidden_dim']
     self.vision_projection = nn.Linear(vision['hidden_dim'], width)
+    self.vision_gate = nn.Linear(vision['hidden_dim'], 1)
     self.text_projection = nn.Linear(text['hidden_dim'], width)
     self.cross_modal = CrossModal(**cross)
     self.pool = SumPool(width)
@@ -148,9 +150,10 @@ class Reference(nn.Module):
     vision = self.vision_tower(image).last_hidden_state
     text = self.text_tower.encoder(
         input_ids=batch['question'], attention_mask=mask).last_hidden_state
-    vision, text = self.cross_modal(
-        self.vision_projection(vision), self.text_projection(text), mask[:, None, None])
-    pooled = self.pool(vision, text, mask)
+    salience = self.vision_gate(vision).sigmoid()
+    vision, text = self.cross_modal(self.vision_projection(vision) * salience,
+                                    self.text_projection(text), mask[:, None, None])
+    pooled = self.pool(vision * salience, text, mask)
     logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
     loss = F.cross_entropy(logits, batch['target'])
     if self.generation_weight:

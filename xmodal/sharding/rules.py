@@ -31,7 +31,8 @@ RULES = (
     # wrong that are split over two axes (jaxlib 0.10.2): see test_sharding.
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
-    (r'(position_embedding|row_embedding|column_embedding|query_embedding|cls_token|'
+    (r'position_embedding$', (None, 'fsdp')),
+    (r'(row_embedding|column_embedding|query_embedding|cls_token|'
      r'log_scale|score_bias)$', ()),
 )
 

@@ -215,6 +215,7 @@ class Run:
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""
+    checkpoint.find(self.workdir)  # a folder that has none stays as it is
     checkpoints = checkpoint.Checkpoints(self.workdir, self.config.train.keep_checkpoints)
     state = checkpoints.restore(self.abstract, print)
     if state is None:
