@@ -18,7 +18,7 @@ setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
-        'notebook': ['notebook', 'matplotlib', 'pandas'],
+        'notebook': ['notebook', 'matplotlib'],
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'scikit-learn', 'scipy', 'torch==2.13.0', 'nbclient',
                  'nbformat', 'ipykernel', 'matplotlib'],

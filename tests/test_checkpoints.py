@@ -153,7 +153,8 @@ def test_a_finished_run_is_only_evaluated(workdir, finished, final):
 
 
 def test_a_run_with_another_config_is_refused(workdir):
-  with pytest.raises(UserError, match=r'another config \(model.cross.mlp_dim=32 there and 24 here\)'):
+  change = r'another config \(model.cross.mlp_dim=32 there and 24 here\)'
+  with pytest.raises(UserError, match=change):
     loop.Run(tiny.changed(model__cross__mlp_dim=24), str(workdir))
   loop.Run(tiny.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
 

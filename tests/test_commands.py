@@ -260,7 +260,7 @@ def test_predict_takes_pictures_of_every_kind(predictor, tmp_path):
   paths = [tmp_path / f'{number}.bin' for number in range(len(kinds))]
   for path, kind in zip(paths, kinds):
     path.write_bytes(as_stored(kind, upright))
-  examples = [Example(upright, question=QUESTION)] + [Example(str(p), question=QUESTION) for p in paths]
+  examples = [Example(image, question=QUESTION) for image in (upright, *map(str, paths))]
   # As many as the program above was compiled for.
   pictures, predictions = predictor([*examples, *[examples[0]] * (20 - len(examples))], 'vqa')
   for kind, picture, prediction in zip(('plain', *kinds), pictures, predictions):
@@ -294,8 +294,8 @@ def test_a_damaged_checkpoint_is_said_in_one_line(moved, tmp_path, capsys):
   folder = shutil.copytree(moved, tmp_path / 'copy')
   shutil.rmtree(folder / 'model' / 'd')
   Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
-  assert_one_line_error(*predict_error(
-      capsys, '--checkpoint', folder, '--image', tmp_path / 'a.png', '--text', 'what?'), 'is damaged')
+  arguments = ('--checkpoint', folder, '--image', tmp_path / 'a.png', '--text', 'what?')
+  assert_one_line_error(*predict_error(capsys, *arguments), 'is damaged')
 
 
 # Machines without TensorFlow

@@ -84,8 +84,9 @@ def test_hosts_read_the_parts_of_one_batch():
 
 def test_a_change_depends_on_seed_and_position_alone():
   source = Shapes('train', size=4, image_size=32)
-  batch = maker(source, Boxes(), CHANGES, seed=5)(np.array([0, 1, 2, 0]), np.array([40, 41, 42, 43]))
-  alone = maker(source, Boxes(), CHANGES, seed=5)(np.array([2]), np.array([42]))
+  make = maker(source, Boxes(), CHANGES, seed=5)
+  batch = make(np.array([0, 1, 2, 0]), np.array([40, 41, 42, 43]))
+  alone = make(np.array([2]), np.array([42]))
   np.testing.assert_array_equal(batch['image'][2], alone['image'][0])
   assert (batch['image'][0] != batch['image'][3]).any()  # one record, drawn anew at each visit
   other_seed = maker(source, Boxes(), CHANGES, seed=6)(np.array([2]), np.array([42]))

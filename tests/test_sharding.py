@@ -52,7 +52,7 @@ def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, ex
   for path, x in leaves:
     spec = spec_for(path_name(path), x.shape, mesh)
     assert len(spec) <= x.ndim
-    assert x.size < 250_000 or 'fsdp' in spec, f'{path_name(path)} {x.shape} is whole everywhere'
+    assert x.size < 1_000_000 or 'fsdp' in spec, f'{path_name(path)} {x.shape} is whole everywhere'
 
 
 def test_a_parameter_that_no_rule_names_is_an_error():
@@ -92,7 +92,7 @@ MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
 
 
 def three_steps(sizes):
-  """Metrics of three steps on a mesh of these sizes, and the share of the state that one device holds."""
+  """Metrics of three steps on a mesh of these sizes, and the share of the state a device holds."""
   run = Run(tiny.get_config(), 'unused')
   first = jax.device_get(states.create(run.init, run.abstract))
   run.mesh = meshes.make_mesh(*sizes)

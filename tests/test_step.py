@@ -72,13 +72,14 @@ def test_loss_and_gradient_equal_torch():
   new, metrics = step(state, batch)
   dense = state.params['Dense_0']
   kernel, bias = (torch.tensor(np.array(dense[k]), requires_grad=True) for k in ('kernel', 'bias'))
-  error = (torch.tensor(batch['image'][:6]) @ kernel)[:, 0] + bias - torch.tensor(batch['task']['y'][:6])
-  counts = torch.tensor(batch['task']['counts'][:6])
+  x, y, counts = (torch.tensor(values[:6]) for values in (
+      batch['image'], batch['task']['y'], batch['task']['counts']))
+  error = (x @ kernel)[:, 0] + bias - y
   loss = 2 * ((error ** 2).mean() + 0.5 * (error.abs() * counts).sum() / counts.sum())
   loss.backward()
   np.testing.assert_allclose(metrics['loss'], loss.item(), rtol=1e-5)
-  np.testing.assert_allclose(metrics['gradient_norm'],
-                             (kernel.grad.square().sum() + bias.grad.square().sum()).sqrt(), rtol=1e-5)
+  norm = (kernel.grad.square().sum() + bias.grad.square().sum()).sqrt()
+  np.testing.assert_allclose(metrics['gradient_norm'], norm, rtol=1e-5)
   np.testing.assert_allclose(
       new.params['Dense_0']['kernel'], (kernel - 0.1 * kernel.grad).detach(), rtol=1e-4, atol=1e-6)
 

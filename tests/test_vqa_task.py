@@ -61,7 +61,8 @@ def test_targets_of_people_who_disagree(vqa, answers, target):
 
 
 def test_the_written_answer_is_the_commonest(vqa, tokenizer):
-  encoded = vqa.encode(asked(*['red'] * 3, *['Dark Green'] * 4, *['dark green'] * 3), Placement(4, 4))
+  people = ['red'] * 3 + ['Dark Green'] * 4 + ['dark green'] * 3
+  encoded = vqa.encode(asked(*people), Placement(4, 4))
   assert tokenizer.decode(encoded['answer'][None]) == ['dark green']
   assert encoded['gen_weight'] == 1
   assert vqa.encode(Example(IMAGE, question='is it?'), Placement(4, 4))['gen_weight'] == 0
@@ -106,7 +107,8 @@ def test_an_example_without_answers_weighs_nothing_and_stays_finite(vqa, tokeniz
 def test_progress_is_one_for_the_commonest_answer(vqa):
   batch = features(vqa, *[asked(*['red'] * 3, *['blue'] * 7)] * 3)
   logits = 9.0 * np.eye(4)[[1, 0, 2]]
-  np.testing.assert_allclose(vqa.progress({'cls': logits}, batch)['accuracy'], [1, 0.9, 0], atol=1e-6)
+  progress = vqa.progress({'cls': logits}, batch)
+  np.testing.assert_allclose(progress['accuracy'], [1, 0.9, 0], atol=1e-6)
 
 
 # Answers and scores
