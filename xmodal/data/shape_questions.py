@@ -22,8 +22,9 @@ MAX_THINGS = 4
 # of two related objects along the axis of their relation, in units of the side.
 QUADRANT_MARGIN = 0.1
 RELATION_MARGIN = 0.16
-# The axis a relation is about, and the sign of the first less the second on it.
-RELATIONS = {'left of': (0, -1), 'right of': (0, 1), 'above': (1, -1), 'below': (1, 1)}
+# In words, the axis it is about, and the sign of the first less the second on it.
+RELATIONS = {'left': ('left of', 0, -1), 'right': ('right of', 0, 1),
+             'above': ('above', 1, -1), 'below': ('below', 1, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,58 +165,54 @@ def _position(rng: random.Random) -> Plan:
 
 
 def _relation(rng: random.Random) -> Plan:
-  wording = rng.choice(['Is the {} {} the {}?', 'Does the {} lie {} the {}?',
-                        'Would you say the {} is {} the {}?'])
-  axis = rng.randrange(2)
-  relation, opposite = rng.sample([r for r, (a, _) in RELATIONS.items() if a == axis], 2)
-  wanted = rng.random() < 0.5
-  things, first, second = _pair(rng)
-  fact = relation if wanted else opposite
+  wording = rng.choice(['Where is the {} relative to the {}?',
+                        'In which direction is the {} from the {}?',
+                        'Where does the {} lie with respect to the {}?'])
+  answer = rng.choice(tuple(RELATIONS))
+  words, axis, sign = RELATIONS[answer]
+  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
+  things, first, second = _pair(rng, kind)
 
   def fits(centers):
     if len(centers) != 2:
       return True
-    along = RELATIONS[fact][1] * (centers[0][axis] - centers[1][axis])
+    along = sign * (centers[0][axis] - centers[1][axis])
     across = abs(centers[0][1 - axis] - centers[1][1 - axis])
     return along > max(RELATION_MARGIN, across / 2)
 
-  return Plan('relation', wording.format(first, relation, second), 'yes' if wanted else 'no',
-              f'The {first} is {fact} the {second}.', things, fits)
+  return Plan('relation', wording.format(first, second), answer,
+              f'The {first} is {words} the {second}.', things, fits)
 
 
 def _comparison(rng: random.Random) -> Plan:
-  return rng.choice([_compare_numbers, _compare_sizes])(rng)
+  return rng.choice([_compare_numbers, _compare_sizes])(rng, rng.choice(['color', 'shape']))
 
 
-def _compare_numbers(rng: random.Random) -> Plan:
-  attribute = rng.choice(['color', 'shape'])
-  word = rng.choice(['more', 'fewer'])
-  wording = rng.choice(['Are there {} {} than {}?', 'Do you see {} {} than {}?'])
-  wanted = rng.random() < 0.5
+def _compare_numbers(rng: random.Random, attribute: str) -> Plan:
+  wording = rng.choice(['Which {} is there more of, {} or {}?', 'Which {} is more frequent, {} or {}?'])
   less = rng.randint(0, MAX_THINGS // 2 - 1)
   more = rng.randint(less + 1, MAX_THINGS - less)
-  first, second = (Thing(None, None, None)._replace(**{attribute: value})
-                   for value in rng.sample(VALUES[attribute], 2))
-  counts = (more, less) if wanted == (word == 'more') else (less, more)
-  things = [t for description, n in zip((first, second), counts)
+  values = rng.sample(VALUES[attribute], 2)
+  winner, loser = (Thing(None, None, None)._replace(**{attribute: value}) for value in values)
+  things = [t for description, n in ((winner, more), (loser, less))
             for t in _fill(rng, n, lambda t: t.matches(description))]
   things += _fill(rng, rng.randint(0, MAX_THINGS - len(things)),
-                  lambda t: not (t.matches(first) or t.matches(second)))
-  reason = f'There {amount(counts[0], first)} and {NUMBERS[counts[1]]} ' + (
-      f'{second}.' if counts[1] == 1 else f'{plural(second)}.')
-  return Plan('comparison', wording.format(word, plural(first), plural(second)),
-              'yes' if wanted else 'no', reason, tuple(things))
+                  lambda t: not (t.matches(winner) or t.matches(loser)))
+  answer = values[0]
+  rng.shuffle(values)
+  reason = f'There {amount(more, winner)} and {NUMBERS[less]} ' + (
+      f'{loser}.' if less == 1 else f'{plural(loser)}.')
+  return Plan('comparison', wording.format(attribute, *values), answer, reason, tuple(things))
 
 
-def _compare_sizes(rng: random.Random) -> Plan:
-  word = rng.choice(['larger', 'smaller'])
-  wording = rng.choice(['Is the {} {} than the {}?', 'Would you say the {} is {} than the {}?'])
-  wanted = rng.random() < 0.5
-  (one, two, *others), first, second = _pair(rng)
-  sizes = ('large', 'small') if wanted == (word == 'larger') else ('small', 'large')
-  things = (one._replace(size=sizes[0]), two._replace(size=sizes[1]), *others)
-  return Plan('comparison', wording.format(first, word, second), 'yes' if wanted else 'no',
-              f'The {first} is {sizes[0]} and the {second} is {sizes[1]}.', things)
+def _compare_sizes(rng: random.Random, attribute: str) -> Plan:
+  wording = rng.choice(['Which is larger, the {} or the {}?', 'Which one is larger, the {} or the {}?'])
+  (one, two, *others), first, second = _pair(rng, (attribute,))
+  things = (one._replace(size='large'), two._replace(size='small'), *others)
+  asked = [first, second]
+  rng.shuffle(asked)
+  return Plan('comparison', wording.format(*asked), getattr(first, attribute),
+              f'The {first} is large and the {second} is small.', things)
 
 
 FAMILIES = (_existence, _count, _color, _shape, _position, _relation, _comparison)
@@ -232,9 +229,8 @@ def _fill(rng: random.Random, number: int, allowed: Callable[[Thing], bool]) -> 
   return [_draw(rng, allowed) for _ in range(number)]
 
 
-def _pair(rng: random.Random) -> tuple[tuple[Thing, ...], Thing, Thing]:
+def _pair(rng: random.Random, kind: Sequence[str]) -> tuple[tuple[Thing, ...], Thing, Thing]:
   """Things of which the first two are singled out by the two descriptions."""
-  kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
   one = _draw(rng)
   first = one.keep(*kind)
   two = _draw(rng, lambda t: not t.matches(first))

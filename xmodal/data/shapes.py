@@ -19,7 +19,7 @@ MIN_IMAGE_SIZE = 32
 
 # In units of the picture's side: half the width of a box, and the free room
 # between two boxes and between a box and the border.
-RADIUS = {'small': (0.065, 0.075), 'large': (0.115, 0.13)}
+RADIUS = {"small": (0.08, 0.09), "large": (0.135, 0.15)}
 GAP = 0.042  # Two pixels of 48.
 BORDER = 0.015
 # Tries for one object before the whole scene is laid out anew.

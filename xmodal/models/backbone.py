@@ -105,7 +105,7 @@ class Backbone(nn.Module):
     tokens = self.vision_tower(image, deterministic=deterministic)
     if tokens.ndim == 4:  # a feature map: convolutions do not say where they are
       grid = tokens.shape[1:3]
-      tokens = self.grid_position(tokens).reshape(tokens.shape[0], -1, tokens.shape[-1])
+      tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
     else:
       patch = self.vision_tower.patch_size
       grid = (image.shape[1] // patch, image.shape[2] // patch)
@@ -127,7 +127,9 @@ class Backbone(nn.Module):
 
   def fuse(self, vision: Vision, text: Text, *, deterministic: bool) -> Fused:
     """Both through the cross-modal layers."""
-    seen, read = self.cross_modal(*self.align(vision, text), text.mask, deterministic=deterministic)
+    seen, read = self.align(vision, text)
+    seen = self.grid_position(seen, vision.grid)
+    seen, read = self.cross_modal(seen, read, text.mask, deterministic=deterministic)
     pooled = self.pool(seen * self._salience(vision), read, text.mask)
     return Fused(seen, read, text.mask, pooled)
 
@@ -151,14 +153,30 @@ class Backbone(nn.Module):
 
 
 class GridPosition(nn.Module):
-  """Adds a learned embedding of row and column to a feature map [B, H, W, C]."""
+  """Adds a learned embedding of row and column to the tokens [B, N, D] that lie on a grid."""
 
   @nn.compact
-  def __call__(self, x):
-    init = nn.initializers.normal(0.02)
-    row = self.param('row_embedding', init, (x.shape[1], 1, x.shape[-1]))
-    column = self.param('column_embedding', init, (1, x.shape[2], x.shape[-1]))
-    return x + (row + column).astype(x.dtype)
+  def __call__(self, tokens, grid):
+    rows, columns = grid
+    width = tokens.shape[-1]
+    row = self.param('row_embedding', _waves, (rows, width))
+    column = self.param('column_embedding', _waves, (columns, width))
+    table = (row[:, None] + jnp.roll(column, width // 2, axis=-1)).reshape(rows * columns, width)
+    more = tokens.shape[1] - rows * columns  # a class token lies nowhere
+    return tokens + jnp.pad(table, ((more, 0), (0, 0))).astype(tokens.dtype)
+
+
+def _waves(rng, shape, dtype=jnp.float32):
+  """Half-cosine waves over the places, the slowest of which runs straight from end to end.
+
+  In the first half of the width, with a norm of sqrt(width / 2) on average.
+  """
+  del rng
+  places, width = shape
+  count = min(width // 2, max(places - 1, 1))
+  phases = jnp.arange(1, count + 1) * (jnp.arange(places)[:, None] + 0.5) / places
+  return jnp.pad((width / count) ** 0.5 * jnp.cos(jnp.pi * phases),
+                 ((0, 0), (0, width - count))).astype(dtype)
 
 
 class SharedTowers:

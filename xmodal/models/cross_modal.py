@@ -123,7 +123,8 @@ class CrossModal(nn.Module):
       deterministic: no dropout.
 
     Returns:
-      vision [B, N, D] and text [B, L, D], each after a final norm.
+      vision [B, N, D] and text [B, L, D], each with no final norm: how loud a token is
+      says how much it has to say.
     """
     kind = {'co_attention': CoAttentionLayer, 'merged': MergedLayer}[self.variant]
     layer = kind(self.hidden_dim, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
@@ -142,5 +143,4 @@ class CrossModal(nn.Module):
           lambda layer, tokens, _: (layer(tokens, mask, deterministic=deterministic), None),
           layer, tokens, **stack)
       vision, text = jnp.split(tokens, [vision.shape[1]], axis=1)
-    return (nn.LayerNorm(dtype=self.dtype, name='vision_norm')(vision),
-            nn.LayerNorm(dtype=self.dtype, name='text_norm')(text))
+    return vision, text

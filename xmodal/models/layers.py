@@ -40,7 +40,7 @@ class Mlp(nn.Module):
 
   mlp_dim: int
   out_dim: int
-  activation: str = 'gelu'
+  activation: str = 'gelu_tanh'
   gated: bool = False
   use_bias: bool = True
   dropout_rate: float = 0.
