@@ -8,9 +8,11 @@ def get_config():
   # Questions alone leave a model trained from nothing where the words of the
   # question get it; naming the objects beside them teaches it to look.
   c.mixer.tasks = ('vqa', 'objects')
-  c.mixer.weights = (1.0, 2.0)
+  c.mixer.weights = (1.0, 10.0)
   c.vqa.question_length = 14
   c.vqa.answer_length = 4
-  c.train.steps = 2500
-  c.optimizer.learning_rate = 3e-3
+  c.train.eval_every = 700
+  c.train.checkpoint_every = 700
+  c.train.steps = 3500
+  c.optimizer.learning_rate = 2e-3
   return c

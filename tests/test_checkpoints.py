@@ -76,8 +76,8 @@ def test_a_run_writes_what_it_promises(finished, final):
   told = json.loads((finished / 'final.json').read_text())
   assert told['step'] == 6 and told['evaluation']['vqa']['examples'] == 20
   assert told['unreadable_pictures'] == {'train': [], 'eval': []}
-  assert len((finished / 'predictions_vqa.jsonl').read_text().splitlines()) == 20
-  for name in ('config.json', 'samples/vqa_0000006.png', 'tensorboard', 'checkpoints/6/assets'):
+  assert len((finished / 'predictions_vqa_val.jsonl').read_text().splitlines()) == 20
+  for name in ('config.json', 'samples/vqa_val_0000006.png', 'tensorboard', 'checkpoints/6/assets'):
     assert (finished / name).exists()
 
 

@@ -79,7 +79,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path, finished,
 
 def test_eval_gives_the_scores_of_the_training(command, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'run')
-  predictions = workdir / 'predictions_vqa.jsonl'
+  predictions = workdir / 'predictions_vqa_val.jsonl'
   expected = predictions.read_text()
   predictions.unlink()
   code, out, _ = command('--config', TINY, '--workdir', workdir, '--mode=eval')
@@ -181,7 +181,7 @@ def test_own_data_with_a_broken_picture_trains(own_data, tmp_path, capsys):
   assert own_data[1] in reason
   assert any('left out' in line and own_data[1] in line
              for line in capsys.readouterr().out.splitlines())
-  lines = map(json.loads, (tmp_path / 'run' / 'predictions_vqa.jsonl').read_text().splitlines())
+  lines = map(json.loads, (tmp_path / 'run' / 'predictions_vqa_val.jsonl').read_text().splitlines())
   assert [line['question_id'] for line in lines] == list(range(20))
 
 
@@ -223,7 +223,7 @@ def test_predict_needs_the_checkpoint_folder_alone(moved, tmp_path, capsys):
 def test_predictions_are_those_of_the_evaluation(predictor, finished):
   source = Shapes('val', size=20, image_size=32)
   _, predictions = predictor([source[i] for i in range(20)], 'vqa')
-  lines = [json.loads(line) for line in (finished / 'predictions_vqa.jsonl').open()]
+  lines = [json.loads(line) for line in (finished / 'predictions_vqa_val.jsonl').open()]
   assert [p.answer for p in predictions] == [line['answer'] for line in lines]
   np.testing.assert_allclose([p.top[0][1] for p in predictions],
                              [line['probability'] for line in lines], atol=1e-4)

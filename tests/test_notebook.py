@@ -40,7 +40,7 @@ def _write_run(workdir, config, records, predictions):
     report.write(step, 'eval', {f'vqa/{key}': value for key, value in scores.items()})
   report.close()
   evaluate.write_predictions(
-      str(workdir / 'predictions_vqa.jsonl'), task, records, examples, predictions)
+      str(workdir / 'predictions_vqa_val.jsonl'), task, records, examples, predictions)
   return examples
 
 
@@ -102,7 +102,7 @@ def shapes_run(tmp_path_factory):
   return examples, predictions, _execute(
       workdir, _showing('[labels, confusion.tolist()]'),
       _showing('[sure.tolist(), right.tolist()]'), _showing('accuracies'),
-      nbformat.v4.new_code_cell('config.data.eval_split = "test"\n' + again,
+      nbformat.v4.new_code_cell('for row in rows:\n  row["record"] -= 1\n' + again,
                                 metadata={'tags': ['raises-exception']}))
 
 
@@ -148,9 +148,9 @@ def test_numbers_are_as_sklearn_has_them(shapes_run):
         accuracy_score([truths[i] for i in members], [answers[i] for i in members]), len(members)])
 
 
-def test_pictures_of_another_split_are_refused(shapes_run):
+def test_pictures_of_other_data_are_refused(shapes_run):
   (error,) = [o for o in shapes_run[2].cells[-1].outputs if o.output_type == 'error']
-  assert "split 'test' is not the question answered" in error.evalue
+  assert "split 'val' is not the question answered" in error.evalue
   assert len(error.traceback) == 1
 
 

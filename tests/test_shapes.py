@@ -19,7 +19,7 @@ SHAPES = ('circle', 'square', 'triangle', 'cross')
 ANSWERS = {
     'existence': ('yes', 'no'), 'count': tuple('01234'), 'color': COLORS, 'shape': SHAPES,
     'position': ('top left', 'top right', 'bottom left', 'bottom right'),
-    'relation': ('yes', 'no'), 'comparison': ('yes', 'no')}
+    'relation': ('left', 'right', 'above', 'below'), 'comparison': COLORS + SHAPES}
 SIDE = 48
 
 
@@ -56,11 +56,10 @@ def center(thing):
   return x + width / 2, y + height / 2
 
 
-def holds(relation, first, second):
+def offset(direction, first, second):
+  """Pixels by which the first lies further in the direction than the second."""
   (x, y), (u, v) = center(first), center(second)
-  difference = {'left of': u - x, 'right of': x - u, 'above': v - y, 'below': y - v}[relation]
-  assert abs(difference) > 0.14 * SIDE, 'too close to call'
-  return difference > 0
+  return {'left': u - x, 'right': x - u, 'above': v - y, 'below': y - v}[direction]
 
 
 def word_of(thing, words):
@@ -71,9 +70,23 @@ def word_of(thing, words):
 def answer(question, objects):
   """The answer by the rules of English, 'yes' or 'no' as True or False."""
   text = question.removesuffix('?')
-  if m := re.fullmatch(r'(?:Are there|Do you see) (more|fewer) (.+) than (.+)', text):
-    difference = len(select(objects, m[2])) - len(select(objects, m[3]))
-    return difference > 0 if m[1] == 'more' else difference < 0
+  if m := (re.fullmatch(r'Which (?:color|shape) is there more of, (\w+) or (\w+)', text)
+           or re.fullmatch(r'Which (?:color|shape) is more frequent, (\w+) or (\w+)', text)):
+    difference = len(select(objects, m[1])) - len(select(objects, m[2]))
+    assert difference, 'as many of both'
+    return m[1] if difference > 0 else m[2]
+  if m := re.fullmatch(r'Which (?:one )?is larger, the (.+) or the (.+)', text):
+    first, second = (only(objects, phrase)[1][2] for phrase in (m[1], m[2]))
+    assert max(first, second) > 1.4 * min(first, second), 'too close to call'
+    return (m[1] if first > second else m[2]).removesuffix(' object')
+  if m := (re.fullmatch(r'Where is the (.+) relative to the (.+)', text)
+           or re.fullmatch(r'In which direction is the (.+) from the (.+)', text)
+           or re.fullmatch(r'Where does the (.+) lie with respect to the (.+)', text)):
+    first, second = only(objects, m[1]), only(objects, m[2])
+    offsets = {word: offset(word, first, second) for word in ANSWERS['relation']}
+    best, next_best = sorted(offsets, key=offsets.get)[:-3:-1]
+    assert offsets[best] > max(0.14 * SIDE, 1.5 * offsets[next_best]), 'too close to call'
+    return best
   if m := re.fullmatch(r'(?:Is there|Do you see|Does the picture show) a (.+)', text):
     return bool(select(objects, m[1]))
   if m := (re.fullmatch(r'How many (.+?) (?:are there|do you see)', text)
@@ -89,18 +102,7 @@ def answer(question, objects):
     x, y = center(only(objects, m[1]))
     assert min(abs(x - SIDE / 2), abs(y - SIDE / 2)) > 0.08 * SIDE, 'too close to call'
     return f'{"top" if y < SIDE / 2 else "bottom"} {"left" if x < SIDE / 2 else "right"}'
-  text = re.sub('^Would you say the (.+?) is ', r'Is the \1 ', text)
-  if m := re.fullmatch(r'(?:Is|Does) the (.+?) (?:lie )?(left of|right of|above|below) the (.+)',
-                       text):
-    return holds(m[2], only(objects, m[1]), only(objects, m[3]))
-  if m := re.fullmatch(r'Is the (.+) (larger|smaller) than the (.+)', text):
-    first, second = (only(objects, phrase)[1][2] for phrase in (m[1], m[3]))
-    assert max(first, second) > 1.4 * min(first, second), 'too close to call'
-    return first > second if m[2] == 'larger' else first < second
-  m = (re.fullmatch(r'Is the (.+) the same (color|shape) as the (.+)', text)
-       or re.fullmatch(r'Does the (.+) have the (color|shape) of the (.+)', text))
-  words = {'color': COLORS, 'shape': SHAPES}[m[2]]
-  return word_of(only(objects, m[1]), words) == word_of(only(objects, m[3]), words)
+  raise AssertionError(f'no such question: {question}')
 
 
 def test_every_answer_is_true_and_unambiguous(train):
@@ -118,8 +120,9 @@ def test_reasons_state_the_evidence(train):
   for e in train:
     objects = facts(e)
     if e.question_type == 'relation':
-      m = re.fullmatch(r'The (.+) is (left of|right of|above|below) the (.+)\.', e.reason)
-      assert holds(m[2], only(objects, m[1]), only(objects, m[3])), e.reason
+      m = re.fullmatch(r'The (.+) is (left|right|above|below)(?: of)? the (.+)\.', e.reason)
+      assert m[2] == e.answers[0]
+      assert offset(m[2], only(objects, m[1]), only(objects, m[3])) > 0, e.reason
     elif e.question_type == 'count':
       m = re.match(r'There (?:is|are) (\w+) ([\w ]+)[.:]', e.reason)
       assert len(select(objects, m[2])) == numbers.index(m[1]) == int(e.answers[0]), e.reason
@@ -246,8 +249,11 @@ def test_families_and_their_answers_are_equally_frequent(train):
   assert stats.chisquare([families[f] for f in ANSWERS]).pvalue > 1e-3
   assert families.total() == sum(families[f] for f in ANSWERS)
   for family, answers in ANSWERS.items():
-    found = collections.Counter(e.answers[0] for e in train if e.question_type == family)
-    assert stats.chisquare([found[a] for a in answers]).pvalue > 1e-3, (family, found)
+    # Half of the comparisons are of colors, half of shapes.
+    for kind in (COLORS, SHAPES) if family == 'comparison' else (answers,):
+      found = collections.Counter(e.answers[0] for e in train
+                                  if e.question_type == family and e.answers[0] in kind)
+      assert stats.chisquare([found[a] for a in kind]).pvalue > 1e-3, (family, found)
 
 
 def histogram(example):
@@ -272,7 +278,7 @@ def test_neither_the_question_nor_the_picture_gives_the_answer_away(train):
   for family, choices in ANSWERS.items():
     rows, rows_val = groups == family, groups_val == family
     # Three standard deviations of the accuracy of a blind guess.
-    chance = 1 / len(choices)
+    chance = 1 / 2 if family == 'comparison' else 1 / len(choices)  # It names two.
     limit = chance + 3 * np.sqrt(chance * (1 - chance) / rows_val.sum())
     assert (guess == truth)[rows_val].mean() < limit, family
     if choices == ('yes', 'no'):

@@ -12,12 +12,13 @@ from xmodal.errors import UserError
 # small to xl: ViT (arXiv:2010.11929, 2106.04560) and T5 v1.1 sizes as published.
 SIZES = {
     'tiny': dict(
-        vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=2, stem='conv'),
+        vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1, stem='conv',
+                 gelu='tanh'),
         resnet=dict(block='basic', stem='small', norm='group', embedding_size=16,
                     downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
-        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=2)),
+        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
         resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),

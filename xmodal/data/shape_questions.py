@@ -178,7 +178,7 @@ def _relation(rng: random.Random) -> Plan:
       return True
     along = sign * (centers[0][axis] - centers[1][axis])
     across = abs(centers[0][1 - axis] - centers[1][1 - axis])
-    return along > max(RELATION_MARGIN, across / 2)
+    return along > max(RELATION_MARGIN, 1.6 * across)  # or two directions would be true
 
   return Plan('relation', wording.format(first, second), answer,
               f'The {first} is {words} the {second}.', things, fits)

@@ -19,7 +19,7 @@ MIN_IMAGE_SIZE = 32
 
 # In units of the picture's side: half the width of a box, and the free room
 # between two boxes and between a box and the border.
-RADIUS = {"small": (0.08, 0.09), "large": (0.135, 0.15)}
+RADIUS = {'small': (0.08, 0.09), 'large': (0.135, 0.15)}
 GAP = 0.042  # Two pixels of 48.
 BORDER = 0.015
 # Tries for one object before the whole scene is laid out anew.
@@ -63,7 +63,7 @@ class Shapes:
   """A source of `size` scenes, each with one question, made when asked for.
 
   Record i is a pure function of (seed, split, i, image_size), and the scene
-  is the same at every image_size but for its scale. Scenes hold 1 to 6
+  is the same at every image_size but for its scale. Scenes hold 1 to 4
   shapes in 6 colors and 2 sizes that neither touch nor leave the picture.
 
   Args:

@@ -177,7 +177,7 @@ def _read(folder, item, abstract):
       read = reader.restore(path, args=ocp.args.StandardRestore(wanted))
   except UserError:
     raise
-  except Exception as error:
+  except (OSError, ValueError, KeyError) as error:
     raise _Damaged(f'{item}: {str(error).splitlines()[0][:120]}') from error
   finally:
     sys.excepthook = hook

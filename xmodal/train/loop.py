@@ -94,7 +94,7 @@ class Run:
 
   def evaluate(self, state, step: int, report: Report | None = None) -> dict[str, dict]:
     """Scores the eval split; writes predictions and sample pictures. Returns {task: scores}."""
-    make = self.maker('eval')
+    make, split = self.maker('eval'), self.config.data.eval_split
     records, predictions = evaluate.predict_all(
         self.predict_step, state.variables, make, self.config.train.batch_size, self.mesh)
     examples = [make.source[int(record)] for record in records]
@@ -102,10 +102,11 @@ class Run:
     if jax.process_index() == 0:
       for name, task in self.tasks.items():
         if scores[name]:
-          evaluate.write_predictions(os.path.join(self.workdir, f'predictions_{name}.jsonl'), task,
-                                     records, examples, predictions[name])
-        evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{step:07d}.png'), task,
-                               make, records, examples, predictions[name],
+          evaluate.write_predictions(
+              os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records, examples,
+              predictions[name])
+        evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
+                               task, make, records, examples, predictions[name],
                                self.config.train.samples)
     if report:
       report.write(step, 'eval', {f'{name}/{key}': number for name, of_task in scores.items()

@@ -88,7 +88,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
   def train_step(state: TrainState, batch):
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     grads, collections, metrics = gradients(state, batch, rng)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
