@@ -140,9 +140,8 @@ def eval_batches(make: BatchMaker, batch_size: int, *, shard: int = 0,
 
 def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
   """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads."""
-  # JAX sets 1 where nothing is set, which leaves TensorFlow talkative.
-  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+  # TensorFlow computes nothing here; its note on oneDNN would only puzzle.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf  # takes seconds and 600 MB: only where data is read
 
   leaves, tree = jax.tree.flatten(at(start))
