@@ -60,7 +60,7 @@ class Mlp(nn.Module):
     self.up, self.down = nn.Linear(width, mlp_dim), nn.Linear(mlp_dim, width)
 
   def forward(self, x):
-    return self.down(F.gelu(self.up(x)))
+    return self.down(F.gelu(self.up(x), approximate='tanh'))
 
 
 class CoAttentionLayer(nn.Module):
@@ -87,18 +87,30 @@ class CoAttentionLayer(nn.Module):
 
 
 class CrossModal(nn.Module):
-  """The co-attention layers, then a norm of each stream."""
+  """The co-attention layers."""
 
   def __init__(self, hidden_dim, mlp_dim, num_heads, num_layers):
     super().__init__()
     self.layers = nn.ModuleList(
         CoAttentionLayer(hidden_dim, mlp_dim, num_heads) for _ in range(num_layers))
-    self.vision_norm, self.text_norm = _norm(hidden_dim), _norm(hidden_dim)
 
   def forward(self, vision, text, text_mask):
     for layer in self.layers:
       vision, text = layer(vision, text, text_mask)
-    return self.vision_norm(vision), self.text_norm(text)
+    return vision, text
+
+
+class GridPosition(nn.Module):
+  """As models.backbone.GridPosition, for pictures without a class token."""
+
+  def __init__(self, grid, width):
+    super().__init__()
+    self.row_embedding, self.column_embedding = (
+        nn.Parameter(torch.randn(places, width)) for places in grid)
+
+  def forward(self, tokens):
+    turned = self.column_embedding.roll(self.column_embedding.shape[1] // 2, 1)
+    return tokens + (self.row_embedding[:, None] + turned).flatten(0, 1)
 
 
 class SumPool(nn.Module):
@@ -137,6 +149,8 @@ class Reference(nn.Module):
     self.vision_projection = nn.Linear(vision['hidden_dim'], width)
     self.vision_gate = nn.Linear(vision['hidden_dim'], 1)
     self.text_projection = nn.Linear(text['hidden_dim'], width)
+    side = config.data.image_size // vision['patch_size']
+    self.grid_position = GridPosition((side, side), width)
     self.cross_modal = CrossModal(**cross)
     self.pool = SumPool(width)
     self.hidden, self.answers = nn.Linear(width, width), nn.Linear(width, num_answers)
@@ -151,8 +165,8 @@ class Reference(nn.Module):
     text = self.text_tower.encoder(
         input_ids=batch['question'], attention_mask=mask).last_hidden_state
     salience = self.vision_gate(vision).sigmoid()
-    vision, text = self.cross_modal(self.vision_projection(vision) * salience,
-                                    self.text_projection(text), mask[:, None, None])
+    placed = self.grid_position(self.vision_projection(vision) * salience)
+    vision, text = self.cross_modal(placed, self.text_projection(text), mask[:, None, None])
     pooled = self.pool(vision * salience, text, mask)
     logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
     loss = F.cross_entropy(logits, batch['target'])

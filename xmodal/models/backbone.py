@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Vision:
   """A picture as tokens [B, N, D]; the last rows * columns of them lie on a grid."""
