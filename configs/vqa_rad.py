@@ -9,12 +9,12 @@ def get_config():
   c.data.image_size = 96
   c.data.augment.zoom = 0.15
   c.data.augment.light = 0.2
-  c.model.dropout_rate = 0.2
+  c.model.dropout_rate = 0.1
   c.model.vision.patch_size = 16
   c.vqa.max_answers = 600
-  c.train.steps = 1500
-  c.train.batch_size = 32
-  c.train.eval_every = 250
+  c.train.steps = 700
+  c.train.eval_every = 350
   c.train.ema_decay = 0.995
-  c.optimizer.weight_decay = 0.2
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.1
   return c
