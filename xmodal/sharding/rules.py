@@ -1,12 +1,13 @@
 """One table that says how every parameter is split.
 
-A rule names the axes of a parameter's last dimensions; dimensions before
-those (the layers of a scanned stack) are never split. The first rule whose
-pattern is found in the parameter's path holds. A parameter that no rule names
-is an error: a silent copy on every device is how a large model runs out of
-memory.
+A rule names the axes of a parameter's last dimensions (two axes where both
+split one dimension); dimensions before those (the layers of a scanned stack)
+are never split. The first rule whose pattern is found in the parameter's path
+holds. A parameter that no rule names is an error: a silent copy on every device
+is how a large model runs out of memory.
 """
 
+import math
 import re
 
 import jax
@@ -19,12 +20,14 @@ RULES = (
     (r'vision_gate/(kernel|bias)$', ()),
     (r'(query|key|value|qkv|up|gate|hidden)/kernel$', ('fsdp', 'tensor')),
     (r'(out|down)/kernel$', ('tensor', 'fsdp')),
-    (r'(query|key|value|qkv|up|gate|hidden)/bias$', ('tensor',)),
+    (r'(query|key|value|qkv|up|gate|hidden)/bias$', (('tensor', 'fsdp'),)),
     (r'(out|down)/bias$', ()),
     (r'(answers|lm_head)/kernel$', ('fsdp', 'tensor')),
     (r'(answers|lm_head)/bias$', ('tensor',)),
     (r'token_embedding/embedding$', ('tensor', 'fsdp')),
     (r'relative_bias/embedding$', ()),
+    # A patch of 14 x 14 x 3 values divides by little; the width does.
+    (r'stem/projection/kernel$', (None, ('tensor', 'fsdp'))),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
     # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions
@@ -51,9 +54,14 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   for pattern, axes in RULES:
     if re.search(pattern, name):
       axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
-      return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None
+      return PartitionSpec(*(axis if axis and size % _devices(axis, mesh) == 0 else None
                              for axis, size in zip(axes, shape)))
   raise KeyError(f'parameter {name} {shape}: no rule in xmodal/sharding/rules.py names it')
+
+
+def _devices(axis, mesh):
+  names = (axis,) if isinstance(axis, str) else axis
+  return math.prod(mesh.shape[name] for name in names)
 
 
 def shard_tree(tree, mesh: Mesh):
