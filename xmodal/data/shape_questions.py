@@ -3,9 +3,10 @@
 A question is planned before its scene. The family, the filter, the wording
 and the wanted answer are drawn first, each uniformly and independently, and
 only then the things that make the answer true: the words of a question
-therefore say nothing about its answer. Where the answer is yes or no, the
-scenes of both answers also have the same distribution: exchanging the thing
-asked about with a decoy turns one into the other.
+therefore say nothing about its answer; a comparison names two, in random
+order. Where the answer is yes or no, the scenes of both answers also have the
+same distribution: exchanging the thing asked about with a decoy turns one into
+the other.
 """
 
 import collections
