@@ -246,6 +246,8 @@ def load_variables(folder: str, abstract_variables, ema: bool):
 
 
 def _quieten():
-  """Keeps Orbax's progress notes off the terminal."""
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  logging.getLogger('orbax').setLevel(logging.ERROR)
+  """Keeps what Orbax has to say besides errors raised off the terminal."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger('orbax').setLevel(logging.CRITICAL)
+  # A full disk fails many writes at once; one line says so, not a traceback each.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
