@@ -11,7 +11,7 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['xmodal', 'xmodal.*']),
     install_requires=[
-        JAX, 'flax>=0.12', 'optax>=0.2.5', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
+        JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
         'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
         'sentencepiece', 'safetensors', 'tensorflow-cpu', 'tensorboardX', 'tqdm',
     ],

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from xmodal.data.shape_words import (
-    NUMBERS, SIZES, THINGS, VALUES, Center, Thing, amount, join, listing, plural)
+    NUMBERS, THINGS, VALUES, Center, Thing, amount, join, listing, plural)
 
 MAX_THINGS = 4
 
