@@ -1,13 +1,15 @@
 """Every kind of picture, against Pillow: decode in full, convert, resize with BILINEAR."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from xmodal.bench.data import jpeg, photo_like
-from xmodal.data.images import load_image, resize_antialiased
+from xmodal.data.images import fit, load_image, resize_antialiased
+from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
 
 SIZE = (40, 56)  # height and width differ, so that swapping them shows
@@ -274,3 +276,24 @@ def test_no_tensorflow_is_needed():
   import sys
   script = 'import sys, xmodal.data.images; sys.exit("tensorflow" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', script], check=False).returncode == 0
+
+
+def test_memory_gives_the_same_pictures_and_reads_each_file_once(tmp_path):
+  rng = np.random.default_rng(0)
+  paths = [str(tmp_path / f'{i}.jpg') for i in range(3)]
+  for path, side in zip(paths, (100, 301, 90)):
+    with open(path, 'wb') as f:
+      f.write(jpeg(photo_like(rng, side, side + 7)))
+  expected = [load_image(path, SIZE) for path in paths]
+  decode = KeepDecoded(2 * 100 * 107 * 3)  # has room for two of the three
+  for _ in range(2):
+    for path, (pixels, stored_size) in zip(paths, expected):
+      again, again_size = fit(decode(path, SIZE), SIZE)
+      np.testing.assert_array_equal(again, pixels)
+      assert again_size == stored_size
+
+  for path in paths:
+    os.remove(path)
+  np.testing.assert_array_equal(fit(decode(paths[0], SIZE), SIZE)[0], expected[0][0])
+  with pytest.raises(UserError, match=paths[2]):  # the memory was full
+    decode(paths[2], SIZE)

@@ -85,6 +85,7 @@ def base() -> ConfigDict:
   c.data.eval_examples = 2_100  # shapes only
   c.data.image_size = 48  # pixels, of both sides
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
+  c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
   c.data.augment = ConfigDict()
   c.data.augment.mirror = False

@@ -58,13 +58,41 @@ def load_image(
     UserError: no such file, not a picture, damaged or cut off, or an array of
       another shape or dtype.
   """
+  return fit(decode(source, size), size, out)
+
+
+class Decoded(NamedTuple):
+  """A picture before it is turned upright.
+
+  Attributes:
+    pixels: uint8 [H, W, 3].
+    extent: (height, width) in `pixels`; a fraction where a JPEG side of 555 was
+      decoded at 1/2 to 278 pixels, the last of them half outside.
+    stored_size: (height, width) as stored.
+    orientation: EXIF orientation, 1 to 8.
+  """
+
+  pixels: np.ndarray
+  extent: tuple[float, float]
+  stored_size: tuple[int, int]
+  orientation: int
+
+
+def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]) -> Decoded:
+  """The first half of `load_image`: a picture in no less than the (height, width) wanted."""
+  if isinstance(source, np.ndarray):
+    return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
+  data, name = _read(source)
+  return _decode_plain_jpeg(data, size) or _decode(data, name)
+
+
+def fit(
+    picture: Decoded, size: tuple[int, int], out: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """The second half of `load_image`: upright, and squashed to (height, width)."""
   if out is None:
     out = np.empty((*size, 3), np.uint8)
-  if isinstance(source, np.ndarray):
-    pixels = _checked(source)
-    return resize_antialiased(pixels, size, out=out), pixels.shape[:2]
-  data, name = _read(source)
-  pixels, extent, stored_size, orientation = _decode_plain_jpeg(data, size) or _decode(data, name)
+  pixels, extent, stored_size, orientation = picture
   if orientation == 1:
     return resize_antialiased(pixels, size, extent, out), stored_size
   # Turning is cheaper after the resize. Orientations from 5 swap the sides.
@@ -165,24 +193,7 @@ def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
     ) from fault
 
 
-class _Decoded(NamedTuple):
-  """A picture before it is turned upright.
-
-  Attributes:
-    pixels: uint8 [H, W, 3].
-    extent: (height, width) in `pixels`; a fraction where a JPEG side of 555 was
-      decoded at 1/2 to 278 pixels, the last of them half outside.
-    stored_size: (height, width) as stored.
-    orientation: EXIF orientation, 1 to 8.
-  """
-
-  pixels: np.ndarray
-  extent: tuple[float, float]
-  stored_size: tuple[int, int]
-  orientation: int
-
-
-def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> _Decoded | None:
+def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Decoded | None:
   """Decodes a sound grey or colour JPEG; None for all else.
 
   The same decoder as Pillow's (libjpeg-turbo) with less copying. Pictures of
@@ -204,8 +215,8 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> _Decoded | None:
       if all(e == w or e > w + 0.5 for e, w in zip(extent, wanted, strict=True)):
         height, width = map(math.ceil, extent)
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
-        return _Decoded(pixels, extent, tuple(stored_size), orientation)
-    return _Decoded(simplejpeg.decode_jpeg(data), *[tuple(stored_size)] * 2, orientation)
+        return Decoded(pixels, extent, tuple(stored_size), orientation)
+    return Decoded(simplejpeg.decode_jpeg(data), *[tuple(stored_size)] * 2, orientation)
   except (ValueError, OSError):
     return None  # Odd or damaged: Pillow judges which.
 
@@ -223,7 +234,7 @@ def _has_app1(data: bytes) -> bool:
   return False
 
 
-def _decode(data: bytes, name: str) -> _Decoded:
+def _decode(data: bytes, name: str) -> Decoded:
   """Decodes anything that Pillow opens; raises UserError for what it does not."""
   try:
     image = Image.open(io.BytesIO(data))
@@ -237,7 +248,7 @@ def _decode(data: bytes, name: str) -> _Decoded:
   try:
     image.load()
     pixels = _to_rgb(image)
-    return _Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image))
+    return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image))
   except MemoryError:
     raise
   except Exception as fault:  # Decoders raise all sorts on bad bytes.

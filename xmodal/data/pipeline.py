@@ -47,6 +47,7 @@ class BatchMaker:
     augmentation: None for evaluation.
     blank: 'image' or 'question' hides that input from the model (for baselines).
     seed: of the augmentation.
+    decode: images.decode, or one that remembers.
   """
 
   source: Source
@@ -56,6 +57,7 @@ class BatchMaker:
   augmentation: augment.Augmentation | None = None
   blank: str = ''
   seed: int = 0
+  decode: Callable[..., images.Decoded] = images.decode
 
   def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
     """One batch.
@@ -93,8 +95,9 @@ class BatchMaker:
       plan = self.augmentation.plan(example, rng)
     size = plan.inner_size(self.image_size)
     try:
-      pixels, (height, width) = images.load_image(
-          example.image, size, out if size == out.shape[:2] else None)
+      # At the full size, whatever the plan: what is decoded can then be remembered.
+      pixels, (height, width) = images.fit(
+          self.decode(example.image, self.image_size), size, out if size == out.shape[:2] else None)
     except UserError as error:
       if record >= 0:
         self.bad.add(record, str(error))

@@ -13,6 +13,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.augment import Augmentation
+from xmodal.data.memory import KeepDecoded
 from xmodal.data.sources import open_source
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
@@ -27,7 +28,8 @@ _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
-               'data.eval_examples', 'data.max_bad_share', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'mesh.data', 'mesh.fsdp',
+               'mesh.tensor')
 
 
 class Run:
@@ -60,6 +62,7 @@ class Run:
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
+    self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks)
     schedule = make_schedule(config.optimizer, config.train.steps)
     self.optimizer = make_optimizer(config.optimizer, schedule)
@@ -80,7 +83,7 @@ class Run:
     augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
     return pipeline.BatchMaker(
         self.sources[split], self.tasks, (data.image_size, data.image_size), self.bad[split],
-        augmentation, data.blank, self.config.seed)
+        augmentation, data.blank, self.config.seed, self._decode)
 
   def compile_step(self):
     """The training step, compiled for the mesh: (state, batch) -> (state, metrics)."""
