@@ -3,6 +3,9 @@
 from setuptools import find_packages, setup
 
 JAX = 'jax>=0.10'
+# TensorFlow without a GPU's code, for the machines that it is published for.
+SMALL_TENSORFLOW = 'platform_machine in "x86_64 AMD64" and sys_platform != "darwin"'
+OTHER_TENSORFLOW = 'platform_machine not in "x86_64 AMD64" or sys_platform == "darwin"'
 
 setup(
     name='xmodal',
@@ -13,7 +16,8 @@ setup(
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
         'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
-        'sentencepiece', 'safetensors', 'tensorflow-cpu', 'tensorboardX', 'tqdm',
+        'sentencepiece', 'safetensors', f'tensorflow-cpu; {SMALL_TENSORFLOW}',
+        f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],

@@ -12,6 +12,7 @@ def get_config():
   c.model.dropout_rate = 0.1
   c.model.vision.patch_size = 16
   c.vqa.max_answers = 600
+  c.vqa.answer_length = 12
   c.train.steps = 700
   c.train.eval_every = 350
   c.train.ema_decay = 0.995

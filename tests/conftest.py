@@ -7,6 +7,8 @@ import tempfile
 
 # Before jax or tensorflow is imported, here or in a subprocess of a test.
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_towers.py -k cudnn.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _cache = tempfile.mkdtemp(prefix='xmodal-test-jax-')
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache

@@ -1,10 +1,16 @@
 """Both benchmarks, small: they run, they compare like with like, and their tables can be read."""
 
 import sys
+import types
 
+import jax
+import numpy as np
 import pytest
 
-from xmodal.bench import data, train_step
+from xmodal.bench import data, torch_reference, train_step
+from xmodal.tasks.vqa import VQA
+from xmodal.train import build
+from xmodal.train.optimizer import decays
 
 TINY = [f'model.{tower}.{key}={value}' for tower in ('vision', 'text', 'cross')
         for key, value in (('hidden_dim', 32), ('mlp_dim', 48), ('num_heads', 4),
@@ -38,19 +44,73 @@ def test_train_step_without_torch_measures_ours_alone(capsys, monkeypatch):
   assert table(capsys.readouterr().out, 's/step').keys() == {'ours'}
 
 
+def test_weight_decay_of_the_torch_counterpart_is_of_the_same_parameters():
+  config = train_step.make_config('small', 4, TINY)
+  reference = torch_reference.Reference(config, 90, 20, 0)
+  for group in torch_reference.make_optimizer(reference, config.optimizer).param_groups:
+    for parameter in group['params']:
+      parameter.data.fill_(group['weight_decay'] > 0)
+  tokenizer = types.SimpleNamespace(vocab_size=90, pad_id=0, eos_id=1)
+  task = VQA(tokenizer, [str(i) for i in range(20)], question_length=24, answer_length=6,
+             generation_weight=0.5)
+  model = build.make_model(config, tokenizer, {'vqa': task})
+  batch = jax.tree.map(lambda x: x[:1], train_step.make_batch(config))
+  shapes = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), batch, deterministic=True)['params'])
+  decayed = torch_reference.parameters_for_ours(reference, model, shapes)
+  assert len(jax.tree.leaves(decayed)) > 50
+  jax.tree.map(lambda theirs, ours: np.testing.assert_array_equal(theirs, float(ours)),
+               decayed, decays(shapes))
+
+
+def test_the_torch_counterpart_computes_in_the_dtype_of_the_config():
+  losses = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = train_step.make_config('small', 4, [*TINY, f'model.dtype={dtype}'])
+    ways = train_step.make_ways(('eager',), config, train_step.make_batch(config))
+    losses[dtype] = float(ways['eager']()[0])
+  assert losses['bfloat16'] != losses['float32'] == pytest.approx(losses['bfloat16'], rel=0.02)
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--ways', 'theirs'], 'theirs'), (['model.nothing=3'], 'model.nothing'),
     (['--size', 'tiny'], 'tiny'), (['--size', 'huge'], 'huge'),
-    (['--threads', '0'], '--threads=0')])
+    (['--threads', '0'], '--threads=0'), (['--rounds', '0'], '--rounds=0'),
+    (['train.accumulation=2'], 'train.accumulation=2: the benchmark does not apply it'),
+    (['train.ema_decay=0.9'], 'train.ema_decay=0.9: the benchmark does not apply it'),
+    (['vqa.classifier=False'], 'vqa.classifier=False: the benchmark does not apply it'),
+    (["mixer.tasks=('objects',)"], "mixer.tasks=('objects',): the benchmark does not apply it"),
+    (['train.batch_size=8'], '--batch sets the batch size'),
+    (['--size', 'small', 'model.remat=full'], 'remat=full'),
+    (['mesh.fsdp=2'], 'mesh.fsdp=2: PyTorch is measured on one device')])
 def test_train_step_says_what_it_cannot_measure(capsys, arguments, message):
   assert train_step.main([*arguments, 'data.image_size=32']) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error
 
 
+@pytest.mark.parametrize('function, found, message', [
+    ('device_count', 8, 'found 8: show one'), ('default_backend', 'tpu', 'JAX computes on a tpu')])
+def test_both_are_measured_on_one_device(capsys, monkeypatch, function, found, message):
+  monkeypatch.setattr(jax, function, lambda: found)
+  assert train_step.main(['--size', 'small']) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert message in error and '--ways ours' in error
+
+
 def test_data_measures_both_ways_for_each_size(capsys):
-  data.main(['--pictures', '64', '--sizes', '64x48', '40x40', '--rounds', '2'])
+  assert data.main(['--pictures', '64', '--sizes', '64x48', '40x40', '--rounds', '2']) == 0
   rows = table(capsys.readouterr().out, 'size')
   assert rows.keys() == {'64x48', '40x40'}
   for density, *figures in rows.values():
     assert density > 0.1 and len(figures) == 6 and min(figures) > 0
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--sizes', '640x480', '640'], '--sizes 640: wanted WIDTHxHEIGHT'),
+    (['--sizes', '0x480'], '--sizes 0x480: wanted'), (['--rounds', '0'], '--rounds=0: wanted 1'),
+    (['--pictures', '31'], '--pictures=31: wanted 32')])
+def test_data_says_what_it_cannot_measure(capsys, arguments, message):
+  assert data.main(arguments) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith('error: ') and message in error

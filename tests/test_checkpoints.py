@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends bit for bit as one that was not."""
 
+import errno
 import itertools
 import json
 import os
@@ -38,7 +39,7 @@ def assert_same(state, final):
 
 def train_steps(workdir):
   lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
-  return [line['step'] for line in lines if line['split'] == 'train']
+  return [line['step'] for line in lines if line['split'] == 'train' and line['task'] == 'all']
 
 
 def array_files(step_folder, item):
@@ -138,17 +139,40 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
   assert noticed
 
 
-def test_with_all_checkpoints_damaged_there_is_none(workdir):
+def test_with_all_checkpoints_damaged_nothing_starts_over(workdir):
   for step in '36':
     cut(array_files(workdir / 'checkpoints' / step, 'model'))
-  warnings = []
-  assert tiny.restored(workdir, warnings) is None and len(warnings) == 2
+  metrics = (workdir / 'metrics.jsonl').read_text()
+  with pytest.raises(UserError, match='can be read: all are in .*damaged'):
+    tiny.train(workdir)
+  assert (workdir / 'metrics.jsonl').read_text() == metrics
+
+
+def test_a_fault_of_the_moment_is_not_damage(workdir, monkeypatch):
+  def refuse(*args, **kwargs):
+    raise OSError(errno.EMFILE, 'Too many open files')
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'restore', refuse)
+  with pytest.raises(UserError, match='cannot be read .Too many open files'):
+    tiny.train(workdir)
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']
+
+
+def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(loop.Run, 'compile_step', lambda self: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    tiny.train(tmp_path / 'run', tiny.changed(train__batch_size=16))
+  loop.Run(tiny.get_config(), str(tmp_path / 'run'))  # another config is welcome
 
 
 def test_a_finished_run_is_only_evaluated(workdir, finished, final):
   told = tiny.train(workdir)
   assert told['resumed_from'] == told['step'] == 6
-  assert told['evaluation'] == json.loads((finished / 'final.json').read_text())['evaluation']
+  before = json.loads((finished / 'final.json').read_text())
+  assert told['evaluation'] == before['evaluation']
+  assert json.loads((workdir / 'final.json').read_text()) == before  # its time is not lost
+  one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished, workdir))
+  assert one == two
   assert_same(tiny.restored(workdir), final)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from xmodal import main, predict
+from xmodal import config as configs, main, predict
 from xmodal.data import order
 from xmodal.data.example import Example
 from xmodal.data.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.train import build
+from xmodal.train.optimizer import make_schedule
 from xmodal.train.report import Report
 import tiny
 
@@ -62,13 +65,15 @@ def python(*args):
 # xmodal.main
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(command, tmp_path, finished, monkeypatch):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished, monkeypatch,
+                                                     number):
   advance = Report.advance
   # Told of step 2 while step 4 runs.
   monkeypatch.setattr(Report, 'advance', lambda self, step, metrics: (
-      os.kill(os.getpid(), signal.SIGTERM) if step == 2 else advance(self, step, metrics)))
+      os.kill(os.getpid(), number) if step == 2 else advance(self, step, metrics)))
   code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
-  assert code == 0 and 'stopped by SIGTERM after step 4: saved' in out
+  assert code == 0 and 'stopped after step 4: saved' in out
   assert '4' in os.listdir(tmp_path / 'run' / 'checkpoints')
   monkeypatch.setattr(Report, 'advance', advance)
   code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
@@ -86,6 +91,59 @@ def test_eval_gives_the_scores_of_the_training(command, finished, tmp_path):
   accuracy = json.loads((finished / 'final.json').read_text())['evaluation']['vqa']['accuracy']
   assert code == 0 and f'{accuracy:.1%}' in out.split('all ')[1]
   assert predictions.read_text() == expected
+
+
+def test_eval_needs_no_training_data_and_no_answers(command, finished, tmp_path, own_data):
+  folder, workdir = tmp_path / 'data', shutil.copytree(finished, tmp_path / 'run')
+  shutil.copytree(own_data[0], folder)
+  lines = map(json.loads, (folder / 'val.jsonl').read_text().splitlines())
+  wanted = ('image', 'question', 'question_id')
+  (folder / 'test.jsonl').write_text(
+      ''.join(json.dumps({key: line[key] for key in wanted}) + '\n' for line in lines))
+  for split in ('train', 'val'):
+    (folder / f'{split}.jsonl').unlink()
+  for place in (workdir, workdir / 'checkpoints' / '6'):  # as if it had been trained on own data
+    path = place / 'assets' / 'config.json'
+    path.write_text(path.read_text().replace('"source": "shapes"', '"source": "jsonl"'))
+  code, out, err = command('--config', TINY, '--workdir', workdir, '--mode=eval',
+                           '--config.data.source=jsonl', f'--config.data.root={folder}',
+                           '--config.data.eval_split=test')
+  assert code == 0, err
+  lines = (workdir / 'predictions_vqa_test.jsonl').read_text().splitlines()
+  assert [json.loads(line)['question_id'] for line in lines] == list(range(20))
+
+
+@pytest.mark.parametrize('part', ['metrics.jsonl', 'final.json.part', 'assets', 'samples'])
+def test_a_folder_that_cannot_be_written_to_is_one_line(command, tmp_path, part):
+  """A full disk raises the same class of error at the same places."""
+  workdir = tmp_path / 'run'
+  blocked = workdir / part
+  if part == 'metrics.jsonl' or part == 'final.json.part':
+    blocked.mkdir(parents=True)  # a folder where a file should be
+  else:
+    workdir.mkdir()
+    blocked.write_text('a file where a folder should be')
+  code, _, err = command('--config', TINY, '--workdir', workdir, '--config.train.steps=2')
+  assert code == 2
+  line, = (line for line in err.splitlines() if line.startswith('error: '))
+  assert str(blocked) in line and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_every_config_holds_together(path):
+  c = runpy.run_path(str(path))['get_config']()
+  configs.check(c)
+  assert build.task_weights(c).keys() == set(c.mixer.tasks)
+  make_schedule(c.optimizer, c.train.steps)
+  for tower in ('vision', 'cross'):  # T5's heads have a width of their own
+    sizes = configs.tower_sizes(c, tower)
+    assert sizes['hidden_dim'] % sizes['num_heads'] == 0
+
+
+def test_help_lists_the_flags(command):
+  code, out, _ = command('--help')
+  assert code == 0
+  assert all(f'--{flag}' in out for flag in ('config', 'workdir', 'mode', 'multihost'))
 
 
 def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
@@ -127,6 +185,13 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.vqa.classifier=False', '--config.vqa.generation_weight=0'],
      ['both heads are off']),
     (['--config', TINY, '--mode=eval'], ['no checkpoint']),
+    (['--config', TINY, '--config.vqa.question_length=0'], ['question_length=0', '2 or more']),
+    (['--config', TINY, '--config.objects.max_names=0'], ['max_names=0']),
+    (['--config', TINY, '--config.model.dropout_rate=1.5'], ['dropout_rate=1.5', '0 to 0.99']),
+    (['--config', TINY, '--config.model.vision.name=t5'], ['t5', 'vit, resnet']),
+    (['--config', TINY, '--config.model.attention=cudnn', '--config.model.dropout_rate=0.1'],
+     ['cudnn', 'dropout_rate=0.1', 'xla']),
+    (['--config', TINY, '--multihost'], ['--multihost', 'Slurm']),
 ], ids=lambda value: ' '.join(value[-2:]) if value and value[0].startswith('--') else '')
 def test_a_mistake_is_one_line_and_nothing_is_written(command, tmp_path, arguments, words):
   (tmp_path / 'empty').mkdir()
@@ -164,7 +229,7 @@ def own_data(tmp_path_factory):
           'caption': example.captions,
           'objects': [{'name': o.name, 'box': o.box} for o in example.objects]}))
     (folder / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
-  read = order.train_records(order.train_positions(2, 8), 64, seed=0)
+  read = order.train_records(order.positions(2, 8), 64, seed=0)
   broken = folder / f'train_{read[3]}.jpg'
   broken.write_bytes(broken.read_bytes()[:200])
   return folder, broken.name
@@ -314,7 +379,7 @@ def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path
       'run = tiny.Run(tiny.get_config(), sys.argv[4])',
       'batch = run.maker("train")(np.arange(8), np.arange(8))',
       'before = state.create(run.init, run.abstract)',
-      'after, metrics = run.compile_step()(before, put_batch(batch, run.mesh))',
+      'after, metrics = run.compile_step()(before, put_batch(batch, run.mesh, 8))',
       'assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))',
       'example = Example(np.zeros((9, 9, 3), np.uint8), question="what?")',
       'print(predict.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))

@@ -79,7 +79,7 @@ def test_more_objects_than_the_limit_are_said(objects):
 
 
 def test_data_without_objects_is_a_mistake(objects):
-  with pytest.raises(UserError, match='take "objects" out of config.mixer.tasks'):
+  with pytest.raises(UserError, match="take 'objects' out of config.mixer.tasks"):
     objects.survey([Example(IMAGE)])
   with pytest.raises(UserError, match='none of 1 training examples has an object'):
     make_name_list([Example(IMAGE, objects=())], 5)
@@ -89,3 +89,12 @@ def test_the_commonest_names_are_kept():
   examples = [Example(IMAGE, objects=tuple(Object(n, (0, 0, 1, 1)) for n in names))
               for names in (('cat', 'dog', 'cat'), ('eel', 'dog'), ('cat',))]
   assert make_name_list(examples, 2) == ('cat', 'dog')
+
+
+def test_predictions_are_the_likeliest_names(objects):
+  present = np.array([[0.1, 0.9, 0.6][:len(objects.names)]])
+  (names,) = objects.decode({'present': present})
+  assert [name for name, _ in names] == [objects.names[i] for i in (1, 2, 0)]
+  assert objects.describe(names).splitlines()[0] == f'  90.0%  {objects.names[1]}'
+  example = Example(IMAGE, objects=(Object(objects.names[1], (0, 0, 1, 1)),))
+  assert objects.draw(example, np.zeros((8, 8, 3), np.uint8), names).height > 100

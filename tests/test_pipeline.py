@@ -53,8 +53,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize('count, hosts', [(21, 1), (24, 1), (3, 1), (21, 2), (5, 4)])
 def test_evaluation_holds_every_record_once(count, hosts):
   make = maker(numbered(count), Number())
-  parts = [list(pipeline.eval_batches(make, 8, shard=host, num_shards=hosts))
-           for host in range(hosts)]
+  parts = [list(pipeline.eval_batches(make, 8, rows)) for rows in np.split(np.arange(8), hosts)]
   assert len({len(part) for part in parts}) == 1  # else hosts would wait for each other for ever
   seen = [number for batches in zip(*parts) for batch in batches
           for number in batch['task']['number'][batch['valid']]]
@@ -77,9 +76,9 @@ def test_a_late_start_gives_bit_identical_batches():
 def test_hosts_read_the_parts_of_one_batch():
   make = maker(Shapes('train', size=20, image_size=32), Boxes(), CHANGES)
   whole, = pipeline.train_batches(make, 8, 3, 4)
-  halves = [next(pipeline.train_batches(make, 8, 3, 4, shard=host, num_shards=2))
-            for host in range(2)]
-  np.testing.assert_array_equal(np.concatenate([h['image'] for h in halves]), whole['image'])
+  for rows in ([0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 6, 7]):
+    part, = pipeline.train_batches(make, 8, 3, 4, np.array(rows))
+    np.testing.assert_array_equal(part['image'], whole['image'][rows])
 
 
 def test_a_change_depends_on_seed_and_position_alone():
@@ -146,6 +145,10 @@ def test_half_of_the_pictures_are_mirrored():
 
 @pytest.mark.parametrize('texts', [
     dict(question='Is the cat LEFT of the dog?', answers=('yes',)),
+    dict(question='What color is the leftmost car?', answers=('red',)),
+    dict(question='Which is the rightmost?', answers=('the car',)),
+    dict(question='Is it left-hand traffic?', answers=('no',)),
+    dict(question='Is the effusion right-sided?', answers=('no',)),
     dict(question='where is the cat?', answers=('on the right',)),
     dict(captions=('a dog', 'a cat to the left, asleep')),
     dict(question='what time is it?', answers=('10:10',)),
@@ -156,11 +159,32 @@ def test_no_mirror_where_a_text_speaks_of_sides_or_letters(texts):
   assert share_mirrored(**texts) == 0
 
 
-@pytest.mark.parametrize('question', ['is there a cat at the top?', 'is the largest thing red?'])
+def inputs(changes, question):
+  """The set of inputs, as bytes, that 20 visits to an example give."""
+  make = maker([Example(asymmetric() // 2 + 60, question=question)], Boxes(), changes)
+  return {image.tobytes() for image in make(np.zeros(20, int), np.arange(20))['image']}
+
+
+@pytest.mark.parametrize('question', [
+    'is there a cat at the top?', 'is the largest thing red?', 'what is the topmost shape?',
+    'which is the uppermost?', 'which is the bottommost?', 'which is the lowest?',
+    'which is the highest?', 'what color is the leftmost car?'])
 def test_no_zoom_where_a_text_speaks_of_place_or_size(question):
-  make = maker([Example(asymmetric(), question=question)], Boxes(), Augmentation(zoom=0.5))
-  images = make(np.zeros(20, int), np.arange(20))['image']
-  np.testing.assert_array_equal(images, np.broadcast_to(asymmetric(), images.shape))
+  assert len(inputs(Augmentation(zoom=0.5), question)) == 1
+
+
+@pytest.mark.parametrize('question', [
+    'Is it dark outside?', 'which is the brightest?', 'is the light on?', 'is it a sunny day?',
+    'is it night?', 'Is the room dimly lit?', 'does it cast a shadow?', 'which shade of red?',
+    'Was IV contrast given?', 'Is there a hyperdense lesion?', 'are the lesions hypointense?',
+    'what is the signal intensity?', 'is there an opacity?', 'is the lung hyperlucent?'])
+def test_no_change_of_light_where_a_text_speaks_of_it(question):
+  assert len(inputs(Augmentation(light=0.3), question)) == 1
+
+
+@pytest.mark.parametrize('changes', [Augmentation(zoom=0.5), Augmentation(light=0.3)], ids=str)
+def test_other_questions_let_a_picture_change(changes):
+  assert len(inputs(changes, 'is there slightly more than one cat today?')) > 10
 
 
 # Pictures that cannot be read

@@ -1,5 +1,7 @@
 """Readers of data as people have it on disk, and the checker of own data."""
 
+import builtins
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal.data import check
+from xmodal.data import check, images
 from xmodal.data.example import Example, Object
 from xmodal.data.jsonl import read_jsonl
 from xmodal.data.vqa_rad import read_vqa_rad
@@ -110,6 +112,9 @@ _BAD_LINES = [
     ({'image': 'a.jpg/b.jpg'}, 'is not there'),
     ({'image': 'sub'}, 'is not there'),
     ({'image': 'a\0.jpg/b'}, 'is not there'),
+    ({'image': 'a' * 300 + '.jpg'}, 'is not there'),
+    ({'image': 'a' * 300 + '/b.jpg'}, 'is not there'),
+    ({'image': 'a/' * 3000 + 'b.jpg'}, 'is not there'),
     ({'image': 'a.jpg', 'question': ' ', 'answers': ['yes']}, 'question is empty'),
     ({'image': 'a.jpg', 'answers': ['yes']}, 'question is empty'),
     ({'image': 'a.jpg', 'question': ['Who?']}, 'question is .* wanted text'),
@@ -174,6 +179,47 @@ def test_folders_that_cannot_be_used(tmp_path, capsys):
     assert error.startswith('error: ') and error.count('\n') == 1
 
 
+def _deny(monkeypatch, path):
+  """Makes a file or folder one that this user may not read, which root always may."""
+  def denying(real):
+    def call(given, *args, **options):
+      if given == str(path):
+        raise PermissionError(errno.EACCES, 'Permission denied', given)
+      return real(given, *args, **options)
+    return call
+
+  for module, name in [(os, 'scandir'), (os, 'listdir'), (builtins, 'open')]:
+    monkeypatch.setattr(module, name, denying(getattr(module, name)))
+
+
+def test_a_folder_of_pictures_that_may_not_be_read(tmp_path, capsys, monkeypatch):
+  folder = _folder(tmp_path, [
+      {'image': 'a.jpg'}, {'image': 'closed/b.jpg'}, {'image': 'closed/c.jpg'}])
+  _deny(monkeypatch, folder / 'closed')
+  with pytest.raises(UserError, match=r'train\.jsonl:2: .*/closed: cannot be read \(Perm') as error:
+    read_jsonl(str(folder), 'train')
+  assert '\n' not in str(error.value)
+  assert check.main([str(folder)]) == 1
+  assert '3 lines, 1 good, 2 bad' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['', 'train.jsonl'])
+def test_data_that_may_not_be_read(name, tmp_path, monkeypatch):
+  folder = _folder(tmp_path, [{'image': 'a.jpg'}])
+  _deny(monkeypatch, folder / name)
+  with pytest.raises(UserError, match=r'cannot be read \(Permission denied\)'):
+    read_jsonl(str(folder), 'train')
+
+
+def test_a_link_that_leads_nowhere_spoils_no_other_picture(tmp_path):
+  folder = _folder(tmp_path, [{'image': 'a.jpg'}])
+  (folder / 'loop.jpg').symlink_to('loop.jpg')
+  assert len(read_jsonl(str(folder), 'train')) == 1
+  _folder(folder, [{'image': 'loop.jpg'}])
+  with pytest.raises(UserError, match="'loop.jpg' is not there"):
+    read_jsonl(str(folder), 'train')
+
+
 # The checker
 
 
@@ -212,14 +258,40 @@ def test_check_finds_what_only_decoding_shows(tmp_path, capsys):
   assert 'test.jsonl: not there' in lines and lines[-1] == '8 bad lines'
 
 
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+def test_check_and_training_agree_on_a_picture(tmp_path):
+  """Cut off anywhere, with broken bytes or a broken EXIF block."""
+  whole = _picture(tmp_path / 'whole.jpg', 300, 200).read_bytes()
+  rng = np.random.default_rng(0)
+  files = {f'cut{n}.jpg': whole[:n] for n in rng.integers(1, len(whole), 20)}
+  files |= {f'odd{n}.jpg': whole[:n] + bytes([whole[n] ^ 0x55]) + whole[n + 1:]
+            for n in rng.integers(20, len(whole), 20)}
+  _picture(tmp_path / 'exif.jpg', exif=b'Exif\0\0MM\0*\0\0\xff\xff')
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+  paths = [str(path) for path in sorted(tmp_path.glob('*.jpg'))]
+  found = check.decode_all(paths)
+  good = set()
+  for path in paths:
+    for size in [(48, 48), (224, 224)]:
+      try:
+        _, (height, width) = images.load_image(path, size)
+        assert found[path] == (width, height)
+        good.add(os.path.basename(path))
+      except UserError as error:
+        assert found[path] == str(error)
+  assert {'whole.jpg', 'exif.jpg'} < good and not any(name.startswith('cut') for name in good)
+
+
 def test_check_decodes_a_picture_once(tmp_path, monkeypatch):
   folder = _folder(tmp_path, [{'image': 'a.jpg'}] * 30)
   _folder(tmp_path, [{'image': 'a.jpg'}] * 30, split='val')
-  opened = []
-  real_open = Image.open
-  monkeypatch.setattr(Image, 'open', lambda path: opened.append(path) or real_open(path))
+  decoded = []
+  decode = images.decode
+  monkeypatch.setattr(
+      images, 'decode', lambda path, size: decoded.append(path) or decode(path, size))
   check.check_folder(str(folder))
-  assert opened == [str(tmp_path / 'a.jpg')]
+  assert decoded == [str(tmp_path / 'a.jpg')]
 
 
 def test_check_of_good_data_as_a_command(tmp_path):
@@ -305,6 +377,12 @@ def test_vqa_v2_problems_are_said_in_one_line(tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=wanted):
       read_vqa_v2(str(path.parent), 'train')
+  path = pathlib.Path(said('empty')) / path.name
+  text = path.read_text()
+  for question in ('" "', 'null'):
+    path.write_text(text.replace('"Is it day?"', question))
+    with pytest.raises(UserError, match='questions.json: question_id 25000: question is empty'):
+      read_vqa_v2(str(path.parent), 'train')
 
 
 # VQA-RAD, as published
@@ -363,3 +441,8 @@ def test_vqa_rad_problems_are_said_in_one_line(tmp_path):
   picture = _picture(tmp_path / 'VQA_RAD Image Folder' / 'a.jpg')
   assert read_vqa_rad(str(tmp_path), 'test') == [
       Example(str(picture), 'Where?', ('3',), 1, 'open')]
+  for question in (' ', None):
+    (tmp_path / 'VQA_RAD Dataset Public.json').write_text(
+        json.dumps([{**record, 'question': question}]))
+    with pytest.raises(UserError, match='Public.json: question_id 1: question is empty'):
+      read_vqa_rad(str(tmp_path), 'test')

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 import transformers
 
 from xmodal.data.shapes import Shapes
@@ -123,10 +125,124 @@ def test_a_tokenizer_json_of_transformers_loads_as_it_is(t5_folder, tmp_path):
   assert ours.vocab_size == len(theirs)
 
 
+def byte_level(questions, special):
+  """A byte-level BPE as GPT-2 and LLaMA 3 have it."""
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.train_from_iterator(questions, trainers.BpeTrainer(
+      vocab_size=400, special_tokens=special, show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  return backend
+
+
+def gpt2(questions, folder):
+  vocabulary = byte_level(questions, ['<|endoftext|>'])
+  vocabulary.model.save(str(folder))
+  (folder / 'config.json').write_text('{"model_type": "gpt2"}')
+  return transformers.GPT2TokenizerFast.from_pretrained(folder)
+
+
+def llama(questions, folder):
+  backend = byte_level(questions, ['<unk>', '<s>', '</s>'])
+  backend.post_processor = processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', 1)])
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=backend, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+def bert(questions, folder):
+  backend = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
+  backend.normalizer = normalizers.BertNormalizer()
+  backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  backend.train_from_iterator(questions, trainers.WordPieceTrainer(
+      vocab_size=200, special_tokens=['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'],
+      show_progress=False))
+  backend.model.save(str(folder))
+  (folder / 'config.json').write_text('{"model_type": "bert"}')
+  return transformers.BertTokenizerFast.from_pretrained(folder)
+
+
+def as_saved(theirs, source, folder):
+  theirs.save_pretrained(folder)
+
+
+def names_in_the_older_file(theirs, source, folder):
+  """As transformers 4 wrote them: each name in special_tokens_map.json, with its options."""
+  theirs.save_pretrained(folder)
+  names = {key: {'content': token, 'lstrip': False} for key, token in
+           theirs.special_tokens_map.items()}
+  (folder / 'special_tokens_map.json').write_text(json.dumps(names))
+  (folder / 'tokenizer_config.json').write_text('{"pad_token": null, "model_max_length": 512}')
+
+
+def no_names(theirs, source, folder):
+  """As the first GPT-2 and BERT were published."""
+  theirs.save_pretrained(folder)
+  (folder / 'tokenizer_config.json').write_text('{"model_max_length": 512}')
+
+
+def no_tokenizer_json(theirs, source, folder):
+  for path in source.iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize('kind, end, pad, files', [
+    (kind, end, pad, files)
+    for kind, end, pad in [
+        (gpt2, '<|endoftext|>', None), (llama, '</s>', None), (bert, '[SEP]', '[PAD]')]
+    for files in (as_saved, names_in_the_older_file, no_names, no_tokenizer_json)
+    if (kind, files) != (llama, no_tokenizer_json)])
+def test_a_tokenizer_without_pad_or_end_token_loads(kind, end, pad, files, questions, tmp_path):
+  source, folder = tmp_path / 'source', tmp_path / 'folder'
+  source.mkdir(), folder.mkdir()
+  theirs = kind(questions, source)
+  files(theirs, source, folder)
+  ours = load_tokenizer(str(folder))
+  wanted = [ids if ids[-1:] == [ours.eos_id] else ids + [ours.eos_id]
+            for ids in theirs(TEXTS)['input_ids']]
+  assert rows(ours) == wanted
+  assert ours.eos_id == theirs.convert_tokens_to_ids(end)
+  # A pad token that they lack gets a number that no text has.
+  assert ours.pad_id == (len(theirs) if pad is None else theirs.convert_tokens_to_ids(pad))
+  assert ours.vocab_size == len(theirs) + (pad is None)
+  assert ours.decode(ours.encode(questions, 80)) == theirs.batch_decode(
+      theirs(questions)['input_ids'], skip_special_tokens=True)
+
+  ours.save(str(tmp_path / 'saved'))
+  again = load_tokenizer(str(tmp_path / 'saved'))
+  assert rows(again) == wanted
+  assert (again.pad_id, again.eos_id, again.vocab_size) == (
+      ours.pad_id, ours.eos_id, ours.vocab_size)
+  saved = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+  assert saved(TEXTS)['input_ids'] == theirs(TEXTS)['input_ids']
+  assert (saved.pad_token_id, saved.eos_token_id) == (ours.pad_id, ours.eos_id)
+
+
+@pytest.mark.parametrize('kind, as_pad', [(gpt2, '<|endoftext|>'), (llama, '<unk>')])
+def test_a_pad_token_that_texts_have_too_is_not_used(kind, as_pad, questions, tmp_path):
+  """Else the end of an answer would count nowhere in the loss."""
+  theirs = kind(questions, tmp_path)
+  theirs.pad_token = as_pad
+  theirs.save_pretrained(tmp_path)
+  ours = load_tokenizer(str(tmp_path))
+  assert ours.pad_id == len(theirs) == ours.vocab_size - 1
+  assert ours.eos_id == theirs.eos_token_id
+
+
+def test_numbers_beyond_the_number_of_entries_fit_an_embedding(tmp_path):
+  vocabulary = {'</s>': 0, '<pad>': 1, 'red': 9}
+  tokenizers.Tokenizer(models.WordLevel(vocabulary, '</s>')).save(str(tmp_path / 'tokenizer.json'))
+  ours = load_tokenizer(str(tmp_path))
+  assert rows(ours, ['red']) == [[9, 0]]
+  assert ours.vocab_size == 10
+
+
 @pytest.mark.parametrize('files', [
     {}, {'tokenizer.json': '{"truncated'}, {'tokenizer_config.json': '{}'},
     {'tokenizer_config.json': '{"tokenizer_class": "T5Tokenizer"}'},
-    {'spiece.model': 'not a model', 'tokenizer_config.json': '{"tokenizer_class": "T5Tokenizer"}'}],
+    {'spiece.model': 'not a model', 'tokenizer_config.json': '{"tokenizer_class": "T5Tokenizer"}'},
+    {'vocab.json': '{"a', 'merges.txt': '', 'config.json': '{"model_type": "gpt2"}'}],
     ids=lambda files: '+'.join(files) or 'empty')
 def test_a_folder_without_a_usable_tokenizer_is_named_in_one_line(files, tmp_path):
   for name, text in files.items():
@@ -147,3 +263,15 @@ def test_a_tokenizer_without_an_end_token_is_refused(learned_folder, tmp_path):
       {'pad_token': '<pad>', 'eos_token': '[NEVER]'}))
   with pytest.raises(UserError, match=r"'\[NEVER\]' is not in its vocabulary"):
     load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['tokenizer_config.json', 'special_tokens_map.json'])
+@pytest.mark.parametrize('content', [
+    b'{"pad_token": "<pa', b'["<pad>"]', b'{"pad_token": 3}', b'\xff\xfe{}'])
+def test_a_broken_file_beside_a_tokenizer_is_named_in_one_line(
+    name, content, learned_folder, tmp_path):
+  (tmp_path / 'tokenizer.json').write_bytes((learned_folder / 'tokenizer.json').read_bytes())
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=name) as error:
+    load_tokenizer(str(tmp_path))
+  assert '\n' not in str(error.value)

@@ -18,6 +18,7 @@ from xmodal.pretrained import resnet, vit
 from xmodal.pretrained.tensors import init_shapes
 
 torch.set_num_threads(2)
+wants_gpu = pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
 
 
 def randomise(model, scale=0.2):
@@ -70,18 +71,33 @@ def test_attention_equals_torch_with_any_mask_and_bias(mask_shape):
   assert_close(ours, theirs.transpose(1, 2))
 
 
-def test_query_without_keys_gives_zeros_and_finite_gradients():
-  query, key, value = (random_heads(2, 3, 2, 8, seed=s) for s in range(3))
+def test_attention_of_16_bits_rounds_neither_logits_nor_softmax():
+  """With logits of tens, where rounding one to 16 bits changes a weight by several percent."""
+  query, key, value = (jnp.asarray(size * random_heads(2, n, 3, 88, seed=s), jnp.bfloat16)
+                       for s, (n, size) in enumerate(((40, 6), (50, 6), (50, 1))))
+  ours = attention(query, key, value)
+  assert ours.dtype == jnp.bfloat16
+  theirs = torch.nn.functional.scaled_dot_product_attention(
+      *(torch.tensor(np.asarray(x, np.float32)).transpose(1, 2) for x in (query, key, value)))
+  assert_close(np.asarray(ours, np.float32), theirs.transpose(1, 2), tolerance=0.006)
+
+
+@pytest.mark.parametrize('implementation, dtype', [
+    ('xla', 'float32'), ('xla', 'bfloat16'),
+    pytest.param('cudnn', 'bfloat16', marks=wants_gpu)])
+def test_query_without_keys_gives_zeros_and_finite_gradients(implementation, dtype):
+  query, key, value = (jnp.asarray(random_heads(2, 3, 2, 8, seed=s), dtype) for s in range(3))
   mask = np.ones((2, 1, 3, 3), bool)
   mask[1, :, 2] = False
 
   def total(*qkv):
-    return jnp.sum(attention(*qkv, mask=mask) ** 2)
+    output = attention(*qkv, mask=mask, implementation=implementation)
+    return jnp.sum(output ** 2), output
 
-  output = attention(query, key, value, mask=mask)
+  gradients, output = jax.grad(total, (0, 1, 2), has_aux=True)(query, key, value)
   assert not output[1, 2].any() and output[1, 1].any() and output[0, 2].any()
-  for gradient in jax.grad(total, (0, 1, 2))(query, key, value):
-    assert np.isfinite(gradient).all()
+  for gradient in gradients:
+    assert np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
 def test_attention_dropout_drops_the_stated_share_and_keeps_the_mean():
@@ -93,30 +109,38 @@ def test_attention_dropout_drops_the_stated_share_and_keeps_the_mean():
   assert 0.6 < kept.min() < 0.75 < kept.max() < 0.9
 
 
-@pytest.mark.parametrize('asked, message', [
-    ({'implementation': 'cudnn'}, 'float32'), ({'implementation': 'flash'}, 'unknown')])
-def test_kernel_that_cannot_compute_it_says_so(asked, message):
-  x = random_heads(1, 2, 1, 8)
+@pytest.mark.parametrize('backend, dtype, head_dim, asked, message', [
+    ('cpu', 'bfloat16', 8, {'implementation': 'flash'}, 'unknown'),
+    ('cpu', 'bfloat16', 8, {}, 'the device is a cpu, an NVIDIA GPU is wanted'),
+    ('gpu', 'float32', 8, {}, 'dtype is float32'),
+    ('gpu', 'bfloat16', 12, {}, 'head_dim is 12'),
+    ('gpu', 'bfloat16', 8, {'dropout_rate': 0.1}, 'dropout_rate is 0.1')])
+def test_kernel_that_cannot_compute_it_says_so(
+    monkeypatch, backend, dtype, head_dim, asked, message):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  x = jnp.asarray(random_heads(1, 2, 1, head_dim), dtype)
   with pytest.raises(UserError, match=message):
-    attention(x, x, x, **asked)
+    attention(x, x, x, **{'implementation': 'cudnn'} | asked)
 
 
-@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
+@wants_gpu
 @pytest.mark.parametrize('lengths', [(64, 48), (33, 47)])
-@pytest.mark.parametrize('masked', [False, True])
-def test_cudnn_and_its_gradients_equal_xla(lengths, masked):
-  query, key, value = (jnp.asarray(random_heads(2, n, 4, 64, seed=s), jnp.bfloat16)
-                       for s, n in enumerate((lengths[0], lengths[1], lengths[1])))
+@pytest.mark.parametrize('given', ['nothing', 'mask', 'bias', 'mask and bias'])
+def test_cudnn_and_its_gradients_equal_xla(lengths, given):
+  arrays = {name: jnp.asarray(random_heads(2, n, 4, 64, seed=s), jnp.bfloat16)
+            for s, (name, n) in enumerate(zip(('query', 'key', 'value'), (*lengths, lengths[1])))}
+  if 'bias' in given:
+    arrays['bias'] = random_heads(1, 4, *lengths)
   mask = np.arange(lengths[1]) < np.array([lengths[1], 9]).reshape(2, 1, 1, 1)
-  bias = random_heads(1, 4, *lengths)
-  more = {'mask': mask, 'bias': bias} if masked else {}
 
   def run(implementation):
-    def total(*qkv):
-      return jnp.sum(attention(*qkv, implementation=implementation, **more) ** 2.)
-    return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(query, key, value)
+    def total(arrays):
+      output = attention(**arrays, mask=mask if 'mask' in given else None,
+                         implementation=implementation)
+      return jnp.sum(output.astype(jnp.float32) ** 2), output
+    return jax.jit(jax.grad(total, has_aux=True))(arrays)
 
-  for ours, plain in zip(jax.tree.leaves(run('cudnn')), jax.tree.leaves(run('xla'))):
+  for ours, plain in zip(jax.tree.leaves(run('cudnn')), jax.tree.leaves(run('xla')), strict=True):
     assert_close(np.asarray(ours, np.float32), np.asarray(plain, np.float32), tolerance=0.03)
 
 

@@ -1,6 +1,7 @@
 """All that can be configured, with its defaults, and the size presets."""
 
 import json
+import math
 import os
 
 from ml_collections import ConfigDict
@@ -136,15 +137,43 @@ def base() -> ConfigDict:
   return c
 
 
+# Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
+_RANGES = {
+    'model.dropout_rate': (0, 0.99), 'model.text.vocab_size': (1, None),
+    'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
+    'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
+    'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
+    'vqa.question_length': (2, None), 'vqa.answer_length': (2, None),
+    'objects.max_names': (1, None), 'objects.max_objects': (1, None), 'train.steps': (1, None),
+    'train.log_every': (1, None), 'train.eval_every': (1, None),
+    'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
+    'train.samples': (0, None), 'train.ema_decay': (0, 0.999999), 'optimizer.learning_rate': (0, None),
+    'optimizer.warmup_steps': (0, None), 'optimizer.clip_norm': (0, None),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError at the first value that means nothing."""
+  for key, (low, high) in _RANGES.items():
+    value = config
+    for part in key.split('.'):
+      value = value[part]
+    if not low <= value <= (math.inf if high is None else high):
+      wanted = f'{low} or more' if high is None else f'{low} to {high}'
+      raise UserError(f'config.{key}={value}: wanted {wanted}')
+  if config.data.blank not in ('', 'image', 'question'):
+    raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
+
+
 def tower_sizes(config, tower: str) -> dict:
   """The size preset of one of 'vision', 'text', 'cross', with the config's own values over it."""
   size = config.model.size
   if size not in SIZES:
     raise UserError(f'config.model.size={size!r}: wanted one of {", ".join(SIZES)}')
   name = 'cross' if tower == 'cross' else config.model[tower].name
-  if name not in SIZES[size]:
-    names = {'vision': 'vit, resnet', 'text': 't5'}[tower]
-    raise UserError(f'config.model.{tower}.name={name!r}: wanted one of {names}')
+  if name not in _TOWERS[tower]:
+    raise UserError(f'config.model.{tower}.name={name!r}: wanted one of '
+                    f'{", ".join(_TOWERS[tower])}')
   preset = SIZES[size][name]
   own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
   if unknown := set(own) - set(preset):
@@ -152,25 +181,26 @@ def tower_sizes(config, tower: str) -> dict:
   return {**preset, **own}
 
 
+_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5',), 'cross': ('cross',)}
 _SIZE_KEYS = frozenset(
     'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
 
 
 def save(config: ConfigDict, path: str) -> None:
-  """Writes a config as JSON."""
-  with open(path, 'w', encoding='utf-8') as f:
+  """Writes a config as JSON, whole or not at all."""
+  with open(f'{path}.part', 'w', encoding='utf-8') as f:
     f.write(config.to_json(indent=2) + '\n')
+  os.replace(f'{path}.part', path)
 
 
 def load(path: str) -> ConfigDict:
   """Reads a config that save wrote; keys unknown to this version are an error."""
   if not os.path.exists(path):
     raise UserError(f'no file {path}; wanted the config.json that training writes')
-  with open(path, encoding='utf-8') as f:
-    values = json.load(f)
   config = base()
   try:
-    config.update(values)
+    with open(path, encoding='utf-8') as f:
+      config.update(json.load(f))
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f'{path} does not fit this version of xmodal: {_line(error)}') from error
   return config

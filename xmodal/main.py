@@ -12,20 +12,36 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG if none. A run found there goes on.')
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost', False, 'One of several processes of one run: on a TPU pod, under Slurm, or with '
+    'JAX_COORDINATOR_ADDRESS; each runs this same command.')
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
+_FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
 
 
-def main(argv=None) -> int:
+def main() -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
   try:
-    config, workdir = _parse(sys.argv if argv is None else argv)
+    if {'-h', '--help'} & set(sys.argv[1:]):
+      print(_help())
+      return 0
+    config, workdir = _parse(sys.argv)
     _run(config, workdir, _MODE.value)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except OSError as error:  # a full disk, a folder that may not be written to
+    print(f'error: {error.filename or workdir}: {error.strerror or error}; put that right and run '
+          'the same command to go on', file=sys.stderr)
+    return 2
   return 0
+
+
+def _help():
+  return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
+                    '--config.KEY=VALUE: all keys and their defaults are in xmodal/config.py'])
 
 
 def _parse(argv):
@@ -54,8 +70,10 @@ def _run(config, workdir, mode):
   from xmodal.train.cache import enable_compilation_cache
   from xmodal.train.loop import Run
 
+  if _MULTIHOST.value:
+    _join_hosts()
   enable_compilation_cache()
-  run = Run(config, os.path.abspath(workdir))
+  run = Run(config, os.path.abspath(workdir), mode)
   if mode == 'dry_run':
     from xmodal.train.describe import describe
     print(describe(run))
@@ -64,6 +82,17 @@ def _run(config, workdir, mode):
   if scores and jax.process_index() == 0:
     print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')
+
+
+def _join_hosts():
+  """Makes one run of all processes; has to come before any use of a device."""
+  import jax
+  try:
+    jax.distributed.initialize()
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())
+    raise UserError(f'--multihost: the other processes cannot be found ({reason}); start it under '
+                    'Slurm, MPI or on a TPU pod, or leave --multihost out') from error
 
 
 if __name__ == '__main__':

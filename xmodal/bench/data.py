@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import io
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from PIL import Image
 
 from xmodal.data import pipeline
 from xmodal.data.example import Example
+from xmodal.errors import UserError
 
 _TARGET = (224, 224)
 _BATCH = 32
@@ -122,13 +124,35 @@ def measure(paths: list[str], rounds: int) -> dict[str, float]:
   }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _size(text: str) -> tuple[int, int]:
+  """(width, height) of 'WIDTHxHEIGHT'."""
+  match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+  if not match:
+    raise UserError(f'--sizes {text}: wanted WIDTHxHEIGHT in pixels, such as 640x480')
+  return int(match[1]), int(match[2])
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--pictures', type=int, default=512, help='pictures of each size')
   parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
   parser.add_argument('--rounds', type=int, default=7)
-  options = parser.parse_args(arguments)
+  try:
+    _run(parser.parse_args(arguments))
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
 
+
+def _run(options):
+  if options.pictures < _BATCH:
+    raise UserError(f'--pictures={options.pictures}: wanted {_BATCH} or more, the pictures of a '
+                    'batch')
+  if options.rounds < 1:
+    raise UserError(f'--rounds={options.rounds}: wanted 1 or more')
+  sizes = [_size(text) for text in options.sizes]
   versions = [
       f'{name} {importlib.metadata.version(name)}'
       for name in ('simplejpeg', 'opencv-python-headless', 'pillow', 'numpy')
@@ -139,16 +163,15 @@ def main(arguments: list[str] | None = None) -> None:
         ' cpu: ms an image')
   columns = ('bare', 'pipeline', 'ratio', 'cpu bare', 'cpu pipeline', 'cpu ratio')
   print(f'{"size":>9} {"bytes/px":>9}', *(f'{column:>12}' for column in columns))
-  for size in options.sizes:
-    width, height = (int(side) for side in size.split('x'))
+  for width, height in sizes:
     with tempfile.TemporaryDirectory() as folder:
       paths = write_pictures(folder, options.pictures, height, width)
       density = sum(map(os.path.getsize, paths)) / (len(paths) * height * width)
       figures = measure(paths, options.rounds)
     shown = (f'{figures[c]:12.0f}' if c in ('bare', 'pipeline') else f'{figures[c]:12.3f}'
              for c in columns)
-    print(f'{size:>9} {density:9.2f}', *shown, flush=True)
+    print(f'{f"{width}x{height}":>9} {density:9.2f}', *shown, flush=True)
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

@@ -9,6 +9,7 @@ All attention is torch's scaled_dot_product_attention.
 import functools
 
 from flax import traverse_util
+import jax.numpy as jnp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.pretrained import t5
 from xmodal.pretrained.tensors import Entry, variables_from_tensors
+from xmodal.train import build
 
 
 class PatchEmbeddings(nn.Module):
@@ -53,7 +55,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two linear layers and an exact GELU."""
+  """Two linear layers with a tanh GELU between."""
 
   def __init__(self, width, mlp_dim):
     super().__init__()
@@ -135,12 +137,13 @@ class Reference(nn.Module):
     super().__init__()
     vision, text, cross = (configs.tower_sizes(config, t) for t in ('vision', 'text', 'cross'))
     if (config.model.vision.name != 'vit' or 'stem' in vision
-        or config.model.cross.variant != 'co_attention' or config.model.dropout_rate):
+        or config.model.cross.variant != 'co_attention' or config.model.dropout_rate
+        or config.model.remat != 'none'):
       raise UserError(
-          'the PyTorch reference is a ViT of patches, co-attention and no dropout; found '
+          'the PyTorch reference is a ViT of patches, co-attention, no dropout and no remat; found '
           f'model.size={config.model.size}, vision.name={config.model.vision.name}, '
-          f'cross.variant={config.model.cross.variant}, dropout_rate={config.model.dropout_rate}: '
-          'change that, or measure ours alone with --ways ours')
+          f'cross.variant={config.model.cross.variant}, dropout_rate={config.model.dropout_rate}, '
+          f'remat={config.model.remat}: change that, or measure ours alone with --ways ours')
     self.pad_id = pad_id
     self.generation_weight = config.vqa.generation_weight
     self.vision_tower = _vision_tower(vision, config.data.image_size)
@@ -192,10 +195,10 @@ def make_step(model: Reference, config, compiled: bool):
   optimizer = make_optimizer(model, config.optimizer)
   forward = torch.compile(model) if compiled else model
   device = next(model.parameters()).device.type
+  half = build.compute_dtype(config) == jnp.bfloat16
 
   def step(batch):
-    # As our 'auto': 16 bits on accelerators, float32 on CPU; parameters float32.
-    with torch.autocast(device, torch.bfloat16, enabled=device != 'cpu'):
+    with torch.autocast(device, torch.bfloat16, enabled=half):  # parameters stay float32, as ours
       loss = forward(batch)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
@@ -210,7 +213,9 @@ def make_optimizer(model: Reference, config) -> torch.optim.Optimizer:
   """AdamW, fused; biases, norms and positions do not decay, as in train.optimizer."""
   groups = {True: [], False: []}
   for name, parameter in model.named_parameters():
-    groups[name.endswith('.weight') and parameter.ndim > 1].append(parameter)
+    decays = (name.endswith('.weight') and parameter.ndim > 1
+              and 'relative_attention_bias' not in name)
+    groups[decays].append(parameter)
   return torch.optim.AdamW(
       [{'params': parameters, 'weight_decay': config.weight_decay * decays}
        for decays, parameters in groups.items()],

@@ -9,14 +9,16 @@ parameters, in alternating rounds:
 Each parameter of one has its place in the other, or it ends there; so it does if
 losses or gradient norms of the first two steps differ by over 0.1% in float32.
 Without torch it measures ours alone. float32 on a CPU, bfloat16 with float32
-parameters on a GPU. 'ours/' is the median over rounds of the ratio within a
-round: below 1 ours is faster.
+parameters on a GPU, or as model.dtype says; both on one and the same device.
+'ours/' is the median over rounds of the ratio within a round: below 1 ours is
+faster.
 """
 
 import argparse
 import ast
 import importlib.util
 import os
+import re
 import statistics
 import sys
 import time
@@ -32,6 +34,11 @@ WAYS = ('ours', 'eager', 'compile')
 _45M = {'model.size': 'small', 'model.vision.num_layers': 6, 'model.text.num_layers': 6,
         'model.text.hidden_dim': 384}
 _PAD, _EOS, _VOCAB, _ANSWERS = 0, 1, 8000, 3129
+# What a change may be of; the rest of the config has nothing to say here.
+_USED = re.compile(
+    r'seed|model\.(?!text\.(tokenizer|vocab_size)).*|mesh\..*|data\.image_size|'
+    r'vqa\.(question_length|answer_length|generation_weight)|'
+    r'optimizer\.(learning_rate|weight_decay|clip_norm|b1|b2|eps)')
 
 
 def make_config(size: str, batch: int, changes=()):
@@ -40,10 +47,10 @@ def make_config(size: str, batch: int, changes=()):
   Args:
     size: of the model.
     batch: examples a step.
-    changes: 'key=value' each, of any key of the config.
+    changes: 'key=value' each, of keys of the config that the step depends on.
 
   Raises:
-    UserError: no such key, or a value of another type.
+    UserError: no such key, a value of another type, or a key that would change nothing.
   """
   config = configs.base()
   config.data.image_size = 224
@@ -62,6 +69,10 @@ def make_config(size: str, batch: int, changes=()):
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise UserError(f'{key}={value}: not a config value ({error}); see xmodal/config.py for all '
                       'keys') from error
+    if not _USED.fullmatch(key):
+      raise UserError(f'{key}={value}: the benchmark does not apply it (one step of the vqa task '
+                      'with its classifier, no accumulation, no average; --batch sets the batch '
+                      'size); leave it out')
   return config
 
 
@@ -104,7 +115,8 @@ class Ours:
     tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)
     task = VQA(tokenizer, [f'answer {i}' for i in range(_ANSWERS)],
                question_length=config.vqa.question_length, answer_length=config.vqa.answer_length,
-               generation_weight=config.vqa.generation_weight)
+               generation_weight=config.vqa.generation_weight,
+               dropout_rate=config.model.dropout_rate)
     self.model = build.make_model(config, tokenizer, {'vqa': task})
     optimizer = make_optimizer(
         config.optimizer, optax.constant_schedule(config.optimizer.learning_rate))
@@ -116,7 +128,7 @@ class Ours:
     self._step = jax.jit(
         make_train_step(self.model, {'vqa': task}, {'vqa': 1.0}, optimizer), donate_argnums=0,
         out_shardings=(shardings, meshes.replicated(mesh)))
-    self._batch = meshes.put_batch(batch, mesh)
+    self._batch = meshes.put_batch(batch, mesh, config.train.batch_size)
     self.state = states.create(init, abstract)
 
   @property
@@ -159,7 +171,11 @@ class Torch:
 
 
 def make_ways(names, config, batch: dict) -> dict:
-  """The steps by name, ours first, starting from the same parameters."""
+  """The steps by name, ours first, starting from the same parameters.
+
+  Raises:
+    UserError: the config cannot be trained, or not by all of them alike.
+  """
   models = {name: _reference(config) for name in names if name != 'ours'}
   ways = {}
   if 'ours' in names:
@@ -173,10 +189,30 @@ def _reference(config):
   import torch
 
   from xmodal.bench.torch_reference import Reference
+  device = _torch_device(config)
   torch.manual_seed(config.seed)
   torch.set_num_threads(_num_threads())
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
   return Reference(config, _VOCAB, _ANSWERS, _PAD).train().to(device)
+
+
+def _torch_device(config):
+  """Torch's name of the one device that JAX computes on; UserError where both cannot."""
+  import jax
+  import torch
+  backend, count = jax.default_backend(), jax.device_count()
+  if count > 1:
+    raise UserError(f'PyTorch is measured on one device, found {count}: show one (such as '
+                    'CUDA_VISIBLE_DEVICES=0), or measure ours alone with --ways ours')
+  for key, value in config.mesh.items():
+    if value not in (-1, 1):
+      raise UserError(f'mesh.{key}={value}: PyTorch is measured on one device; leave it out, or '
+                      'measure ours alone with --ways ours')
+  if backend == 'cpu':
+    return 'cpu'
+  if backend != 'gpu' or not torch.cuda.is_available():
+    raise UserError(f'JAX computes on a {backend}, which this PyTorch cannot: install one that '
+                    'can, take JAX_PLATFORMS=cpu, or measure ours alone with --ways ours')
+  return 'cuda'
 
 
 def first_steps(ways: dict) -> dict[str, list[tuple[float, float]]]:
@@ -271,6 +307,9 @@ def _run(options):
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if options.threads is not None:
     _limit_threads(options.threads)
+  for name in ('batch', 'rounds', 'steps'):
+    if getattr(options, name) < 1:
+      raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
   names = _chosen_ways(options.ways)
   config = make_config(options.size, options.batch, options.changes)
   ways = make_ways(names, config, make_batch(config))

@@ -3,7 +3,9 @@
 A change is allowed only where no text of the example speaks of what it would
 change: no mirror image where a question or answer says 'left', nor where
 letters or clocks are read; no shift or zoom where a text speaks of a place or a
-size. Nothing is ever cut off, so that counts and objects stay.
+size; no change of light where it speaks of brightness or contrast. A word is
+taken at its worst: 'upright' costs a mirror image, and no more. Nothing is ever
+cut off, so that counts and objects stay.
 """
 
 import dataclasses
@@ -13,14 +15,22 @@ import numpy as np
 
 from xmodal.data.example import Example
 
+# Whole words, and stems that any word may hold: 'leftmost', 'hyperdense'.
+_SIDE_STEMS = ('left', 'right')
 _MIRROR_WORDS = frozenset(
-    'left right lefthand righthand clockwise counterclockwise anticlockwise east west eastern '
-    'western port starboard side read reads letter letters word words written write writing number '
-    'numbers say says sign spell text time clock lateral laterality unilateral'.split())
+    'clockwise counterclockwise anticlockwise east west eastern western port starboard side sides '
+    'sided read reads letter letters word words written write writing number numbers say says sign '
+    'spell text time clock lateral laterality unilateral'.split())
 _PLACE_WORDS = _MIRROR_WORDS | frozenset(
-    'top bottom upper lower middle center centre central corner corners edge edges border half '
-    'quadrant where location located position positioned place size big bigger biggest large '
-    'larger largest small smaller smallest tiny huge near close closest nearest far high low tall'.split())
+    'top topmost bottom bottommost upper uppermost lower lowermost lowest middle center centre '
+    'central corner corners edge edges border half quadrant where location located position '
+    'positioned place size big bigger biggest large larger largest small smaller smallest tiny '
+    'huge near nearer nearest close closer closest far farther farthest furthest high higher '
+    'highest low tall taller tallest'.split())
+_LIGHT_WORDS = frozenset(
+    'light lights lighter lightest lighting daylight lit dim dimmer dimly sunny day daytime night '
+    'nighttime'.split())
+_LIGHT_STEMS = ('bright', 'dark', 'shad', 'contrast', 'intens', 'dens', 'opac', 'opaq', 'lucen')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +81,15 @@ class Augmentation:
     names = (o.name for o in example.objects or ())
     words = set(re.findall(r'[a-z]+', ' '.join(
         (example.question, *example.answers, *example.captions, *names, example.reason)).lower()))
-    mirror = self.mirror and draws[0] < 0.5 and not words & _MIRROR_WORDS
-    zoom = 0.0 if words & _PLACE_WORDS else self.zoom
+    mirror = self.mirror and draws[0] < 0.5 and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS)
+    zoom = 0.0 if _any_of(words, _PLACE_WORDS, _SIDE_STEMS) else self.zoom
+    light = 0.0 if _any_of(words, _LIGHT_WORDS, _LIGHT_STEMS) else self.light
     return Plan(mirror, 1.0 - zoom * draws[1], draws[2], draws[3],
-                1.0 + self.light * (2 * draws[4] - 1), 1.0 + self.light * (2 * draws[5] - 1))
+                1.0 + light * (2 * draws[4] - 1), 1.0 + light * (2 * draws[5] - 1))
+
+
+def _any_of(words, known, stems):
+  return not words.isdisjoint(known) or any(stem in word for word in words for stem in stems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Example:
   number: float | None = None
   reason: str = ''
 
+  def has(self, *fields: str) -> bool:
+    """Whether all of these fields are filled."""
+    return all(getattr(self, field) != getattr(Example, field) for field in fields)
+
 
 class Source(Protocol):
   """A sequence of Examples; reading one must not depend on any other."""

@@ -9,17 +9,22 @@ boxes are as in xmodal.data.example.Object. null means not given. Other keys are
 ignored. Files are UTF-8; a byte order mark, blank lines and CRLF are allowed.
 """
 
+import errno
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from xmodal.data.example import Example, Object
 from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
+
+_UNASKED = 'question is empty, wanted the question that was answered'
+# These say that a path names nothing; other errors, that it cannot be looked up.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def read_jsonl(root: str, split: str) -> list[Example]:
@@ -52,7 +57,11 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
     folder = os.path.dirname(path)
     found = ', '.join(sorted(f for f in os.listdir(folder) if f.endswith('.jsonl'))) or 'none'
     raise UserError(f'{path}: no such file; .jsonl files in that folder: {found}')
-  with open(path, 'rb') as file:
+  try:
+    file = open(path, 'rb')
+  except OSError as error:
+    raise _unreadable(path, error) from None
+  with file:
     for number, line in enumerate(file, 1):
       if number == 1:
         line = line.removeprefix(b'\xef\xbb\xbf')
@@ -93,7 +102,7 @@ class LineParser:
       complaints.append('image is missing, wanted the path of a picture')
     unasked = fields.get('question') is None or values.get('question') == ''
     if fields.get('answers') not in (None, []) and unasked:
-      complaints.append('question is empty, wanted the question that was answered')
+      complaints.append(_UNASKED)
     if complaints:
       return complaints
     values['captions'] = values.pop('caption', ())
@@ -109,10 +118,22 @@ class LineParser:
   def _image(self, value):
     if not isinstance(value, str) or not value:
       raise _Complaint(f'is {_shown(value)}, wanted the path of a picture')
-    path = self._pictures.find(value)
+    try:
+      path = self._pictures.find(value)
+    except UserError as error:
+      raise _Complaint(f'{_shown(value)} is out of reach: {error}') from None
     if path is None:
       raise _Complaint(f'{_shown(value)} is not there, wanted a file in {self._pictures.root}')
     return path
+
+
+def check_asked(examples: Iterable[Example], path: str) -> None:
+  """Raises UserError if an example read from path has answers but an empty question."""
+  for example in examples:
+    asked = isinstance(example.question, str) and example.question.strip()
+    if example.answers and not asked:
+      raise UserError(f'{path}: question_id {example.question_id!r}: {_UNASKED}; '
+                      'take the file as distributed')
 
 
 class Pictures:
@@ -123,7 +144,11 @@ class Pictures:
     self._names: dict[str, frozenset[str]] = {}
 
   def find(self, name: str) -> str | None:
-    """The absolute path of a file named from the root, None where there is none."""
+    """The absolute path of a file named from the root, None where there is none.
+
+    Raises:
+      UserError: the folder of the file may not be listed.
+    """
     path = os.path.join(self.root, name)
     folder, base = os.path.split(path)
     if folder not in self._names:
@@ -138,7 +163,11 @@ def existing_folder(root: str, wanted: str) -> str:
     found = 'is a file' if os.path.isfile(path) else 'is not there'
     raise UserError(f'data folder {root!r} {found}, wanted a folder with {wanted}; '
                     'set config.data.root')
-  if not os.listdir(path):
+  try:
+    filled = os.listdir(path)
+  except OSError as error:
+    raise _unreadable(path, error) from None
+  if not filled:
     raise UserError(f'data folder {path} is empty, wanted {wanted}; set config.data.root')
   return path
 
@@ -160,6 +189,8 @@ def read_records(path: str, names: tuple[str, ...], key: str = '') -> list[tuple
                     f'character {error.pos}); is the download complete?') from None
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: byte {error.start} is not UTF-8; is it the right file?') from None
+  except OSError as error:
+    raise _unreadable(path, error) from None
   where = f'a list under {key!r}' if key else 'a list'
   if key:
     records = records.get(key) if isinstance(records, dict) else None
@@ -184,9 +215,24 @@ def check_present(missing: list[str], total: int, folder: str) -> None:
 def _file_names(folder):
   try:
     with os.scandir(folder) as entries:
-      return frozenset(entry.name for entry in entries if entry.is_file())
-  except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+      return frozenset(entry.name for entry in entries if _is_file(entry))
+  except ValueError:  # a NUL in the name
     return frozenset()
+  except OSError as error:
+    if error.errno in _NOTHING_THERE:
+      return frozenset()
+    raise _unreadable(folder, error) from None
+
+
+def _is_file(entry):
+  try:
+    return entry.is_file()
+  except OSError:  # a link to itself, or into a folder that may not be read
+    return False
+
+
+def _unreadable(path, error):
+  return UserError(f'{path}: cannot be read ({error.strerror}); let this user read it')
 
 
 class _Complaint(Exception):

@@ -48,21 +48,19 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
   return out.astype(np.int64)
 
 
-def train_positions(step: int, batch_size: int, shard: int = 0, num_shards: int = 1) -> np.ndarray:
-  """Positions in the endless training stream that one host reads at a step.
+def positions(step: int, batch_size: int, rows: np.ndarray | None = None) -> np.ndarray:
+  """Positions in an endless stream of examples that one host reads at a step.
 
   Args:
     step: number of the step, from 0.
-    batch_size: examples in the batch over all hosts; num_shards divides it.
-    shard: number of this host.
-    num_shards: number of hosts. The hosts' parts, in order, are the batch.
+    batch_size: examples in the batch over all hosts.
+    rows: int [N], which rows of the batch the host holds; None: all.
 
   Returns:
-    int64 [batch_size // num_shards].
+    int64 [N].
   """
-  local = batch_size // num_shards
-  start = step * batch_size + shard * local
-  return np.arange(start, start + local, dtype=np.int64)
+  rows = np.arange(batch_size) if rows is None else rows
+  return step * batch_size + rows.astype(np.int64)
 
 
 def train_records(positions: np.ndarray, size: int, seed: int) -> np.ndarray:

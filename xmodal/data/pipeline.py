@@ -43,7 +43,7 @@ class BatchMaker:
     source: where Examples come from.
     tasks: task name -> object with encode(example, placement) -> dict of arrays.
     image_size: (height, width) in pixels of the model's input.
-    bad: tally of pictures that could not be read.
+    bad: tally of pictures that could not be read; None: the first raises UserError.
     augmentation: None for evaluation.
     blank: 'image' or 'question' hides that input from the model (for baselines).
     seed: of the augmentation.
@@ -53,7 +53,7 @@ class BatchMaker:
   source: Source
   tasks: dict
   image_size: tuple[int, int]
-  bad: BadPictures
+  bad: BadPictures | None
   augmentation: augment.Augmentation | None = None
   blank: str = ''
   seed: int = 0
@@ -99,6 +99,8 @@ class BatchMaker:
       pixels, (height, width) = images.fit(
           self.decode(example.image, self.image_size), size, out if size == out.shape[:2] else None)
     except UserError as error:
+      if self.bad is None:
+        raise
       if record >= 0:
         self.bad.add(record, str(error))
       return False, augment.Placement(self.image_size[1], self.image_size[0])
@@ -115,27 +117,27 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
   return memory[start:start + np.prod(shape)].reshape(shape)
 
 
-def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int, *,
-                  shard: int = 0, num_shards: int = 1) -> Iterator[dict]:
-  """This host's part of the batches of steps start..stop-1, made ahead of time.
+def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
+                  rows: np.ndarray | None = None) -> Iterator[dict]:
+  """This host's rows (None: all) of the batches of steps start..stop-1, made ahead of time.
 
   The batch of a step depends on (make, batch_size, step) only, and starting
   late costs nothing.
   """
   def at(step):
-    positions = order.train_positions(step, batch_size, shard, num_shards)
+    positions = order.positions(step, batch_size, rows)
     return make(order.train_records(positions, len(make.source), make.seed), positions)
 
   return ahead(at, start, stop)
 
 
-def eval_batches(make: BatchMaker, batch_size: int, *, shard: int = 0,
-                 num_shards: int = 1) -> Iterator[dict]:
-  """This host's part of batches that hold every record once, in order, then fillers."""
+def eval_batches(make: BatchMaker, batch_size: int,
+                 rows: np.ndarray | None = None) -> Iterator[dict]:
+  """This host's rows (None: all) of batches that hold every record once, in order, then fillers."""
   size = len(make.source)
 
   def at(step):
-    records = order.train_positions(step, batch_size, shard, num_shards)
+    records = order.positions(step, batch_size, rows)
     return make(np.where(records < size, records, -1), records)
 
   return ahead(at, 0, -(-size // batch_size))
@@ -146,6 +148,7 @@ def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
   # TensorFlow computes nothing here; its note on oneDNN would only puzzle.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   import tensorflow as tf  # takes seconds and 600 MB: only where data is read
+  tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
 
   leaves, tree = jax.tree.flatten(at(start))
   raised = collections.deque(maxlen=1)
@@ -160,7 +163,8 @@ def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
   def load(step):
     return tf.numpy_function(flat, [step], [leaf.dtype for leaf in leaves], stateful=False)
 
-  workers = os.cpu_count() or 1
+  # Of those this process may use; a cluster gives out parts of a machine.
+  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   dataset = tf.data.Dataset.range(start, stop).map(
       load, num_parallel_calls=workers, deterministic=True).prefetch(2)
   try:

@@ -11,13 +11,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from xmodal.errors import UserError
 
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+# What those tokens are called where no file names them: published GPT-2 and BERT folders.
+_USUAL = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
+_NAMED = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
 
 
 class Tokenizer:
   """Encodes texts to fixed-length rows that end in an end-of-text token.
 
   Attributes:
-    vocab_size: number of token numbers, special ones included.
+    vocab_size: one more than the highest token number, special ones included.
     pad_id, eos_id: the numbers that fill a row up and that end a text.
   """
 
@@ -25,7 +28,8 @@ class Tokenizer:
     """Wraps a `tokenizers` tokenizer; raises UserError if a token is unknown to it."""
     self._backend = backend
     self._eos_token = eos_token
-    self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+    # Not the number of entries: a vocabulary with gaps has numbers beyond it.
+    self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
     self.pad_id = self._number_of(pad_token)
     self.eos_id = self._number_of(eos_token)
 
@@ -101,45 +105,77 @@ def load_tokenizer(folder: str) -> Tokenizer:
   """Loads any tokenizer from its HuggingFace files.
 
   A `tokenizer.json` is read as it is. Other layouts (`spiece.model`,
-  `vocab.txt`, ...) go through `transformers.AutoTokenizer`.
+  `vocab.txt`, ...) go through `transformers.AutoTokenizer`. Where there is no
+  end token (BERT), the separator ends a text; a pad token that is not there
+  (GPT-2, LLaMA) is added, and one more number with it.
 
   Raises:
-    UserError: the folder holds no tokenizer, or one with no vocabulary.
+    UserError: the folder holds no tokenizer, or one with no vocabulary, or its
+      files name a token that the vocabulary lacks.
   """
   if not os.path.isdir(folder):
     raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
   path = os.path.join(folder, 'tokenizer.json')
-  if os.path.exists(path):
-    return _load_fast(folder, path)
-  return _load_any(folder)
+  backend, names = _load_fast(folder, path) if os.path.exists(path) else _load_any(folder)
+  backend.no_padding()
+  backend.no_truncation()
+  eos = names['eos_token'] or names['sep_token'] or _usual(backend, 'eos_token')
+  pad = names['pad_token']
+  # Padding is hidden from the model and the loss: what ends a text, or stands in it, cannot serve.
+  if pad in (None, eos, names['unk_token']):
+    pad = _usual(backend, 'pad_token')
+  return Tokenizer(backend, pad, eos)
+
+
+def _usual(backend, key):
+  """The first usual token that the vocabulary has; added to it if it has none."""
+  for token in _USUAL[key]:
+    if backend.token_to_id(token) is not None:
+      return token
+  backend.add_special_tokens([_SPECIAL[key]])
+  return _SPECIAL[key]
 
 
 def _load_fast(folder, path):
+  """(backend, {key: token or None}) of a folder with tokenizer.json."""
   try:
     backend = tokenizers.Tokenizer.from_file(path)
   except Exception as error:  # the library raises bare Exceptions
     raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
-  backend.no_padding()
-  backend.no_truncation()
-  config = {}
-  config_path = os.path.join(folder, 'tokenizer_config.json')
-  if os.path.exists(config_path):
-    with open(config_path, encoding='utf-8') as f:
+  names = dict.fromkeys(_NAMED)
+  for file in ('special_tokens_map.json', 'tokenizer_config.json'):  # the second has the last word
+    path = os.path.join(folder, file)
+    if os.path.exists(path):
+      names.update(_read_names(path))
+  return backend, names
+
+
+def _read_names(path):
+  try:
+    with open(path, encoding='utf-8') as f:
       config = json.load(f)
-
-  def name(key):
-    token = config.get(key) or _SPECIAL[key]
-    return token['content'] if isinstance(token, dict) else token
-
-  return Tokenizer(backend, name('pad_token'), name('eos_token'))
+  except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
+    raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
+  if not isinstance(config, dict):
+    raise UserError(f'tokenizer: {path} holds no JSON object; copy it again')
+  names = {}
+  for key in _NAMED:
+    token = config.get(key)
+    token = token.get('content') if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+      raise UserError(f'tokenizer: {path} has {key} {token!r}; wanted text: copy it again')
+    if token:
+      names[key] = token
+  return names
 
 
 def _load_any(folder):
+  """(backend, {key: token or None}) by way of transformers."""
   from transformers import AutoTokenizer  # 5 s to import, and seldom needed
   try:
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-  except (OSError, ValueError) as error:
-    reason = str(error).splitlines()[0]
+  except Exception as error:  # of every kind, the bare ones of `tokenizers` included
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f'tokenizer: {folder} holds none that can be loaded ({reason}); wanted '
                     'tokenizer.json or spiece.model with tokenizer_config.json') from error
   backend = getattr(loaded, 'backend_tokenizer', None)
@@ -148,4 +184,4 @@ def _load_any(folder):
   if backend is None or len(loaded) - len(loaded.all_special_ids) < 16:
     raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or '
                     'spiece.model')
-  return Tokenizer(backend, loaded.pad_token, loaded.eos_token)
+  return backend, {key: getattr(loaded, key) for key in _NAMED}

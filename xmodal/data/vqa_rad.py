@@ -4,7 +4,8 @@ import hashlib
 import os
 
 from xmodal.data.example import Example
-from xmodal.data.jsonl import Pictures, check_present, existing_folder, read_records
+from xmodal.data.jsonl import (
+    Pictures, check_asked, check_present, existing_folder, read_records)
 from xmodal.errors import UserError
 
 _QUESTIONS = 'VQA_RAD Dataset Public.json'
@@ -37,13 +38,15 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
     varies); question_type is 'closed' or 'open'.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be.
+    UserError: a file or picture is missing or not what it should be, or a
+      question is empty.
   """
   if split not in _SPLITS:
     raise UserError(f'VQA-RAD has no split {split!r}, wanted one of {", ".join(_SPLITS)}')
   root = existing_folder(root, f'{_QUESTIONS!r} and {_PICTURES!r}')
   pictures, missing, examples = Pictures(root), [], []
-  records = read_records(os.path.join(root, _QUESTIONS), _FIELDS)
+  path = os.path.join(root, _QUESTIONS)
+  records = read_records(path, _FIELDS)
   for qid, linked, phrase_type, image_name, question, answer, answer_type in records:
     if _split_of(phrase_type, linked) not in split.split('+'):
       continue
@@ -55,6 +58,7 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
         image=image, question=_one_line(question), answers=(_one_line(answer),),
         question_id=int(qid), question_type=answer_type.strip().lower()))
   check_present(missing, len(missing) + len(examples), os.path.join(root, _PICTURES))
+  check_asked(examples, path)
   return examples
 
 
@@ -67,5 +71,5 @@ def _split_of(phrase_type, linked):
 
 
 def _one_line(value):
-  """Some answers are numbers, some texts have tabs or spaces around."""
-  return ' '.join(str(value).split())
+  """Some answers are numbers, some texts have tabs or spaces around; null is no text."""
+  return '' if value is None else ' '.join(str(value).split())

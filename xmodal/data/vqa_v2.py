@@ -4,7 +4,8 @@ import os
 import sys
 
 from xmodal.data.example import Example
-from xmodal.data.jsonl import Pictures, check_present, existing_folder, read_records
+from xmodal.data.jsonl import (
+    Pictures, check_asked, check_present, existing_folder, read_records)
 from xmodal.errors import UserError
 
 _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}
@@ -27,8 +28,8 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
     annotations' answer_type: 'yes/no', 'number' or 'other', '' in test.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, or the two
-      files do not belong together.
+    UserError: a file or picture is missing or not what it should be, a question
+      that was answered is empty, or the two files do not belong together.
   """
   if split not in _SUBTYPES:
     raise UserError(f'VQA v2 has no split {split!r}, wanted one of {", ".join(_SUBTYPES)}')
@@ -49,6 +50,7 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
     examples.append(Example(image=image, question=question, answers=given,
                             question_id=question_id, question_type=answer_type))
   check_present(list(missing), len({image_id for _, image_id, _ in questions}), root)
+  check_asked(examples, path)
   return examples
 
 

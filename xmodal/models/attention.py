@@ -61,8 +61,12 @@ def _as_4d(mask):
 def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
   # Heads first: XLA's CPU products are twice as fast on this layout.
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-  logits = jnp.einsum('bhqd,bhkd->bhqk', query * jnp.asarray(scale, query.dtype), key,
+  # The scale would round a query of 16 bits; a float32 one has fewer numbers than the logits.
+  scale_query = query.dtype == jnp.float32
+  logits = jnp.einsum('bhqd,bhkd->bhqk', query * scale if scale_query else query, key,
                       preferred_element_type=jnp.float32)
+  if not scale_query:
+    logits *= scale
   if bias is not None:
     logits += bias.astype(jnp.float32)
   if mask is not None:
@@ -76,6 +80,9 @@ def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
 
 def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
   (batch, query_length, _, head_dim), key_length = query.shape, key.shape[1]
+  if jax.default_backend() != 'gpu':
+    raise UserError(f'cudnn attention: the device is a {jax.default_backend()}, an NVIDIA GPU is '
+                    "wanted; use implementation='xla'")
   if query.dtype not in (jnp.bfloat16, jnp.float16):
     raise UserError(f'cudnn attention: dtype is {query.dtype}, bfloat16 or float16 is wanted; '
                     "use implementation='xla' or compute in bfloat16")

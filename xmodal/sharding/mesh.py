@@ -50,7 +50,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch, mesh: Mesh):
-  """This host's part of a batch (numpy [B / hosts, ...]) as global arrays on the devices."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Which rows of a batch this host's devices hold, in rising order: int64 [N].
+
+  Not always a share of its own: where a host's devices hold parts of one copy
+  of the model, other hosts hold the same rows.
+  """
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows, in slices.values()]))
+
+
+def put_batch(batch, mesh: Mesh, batch_size: int):
+  """This host's rows of a batch (numpy [N, ...], see local_rows) as arrays over the mesh."""
+  sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
+
+  def put(x):
+    def of_device(index):
+      wanted = range(batch_size)[index[0]]
+      start = np.searchsorted(rows, wanted.start)
+      return x[start:start + len(wanted)]
+
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, of_device)
+
+  return jax.tree.map(put, batch)

@@ -18,9 +18,9 @@ import optax
 # each pair of linear layers needs one sum; the other side over `fsdp`.
 RULES = (
     (r'vision_gate/(kernel|bias)$', ()),
-    (r'(query|key|value|qkv|up|gate|hidden)/kernel$', ('fsdp', 'tensor')),
+    (r'(query|key|value|up|gate|hidden)/kernel$', ('fsdp', 'tensor')),
     (r'(out|down)/kernel$', ('tensor', 'fsdp')),
-    (r'(query|key|value|qkv|up|gate|hidden)/bias$', (('tensor', 'fsdp'),)),
+    (r'(query|key|value|up|gate|hidden)/bias$', (('tensor', 'fsdp'),)),
     (r'(out|down)/bias$', ()),
     (r'(answers|lm_head)/kernel$', ('fsdp', 'tensor')),
     (r'(answers|lm_head)/bias$', ('tensor',)),
@@ -35,8 +35,7 @@ RULES = (
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'position_embedding$', (None, 'fsdp')),
-    (r'(row_embedding|column_embedding|query_embedding|cls_token|'
-     r'log_scale|score_bias)$', ()),
+    (r'(row_embedding|column_embedding|cls_token|log_scale|score_bias)$', ()),
 )
 
 

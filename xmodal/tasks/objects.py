@@ -22,7 +22,10 @@ import optax
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
+from xmodal.tasks import card
 from xmodal.tasks.task import Task
+
+_TOP = 10
 
 
 class Objects(Task):
@@ -55,14 +58,12 @@ class Objects(Task):
     return {'boxes': boxes, 'names': names, 'weight': np.float32(example.objects is not None)}
 
   def survey(self, examples):
+    said = super().survey(examples)
     known = [e for e in examples if e.objects is not None]
-    if not known:
-      raise UserError(f'objects: none of {len(examples)} examples has the field "objects"; take '
-                      '"objects" out of config.mixer.tasks')
     if many := sum(len(e.objects) > self._max_objects for e in known):
-      return [f'{many} of {len(known)} pictures have more than {self._max_objects} objects; the '
-              'rest of theirs is left out: config.objects.max_objects sets the limit']
-    return []
+      said.append(f'{many} of {len(known)} pictures have more than {self._max_objects} objects; the '
+                  'rest of theirs is left out: config.objects.max_objects sets the limit')
+    return said
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
@@ -93,7 +94,21 @@ class Objects(Task):
     return {'names': optax.sigmoid_binary_cross_entropy(outputs, targets).sum(-1).mean((1, 2))}
 
   def decode(self, arrays):
-    return [None] * len(next(iter(arrays.values())))
+    ranked = np.argsort(-arrays['present'], axis=-1, kind='stable')[:, :_TOP]
+    return [tuple((self.names[i], float(row[i])) for i in order)
+            for row, order in zip(arrays['present'], ranked)]
+
+  def describe(self, prediction):
+    return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
+
+  def draw(self, example, pixels, prediction):
+    truth = {o.name for o in example.objects or ()}
+    lines = [(f'{name} ({probability:.0%})',
+              card.PLAIN if not truth else card.RIGHT if name in truth else card.WRONG)
+             for name, probability in prediction if probability >= 0.5]
+    if example.objects is not None:
+      lines.append((f'truth: {", ".join(sorted(truth)) or "nothing"}', card.PLAIN))
+    return card.draw_card(pixels, lines or [('nothing likely', card.PLAIN)])
 
 
 class ObjectsHead(nn.Module):

@@ -12,6 +12,7 @@ from PIL import Image
 from xmodal.data.augment import Placement
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
+from xmodal.errors import UserError
 
 
 class Task(abc.ABC):
@@ -86,6 +87,10 @@ class Task(abc.ABC):
 
   def survey(self, examples: Sequence[Example]) -> list[str]:
     """What to tell before training on these examples; UserError if they cannot be trained on."""
+    if not any(e.has(*self.needs) for e in examples):
+      fields = ' and '.join(f'"{field}"' for field in self.needs)
+      raise UserError(f'{self.name}: none of {len(examples)} examples has {fields}; add that to '
+                      f'the data, or take {self.name!r} out of config.mixer.tasks')
     return []
 
   @classmethod

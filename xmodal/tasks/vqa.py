@@ -83,27 +83,26 @@ class VQA(Task):
       if answer in self._index:
         target[self._index[answer]] = score
     text = _commonest(example.answers) if example.answers else ''
-    total = target.sum()
     return {
         'question': self.tokenizer.encode([example.question], self._question_length)[0],
-        'target': target / max(total, 1e-6),
-        'cls_weight': np.float32(total > 0),
+        'target': target,
+        'cls_weight': np.float32(target.any()),
         'answer': self.tokenizer.encode([text], self._answer_length)[0],
         'gen_weight': np.float32(bool(text)),
     }
 
   def survey(self, examples):
-    asked = [e for e in examples if e.question]
-    answered = [e for e in asked if e.answers]
-    if not answered:
-      raise UserError(f'vqa: none of {len(examples)} examples has a question with answers; it needs '
-                      'the fields "question" and "answers"')
-    said = []
-    lengths = self.tokenizer.lengths([e.question for e in asked])
-    if cut := int((lengths > self._question_length).sum()):
-      said.append(f'{cut} of {len(asked)} questions are longer than {self._question_length} tokens '
-                  f'(the longest has {lengths.max()}) and lose their end: '
-                  'config.vqa.question_length sets the limit')
+    said = super().survey(examples)
+    answered = [e for e in examples if e.has(*self.needs)]
+    texts = {'question': ([e.question for e in examples if e.question], self._question_length)}
+    if 'gen' in self.loss_weights:
+      texts['answer'] = [_commonest(e.answers) for e in answered], self._answer_length
+    for kind, (of_kind, limit) in texts.items():
+      lengths = self.tokenizer.lengths(of_kind)
+      if cut := int((lengths > limit).sum()):
+        said.append(f'{cut} of {len(of_kind)} {kind}s are longer than {limit} tokens (the longest '
+                    f'has {lengths.max()}) and lose their end: config.vqa.{kind}_length sets the '
+                    'limit')
     if 'cls' in self.loss_weights:
       outside = sum(not any(vqa_metric.answer_key(a) in self._index for a in e.answers)
                     for e in answered)
@@ -152,7 +151,9 @@ class VQA(Task):
     losses = {}
     if 'cls' in self.loss_weights:
       log_probabilities = jax.nn.log_softmax(outputs['cls'].astype(jnp.float32))
-      losses['cls'] = -(features['target'] * log_probabilities).sum(-1)
+      target = features['target']
+      target = target / jnp.maximum(target.sum(-1, keepdims=True), 1e-6)
+      losses['cls'] = -(target * log_probabilities).sum(-1)
     if 'gen' in self.loss_weights:
       log_probabilities = jax.nn.log_softmax(outputs['gen'].astype(jnp.float32))
       tokens = features['answer']
@@ -163,11 +164,8 @@ class VQA(Task):
 
   def progress(self, outputs, features):
     if 'cls' in self.loss_weights:
-      best = outputs['cls'].argmax(-1)
-      # Soft targets were divided by their sum; dividing by the largest again
-      # counts the commonest answer as right.
-      of_best = jnp.take_along_axis(features['target'], best[:, None], axis=-1)[:, 0]
-      return {'accuracy': of_best / jnp.maximum(features['target'].max(-1), 1e-6)}
+      best = outputs['cls'].argmax(-1, keepdims=True)
+      return {'accuracy': jnp.take_along_axis(features['target'], best, axis=-1)[:, 0]}
     tokens = features['answer']
     right = (outputs['gen'].argmax(-1) == tokens) | (tokens == self.tokenizer.pad_id)
     return {'accuracy': right.all(-1).astype(jnp.float32)}
@@ -247,6 +245,8 @@ class VQA(Task):
             'is left out']
 
   def record(self, example, prediction):
+    if not example.question:
+      return None
     probability = prediction.top[0][1] if prediction.top else prediction.written[1]
     line = {'question_id': example.question_id, 'question': example.question,
             'question_type': example.question_type, 'answers': list(example.answers),

@@ -25,10 +25,14 @@ def learn(config, examples: Sequence[Example]) -> tuple[Tokenizer, dict[str, Tas
     tokenizer = load_tokenizer(config.model.text.tokenizer)
   else:
     tokenizer = train_tokenizer(
-        (text for e in examples for text in (e.question, *e.answers, *e.captions) if text),
-        config.model.text.vocab_size)
+        (text for e in examples for text in _texts(e) if text), config.model.text.vocab_size)
   return tokenizer, {name: task_class(name).from_data(config, tokenizer, examples)
                      for name in _task_names(config)}
+
+
+def _texts(example):
+  names = dict.fromkeys(o.name for o in example.objects or ())
+  return example.question, *example.answers, *example.captions, *names
 
 
 def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task], folder: str) -> None:
@@ -40,10 +44,15 @@ def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task], folder:
 
 
 def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
-  """Tokenizer and tasks as save_assets left them."""
+  """Tokenizer and tasks as save_assets left them; UserError if they are not all there."""
   tokenizer = load_tokenizer(os.path.join(folder, 'tokenizer'))
-  return tokenizer, {name: task_class(name).from_files(config, tokenizer, os.path.join(folder, name))
-                     for name in _task_names(config)}
+  try:
+    return tokenizer, {
+        name: task_class(name).from_files(config, tokenizer, os.path.join(folder, name))
+        for name in _task_names(config)}
+  except (OSError, ValueError) as error:
+    raise UserError(f'{folder} is damaged ({error}): take the assets folder of another '
+                    'checkpoint of the run') from error
 
 
 def task_weights(config) -> dict[str, float]:
@@ -78,7 +87,12 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task]) -> Multi
   if model.cross.variant not in ('co_attention', 'merged'):
     raise UserError(f'config.model.cross.variant={model.cross.variant!r}: wanted co_attention or '
                     'merged')
-  shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=model.attention,
+  if model.attention == 'cudnn' and model.dropout_rate:
+    raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
+                    f'{model.dropout_rate}; set it to 0 or take config.model.attention=xla')
+  # Kernels give the same numbers: what was trained on a GPU is used anywhere.
+  attention = model.attention if jax.default_backend() == 'gpu' else 'xla'
+  shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=attention,
                 dropout_rate=model.dropout_rate)
   backbone = Backbone(
       vision_tower=_vision_tower(config, shared),

@@ -8,6 +8,7 @@ a folder a task). Orbax writes to a temporary folder and renames it.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -123,14 +124,15 @@ class Checkpoints:
           'from there') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
-    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is.
+    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is there.
 
     A damaged one is moved to workdir/damaged and told to `warn(line)`.
 
     Raises:
-      UserError: the checkpoint is of another model.
+      UserError: the checkpoint is of another model, or may not be read, or all are damaged.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
       folder = os.path.join(self._folder, str(step))
       try:
         model, training = (_read(folder, name, tree)
@@ -142,6 +144,10 @@ class Checkpoints:
         continue
       return TrainState(params=model['params'], collections=model['collections'],
                         ema=model.get('ema'), **training)
+    if steps:
+      # Starting over would write over what there is to learn from the old run.
+      raise UserError(f'no checkpoint in {self._workdir} can be read: all are in {self._workdir}/'
+                      'damaged; to start over, delete the workdir or give another --workdir')
     return None
 
   def _set_aside(self, folder, step):
@@ -163,6 +169,10 @@ class _Damaged(Exception):
   """A checkpoint cannot be read as it was written."""
 
 
+# The fault of the moment, not of the file.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
 def _read(folder, item, abstract):
   """One item of a checkpoint; raises _Damaged, or UserError if it is of another model."""
   path = epath.Path(folder, item)
@@ -178,6 +188,9 @@ def _read(folder, item, abstract):
   except UserError:
     raise
   except (OSError, ValueError, KeyError) as error:
+    if getattr(error, 'errno', None) in _NOT_DAMAGE:
+      raise UserError(f'checkpoint {folder} cannot be read ({error.strerror}); put that right and '
+                      'run the same command again') from error
     raise _Damaged(f'{item}: {str(error).splitlines()[0][:120]}') from error
   finally:
     sys.excepthook = hook
@@ -216,12 +229,16 @@ def find(folder: str) -> str:
   folder = os.path.abspath(folder)
   if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
-  steps = os.path.join(folder, 'checkpoints')
-  numbers = [int(name) for name in os.listdir(steps) if name.isdigit()] if os.path.isdir(steps) else []
-  if not numbers:
+  if not (numbers := saved_steps(folder)):
     raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
                     'checkpoints/STEP folders')
-  return os.path.join(steps, str(max(numbers)))
+  return os.path.join(folder, 'checkpoints', str(max(numbers)))
+
+
+def saved_steps(workdir: str) -> list[int]:
+  """The steps of which there are checkpoints, whole or damaged."""
+  folder = os.path.join(workdir, 'checkpoints')
+  return [int(name) for name in os.listdir(folder) if name.isdigit()] if os.path.isdir(folder) else []
 
 
 def load_variables(folder: str, abstract_variables, ema: bool):

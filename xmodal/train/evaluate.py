@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -21,7 +22,8 @@ def make_predict_step(model, mesh):
   return jax.jit(predict_step, out_shardings=meshes.replicated(mesh))
 
 
-def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh, advance=None):
+def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
+                stop: threading.Event | None = None):
   """Predictions of every record of a source.
 
   Args:
@@ -30,22 +32,23 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     make: of the source to evaluate.
     batch_size: over all devices; they divide it.
     mesh: the device mesh.
-    advance: called after each batch with its number of examples.
+    stop: once set, no more batches are read.
 
   Returns:
-    int64 [N], the records whose picture could be read, and {task: N predictions}.
+    int64 [N], the records whose picture could be read, and {task: N predictions};
+    None if stopped.
   """
   records, predictions = [], {name: [] for name in make.tasks}
-  batches = eval_batches(make, batch_size, shard=jax.process_index(),
-                         num_shards=jax.process_count())
+  batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size))
   for number, batch in enumerate(batches):
-    valid, outputs = jax.device_get(predict_step(variables, meshes.put_batch(batch, mesh)))
+    batch = meshes.put_batch(batch, mesh, batch_size)
+    valid, outputs = jax.device_get(predict_step(variables, batch))
     records.append((number * batch_size + np.arange(batch_size))[valid])
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
       predictions[name] += [p for p, v in zip(decoded, valid) if v]
-    if advance:
-      advance(int(valid.sum()))
+    if stop is not None and stop.is_set():
+      return None
   return np.concatenate(records), predictions
 
 
@@ -56,11 +59,13 @@ def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mappin
 
 def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
   """One JSON object a line: record number, what was asked, what was answered, the truth."""
+  lines = [json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
+           for number, example, prediction in zip(records, examples, predictions)
+           if (line := task.record(example, prediction)) is not None]
+  if not lines:
+    return
   with open(f'{path}.part', 'w', encoding='utf-8') as f:
-    for number, example, prediction in zip(records, examples, predictions):
-      line = task.record(example, prediction)
-      if line is not None:
-        f.write(json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n')
+    f.writelines(lines)
   os.replace(f'{path}.part', path)
 
 

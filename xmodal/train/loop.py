@@ -1,6 +1,7 @@
 """A run from start to end: sources, state, steps, evaluations, checkpoints."""
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from xmodal import config as configs
@@ -28,37 +30,45 @@ _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
-               'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'mesh.data', 'mesh.fsdp',
-               'mesh.tensor')
+               'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
+               'model.dtype', 'model.remat', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:
   """One model, its data and its state, as a config says."""
 
-  def __init__(self, config, workdir: str):
+  def __init__(self, config, workdir: str, mode: str = 'train'):
     """Checks the config and opens the data; compiles and writes nothing.
+
+    Args:
+      config: the whole config.
+      workdir: absolute path of the run's folder.
+      mode: 'eval' opens no training data; all else is for training.
 
     Raises:
       UserError: the config, the data or the workdir cannot be used.
     """
+    configs.check(config)
     self.config, self.workdir = config, workdir
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
-    _check(config)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
     weights = build.task_weights(config)
-    self.sources = {'train': open_source(config, config.data.train_split, train=True),
-                    'eval': open_source(config, config.data.eval_split, train=False)}
-    train_sample = pipeline.sample(self.sources['train'])
-    if os.path.exists(os.path.join(self.assets, 'config.json')):
-      _check_continues(config, configs.load(os.path.join(self.assets, 'config.json')), workdir)
-      self.tokenizer, self.tasks = build.load_assets(config, self.assets)
-    else:
-      self.tokenizer, self.tasks = build.learn(config, train_sample)
-    self.notes = [f'{split}: {note}'
-                  for split, examples in (('train', train_sample),
-                                          ('eval', pipeline.sample(self.sources['eval'])))
-                  for task in self.tasks.values() for note in task.survey(examples)]
+    if mode == 'eval':
+      begun = os.path.join(checkpoint.find(workdir), checkpoint.ASSETS)
+    else:  # what a run left that came to no checkpoint is written over
+      begun = self.assets if checkpoint.saved_steps(workdir) else None
+    if begun:
+      _check_continues(config, configs.load(os.path.join(begun, 'config.json')), workdir)
+    splits = {'train': config.data.train_split} if mode != 'eval' else {}
+    splits['eval'] = config.data.eval_split
+    self.sources = {use: open_source(config, split, train=use == 'train')
+                    for use, split in splits.items()}
+    samples = {use: pipeline.sample(source) for use, source in self.sources.items()}
+    self._learned = not begun
+    self.tokenizer, self.tasks = (
+        build.load_assets(config, begun) if begun else build.learn(config, samples['train']))
+    self.notes = _survey(self.tasks, samples)
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
@@ -95,19 +105,25 @@ class Run:
                    out_shardings=(shardings, meshes.replicated(self.mesh)))
     return step.lower(self.abstract, batch).compile()
 
-  def evaluate(self, state, step: int, report: Report | None = None) -> dict[str, dict]:
-    """Scores the eval split; writes predictions and sample pictures. Returns {task: scores}."""
+  def evaluate(self, variables, step: int, report: Report | None = None,
+               stop: threading.Event | None = None) -> dict[str, dict] | None:
+    """Scores the eval split; writes predictions and sample pictures.
+
+    Returns {task: scores}, or None if `stop` was set on the way.
+    """
     make, split = self.maker('eval'), self.config.data.eval_split
-    records, predictions = evaluate.predict_all(
-        self.predict_step, state.variables, make, self.config.train.batch_size, self.mesh)
+    predicted = evaluate.predict_all(self.predict_step, variables, make,
+                                     self.config.train.batch_size, self.mesh, stop)
+    if predicted is None:
+      return None
+    records, predictions = predicted
     examples = [make.source[int(record)] for record in records]
     scores = evaluate.score_all(self.tasks, examples, predictions)
     if jax.process_index() == 0:
       for name, task in self.tasks.items():
-        if scores[name]:
-          evaluate.write_predictions(
-              os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records, examples,
-              predictions[name])
+        evaluate.write_predictions(
+            os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records,
+            examples, predictions[name])
         evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
                                task, make, records, examples, predictions[name],
                                self.config.train.samples)
@@ -122,9 +138,16 @@ class Run:
                        for t in [task.table(scores[name])] if t)
 
   def train(self) -> dict:
-    """Trains to the end, or to a SIGTERM; returns what final.json holds ({} if stopped early)."""
+    """Trains to the end; returns what final.json holds.
+
+    SIGTERM and SIGINT (Ctrl-C) save and end it early: {}.
+    """
+    with _stop_signals() as stop:
+      return self._train(stop)
+
+  def _train(self, stop):
     began = time.perf_counter()
-    config, stop = self.config, _catch_sigterm()
+    config = self.config
     os.makedirs(self.workdir, exist_ok=True)
     checkpoints = checkpoint.Checkpoints(self.workdir, config.train.keep_checkpoints)
     warnings = []
@@ -134,8 +157,12 @@ class Run:
                     batch_size=config.train.batch_size)
     for line in [*warnings, *self.notes]:
       report.say(line)
+    # The other hosts look for the same files when they start.
+    multihost_utils.sync_global_devices('all have looked')
     if jax.process_index() == 0:
-      build.save_assets(config, self.tokenizer, self.tasks, self.assets)
+      if self._learned:
+        build.save_assets(config, self.tokenizer, self.tasks, self.assets)
+      configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
     report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
                f'{sum(x.size for x in jax.tree.leaves(self.abstract.params)) / 1e6:.2f}M parameters, '
@@ -143,25 +170,25 @@ class Run:
                f'{len(self.sources["eval"])} to evaluate on; compiling')
     batches = Prefetch(lambda: pipeline.train_batches(
         self.maker('train'), config.train.batch_size, start, config.train.steps,
-        shard=jax.process_index(), num_shards=jax.process_count()), self.mesh)
-    try:
+        meshes.local_rows(self.mesh, config.train.batch_size)), self.mesh, config.train.batch_size)
+    with contextlib.ExitStack() as closing:  # each is closed, whatever befalls the others
+      for part in (checkpoints, report, batches):
+        closing.callback(part.close)
       if state is None:
         state = states.create(self.init, self.abstract)
-      state, scores, stopped = self._steps(state, start, batches, checkpoints, report, stop)
-    finally:
-      batches.close()
-      report.close()
-      checkpoints.close()
-    if stopped:
-      report.say(f'stopped by SIGTERM after step {int(state.step)}: saved; the same command goes on')
+      state, scores = self._steps(state, start, batches, checkpoints, report, stop)
+    if scores is None:
+      report.say(f'stopped after step {int(state.step)}: saved; the same command goes on')
       return {}
     return self._finish(state, scores, start, time.perf_counter() - began, report)
 
   def _steps(self, state, start, batches, checkpoints, report, stop):
-    """Steps from start to the end; returns the state, its scores, and whether it was stopped."""
+    """Steps from start to the end; returns the state and its scores, None if it was stopped."""
     train = self.config.train
-    train_step = self.compile_step() if start < train.steps else None
-    running, scores, told = collections.deque(), None, 0
+    if start >= train.steps:
+      return state, self.evaluate(state.variables, start, report, stop)
+    train_step = self.compile_step()
+    running, told = collections.deque(), int(state.skipped)
     report.pause(start)
     for step in range(start + 1, train.steps + 1):
       state, metrics = train_step(state, batches.next())
@@ -174,15 +201,18 @@ class Run:
       if last or stopping or step % train.checkpoint_every == 0:
         checkpoints.save(state, self.assets)
       if stopping:
-        return state, None, True
+        return state, None
       if last or step % train.eval_every == 0:
-        scores = self.evaluate(state, step, report)
+        scores = self.evaluate(state.variables, step, report, stop)
+        if scores is None:
+          checkpoints.save(state, self.assets)
+          return state, None
         for name, of_task in scores.items():
           if 'accuracy' in of_task:
             report.say(f'evaluation at step {step}: {name} accuracy {of_task["accuracy"]:.1%} of '
                        f'{of_task["examples"]}')
         report.pause(step)
-    return state, scores or self.evaluate(state, start, report), False
+    return state, scores
 
   def _look(self, step, metrics, report, told):
     """Reports the numbers of one step; returns how many skipped steps have been told of."""
@@ -201,6 +231,7 @@ class Run:
     return told
 
   def _finish(self, state, scores, start, seconds, report):
+    path = os.path.join(self.workdir, 'final.json')
     steps = int(state.step) - start
     final = {
         'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
@@ -209,9 +240,11 @@ class Run:
         'unreadable_pictures': {split: sorted(bad.reasons.values())
                                 for split, bad in self.bad.items()},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
-    if jax.process_index() == 0:
-      with open(os.path.join(self.workdir, 'final.json'), 'w', encoding='utf-8') as f:
+    # A run that had ended has told its time already.
+    if jax.process_index() == 0 and (steps or not os.path.exists(path)):
+      with open(f'{path}.part', 'w', encoding='utf-8') as f:
         json.dump(final, f, indent=2)
+      os.replace(f'{path}.part', path)
     for split, bad in self.bad.items():
       for reason in sorted(bad.reasons.values()):
         report.say(f'{split}: left out: {reason}')
@@ -219,24 +252,24 @@ class Run:
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""
-    checkpoint.find(self.workdir)  # a folder that has none stays as it is
-    checkpoints = checkpoint.Checkpoints(self.workdir, self.config.train.keep_checkpoints)
-    state = checkpoints.restore(self.abstract, print)
-    if state is None:
-      raise UserError(f'no checkpoint in {self.workdir}; train there first, or give its --workdir')
-    return self.evaluate(state, int(state.step))
+    folder = checkpoint.find(self.workdir)
+    variables = checkpoint.load_variables(
+        folder, {'params': self.abstract.params, **self.abstract.collections},
+        ema=self.config.train.ema_decay > 0)
+    return self.evaluate(variables, int(os.path.basename(folder)))
 
 
-def _check(config):
-  for key in ('steps', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints'):
-    if config.train[key] < 1:
-      raise UserError(f'config.train.{key}={config.train[key]} must be 1 or more')
-  if not 0 <= config.train.ema_decay < 1:
-    raise UserError(f'config.train.ema_decay={config.train.ema_decay} must be in [0, 1)')
-  if config.data.blank not in ('', 'image', 'question'):
-    raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
-  if config.data.image_size < 1:
-    raise UserError(f'config.data.image_size={config.data.image_size} must be 1 or more')
+def _survey(tasks, samples):
+  """What there is to say of the examples; UserError if they cannot be trained on."""
+  notes = []
+  for use, examples in samples.items():
+    for name, task in tasks.items():
+      if use == 'train' or any(e.has(*task.needs) for e in examples):
+        notes += [f'{use}: {note}' for note in task.survey(examples)]
+      else:
+        notes.append(f'{use}: {name}: no example has {" and ".join(task.needs)}; predictions are '
+                     'made but not scored')
+  return notes
 
 
 def _check_continues(config, begun, workdir):
@@ -257,8 +290,22 @@ def _check_continues(config, begun, workdir):
                     'or delete that folder')
 
 
-def _catch_sigterm() -> threading.Event:
+@contextlib.contextmanager
+def _stop_signals():
+  """Gives an event that SIGTERM and the first SIGINT set."""
   stop = threading.Event()
-  if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-  return stop
+  # Of several processes, all have to stop at one step: Orbax sees to that.
+  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    yield stop
+    return
+
+  def heed(*_):
+    stop.set()
+    signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+  before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield stop
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

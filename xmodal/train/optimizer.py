@@ -18,9 +18,12 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def decays(params):
-  """True for parameters that weight decay pulls to zero: kernels and token embeddings alone."""
+  """True for parameters that weight decay pulls to zero: kernels and token embeddings alone.
+
+  T5's table of relative positions is a bias of the attention, and is left alone as biases are.
+  """
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path_name(path).rsplit('/', 1)[-1] in ('kernel', 'embedding'), params)
+      lambda path, _: path_name(path).endswith(('/kernel', '/token_embedding/embedding')), params)
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:

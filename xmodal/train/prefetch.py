@@ -12,17 +12,19 @@ from xmodal.sharding import mesh as meshes
 class Prefetch:
   """Reads an iterator of host batches in a thread and lays them over the mesh, `depth` ahead."""
 
-  def __init__(self, make_iterator: Callable[[], Iterator[dict]], mesh, depth: int = 2):
+  def __init__(self, make_iterator: Callable[[], Iterator[dict]], mesh, batch_size: int,
+               depth: int = 2):
     """Starts at once: TensorFlow's import then overlaps with compilation."""
     self._queue = queue.Queue(depth)
     self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._fill, args=(make_iterator, mesh), daemon=True)
+    self._thread = threading.Thread(target=self._fill, args=(make_iterator, mesh, batch_size),
+                                    daemon=True)
     self._thread.start()
 
-  def _fill(self, make_iterator, mesh):
+  def _fill(self, make_iterator, mesh, batch_size):
     try:
       for batch in make_iterator():
-        if not self._put((meshes.put_batch(batch, mesh), None)):
+        if not self._put((meshes.put_batch(batch, mesh, batch_size), None)):
           return
       self._put((None, StopIteration()))
     except BaseException as error:  # handed to whoever asks for the next batch

@@ -1,6 +1,7 @@
 """What a run tells: the terminal, metrics.jsonl and TensorBoard."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ class Report:
     if not self._active:
       return
     self._path = os.path.join(workdir, 'metrics.jsonl')
-    _forget_after(self._path, start)
+    _forget_after(self._path, start, steps)
     self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start or None)
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True, smoothing=0.1)
@@ -57,11 +58,19 @@ class Report:
     self._clock, self._clock_step = time.perf_counter(), step
 
   def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
-    """Numbers into metrics.jsonl and TensorBoard."""
+    """Numbers into TensorBoard and metrics.jsonl: there a line a task ('task/number'), and one
+    of the task 'all' for the rest; null where a number is not finite."""
     if not self._active:
       return
+    by_task = {}
+    for key, number in numbers.items():
+      task, _, name = key.partition('/')
+      if not name:
+        task, name = 'all', key
+      by_task.setdefault(task, {})[name] = number if math.isfinite(number) else None
     with open(self._path, 'a', encoding='utf-8') as f:
-      f.write(json.dumps({'step': step, 'split': split, **numbers}) + '\n')
+      for task, named in by_task.items():
+        f.write(json.dumps({'step': step, 'split': split, 'task': task, **named}) + '\n')
     for key, number in numbers.items():
       self._board.add_scalar(f'{split}/{key}', number, step)
 
@@ -82,13 +91,18 @@ def _summary(metrics):
   return ', '.join(parts)
 
 
-def _forget_after(path, step):
-  """Drops what a killed run wrote after its last checkpoint: those steps come again."""
+def _forget_after(path, step, steps):
+  """Drops what comes again: what a killed run wrote after its last checkpoint, and the last
+  evaluation of a run that had ended."""
+  def comes_again(line):
+    line = json.loads(line)
+    return line['step'] > step or (line['split'] == 'eval' and line['step'] == step == steps)
+
   if not os.path.exists(path):
     return
   with open(path, encoding='utf-8') as f:
     # The last line of a killed run may have been cut short.
-    lines = [line for line in f if line.endswith('\n') and json.loads(line)['step'] <= step]
+    lines = [line for line in f if line.endswith('\n') and not comes_again(line)]
   with open(f'{path}.part', 'w', encoding='utf-8') as f:
     f.writelines(lines)
   os.replace(f'{path}.part', path)
