@@ -1,7 +1,6 @@
 """A run that was stopped, killed or damaged ends bit for bit as one that was not."""
 
 import errno
-import itertools
 import json
 import os
 import pathlib
@@ -124,18 +123,21 @@ def test_every_damage_is_noticed(workdir, damage, item):
 def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
   """A flipped bit is noticed, or lies where nothing is read."""
   folder, noticed = workdir / 'checkpoints' / '6', 0
-  files = sorted(array_files(folder, 'model'), key=lambda file: file.stat().st_size)
-  for file, place in itertools.product(files[-2:], (0.3, 0.7)):
-    flip(file, [place])
-    warnings = []
-    state = tiny.restored(workdir, warnings)
-    if warnings:
-      noticed += 1
-      assert state.step == 3
-      os.rename(workdir / 'damaged' / '6', folder)
-    else:
-      assert_same(state, final)
-    flip(file, [place])
+  files = sorted(array_files(folder, 'model'), key=lambda file: -file.stat().st_size)
+  for number, file in enumerate(files):
+    if number > 1 and noticed:  # of copies that Orbax keeps, one alone is read
+      break
+    for place in (0.3, 0.7):
+      flip(file, [place])
+      warnings = []
+      state = tiny.restored(workdir, warnings)
+      if warnings:
+        noticed += 1
+        assert state.step == 3
+        os.rename(workdir / 'damaged' / '6', folder)
+      else:
+        assert_same(state, final)
+      flip(file, [place])
   assert noticed
 
 
