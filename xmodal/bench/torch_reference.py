@@ -19,7 +19,7 @@ from transformers import (
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.pretrained import t5
-from xmodal.pretrained.tensors import Entry, variables_from_tensors
+from xmodal.pretrained.tensors import Entry, read_variables
 from xmodal.train import build
 
 
@@ -243,10 +243,10 @@ def parameters_for_ours(model: Reference, ours, shapes) -> dict:
           for name in list(tensors) if name.startswith(text_prefix)}
   rest = {'params': {**shapes, 'backbone': backbone}}
   entries = [_entry(path) for path in traverse_util.flatten_dict(rest, sep='/')]
-  params = variables_from_tensors(tensors, entries, rest, prefix='', ignore='')['params']
+  params = read_variables(tensors, entries, rest)[0]['params']
   tower = ours.backbone.text_tower
-  params['backbone']['text_tower'] = t5.to_flax(
-      text, tower, decoder='decoder_norm' in text_shapes)['params']
+  params['backbone']['text_tower'] = read_variables(
+      text, t5.entries(tower, tower), {'params': text_shapes})[0]['params']
   return params
 
 

@@ -1,1 +1,7 @@
-"""Public checkpoints (HuggingFace safetensors names) to and from Flax parameters."""
+"""Public checkpoints (HuggingFace safetensors) to Flax towers and back.
+
+    from xmodal import pretrained
+    module, variables = pretrained.load('google/vit-base-patch16-224')
+"""
+
+from xmodal.pretrained.checkpoint import FAMILIES, Checkpoint, Report, load

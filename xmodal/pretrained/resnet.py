@@ -1,21 +1,25 @@
-"""ResNet checkpoints: config.json and safetensors to the Flax module and its variables."""
+"""ResNet checkpoints: basic and bottleneck blocks, v1.5 and v1."""
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
 
+from xmodal.errors import UserError
 from xmodal.models.resnet import ResNet
-from xmodal.pretrained.tensors import (
-    Entry, init_shapes, norm, require, variables_from_tensors)
+from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 
+PART = 'vision'
+PREFIXES = ('resnet.',)
+RENAMES = ()
 # The classifier belongs to another task; the counters have no use with a fixed momentum.
 IGNORE = r'classifier\..*|.*\.num_batches_tracked'
+PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def module_from_config(config: Mapping) -> ResNet:
+def module_from_config(config: Mapping, tensors: Mapping) -> ResNet:
   """The ResNet that a checkpoint's config.json describes; raises UserError if none does."""
-  require(config, 'model_type', ('resnet',))
+  del tensors
   require(config, 'hidden_act', ('relu',))
   require(config, 'num_channels', (3,))
   require(config, 'layer_type', ('basic', 'bottleneck'))
@@ -26,20 +30,16 @@ def module_from_config(config: Mapping) -> ResNet:
       downsample_in_bottleneck=config.get('downsample_in_bottleneck', False))
 
 
-def to_flax(tensors: Mapping[str, np.ndarray], module: ResNet) -> dict:
-  """Variables {'params': ..., 'batch_stats': ...} from the tensors of a safetensors file.
-
-  Raises:
-    UserError: a tensor is missing, has the wrong shape, or is not of a ResNet.
-  """
-  shapes = init_shapes(module, jnp.zeros((1, 64, 64, 3)))
-  return variables_from_tensors(tensors, list(_entries(shapes)), shapes, prefix='resnet.',
-                                ignore=IGNORE)
+def variable_shapes(module: ResNet):
+  """Shapes of all variables."""
+  return init_shapes(module, jnp.zeros((1, 64, 64, 3)))
 
 
-def _entries(shapes):
+def entries(module: ResNet, source: ResNet):
+  """The table of tensors."""
+  del source
   yield from _conv((), 'stem', 'embedder.embedder')
-  for block, parts in shapes['params'].items():
+  for block, parts in variable_shapes(module)['params'].items():
     if not block.startswith('stage'):
       continue
     stage, number = (int(n) - 1 for n in block.removeprefix('stage').split('_block'))
@@ -58,3 +58,16 @@ def _conv(where, part, name):
   yield from norm(f'params/{path}_norm', f'{name}.normalization')
   yield Entry(f'batch_stats/{path}_norm/mean', f'{name}.normalization.running_mean')
   yield Entry(f'batch_stats/{path}_norm/var', f'{name}.normalization.running_var')
+
+
+def config_from_module(module: ResNet) -> dict:
+  """config.json of a checkpoint of this module; UserError if transformers has no such ResNet."""
+  if module.norm != 'batch' or module.stem != 'imagenet':
+    raise UserError(f'ResNet: norm {module.norm!r} and stem {module.stem!r} have no counterpart in '
+                    "transformers, which has 'batch' and 'imagenet'; it cannot be exported")
+  return {
+      'architectures': ['ResNetModel'], 'model_type': 'resnet', 'layer_type': module.block,
+      'depths': list(module.stage_sizes), 'hidden_sizes': list(module.widths),
+      'embedding_size': module.embedding_size, 'hidden_act': 'relu', 'num_channels': 3,
+      'downsample_in_first_stage': module.downsample_in_first_stage,
+      'downsample_in_bottleneck': module.downsample_in_bottleneck}

@@ -1,4 +1,4 @@
-"""T5 checkpoints (1.0 and 1.1): config.json and safetensors to the Flax module and parameters."""
+"""T5 checkpoints: 1.0, 1.1 and Flan, and mT5."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.models.t5 import T5
-from xmodal.pretrained.tensors import Entry, init_shapes, require, variables_from_tensors
+from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
+PART = 'text'
+PREFIXES = ()
+RENAMES = ()
 # Copies of `shared` in files of other years, and a bias that no model reads.
-COPIES = (r'encoder\.embed_tokens\.weight|decoder\.embed_tokens\.weight|'
-          r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight')
+IGNORE = (r'encoder\.embed_tokens\.weight|decoder\.embed_tokens\.weight|'
+          r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|'
+          r'lm_head\.weight')
 
 
-def module_from_config(config: Mapping, tensors: Mapping[str, np.ndarray]) -> T5:
+def module_from_config(config: Mapping, tensors: Mapping) -> T5:
   """The T5 that a checkpoint's config.json describes; raises UserError if none does.
 
   The tensors say whether the output layer is the embedding: they hold an
@@ -21,49 +25,36 @@ def module_from_config(config: Mapping, tensors: Mapping[str, np.ndarray]) -> T5
   different things in different years. Of the two, only the scale of the
   outputs is read from the config.
   """
-  require(config, 'model_type', ('t5',))
   require(config, 'feed_forward_proj', ('relu', 'gated-gelu'))
-  head = tensors.get('lm_head.weight')
+  tied = 'lm_head.weight' not in tensors or np.array_equal(
+      tensors['lm_head.weight'], tensors['shared.weight'])
   return T5(
       vocab_size=config['vocab_size'], hidden_dim=config['d_model'], head_dim=config['d_kv'],
       num_heads=config['num_heads'], mlp_dim=config['d_ff'], num_layers=config['num_layers'],
       num_decoder_layers=config.get('num_decoder_layers') or config['num_layers'],
       relative_attention_num_buckets=config['relative_attention_num_buckets'],
       relative_attention_max_distance=config.get('relative_attention_max_distance', 128),
-      gated=config.get('feed_forward_proj', 'relu') == 'gated-gelu',
-      tie_word_embeddings=head is None or np.array_equal(head, tensors['shared.weight']),
+      gated=config.get('feed_forward_proj', 'relu') == 'gated-gelu', tie_word_embeddings=tied,
       scale_decoder_outputs=config.get(
           'scale_decoder_outputs', config.get('tie_word_embeddings', True)),
       layer_norm_epsilon=config['layer_norm_epsilon'], dropout_rate=config['dropout_rate'])
 
 
-def to_flax(tensors: Mapping[str, np.ndarray], module: T5, *, decoder: bool) -> dict:
-  """Parameters of module ({'params': ...}) from the tensors of a safetensors file.
-
-  Args:
-    tensors: all tensors of the checkpoint.
-    module: from module_from_config.
-    decoder: with the decoder and output layer, or the encoder alone.
-
-  Raises:
-    UserError: a tensor is missing, has the wrong shape, or is not of a T5.
-  """
+def variable_shapes(module: T5):
+  """Shapes of all variables, decoder and output layer included."""
   tokens, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-  ignore = COPIES
-  if decoder:
-    shapes = init_shapes(module, tokens, mask, tokens)
-    ignore += r'|lm_head\.weight' if module.tie_word_embeddings else ''
-  else:
-    shapes = init_shapes(module, tokens, mask, method='encode')
-    ignore += r'|decoder\..*|lm_head\.weight'
-  entries = [Entry('params/token_embedding/embedding', 'shared.weight')]
-  entries += _stack('encoder', {'attention': 'SelfAttention'}, module.gated)
-  if decoder:
-    entries += _stack('decoder', {'attention': 'SelfAttention',
-                                  'cross_attention': 'EncDecAttention'}, module.gated)
-    if not module.tie_word_embeddings:
-      entries.append(Entry('params/lm_head/kernel', 'lm_head.weight', 'linear'))
-  return variables_from_tensors(tensors, entries, shapes, prefix='', ignore=ignore)
+  return init_shapes(module, tokens, mask, tokens)
+
+
+def entries(module: T5, source: T5):
+  """The table of tensors."""
+  del source
+  yield Entry('params/token_embedding/embedding', 'shared.weight', fit=grow_rows)
+  yield from _stack('encoder', {'attention': 'SelfAttention'}, module.gated)
+  yield from _stack('decoder', {'attention': 'SelfAttention',
+                                'cross_attention': 'EncDecAttention'}, module.gated)
+  if not module.tie_word_embeddings:
+    yield Entry('params/lm_head/kernel', 'lm_head.weight', 'linear')
 
 
 def _stack(stack, attentions, gated):
@@ -81,3 +72,19 @@ def _stack(stack, attentions, gated):
   yield Entry(f'params/{stack}_relative_bias/embedding',
               f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight')
   yield Entry(f'params/{stack}_norm/scale', f'{stack}.final_layer_norm.weight')
+
+
+def config_from_module(module: T5) -> dict:
+  """config.json of a checkpoint of this module."""
+  return {
+      'architectures': ['T5ForConditionalGeneration'], 'model_type': 't5',
+      'vocab_size': module.vocab_size, 'd_model': module.hidden_dim, 'd_kv': module.head_dim,
+      'num_heads': module.num_heads, 'd_ff': module.mlp_dim, 'num_layers': module.num_layers,
+      'num_decoder_layers': module.num_decoder_layers,
+      'relative_attention_num_buckets': module.relative_attention_num_buckets,
+      'relative_attention_max_distance': module.relative_attention_max_distance,
+      'feed_forward_proj': 'gated-gelu' if module.gated else 'relu', 'is_encoder_decoder': True,
+      'tie_word_embeddings': module.tie_word_embeddings,
+      'scale_decoder_outputs': module.scale_decoder_outputs,
+      'layer_norm_epsilon': module.layer_norm_epsilon, 'dropout_rate': module.dropout_rate,
+      'decoder_start_token_id': 0, 'pad_token_id': 0, 'eos_token_id': 1}

@@ -1,9 +1,8 @@
-"""One table a model family: which tensors of a file make which parameter."""
+"""One table a model family, read in both directions: which tensors of a file make which variable."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import math
-import re
 
 from flax import traverse_util
 import jax
@@ -21,11 +20,17 @@ class Entry:
     name: of the tensor. '{}' stands for the layer: the variable is then the
       stack [L, ...] of a tensor for each.
     layout: a key of LAYOUTS.
+    part: (number, count): the variable is the number-th of count equal parts of
+      the tensor, along the output axis (query, key and value in one).
+    fit: makes an array of another size fit a shape (positions of another
+      picture size), or raises UserError; None: sizes must be equal.
   """
 
   path: str
   name: str
   layout: str = 'same'
+  part: tuple[int, int] = (0, 1)
+  fit: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
 
 def linear(path, name):
@@ -39,66 +44,140 @@ def norm(path, name):
   return [Entry(f'{path}/scale', f'{name}.weight'), Entry(f'{path}/bias', f'{name}.bias')]
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the file orders the axes of a tensor.
+
+  Attributes:
+    file_shape: the file's shape for a shape of ours.
+    to_flax, to_file: an array of the file in our order, and back.
+    output_axis: of the file's array; what `Entry.part` divides.
+  """
+
+  file_shape: Callable[[tuple], tuple]
+  to_flax: Callable[[np.ndarray], np.ndarray]
+  to_file: Callable[[np.ndarray], np.ndarray]
+  output_axis: int = 0
+
+
 def _patch_file_shape(shape):
   side = math.isqrt(shape[0] // 3)
   return shape[1], 3, side, side
 
 
-# Layout: the file's shape for a shape of ours, and the file's array in our order of axes.
+def _patch_to_file(x):
+  side = math.isqrt(x.shape[0] // 3)
+  return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+
+
 LAYOUTS = {
-    'same': (lambda s: s, lambda x: x),
-    'linear': (lambda s: (s[1], s[0]), np.transpose),  # [out, in] -> [in, out]
-    'conv': (lambda s: (s[3], s[2], s[0], s[1]), lambda x: x.transpose(2, 3, 1, 0)),
-    'patch': (_patch_file_shape,  # A convolution [D, 3, P, P] -> [P * P * 3, D].
-              lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])),
-    'batched': (lambda s: (1, *s), lambda x: x[0]),  # [1, ...] -> [...]
+    'same': Layout(lambda s: s, lambda x: x, lambda x: x),
+    'linear': Layout(lambda s: (s[1], s[0]), np.transpose, np.transpose),  # [out, in], [in, out]
+    'kernel': Layout(lambda s: s, lambda x: x, lambda x: x, output_axis=1),  # [in, out] in both
+    'conv': Layout(lambda s: (s[3], s[2], s[0], s[1]), lambda x: x.transpose(2, 3, 1, 0),
+                   lambda x: x.transpose(3, 2, 0, 1)),
+    # A convolution [D, 3, P, P] and a linear layer over a patch's pixels [P * P * 3, D].
+    'patch': Layout(_patch_file_shape, lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+                    _patch_to_file),
+    'batched': Layout(lambda s: (1, *s), lambda x: x[0], lambda x: x[None]),  # [1, ...], [...]
 }
 
 
-def variables_from_tensors(tensors, entries, shapes, *, prefix, ignore):
-  """Reads a model's variables out of the tensors of a checkpoint.
+def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes, place=lambda x, _: x):
+  """A model's variables out of the tensors of a checkpoint.
 
   Args:
-    tensors: mapping of name to array; each array is asked for once.
-    entries: the family's table; one Entry for each variable in shapes.
+    tensors: name to array; each is asked for once, one variable at a time.
+    entries: the family's table; more entries than variables are no mistake.
     shapes: pytree of jax.ShapeDtypeStruct, what the model's init would give.
-    prefix: what some files put before every name ('vit.'); taken off.
-    ignore: regex of names (without the prefix) that are no part of the model.
+    place: (array, its jax.ShapeDtypeStruct) -> what takes the array's place;
+      by default the array itself.
 
   Returns:
-    Pytree like shapes of numpy arrays.
+    Pytree like shapes; the names of the tensors that were read; and a line for
+    each variable that was made to fit.
 
   Raises:
-    UserError: a tensor is missing, has another shape, or is not known.
+    UserError: a tensor is missing or has another shape.
   """
-  names = {name.removeprefix(prefix): name for name in tensors}
-  shapes = traverse_util.flatten_dict(shapes, sep='/')
-  variables, used = {}, set()
-  for entry in entries:
-    struct = shapes[entry.path]
-    file_shape, to_flax = LAYOUTS[entry.layout]
+  table = {entry.path: entry for entry in entries}
+  variables, used, fitted = {}, {}, []
+  for path, struct in traverse_util.flatten_dict(shapes, sep='/').items():
+    entry = table[path]
     stacked = '{}' in entry.name
     shape = struct.shape[1:] if stacked else struct.shape
     arrays = []
     for layer in range(struct.shape[0] if stacked else 1):
       name = entry.name.format(layer)
-      if name not in names:
-        raise UserError(f'checkpoint: no tensor {prefix}{name} or {name}, wanted '
-                        f'{file_shape(shape)} for {entry.path}; is it of the same model family '
-                        'and size as its config.json?')
-      array = np.asarray(tensors[names[name]])
-      if array.shape != file_shape(shape):
-        raise UserError(f'checkpoint: tensor {names[name]} is {array.shape}, wanted '
-                        f'{file_shape(shape)} for {entry.path}; does config.json belong to it?')
-      arrays.append(to_flax(array).astype(struct.dtype))
-      used.add(name)
-    variables[entry.path] = np.stack(arrays) if stacked else np.ascontiguousarray(arrays[0])
-  extra = sorted(names[n] for n in names if n not in used and not re.fullmatch(ignore, n))
-  if extra:
-    raise UserError(f'checkpoint: {len(extra)} tensors have no place in the model, the first is '
-                    f'{extra[0]}; does config.json belong to it?')
-  assert variables.keys() == shapes.keys(), shapes.keys() ^ variables.keys()
-  return traverse_util.unflatten_dict(variables, sep='/')
+      array = _read(tensors, name, entry, shape)
+      if array.shape != shape:
+        fitted.append(f'{path} {list(array.shape)} in the file, made {list(shape)}')
+        array = entry.fit(array, shape)
+      arrays.append(array.astype(struct.dtype))
+      used[name] = None
+    array = np.stack(arrays) if stacked else np.ascontiguousarray(arrays[0])
+    variables[path] = place(array, struct)
+  return traverse_util.unflatten_dict(variables, sep='/'), list(used), fitted
+
+
+def _read(tensors, name, entry, shape):
+  layout, (number, count) = LAYOUTS[entry.layout], entry.part
+  wanted = list(layout.file_shape(shape))
+  wanted[layout.output_axis:layout.output_axis + 1] = (
+      [wanted[layout.output_axis] * count] if wanted else [])
+  if name not in tensors:
+    raise UserError(f'checkpoint: no tensor {name}, wanted {wanted} for {entry.path}; is it whole, '
+                    'and of the family and size that its config.json says?')
+  array = np.asarray(tensors[name])
+  if list(array.shape) != wanted and (entry.fit is None or array.ndim != len(wanted)):
+    raise UserError(f'checkpoint: tensor {name} is {list(array.shape)}, wanted {wanted} for '
+                    f'{entry.path}; does config.json belong to it?')
+  if count > 1:
+    array = np.split(array, count, axis=layout.output_axis)[number]
+  return layout.to_flax(array)
+
+
+def write_tensors(variables, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
+  """The tensors of a checkpoint out of a model's variables: `read_variables` the other way.
+
+  Args:
+    variables: pytree of arrays.
+    entries: the family's table; entries of variables that are not there are left out.
+  """
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  tensors, parts = {}, {}
+  for entry in entries:
+    if entry.path not in flat:
+      continue
+    value = np.asarray(jax.device_get(flat[entry.path]))
+    layout = LAYOUTS[entry.layout]
+    for layer, array in enumerate(value if '{}' in entry.name else [value]):
+      name = entry.name.format(layer)
+      array = np.ascontiguousarray(layout.to_file(array))
+      if entry.part[1] == 1:
+        tensors[name] = array
+      else:
+        of_name = parts.setdefault(name, [None] * entry.part[1])
+        of_name[entry.part[0]] = array
+        if all(x is not None for x in of_name):
+          tensors[name] = np.concatenate(of_name, axis=layout.output_axis)
+  return tensors
+
+
+def grow_rows(array, shape):
+  """A table with more rows: the new ones are the mean of the others.
+
+  A token that a tokenizer has and its checkpoint has not (a pad token for
+  GPT-2) is then as far from all words as can be.
+
+  Raises:
+    UserError: the table would shrink, or its width differs.
+  """
+  if array.shape[1:] != tuple(shape[1:]) or shape[0] < array.shape[0]:
+    raise UserError(f'checkpoint: a table of {list(array.shape)} cannot be made {list(shape)}; does '
+                    'config.json belong to it?')
+  more = np.broadcast_to(array.mean(0, dtype=np.float32), (shape[0] - array.shape[0], shape[1]))
+  return np.concatenate([array.astype(np.float32), more])
 
 
 def init_shapes(module, *inputs, **kwargs):

@@ -1,57 +1,63 @@
-"""ViT checkpoints: config.json and safetensors to the Flax module and its parameters."""
+"""ViT and DeiT checkpoints."""
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.vit import ViT
-from xmodal.pretrained.tensors import (
-    Entry, init_shapes, linear, norm, require, variables_from_tensors)
+from xmodal.pretrained.positions import resize_positions
+from xmodal.pretrained.preprocessing import Preprocessing
+from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
-# The pooler and the classifier belong to other tasks' heads.
-IGNORE = r'pooler\..*|classifier\..*'
+PART = 'vision'
+PREFIXES = ('vit.', 'deit.')
+RENAMES = ()
+# The pooler and the classifiers belong to other tasks' heads.
+IGNORE = r'pooler\..*|classifier\..*|cls_classifier\..*|distillation_classifier\..*|embeddings\.mask_token'
+PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
 
 
-def module_from_config(config: Mapping) -> ViT:
+def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
   """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
-  require(config, 'model_type', ('vit',))
+  del tensors
   require(config, 'hidden_act', ('gelu', 'gelu_new', 'gelu_pytorch_tanh'))
   require(config, 'qkv_bias', (True,))
   require(config, 'num_channels', (3,))
-  patch_size = _pair(config['patch_size'])
-  if patch_size[0] != patch_size[1]:
-    raise UserError(f'checkpoint config.json: patch_size is {patch_size}, only square patches can '
-                    'be read; choose another checkpoint')
   return ViT(
-      patch_size=patch_size[0], hidden_dim=config['hidden_size'],
+      patch_size=square_patch(config), hidden_dim=config['hidden_size'],
       mlp_dim=config['intermediate_size'], num_heads=config['num_attention_heads'],
-      num_layers=config['num_hidden_layers'], image_size=_pair(config['image_size']),
+      num_layers=config['num_hidden_layers'], image_size=pair(config['image_size']),
       layer_norm_eps=config['layer_norm_eps'], dropout_rate=config['hidden_dropout_prob'],
       gelu='exact' if config['hidden_act'] == 'gelu' else 'tanh')
 
 
-def to_flax(tensors: Mapping[str, np.ndarray], module: ViT) -> dict:
-  """Parameters of module ({'params': ...}) from the tensors of a safetensors file.
-
-  Raises:
-    UserError: a tensor is missing, has the wrong shape, or is not of a ViT.
-  """
-  images = jnp.zeros((1, *module.image_size, 3))
-  return variables_from_tensors(tensors, _entries(), init_shapes(module, images),
-                                prefix='vit.', ignore=IGNORE)
+def variable_shapes(module: ViT):
+  """Shapes of all variables."""
+  return init_shapes(module, jnp.zeros((1, *module.image_size, 3)))
 
 
-def _pair(size):
+def square_patch(config) -> int:
+  """The side of a patch, pixels; UserError if patches are not square."""
+  patch_size = pair(config['patch_size'])
+  if patch_size[0] != patch_size[1]:
+    raise UserError(f'checkpoint config.json: patch_size is {patch_size}, only square patches can '
+                    'be read; choose another checkpoint')
+  return patch_size[0]
+
+
+def pair(size) -> tuple[int, int]:
+  """(height, width) of a number or a pair."""
   return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _entries():
+def entries(module: ViT, source: ViT):
+  """The table of tensors."""
   layer = 'encoder.layer.{}.'
   return [
       Entry('params/cls_token', 'embeddings.cls_token'),
-      Entry('params/position_embedding', 'embeddings.position_embeddings', 'batched'),
+      Entry('params/position_embedding', 'embeddings.position_embeddings', 'batched',
+            fit=resize_positions(source, module)),
       Entry('params/stem/projection/kernel', 'embeddings.patch_embeddings.projection.weight',
             'patch'),
       Entry('params/stem/projection/bias', 'embeddings.patch_embeddings.projection.bias'),
@@ -65,3 +71,14 @@ def _entries():
       *linear('params/layers/mlp/down', layer + 'output.dense'),
       *norm('params/final_norm', 'layernorm'),
   ]
+
+
+def config_from_module(module: ViT) -> dict:
+  """config.json of a checkpoint of this module."""
+  return {
+      'architectures': ['ViTModel'], 'model_type': 'vit', 'hidden_size': module.hidden_dim,
+      'num_hidden_layers': module.num_layers, 'num_attention_heads': module.num_heads,
+      'intermediate_size': module.mlp_dim, 'patch_size': module.patch_size,
+      'image_size': list(module.image_size), 'layer_norm_eps': module.layer_norm_eps,
+      'hidden_act': {'exact': 'gelu', 'tanh': 'gelu_pytorch_tanh'}[module.gelu], 'qkv_bias': True,
+      'num_channels': 3, 'hidden_dropout_prob': module.dropout_rate}

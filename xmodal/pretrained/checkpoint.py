@@ -1,0 +1,211 @@
+"""A checkpoint folder of a known family: its module, its variables, its preprocessing."""
+
+import dataclasses
+import importlib
+import os
+import re
+
+from flax import linen as nn
+import jax
+import numpy as np
+
+from xmodal.errors import UserError
+from xmodal.pretrained.files import TensorFiles, read_json
+from xmodal.pretrained.hub import find_folder
+from xmodal.pretrained.preprocessing import read_preprocessing
+from xmodal.pretrained.tensors import read_variables
+
+# What config.json calls a family, and the file that knows it. Each such file has
+#   PART      'vision' or 'text'
+#   PREFIXES  what files put before every tensor's name, some of them
+#   RENAMES   (regex, replacement) for the names that files of other years use
+#   IGNORE    regex of the tensors that are no part of the tower: other tasks' heads
+#   module_from_config(config, tensors) -> the Flax module
+#   variable_shapes(module) -> pytree of all variables that it may have
+#   entries(module, source) -> the table for tensors.read_variables and write_tensors;
+#             source is the module that the files are of, where sizes may differ
+#   PREPROCESSING  of a vision tower's pictures, where no file states it
+#   config_from_module(module) -> config.json, so that transformers loads what we save
+FAMILIES = {
+    't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
+    'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
+    'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What became of the tensors of a checkpoint.
+
+  Attributes:
+    loaded: names of the tensors in the model.
+    fitted: a line for each variable that was made to fit (positions of another picture size).
+    ignored: names of the tensors that the model has no place for.
+  """
+
+  loaded: tuple[str, ...]
+  fitted: tuple[str, ...]
+  ignored: tuple[str, ...]
+
+  def __str__(self) -> str:
+    lines = [f'{len(self.loaded)} tensors loaded']
+    lines += [f'fitted: {line}' for line in self.fitted]
+    if self.ignored:
+      lines.append(f'{len(self.ignored)} ignored: {_some(self.ignored)}')
+    return '; '.join(lines)
+
+
+def _some(names, most=6):
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more
+
+
+class Checkpoint:
+  """A tower in the files that people have: `config.json`, safetensors, preprocessing.
+
+  Attributes:
+    folder: where the files are.
+    config: config.json, what it leaves out filled in with the family's defaults.
+    part: 'vision' or 'text'.
+    module: the Flax module that the config describes.
+    preprocessing: of a vision tower's pictures; None for text.
+  """
+
+  def __init__(self, name: str):
+    """Reads the config and the tensors' names of a folder, or of a checkpoint on the hub.
+
+    Raises:
+      UserError: it is not there, of an unknown family, or not whole.
+    """
+    self.folder = find_folder(name)
+    self._files = TensorFiles(self.folder)
+    self.config = read_config(self.folder, self._files)
+    self._family = family_of(self.config, self.folder)
+    self.part = self._family.PART
+    self._names = _tower_names(self._files, self._family)
+    try:
+      self.module = self._family.module_from_config(self.config, self)
+    except KeyError as error:
+      raise UserError(f'{self.folder}/config.json: {error} is missing; copy it again') from error
+    self.preprocessing = read_preprocessing(
+        self.folder, self.config, self._family.PREPROCESSING,
+        getattr(self.module, 'image_size', None)) if self.part == 'vision' else None
+
+  # A mapping of the tower's own names for tensors to arrays.
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._names
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._files[self._names[name]]
+
+  def keys(self):
+    """The tensors' names, without prefix, as the family's table calls them."""
+    return self._names.keys()
+
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
+    """The variables for module.apply.
+
+    Args:
+      module: `self.module`, or a clone of it with another image_size, dtype or
+        vocab_size.
+      shapes: pytree of jax.ShapeDtypeStruct of the variables wanted, where not
+        all are (a T5 without its decoder). Those with a sharding become
+        jax.Arrays laid out so, one variable at a time and each device its own
+        part; the others numpy arrays.
+
+    Returns:
+      {'params': ..., ...} like shapes, and what became of the tensors.
+
+    Raises:
+      UserError: a tensor is missing, has another shape, or has no place.
+    """
+    module = module or self.module
+    shapes = shapes or self._family.variable_shapes(module)
+    entries = list(self._family.entries(module, self.module))
+    variables, used, fitted = read_variables(self, entries, shapes, _place)
+    known = set(used) | _names_of(entries, self._names)
+    if unknown := [self._names[name] for name in self._names
+                   if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
+      raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
+                      f'{_some(sorted(unknown))}; does config.json belong to them?')
+    ignored = sorted(set(self._files) - {self._names[name] for name in used})
+    return variables, Report(tuple(self._names[name] for name in used), tuple(fitted),
+                             tuple(ignored))
+
+
+def load(name: str, **fields) -> tuple[nn.Module, dict]:
+  """A tower and its parameters, from a folder or from the HuggingFace hub.
+
+      module, variables = load('google/vit-base-patch16-224')
+      tokens = module.apply(variables, images)          # [B, 1 + N, D]
+
+      t5, variables = load('google/flan-t5-base')
+      encoded = t5.apply(variables, tokens, mask, method='encode')   # [B, L, D]
+
+  Vision towers take normalised float images [B, H, W, 3] (Checkpoint.preprocessing
+  says how), text towers int32 tokens and a bool mask [B, L].
+
+  Args:
+    name: folder with config.json and model.safetensors, or the hub's name of one.
+    **fields: of the module, to be other than the checkpoint's: dtype, image_size
+      (positions are interpolated as the family does), dropout_rate, remat, ...
+
+  Returns:
+    The Flax module and its variables, float32 arrays.
+
+  Raises:
+    UserError: it is not there, of an unknown family, or not whole.
+  """
+  checkpoint = Checkpoint(name)
+  module = checkpoint.module.clone(**fields)
+  return module, checkpoint.load(module)[0]
+
+
+def read_config(folder: str, tensors) -> dict:
+  """config.json with the family's defaults filled in; {'model_type': 'vgg'} where timm has none."""
+  path = os.path.join(folder, 'config.json')
+  # torchvision's networks come without a config: their tensors say all.
+  if not os.path.exists(path) and 'features.0.weight' in tensors:
+    return {'model_type': 'vgg'}
+  config = read_json(path)
+  model_type = config.get('model_type')
+  if model_type is None and str(config.get('architecture', '')).startswith('vgg'):
+    return {**config, 'model_type': 'vgg'}
+  if model_type not in FAMILIES or model_type == 'vgg':
+    return config
+  from transformers import CONFIG_MAPPING  # seconds to import
+  return CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+
+
+def family_of(config: dict, where: str):
+  """The file of FAMILIES that knows a config; UserError if none does."""
+  model_type = config.get('model_type')
+  if model_type not in FAMILIES:
+    raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
+                    f'{", ".join(FAMILIES)}')
+  return importlib.import_module(f'xmodal.pretrained.{FAMILIES[model_type]}')
+
+
+def _place(array, struct):
+  if getattr(struct, 'sharding', None) is None:
+    return array
+  return jax.make_array_from_callback(array.shape, struct.sharding, lambda index: array[index])
+
+
+def _tower_names(files, family):
+  """The tower's own names for tensors to the file's names."""
+  prefix = next((p for p in family.PREFIXES if any(name.startswith(p) for name in files)), '')
+  names = {}
+  for name in files:
+    own = name.removeprefix(prefix)
+    for pattern, replacement in family.RENAMES:
+      own = re.sub(pattern, replacement, own)
+    names[own] = name
+  return names
+
+
+def _names_of(entries, names):
+  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
+  patterns = '|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries)
+  known = re.compile(patterns)
+  return {name for name in names if known.fullmatch(name)}

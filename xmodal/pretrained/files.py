@@ -1,0 +1,98 @@
+"""Reading a checkpoint folder in the layout of the HuggingFace hub."""
+
+from collections.abc import Iterator, Mapping
+import json
+import os
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from xmodal.errors import UserError
+
+_WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
+# Unpickling one of these runs whatever code it holds.
+_PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
+
+
+class TensorFiles(Mapping[str, np.ndarray]):
+  """The tensors of a folder by name; each is read from disk when it is asked for.
+
+  Holds `model.safetensors`, or the shards that `model.safetensors.index.json`
+  names. Arrays have the file's dtype (bfloat16 is that of ml_dtypes).
+  """
+
+  def __init__(self, folder: str):
+    """Opens the files and reads their headers.
+
+    Raises:
+      UserError: there are none, one is cut short, or the index names a file or
+        tensor that is not there.
+    """
+    self.folder = folder
+    index = os.path.join(folder, _INDEX)
+    if os.path.isfile(os.path.join(folder, _WHOLE)):
+      file = self._open(_WHOLE)
+      self._files = dict.fromkeys(file.keys(), file)
+    elif os.path.isfile(index):
+      self._files = self._open_shards(index)
+    else:
+      raise UserError(_nothing_to_read(folder))
+
+  def _open(self, name):
+    path = os.path.join(self.folder, name)
+    try:
+      return safe_open(path, 'np')
+    except (SafetensorError, OSError) as error:
+      raise UserError(f'{path}: cut short or not a safetensors file ({error}); copy or download it '
+                      'again') from error
+
+  def _open_shards(self, index):
+    names = read_json(index).get('weight_map')
+    if not isinstance(names, dict) or not names:
+      raise UserError(f'{index}: has no "weight_map" of tensors to files; copy it again')
+    if missing := sorted({file for file in names.values()
+                          if not os.path.isfile(os.path.join(self.folder, file))}):
+      raise UserError(f'{index}: {len(missing)} of its files are not there, such as {missing[0]}; '
+                      'copy them too')
+    files = {file: self._open(file) for file in sorted(set(names.values()))}
+    held = {file: set(opened.keys()) for file, opened in files.items()}
+    for tensor, file in names.items():
+      if tensor not in held[file]:
+        raise UserError(f'{index}: tensor {tensor} is not in {file}; copy both again')
+    return {tensor: files[file] for tensor, file in names.items()}
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._files[name].get_tensor(name)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._files)
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """The shape of a tensor, without reading it."""
+    return tuple(self._files[name].get_slice(name).get_shape())
+
+
+def _nothing_to_read(folder):
+  found = sorted(os.listdir(folder))
+  if pickles := [name for name in found if name.endswith(_PICKLES)]:
+    return (f'{folder}: {pickles[0]} is a pickle, which can run code and is not read; wanted '
+            f'{_WHOLE}: load it in transformers where you trust it, and save_pretrained it')
+  return (f'{folder}: neither {_WHOLE} nor {_INDEX} is there, found '
+          f'{", ".join(found[:8]) or "nothing"}; wanted a folder that save_pretrained wrote')
+
+
+def read_json(path: str) -> dict:
+  """The object in a JSON file; UserError if it is not there or none."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      value = json.load(f)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror}); wanted it as published') from error
+  except ValueError as error:
+    raise UserError(f'{path}: not JSON ({error}); copy it again') from error
+  if not isinstance(value, dict):
+    raise UserError(f'{path}: holds no JSON object; copy it again')
+  return value

@@ -1,0 +1,40 @@
+"""From the name of a checkpoint on the HuggingFace hub to a folder on this machine."""
+
+import os
+
+from xmodal.errors import UserError
+
+# Weights, config, and tokenizer in whichever layout: no pickles, no copies for other libraries.
+_WANTED = ['config.json', 'preprocessor_config.json', 'model.safetensors',
+           'model.safetensors.index.json', 'model-?????-of-?????.safetensors', 'tokenizer.json',
+           'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+           'spiece.model', 'sentencepiece.bpe.model', 'vocab.txt', 'vocab.json', 'merges.txt']
+
+
+def find_folder(name: str) -> str:
+  """A folder as it is; else the hub's repository of that name, in its usual cache.
+
+  Raises:
+    UserError: no such folder, no such repository, or no network.
+  """
+  path = os.path.expanduser(name)
+  if os.path.isdir(path):
+    return path
+  if os.path.exists(path):
+    raise UserError(f'{name}: is a file; wanted the folder of a checkpoint (config.json and '
+                    'model.safetensors)')
+  if name.startswith(('.', '/', '~')) or name.count('/') > 1:
+    raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, or '
+                    'the name of a checkpoint on the HuggingFace hub')
+  from huggingface_hub import snapshot_download
+  from huggingface_hub.errors import (
+      HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)
+  try:
+    return snapshot_download(name, allow_patterns=_WANTED)
+  except (HFValidationError, RepositoryNotFoundError) as error:
+    raise UserError(f'{name}: neither a folder here nor a checkpoint on the HuggingFace hub that '
+                    'you may read; check the name, or `hf auth login` if it is gated') from error
+  except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    raise UserError(f'{name}: the HuggingFace hub cannot be reached and its cache has no copy; '
+                    'connect, or give the folder of a copy (config.json, model.safetensors, '
+                    'tokenizer files) instead of the name') from error

@@ -1,0 +1,56 @@
+"""Position tables for pictures of another size than they were learned at."""
+
+import numpy as np
+
+from xmodal.errors import UserError
+
+_SHARPNESS = -0.75  # of the cubic kernel (Keys, 1981), as PyTorch has it
+
+
+def resize_positions(source, module):
+  """Makes a table of `source`'s grid of places fit `module`'s, as transformers does.
+
+  Bicubic, corners not aligned, no antialias; tokens before the grid (class,
+  distillation) keep their rows.
+
+  Args:
+    source, module: ViTs, with image_size (height, width) and patch_size.
+
+  Returns:
+    (table float [P + N, D], the shape wanted) -> float32 table of that shape.
+  """
+  grids = [tuple(side // m.patch_size for side in m.image_size) for m in (source, module)]
+
+  def fit(table, shape):
+    (rows, columns), (new_rows, new_columns) = grids
+    first = table.shape[0] - rows * columns
+    if first < 0 or shape != (first + new_rows * new_columns, table.shape[1]):
+      raise UserError(f'checkpoint: a position table of {list(table.shape)} cannot be made '
+                      f'{list(shape)} for a grid of {new_rows} x {new_columns}; does config.json '
+                      'belong to it?')
+    table = table.astype(np.float32)
+    grid = table[first:].reshape(rows, columns, -1)
+    grid = np.einsum('rh,cw,hwd->rcd', cubic_weights(rows, new_rows),
+                     cubic_weights(columns, new_columns), grid, optimize=True)
+    return np.concatenate([table[:first], grid.reshape(-1, table.shape[1])])
+
+  return fit
+
+
+def cubic_weights(length: int, new_length: int) -> np.ndarray:
+  """float32 [new_length, length]: what each old place gives to each new one."""
+  centers = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
+  first = np.floor(centers).astype(int) - 1
+  weights = np.zeros((new_length, length))
+  for tap in range(4):
+    distance = np.abs(centers - (first + tap))
+    place = np.clip(first + tap, 0, length - 1)
+    np.add.at(weights, (np.arange(new_length), place), _cubic(distance))
+  return weights.astype(np.float32)
+
+
+def _cubic(x):
+  a = _SHARPNESS
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+  return np.where(x <= 1, near, np.where(x < 2, far, 0))
