@@ -128,6 +128,7 @@ class MultiHeadAttention(nn.Module):
     head_dim: width of a head; H * head_dim need not equal the model's width.
     out_dim: D, the width of the output.
     use_bias: whether the four projections have biases.
+    out_bias: whether `out` has one, if other than the three.
     scale: what the logits are multiplied by; 1/sqrt(head_dim) by default.
     dropout_rate: share of the attention weights set to zero in training.
     dtype: of the computation; parameters are float32.
@@ -140,6 +141,7 @@ class MultiHeadAttention(nn.Module):
   head_dim: int
   out_dim: int
   use_bias: bool = True
+  out_bias: bool | None = None
   scale: float | None = None
   dropout_rate: float = 0.
   dtype: jnp.dtype = jnp.float32
@@ -150,14 +152,15 @@ class MultiHeadAttention(nn.Module):
   out_init: Callable | None = None
 
   def setup(self):
-    def dense(features, kernel_init=self.kernel_init):
-      return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype, kernel_init=kernel_init)
+    def dense(features, kernel_init=self.kernel_init, use_bias=self.use_bias):
+      return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, kernel_init=kernel_init)
 
     width = self.num_heads * self.head_dim
+    out_bias = self.use_bias if self.out_bias is None else self.out_bias
     self.query = dense(width, self.query_init or self.kernel_init)
     self.key = dense(width, self.key_init or self.kernel_init)
     self.value = dense(width)
-    self.out = dense(self.out_dim, self.out_init or self.kernel_init)
+    self.out = dense(self.out_dim, self.out_init or self.kernel_init, out_bias)
 
   def __call__(self, inputs, context=None, *, bias=None, mask=None, deterministic=True):
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).

@@ -12,6 +12,7 @@ ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
     'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
     'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
 }
 
 # What the backward pass keeps instead of computing it again.

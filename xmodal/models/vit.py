@@ -1,4 +1,4 @@
-"""Vision Transformer (arXiv:2010.11929)."""
+"""Vision Transformer (arXiv:2010.11929), and what DeiT and DINOv2 add to it."""
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ class ViTLayer(nn.Module):
   layer_norm_eps: float
   dropout_rate: float
   gelu: str
+  swiglu: bool
+  layer_scale: float | None
+  qkv_bias: bool
   attention: str
   dtype: jnp.dtype
 
@@ -31,15 +34,21 @@ class ViTLayer(nn.Module):
 
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
     y = MultiHeadAttention(
-        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim, dtype=self.dtype,
-        implementation=self.attention, out_init=nn.initializers.zeros,
-        name='attention')(norm('attention_norm')(x))
-    x = x + dropout(y)
-    activation = {'exact': 'gelu', 'tanh': 'gelu_tanh'}[self.gelu]
-    y = Mlp(self.mlp_dim, self.hidden_dim, activation, dropout_rate=self.dropout_rate,
-            dtype=self.dtype, down_init=nn.initializers.zeros, name='mlp')(
-                norm('mlp_norm')(x), deterministic=deterministic)
-    return x + dropout(y)
+        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+        use_bias=self.qkv_bias, out_bias=True, dtype=self.dtype, implementation=self.attention,
+        out_init=nn.initializers.zeros, name='attention')(norm('attention_norm')(x))
+    x = x + dropout(self._scaled(y, 'attention_scale'))
+    activation = 'silu' if self.swiglu else {'exact': 'gelu', 'tanh': 'gelu_tanh'}[self.gelu]
+    y = Mlp(self.mlp_dim, self.hidden_dim, activation, gated=self.swiglu,
+            dropout_rate=self.dropout_rate, dtype=self.dtype, down_init=nn.initializers.zeros,
+            name='mlp')(norm('mlp_norm')(x), deterministic=deterministic)
+    return x + dropout(self._scaled(y, 'mlp_scale'))
+
+  def _scaled(self, y, name):
+    if self.layer_scale is None:
+      return y
+    scale = self.param(name, nn.initializers.constant(self.layer_scale), (self.hidden_dim,))
+    return y * scale.astype(y.dtype)
 
 
 class PatchStem(nn.Module):
@@ -87,10 +96,11 @@ class ConvStem(nn.Module):
 
 
 class ViT(nn.Module):
-  """Images [B, H, W, 3], already normalised, to tokens [B, N(+1), D].
+  """Images [B, H, W, 3], already normalised, to tokens [B, E + N, D].
 
-  N = H/P * W/P tokens in rows from the top left, after a class token if there
-  is one, all after the final layer norm.
+  N = H/P * W/P tokens in rows from the top left, after E extra ones (class
+  token, distillation token, registers: those that there are, in this order),
+  all after the final layer norm.
 
   Attributes:
     patch_size: P, pixels.
@@ -102,8 +112,15 @@ class ViT(nn.Module):
     layer_norm_eps: added to the variance in layer norms.
     dropout_rate: dropout in training, on embeddings and on each sublayer.
     use_cls_token: whether token 0 is a learned class token.
+    use_distillation_token: whether the next one is DeiT's (arXiv:2012.12877).
+    num_registers: tokens without position that hold what belongs to no place
+      (arXiv:2309.16588).
     stem: 'patch' (linear) or 'conv' (learns faster from nothing).
     gelu: 'exact' or 'tanh'.
+    swiglu: the MLPs are silu(gate(x)) * up(x) instead (arXiv:2002.05202).
+    layer_scale: first value of the factors, one a channel, on what each sublayer
+      adds (arXiv:2103.17239); None: no factors.
+    qkv_bias: whether query, key and value have biases.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters are float32.
     remat: see `layers.scan_layers`.
@@ -119,8 +136,13 @@ class ViT(nn.Module):
   layer_norm_eps: float = 1e-6
   dropout_rate: float = 0.
   use_cls_token: bool = True
+  use_distillation_token: bool = False
+  num_registers: int = 0
   stem: str = 'patch'
   gelu: str = 'exact'
+  swiglu: bool = False
+  layer_scale: float | None = None
+  qkv_bias: bool = True
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
@@ -128,7 +150,7 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, deterministic=True):
-    """Images [B, H, W, 3] float to tokens [B, N(+1), D].
+    """Images [B, H, W, 3] float to tokens [B, E + N, D].
 
     Raises:
       UserError: the pictures are not image_size, or that does not divide into
@@ -137,21 +159,31 @@ class ViT(nn.Module):
     self._check(images)
     x = self._stem()(images.astype(self.dtype))
     x = x.reshape(x.shape[0], -1, self.hidden_dim)
-    embedding_init = nn.initializers.normal(0.02)
+    num_patches = x.shape[1]
+    if self.use_distillation_token:
+      x = jnp.concatenate([self._extra_tokens('distillation_token', 1, x), x], axis=1)
     if self.use_cls_token:
-      cls_token = self.param('cls_token', embedding_init, (1, 1, self.hidden_dim))
-      cls_token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.hidden_dim))
-      x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)
+      x = jnp.concatenate([self._extra_tokens('cls_token', 1, x), x], axis=1)
     positions = self.param('position_embedding', self._position_init, x.shape[1:])
     x = x + positions.astype(x.dtype)
+    if self.num_registers:
+      first, patches = jnp.split(x, [x.shape[1] - num_patches], axis=1)
+      registers = self._extra_tokens('registers', self.num_registers, x)
+      x = jnp.concatenate([first, registers, patches], axis=1)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
     layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
-                     self.dropout_rate, self.gelu, self.attention, self.dtype, name='layers')
+                     self.dropout_rate, self.gelu, self.swiglu, self.layer_scale, self.qkv_bias,
+                     self.attention, self.dtype, name='layers')
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, deterministic=deterministic), None), layer, x,
         num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                         name='final_norm')(x)
+
+  def _extra_tokens(self, name, count, x):
+    """Learned tokens [B, count, D], to stand with x [B, N, D]."""
+    tokens = self.param(name, nn.initializers.normal(0.02), (1, count, self.hidden_dim))
+    return jnp.broadcast_to(tokens, (x.shape[0], count, self.hidden_dim)).astype(x.dtype)
 
   def _position_init(self, rng, shape, dtype=jnp.float32):
     """Sines and cosines of row and column (arXiv:2205.01580), to be learned on from there."""
@@ -163,7 +195,7 @@ class ViT(nn.Module):
     frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = [place[:, None] * frequencies for place in (row, column)]
     table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
-    # The class token lies nowhere.
+    # Class and distillation tokens lie nowhere.
     return jnp.asarray(np.pad(table, ((num_tokens - len(table), 0), (0, 0))), dtype)
 
   def _stem(self):

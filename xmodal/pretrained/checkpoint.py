@@ -27,7 +27,7 @@ from xmodal.pretrained.tensors import read_variables
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
 #   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
-    't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
+    't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'deit',
     'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
     'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg'}
 

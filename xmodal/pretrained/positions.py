@@ -4,17 +4,19 @@ import numpy as np
 
 from xmodal.errors import UserError
 
-_SHARPNESS = -0.75  # of the cubic kernel (Keys, 1981), as PyTorch has it
+# Of the cubic kernel (Keys, 1981), as PyTorch has it, and where it antialiases as Pillow does.
+_SHARPNESS, _SHARPNESS_ANTIALIASED = -0.75, -0.5
 
 
-def resize_positions(source, module):
+def resize_positions(source, module, antialias=False):
   """Makes a table of `source`'s grid of places fit `module`'s, as transformers does.
 
-  Bicubic, corners not aligned, no antialias; tokens before the grid (class,
-  distillation) keep their rows.
+  Bicubic, corners not aligned; tokens before the grid (class, distillation)
+  keep their rows.
 
   Args:
     source, module: ViTs, with image_size (height, width) and patch_size.
+    antialias: whether a smaller grid takes means of more places.
 
   Returns:
     (table float [P + N, D], the shape wanted) -> float32 table of that shape.
@@ -30,8 +32,9 @@ def resize_positions(source, module):
                       'belong to it?')
     table = table.astype(np.float32)
     grid = table[first:].reshape(rows, columns, -1)
-    grid = np.einsum('rh,cw,hwd->rcd', cubic_weights(rows, new_rows),
-                     cubic_weights(columns, new_columns), grid, optimize=True)
+    weights = antialiased_weights if antialias else cubic_weights
+    grid = np.einsum('rh,cw,hwd->rcd', weights(rows, new_rows), weights(columns, new_columns), grid,
+                     optimize=True)
     return np.concatenate([table[:first], grid.reshape(-1, table.shape[1])])
 
   return fit
@@ -45,12 +48,20 @@ def cubic_weights(length: int, new_length: int) -> np.ndarray:
   for tap in range(4):
     distance = np.abs(centers - (first + tap))
     place = np.clip(first + tap, 0, length - 1)
-    np.add.at(weights, (np.arange(new_length), place), _cubic(distance))
+    np.add.at(weights, (np.arange(new_length), place), _cubic(distance, _SHARPNESS))
   return weights.astype(np.float32)
 
 
-def _cubic(x):
-  a = _SHARPNESS
+def antialiased_weights(length: int, new_length: int) -> np.ndarray:
+  """As cubic_weights, of a kernel as wide as the new places lie apart."""
+  scale = length / new_length
+  centers = (np.arange(new_length) + 0.5) * scale
+  distance = np.abs(np.arange(length) + 0.5 - centers[:, None]) / max(scale, 1)
+  weights = _cubic(distance, _SHARPNESS_ANTIALIASED)
+  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _cubic(x, a):
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
   return np.where(x <= 1, near, np.where(x < 2, far, 0))

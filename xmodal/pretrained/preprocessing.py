@@ -45,11 +45,12 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
     UserError: the file states what cannot be followed.
   """
   path = os.path.join(folder, FILE)
-  if timm := config.get('pretrained_cfg'):
+  if os.path.exists(path):
+    stated = read_json(path)
+  else:
+    timm = config.get('pretrained_cfg') or {}
     stated = {'image_mean': timm.get('mean'), 'image_std': timm.get('std'),
               'size': (timm.get('input_size') or [None, None])[-2:]}
-  else:
-    stated = read_json(path) if os.path.exists(path) else {}
   mean, std = stated.get('image_mean') or default.mean, stated.get('image_std') or default.std
   if stated.get('do_normalize') is False:
     mean, std = (0.0,) * 3, (1.0,) * 3

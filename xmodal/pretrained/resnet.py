@@ -10,6 +10,7 @@ from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproc
 from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 
 PART = 'vision'
+MODULE = ResNet
 PREFIXES = ('resnet.',)
 RENAMES = ()
 # The classifier belongs to another task; the counters have no use with a fixed momentum.

@@ -112,6 +112,7 @@ def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes, place=lam
       array = _read(tensors, name, entry, shape)
       if array.shape != shape:
         fitted.append(f'{path} {list(array.shape)} in the file, made {list(shape)}')
+      if entry.fit:  # A grid of 4 x 4 places has the shape of one of 2 x 8.
         array = entry.fit(array, shape)
       arrays.append(array.astype(struct.dtype))
       used[name] = None

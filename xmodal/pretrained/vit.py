@@ -1,4 +1,4 @@
-"""ViT and DeiT checkpoints."""
+"""ViT checkpoints, and what the other families of ViTs have in common with them."""
 
 from collections.abc import Mapping
 
@@ -11,44 +11,51 @@ from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
 PART = 'vision'
-PREFIXES = ('vit.', 'deit.')
-RENAMES = ()
-# The pooler and the classifiers belong to other tasks' heads.
-IGNORE = r'pooler\..*|classifier\..*|cls_classifier\..*|distillation_classifier\..*|embeddings\.mask_token'
+MODULE = ViT
+PREFIXES = ('vit.',)
+# The names that transformers 5 has in memory, to those that it writes.
+RENAMES = ((r'^layers\.', 'encoder.layer.'),
+           (r'\.attention\.([qkv])_proj\.', r'.attention.attention.\1_proj.'),
+           (r'\.q_proj\.', '.query.'), (r'\.k_proj\.', '.key.'), (r'\.v_proj\.', '.value.'),
+           (r'\.o_proj\.', '.output.dense.'),
+           (r'\.mlp\.fc1\.', '.intermediate.dense.'), (r'\.mlp\.fc2\.', '.output.dense.'))
+# The pooler and the classifier belong to other tasks' heads, the mask token to pretraining.
+IGNORE = r'pooler\..*|classifier\..*|embeddings\.mask_token'
 PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
+
+GELU = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
   """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
   del tensors
-  require(config, 'hidden_act', ('gelu', 'gelu_new', 'gelu_pytorch_tanh'))
-  require(config, 'qkv_bias', (True,))
+  return ViT(mlp_dim=config['intermediate_size'], dropout_rate=config['hidden_dropout_prob'],
+             qkv_bias=config['qkv_bias'], **shared_fields(config))
+
+
+def shared_fields(config: Mapping) -> dict:
+  """The fields of a ViT that all its families call alike; raises UserError if none could be."""
+  require(config, 'hidden_act', GELU)
   require(config, 'num_channels', (3,))
-  return ViT(
-      patch_size=square_patch(config), hidden_dim=config['hidden_size'],
-      mlp_dim=config['intermediate_size'], num_heads=config['num_attention_heads'],
-      num_layers=config['num_hidden_layers'], image_size=pair(config['image_size']),
-      layer_norm_eps=config['layer_norm_eps'], dropout_rate=config['hidden_dropout_prob'],
-      gelu='exact' if config['hidden_act'] == 'gelu' else 'tanh')
-
-
-def variable_shapes(module: ViT):
-  """Shapes of all variables."""
-  return init_shapes(module, jnp.zeros((1, *module.image_size, 3)))
-
-
-def square_patch(config) -> int:
-  """The side of a patch, pixels; UserError if patches are not square."""
   patch_size = pair(config['patch_size'])
   if patch_size[0] != patch_size[1]:
     raise UserError(f'checkpoint config.json: patch_size is {patch_size}, only square patches can '
                     'be read; choose another checkpoint')
-  return patch_size[0]
+  return dict(
+      patch_size=patch_size[0], hidden_dim=config['hidden_size'],
+      num_heads=config['num_attention_heads'], num_layers=config['num_hidden_layers'],
+      image_size=pair(config['image_size']), layer_norm_eps=config['layer_norm_eps'],
+      gelu=GELU[config['hidden_act']])
 
 
 def pair(size) -> tuple[int, int]:
   """(height, width) of a number or a pair."""
   return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def variable_shapes(module: ViT):
+  """Shapes of all variables."""
+  return init_shapes(module, jnp.zeros((1, *module.image_size, 3)))
 
 
 def entries(module: ViT, source: ViT):
@@ -58,14 +65,10 @@ def entries(module: ViT, source: ViT):
       Entry('params/cls_token', 'embeddings.cls_token'),
       Entry('params/position_embedding', 'embeddings.position_embeddings', 'batched',
             fit=resize_positions(source, module)),
-      Entry('params/stem/projection/kernel', 'embeddings.patch_embeddings.projection.weight',
-            'patch'),
-      Entry('params/stem/projection/bias', 'embeddings.patch_embeddings.projection.bias'),
+      *patches('embeddings.patch_embeddings.projection'),
       *norm('params/layers/attention_norm', layer + 'layernorm_before'),
-      *linear('params/layers/attention/query', layer + 'attention.attention.query'),
-      *linear('params/layers/attention/key', layer + 'attention.attention.key'),
-      *linear('params/layers/attention/value', layer + 'attention.attention.value'),
-      *linear('params/layers/attention/out', layer + 'attention.output.dense'),
+      *attention(module, layer + 'attention.', 'attention.query', 'attention.key', 'attention.value',
+                 'output.dense'),
       *norm('params/layers/mlp_norm', layer + 'layernorm_after'),
       *linear('params/layers/mlp/up', layer + 'intermediate.dense'),
       *linear('params/layers/mlp/down', layer + 'output.dense'),
@@ -73,12 +76,54 @@ def entries(module: ViT, source: ViT):
   ]
 
 
+def patches(name):
+  """The entries of the patches' convolution."""
+  return [Entry('params/stem/projection/kernel', f'{name}.weight', 'patch'),
+          Entry('params/stem/projection/bias', f'{name}.bias')]
+
+
+def attention(module, prefix, query, key, value, out):
+  """The entries of attention, for the names of its four linear layers."""
+  names = dict(query=query, key=key, value=value, out=out)
+  return [entry for part, name in names.items()
+          for entry in linear(f'params/layers/attention/{part}', prefix + name)
+          if module.qkv_bias or part == 'out' or not entry.path.endswith('bias')]
+
+
+def writes(module: ViT) -> bool:
+  """Whether a ViT is of this family."""
+  return (module.use_cls_token and not module.use_distillation_token
+          and not is_dinov2(module))
+
+
+def is_dinov2(module: ViT) -> bool:
+  """Whether a ViT has what only DINOv2 has."""
+  return bool(module.swiglu or module.num_registers or module.layer_scale is not None)
+
+
 def config_from_module(module: ViT) -> dict:
-  """config.json of a checkpoint of this module."""
+  """config.json of a checkpoint of this module; UserError if transformers has no such ViT."""
+  return {'architectures': ['ViTModel'], 'model_type': 'vit', 'intermediate_size': module.mlp_dim,
+          'hidden_dropout_prob': module.dropout_rate, 'qkv_bias': module.qkv_bias,
+          **shared_config(module)}
+
+
+def shared_config(module: ViT) -> dict:
+  """What `shared_fields` reads; UserError if the patches' stem has no counterpart."""
+  if module.stem != 'patch':
+    raise UserError(f"ViT: stem {module.stem!r} has no counterpart in transformers, which has "
+                    "'patch'; it cannot be exported")
+  height, width = module.image_size
   return {
-      'architectures': ['ViTModel'], 'model_type': 'vit', 'hidden_size': module.hidden_dim,
-      'num_hidden_layers': module.num_layers, 'num_attention_heads': module.num_heads,
-      'intermediate_size': module.mlp_dim, 'patch_size': module.patch_size,
-      'image_size': list(module.image_size), 'layer_norm_eps': module.layer_norm_eps,
-      'hidden_act': {'exact': 'gelu', 'tanh': 'gelu_pytorch_tanh'}[module.gelu], 'qkv_bias': True,
-      'num_channels': 3, 'hidden_dropout_prob': module.dropout_rate}
+      'hidden_size': module.hidden_dim, 'num_hidden_layers': module.num_layers,
+      'num_attention_heads': module.num_heads, 'patch_size': module.patch_size,
+      'image_size': height if height == width else [height, width], 'num_channels': 3,
+      'layer_norm_eps': module.layer_norm_eps,
+      'hidden_act': {'exact': 'gelu', 'tanh': 'gelu_pytorch_tanh'}[module.gelu]}
+
+
+def check_square(module: ViT, family: str) -> None:
+  """Raises UserError for a picture size that transformers' model of a family cannot have."""
+  if module.image_size[0] != module.image_size[1]:
+    raise UserError(f'ViT: image_size is {module.image_size}, but the {family} of transformers '
+                    'knows square pictures alone; it cannot be exported')

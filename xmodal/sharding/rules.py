@@ -33,9 +33,11 @@ RULES = (
     # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions
     # wrong that are split over two axes (jaxlib 0.10.2): see test_sharding.
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
+    (r'conv\w*/bias$', ()),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'position_embedding$', (None, 'fsdp')),
-    (r'(row_embedding|column_embedding|cls_token|log_scale|score_bias)$', ()),
+    (r'(row_embedding|column_embedding|log_scale|score_bias)$', ()),
+    (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()),
 )
 
 

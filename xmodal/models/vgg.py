@@ -1,0 +1,54 @@
+"""VGG (arXiv:1409.1556) as a backbone without its classifier."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+
+
+class VGG(nn.Module):
+  """Images [B, H, W, 3], already normalised, to a feature map [B, H/32, W/32, C].
+
+  Each stage is some 3x3 convolutions with ReLU and a 2x2 max pooling, which
+  drops the last row or column of an odd side.
+
+  Attributes:
+    stage_sizes: convolutions in each stage, (2, 2, 3, 3, 3) for VGG-16.
+    widths: features out of each stage; C is the last.
+    batch_norm: after each convolution, statistics in the collection `batch_stats`.
+    frozen_statistics: batch norm uses its stored statistics in training too.
+    dtype: of the computation; parameters and statistics are float32.
+  """
+
+  stage_sizes: tuple[int, ...]
+  widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+  batch_norm: bool = False
+  frozen_statistics: bool = True
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images, *, deterministic=True):
+    """Images [B, H, W, 3] float to features [B, H/32, W/32, C].
+
+    Batch norm takes the batch's own statistics, and updates the stored ones,
+    unless deterministic or frozen_statistics.
+
+    Raises:
+      UserError: the pictures are too small to be halved in each stage.
+    """
+    smallest = 2 ** len(self.stage_sizes)
+    if min(images.shape[1:3]) < smallest:
+      raise UserError(f'VGG: pictures are {images.shape[1:3]} (height, width), {smallest} or more '
+                      'is wanted; take a larger image_size')
+    x = images.astype(self.dtype)
+    for i, (num_convs, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+      for j in range(num_convs):
+        name = f'stage{i + 1}_conv{j + 1}'
+        x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype,
+                    kernel_init=nn.initializers.he_normal(), name=name)(x)
+        if self.batch_norm:
+          x = nn.BatchNorm(deterministic or self.frozen_statistics, momentum=0.9, epsilon=1e-5,
+                           dtype=self.dtype, name=f'{name}_norm')(x)
+        x = nn.relu(x)
+      x = nn.max_pool(x, (2, 2), (2, 2))
+    return x

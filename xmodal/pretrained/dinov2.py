@@ -1,0 +1,105 @@
+"""DINOv2 checkpoints, with registers and without."""
+
+from collections.abc import Mapping
+
+from xmodal.errors import UserError
+from xmodal.models.vit import ViT
+from xmodal.pretrained import vit
+from xmodal.pretrained.positions import resize_positions
+from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from xmodal.pretrained.tensors import Entry, linear, norm
+
+PART = 'vision'
+MODULE = ViT
+PREFIXES = ('dinov2.', 'dinov2_with_registers.')
+# The names that transformers 5 has in memory, to those that it writes.
+RENAMES = ((r'\.q_proj\.', '.attention.query.'), (r'\.k_proj\.', '.attention.key.'),
+           (r'\.v_proj\.', '.attention.value.'), (r'\.o_proj\.', '.output.dense.'))
+# The classifier belongs to another task, the mask token to pretraining.
+IGNORE = r'classifier\..*|embeddings\.mask_token'
+PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
+
+variable_shapes = vit.variable_shapes
+
+
+def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
+  """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
+  del tensors
+  num_registers = config.get('num_register_tokens', 0)
+  if config['model_type'] == 'dinov2_with_registers' and num_registers < 1:
+    raise UserError(f'checkpoint config.json: num_register_tokens is {num_registers}, 1 or more '
+                    'can be read; choose a dinov2 without registers')
+  swiglu = config['use_swiglu_ffn']
+  return ViT(
+      mlp_dim=_mlp_dim(config['hidden_size'], config['mlp_ratio'], swiglu), swiglu=swiglu,
+      num_registers=num_registers, layer_scale=config['layerscale_value'],
+      dropout_rate=config['hidden_dropout_prob'], qkv_bias=config['qkv_bias'],
+      **vit.shared_fields(config))
+
+
+def _mlp_dim(hidden_dim, ratio, swiglu):
+  mlp_dim = int(hidden_dim * ratio)
+  # A third matrix, and as many parameters: two thirds of the width, in eights.
+  return (int(mlp_dim * 2 / 3) + 7) // 8 * 8 if swiglu else mlp_dim
+
+
+def entries(module: ViT, source: ViT):
+  """The table of tensors."""
+  layer = 'encoder.layer.{}.'
+  registers = [Entry('params/registers', 'embeddings.register_tokens')] * bool(module.num_registers)
+  return [
+      Entry('params/cls_token', 'embeddings.cls_token'),
+      *registers,
+      Entry('params/position_embedding', 'embeddings.position_embeddings', 'batched',
+            # What came with the registers samples its positions in another way.
+            fit=resize_positions(source, module, antialias=source.num_registers > 0)),
+      *vit.patches('embeddings.patch_embeddings.projection'),
+      *norm('params/layers/attention_norm', layer + 'norm1'),
+      *vit.attention(module, layer + 'attention.', 'attention.query', 'attention.key',
+                     'attention.value', 'output.dense'),
+      Entry('params/layers/attention_scale', layer + 'layer_scale1.lambda1'),
+      *norm('params/layers/mlp_norm', layer + 'norm2'),
+      *(_swiglu if module.swiglu else _mlp)(layer + 'mlp.'),
+      Entry('params/layers/mlp_scale', layer + 'layer_scale2.lambda1'),
+      *norm('params/final_norm', 'layernorm'),
+  ]
+
+
+def _mlp(name):
+  return linear('params/layers/mlp/up', name + 'fc1') + linear('params/layers/mlp/down', name + 'fc2')
+
+
+def _swiglu(name):
+  both = [Entry(f'params/layers/mlp/{path}/{variable}', f'{name}weights_in.{tensor}', layout,
+                part=(number, 2))
+          for number, path in enumerate(('gate', 'up'))
+          for variable, tensor, layout in (('kernel', 'weight', 'linear'), ('bias', 'bias', 'same'))]
+  return both + linear('params/layers/mlp/down', name + 'weights_out')
+
+
+def writes(module: ViT) -> bool:
+  """Whether a ViT is of this family."""
+  return module.use_cls_token and not module.use_distillation_token and vit.is_dinov2(module)
+
+
+def config_from_module(module: ViT) -> dict:
+  """config.json of a checkpoint of this module; UserError if transformers has no such DINOv2."""
+  vit.check_square(module, 'DINOv2')
+  if module.layer_scale is None:
+    raise UserError('ViT: layer_scale is None, but the DINOv2 of transformers has one; swiglu or '
+                    'registers without it cannot be exported')
+  ratio = next((r for r in range(1, 65)
+                if _mlp_dim(module.hidden_dim, r, module.swiglu) == module.mlp_dim), None)
+  if ratio is None:
+    raise UserError(f'ViT: mlp_dim {module.mlp_dim} comes of no whole mlp_ratio of hidden_dim '
+                    f'{module.hidden_dim}, which the DINOv2 of transformers wants; it cannot be '
+                    'exported')
+  config = {
+      'architectures': ['Dinov2Model'], 'model_type': 'dinov2', 'mlp_ratio': ratio,
+      'use_swiglu_ffn': module.swiglu, 'layerscale_value': module.layer_scale,
+      'hidden_dropout_prob': module.dropout_rate, 'qkv_bias': module.qkv_bias,
+      'use_mask_token': False, **vit.shared_config(module)}
+  if module.num_registers:
+    config |= {'architectures': ['Dinov2WithRegistersModel'],
+               'model_type': 'dinov2_with_registers', 'num_register_tokens': module.num_registers}
+  return config
