@@ -1,41 +1,21 @@
-"""The towers against transformers (PyTorch), through the files that it writes."""
-
-import json
+"""What the towers are made of: attention against PyTorch, and what modules do in training."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 import torch
-import transformers
 
+from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention, attention
 from xmodal.models.resnet import ResNet
+from xmodal.models.vgg import VGG
 from xmodal.models.vit import ViT
-from xmodal.pretrained import resnet, vit
 from xmodal.pretrained.tensors import init_shapes
 
 torch.set_num_threads(2)
 wants_gpu = pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
-
-
-def randomise(model, scale=0.2):
-  """Fresh models have zero biases, unit norms, unit variances: nothing would show."""
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for name, tensor in model.state_dict().items():
-      if tensor.is_floating_point():
-        noise = torch.randn(tensor.shape, generator=generator)
-        tensor += noise.abs() if name.endswith('running_var') else scale * noise
-  return model.eval()
-
-
-def save_and_load(model, folder):
-  model.save_pretrained(folder)
-  config = json.loads((folder / 'config.json').read_text())
-  return config, load_file(folder / 'model.safetensors')
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
@@ -165,44 +145,6 @@ def test_multi_head_attention_equals_torch():
 # ViT
 
 
-def make_vit(**fields):
-  fields = {'hidden_size': 15, 'num_hidden_layers': 2, 'num_attention_heads': 3,
-            'intermediate_size': 28, 'image_size': (24, 32), 'patch_size': 8} | fields
-  return randomise(transformers.ViTModel(transformers.ViTConfig(**fields)))
-
-
-@pytest.mark.parametrize('fields', [
-    {},
-    {'num_attention_heads': 5, 'patch_size': 4, 'hidden_act': 'gelu_new'},
-    {'num_attention_heads': 1, 'patch_size': 16, 'image_size': 48, 'layer_norm_eps': 1e-3}])
-def test_vit_equals_transformers(tmp_path, fields):
-  theirs = make_vit(**fields)
-  config, tensors = save_and_load(theirs, tmp_path)
-  module = vit.module_from_config(config)
-  images = random_heads(2, *module.image_size, 3)
-  ours = jax.jit(module.apply)(vit.to_flax(tensors, module), images)
-  with torch.no_grad():
-    assert_close(ours, theirs(torch.tensor(images.transpose(0, 3, 1, 2))).last_hidden_state)
-
-
-def test_vit_reads_a_classifier_and_refuses_what_does_not_fit(tmp_path):
-  fields = {'hidden_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2,
-            'intermediate_size': 8, 'image_size': 16, 'patch_size': 8}
-  model = transformers.ViTForImageClassification(transformers.ViTConfig(**fields))
-  config, tensors = save_and_load(model, tmp_path)
-  module = vit.module_from_config(config)
-  params = vit.to_flax(tensors, module)['params']
-  assert params['layers']['mlp']['up']['kernel'].shape == (1, 8, 8)
-  with pytest.raises(UserError, match=r'vit\.layernorm\.bias'):
-    vit.to_flax({k: v for k, v in tensors.items() if k != 'vit.layernorm.bias'}, module)
-  with pytest.raises(UserError, match=r'vit\.layernorm\.bias is \(7,\), wanted \(8,\)'):
-    vit.to_flax(tensors | {'vit.layernorm.bias': np.zeros(7)}, module)
-  with pytest.raises(UserError, match='encoder.layer.1'):
-    vit.to_flax(tensors | {'vit.encoder.layer.1.output.dense.bias': np.zeros(8)}, module)
-  with pytest.raises(UserError, match='qkv_bias'):
-    vit.module_from_config(config | {'qkv_bias': False})
-
-
 def test_vit_gradients_are_the_same_however_layers_are_run():
   images = random_heads(2, 4, 8, 3)
   fields = dict(patch_size=2, hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=2,
@@ -226,12 +168,14 @@ def test_vit_refuses_pictures_of_another_size():
     jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 16, 3)))
 
 
-# ResNet
+# All
 
 
 @pytest.mark.parametrize('module', [
     ViT(8, 16, 32, 2, 2, (16, 16)), ViT(8, 16, 32, 2, 2, (16, 16), stem='conv'),
-    ResNet('bottleneck', (1, 1), (16, 32)), ResNet('basic', (1,), (16,), norm='group')])
+    ViT(8, 16, 32, 2, 2, (16, 16), num_registers=2, swiglu=True, layer_scale=0.1),
+    ResNet('bottleneck', (1, 1), (16, 32)), ResNet('basic', (1,), (16,), norm='group'),
+    VGG((1, 1), (8, 8), batch_norm=True)])
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters(module):
   def run():
     images = jnp.zeros((1, 16, 16, 3))
@@ -244,34 +188,22 @@ def test_bfloat16_computes_in_bfloat16_on_float32_parameters(module):
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize('fields', [
-    {'layer_type': 'basic'},
-    {'layer_type': 'bottleneck'},
-    {'layer_type': 'bottleneck', 'downsample_in_bottleneck': True},
-    {'layer_type': 'basic', 'downsample_in_first_stage': True}])
-def test_resnet_equals_transformers(tmp_path, fields):
-  config = transformers.ResNetConfig(
-      embedding_size=8, hidden_sizes=[8, 16, 32], depths=[1, 2, 1], **fields)
-  theirs = randomise(transformers.ResNetModel(config))
-  config, tensors = save_and_load(theirs, tmp_path)
-  module = resnet.module_from_config(config)
-  variables = resnet.to_flax(tensors, module)
-  images = random_heads(2, 65, 97, 3)
-  ours = jax.jit(module.apply)(variables, images)
-  with torch.no_grad():
-    last = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).last_hidden_state
-  assert_close(ours, last.permute(0, 2, 3, 1))
-
-
-def test_resnet_running_statistics_move_only_when_asked():
+@pytest.mark.parametrize('module', [
+    ResNet(block='basic', stage_sizes=(1, 1), widths=(8, 16), embedding_size=8, stem='small'),
+    VGG((1,), (16,), batch_norm=True)])
+def test_running_statistics_move_only_when_asked(module):
   images = 3 + random_heads(4, 16, 16, 3)
-  fields = dict(block='basic', stage_sizes=(1, 1), widths=(8, 16), embedding_size=8, stem='small')
-  variables = random_variables(ResNet(**fields), images)
+  variables = random_variables(module, images)
   for frozen in (True, False):
-    module = ResNet(**fields, frozen_statistics=frozen)
+    module = module.clone(frozen_statistics=frozen)
     features, updated = jax.jit(lambda v, module=module: module.apply(
         v, images, deterministic=False, mutable=['batch_stats']))(variables)
     assert features.shape == (4, 8, 8, 16)
     moved = [not np.array_equal(a, b) for a, b in zip(
         jax.tree.leaves(updated), jax.tree.leaves(variables['batch_stats']), strict=True)]
     assert not any(moved) if frozen else all(moved)
+
+
+def test_vgg_refuses_pictures_that_it_would_pool_away():
+  with pytest.raises(UserError, match=r'\(64, 31\).* 32 or more'):
+    jax.eval_shape(VGG((1, 1, 1, 1, 1)).init, jax.random.key(0), jnp.zeros((1, 64, 31, 3)))

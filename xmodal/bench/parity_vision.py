@@ -57,7 +57,8 @@ def _make(name, config):
   return randomise(model(getattr(transformers, config_class)(**config)))
 
 
-def _run(model, images, **kwargs):
+def run(model, images, **kwargs):
+  """Tokens [B, E + N, D] or feature map [B, H', W', C] of a torch model, as Case.run gives them."""
   import torch
   if hasattr(model, 'vision_model'):  # of two towers
     model = model.vision_model
@@ -67,56 +68,59 @@ def _run(model, images, **kwargs):
   return output.transpose(0, 2, 3, 1) if output.ndim == 4 else output
 
 
-def _torch_vgg(name):
-  """torchvision's VGG with timm's config beside it; its classifier narrow, but in its place."""
-  import torch
+def vgg_layers(name):
+  """`features` of torchvision's VGG of this name."""
   from torch import nn
-
   letters = {'vgg11': '64 M 128 M 256 256 M 512 512 M 512 512 M',
              'vgg13': '64 64 M 128 128 M 256 256 M 512 512 M 512 512 M',
              'vgg16': '64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M',
              'vgg19': '64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M'}
+  layers, width = [], 3
+  for letter in letters[name.removesuffix('_bn')].split():
+    if letter == 'M':
+      layers.append(nn.MaxPool2d(2, 2))
+      continue
+    layers.append(nn.Conv2d(width, int(letter), 3, padding=1))
+    width = int(letter)
+    if name.endswith('_bn'):
+      layers.append(nn.BatchNorm2d(width))
+    layers.append(nn.ReLU(inplace=True))
+  return nn.Sequential(*layers)
+
+
+def torch_vgg(name):
+  """torchvision's VGG of this name, randomised; its classifier is narrow, but in its place."""
+  import torch
+  from torch import nn
 
   class TorchVGG(nn.Module):
-    """torchvision.models.vgg, as far as the names and the features go."""
+    """torchvision.models.VGG, as far as the names and the features go."""
 
     def __init__(self):
       super().__init__()
-      layers, width = [], 3
-      for letter in letters[name.removesuffix('_bn')].split():
-        if letter == 'M':
-          layers.append(nn.MaxPool2d(2, 2))
-          continue
-        layers.append(nn.Conv2d(width, int(letter), 3, padding=1))
-        width = int(letter)
-        if name.endswith('_bn'):
-          layers.append(nn.BatchNorm2d(width))
-        layers.append(nn.ReLU(inplace=True))
-      self.features = nn.Sequential(*layers)
-      self.classifier = nn.Sequential(nn.Linear(8, 8), nn.ReLU(True), nn.Dropout(),
-                                      nn.Linear(8, 8), nn.ReLU(True), nn.Dropout(),
-                                      nn.Linear(8, 10))
+      self.features = vgg_layers(name)
+      self.classifier = nn.Sequential(
+          nn.Linear(8, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(),
+          nn.Linear(8, 10))
 
     def forward(self, images):
       return self.features(images)
 
     def save_pretrained(self, folder):
-      """The file alone, as torchvision's networks go about."""
+      """The tensors alone, as torchvision's networks are passed on."""
       from safetensors.torch import save_file
-      os.makedirs(folder, exist_ok=True)
       save_file(self.state_dict(), os.path.join(folder, 'model.safetensors'))
 
   torch.manual_seed(0)
-  # Noise as large as in the others would swamp products over 9 x 512 values.
+  # Noise as large as in the others would swamp sums over 9 x 512 values.
   return randomise(TorchVGG(), scale=0.02)
 
 
 def _cases():
-  """All of them. The sizes that the first line of a family gives hold for the others too."""
 
   def case(family, name, description, config, image_size, fields=None, **kwargs):
     return Case(family, description, functools.partial(_make, name, config),
-                functools.partial(_run, **kwargs), image_size, fields or {})
+                functools.partial(run, **kwargs), image_size, fields or {})
 
   vit = dict(hidden_size=15, num_hidden_layers=2, num_attention_heads=3, intermediate_size=28,
              image_size=(24, 32), patch_size=8)
@@ -177,11 +181,10 @@ def _cases():
             depths=[1, 1, 2, 1, 1]))):
     yield case('resnet', 'ResNet', description, {**resnet, **config}, (65, 97))
 
-  for name, size in (('vgg11', (64, 96)), ('vgg13', (67, 33)), ('vgg16', (32, 64)),
-                     ('vgg19', (64, 32)), ('vgg11_bn', (45, 64)), ('vgg13_bn', (32, 32)),
-                     ('vgg16_bn', (64, 64)), ('vgg19_bn', (63, 95))):
-    yield Case('vgg', f'{name}, {size[0]} x {size[1]} pixels', functools.partial(_torch_vgg, name),
-               _run, size)
+  for name, size in (('vgg11', (64, 96)), ('vgg13_bn', (67, 33)), ('vgg16', (32, 64)),
+                     ('vgg16_bn', (45, 64)), ('vgg19', (63, 32))):
+    yield Case('vgg', f'{name}, {size[0]} x {size[1]} pixels', functools.partial(torch_vgg, name),
+               run, size)
 
 
 CASES = tuple(_cases())
