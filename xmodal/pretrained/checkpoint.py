@@ -6,6 +6,7 @@ import os
 import re
 
 from flax import linen as nn
+from flax import traverse_util
 import jax
 import numpy as np
 
@@ -25,6 +26,8 @@ from xmodal.pretrained.tensors import read_variables
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module that the files are of, where sizes may differ
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
+#   extra_tensors(module) -> {name: array}, if it has one: what others look for in a file, and
+#             no variable of ours is
 #   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'deit',
@@ -123,7 +126,8 @@ class Checkpoint:
     shapes = shapes or self._family.variable_shapes(module)
     entries = list(self._family.entries(module, self.module))
     variables, used, fitted = read_variables(self, entries, shapes, _place)
-    known = set(used) | _names_of(entries, self._names)
+    wanted = traverse_util.flatten_dict(shapes, sep='/')
+    known = set(used) | _names_of([e for e in entries if e.path not in wanted], self._names)
     if unknown := [self._names[name] for name in self._names
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
@@ -205,7 +209,7 @@ def _tower_names(files, family):
 
 
 def _names_of(entries, names):
-  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
+  """Of some names, those that entries speak of (of a decoder that nobody uses)."""
   patterns = '|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries)
   known = re.compile(patterns)
   return {name for name in names if known.fullmatch(name)}

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from xmodal.errors import UserError
 from xmodal.models.vit import ViT
 from xmodal.pretrained import vit
@@ -82,6 +84,11 @@ def writes(module: ViT) -> bool:
   return module.use_cls_token and not module.use_distillation_token and vit.is_dinov2(module)
 
 
+def extra_tensors(module: ViT) -> dict[str, np.ndarray]:
+  """The token that stands for masked patches in pretraining; zero is its first value."""
+  return {'embeddings.mask_token': np.zeros((1, module.hidden_dim), np.float32)}
+
+
 def config_from_module(module: ViT) -> dict:
   """config.json of a checkpoint of this module; UserError if transformers has no such DINOv2."""
   vit.check_square(module, 'DINOv2')
@@ -98,7 +105,7 @@ def config_from_module(module: ViT) -> dict:
       'architectures': ['Dinov2Model'], 'model_type': 'dinov2', 'mlp_ratio': ratio,
       'use_swiglu_ffn': module.swiglu, 'layerscale_value': module.layer_scale,
       'hidden_dropout_prob': module.dropout_rate, 'qkv_bias': module.qkv_bias,
-      'use_mask_token': False, **vit.shared_config(module)}
+      **vit.shared_config(module)}
   if module.num_registers:
     config |= {'architectures': ['Dinov2WithRegistersModel'],
                'model_type': 'dinov2_with_registers', 'num_register_tokens': module.num_registers}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.resnet import ResNet
@@ -59,6 +60,18 @@ def _conv(where, part, name):
   yield from norm(f'params/{path}_norm', f'{name}.normalization')
   yield Entry(f'batch_stats/{path}_norm/mean', f'{name}.normalization.running_mean')
   yield Entry(f'batch_stats/{path}_norm/var', f'{name}.normalization.running_var')
+
+
+def extra_tensors(module: ResNet) -> dict[str, np.ndarray]:
+  """The counters of batches, which PyTorch keeps beside the statistics."""
+  return batch_counters(entries(module, module))
+
+
+def batch_counters(table) -> dict[str, np.ndarray]:
+  """A zero for each running variance of a table."""
+  ending = '.running_var'
+  return {entry.name.removesuffix(ending) + '.num_batches_tracked': np.zeros((), np.int64)
+          for entry in table if entry.name.endswith(ending)}
 
 
 def config_from_module(module: ResNet) -> dict:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 import re
 
 import jax.numpy as jnp
+import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.vgg import VGG
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from xmodal.pretrained.resnet import batch_counters
 from xmodal.pretrained.tensors import Entry, init_shapes, norm
 
 PART = 'vision'
@@ -72,6 +74,11 @@ def entries(module: VGG, source: VGG):
       yield from norm(f'params/{name}_norm', f'features.{number + 1}')
       yield Entry(f'batch_stats/{name}_norm/mean', f'features.{number + 1}.running_mean')
       yield Entry(f'batch_stats/{name}_norm/var', f'features.{number + 1}.running_var')
+
+
+def extra_tensors(module: VGG) -> dict[str, np.ndarray]:
+  """The counters of batches, which PyTorch keeps beside the statistics."""
+  return batch_counters(entries(module, module))
 
 
 def config_from_module(module: VGG) -> dict:
