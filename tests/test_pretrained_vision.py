@@ -30,7 +30,7 @@ FIRST_OF_EACH = pytest.mark.parametrize('case', FIRST.values(), ids=FIRST)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """case -> (torch model, folder where it is saved), made once."""
+  """case -> (torch model, folder where it is saved); each made once."""
   made = {}
 
   def save(case):
@@ -97,11 +97,12 @@ def test_outputs_equal_those_of_torch(saved, case):
   images = case.images()
   ours = run(module, variables, images)
   assert_close(ours, case.run(model, images))
-  # In 16 bits, the loudest channel of each picture is the same.
+  # In 16 bits, the loudest channel of each picture is the same, or within 1% as loud.
   pooled, rounded = (x.reshape(len(x), -1, x.shape[-1]).mean(1) for x in (
       ours, run(module.clone(dtype=jax.numpy.bfloat16), variables, images)))
   assert (pooled != rounded).any()
-  np.testing.assert_array_equal(pooled.argmax(-1), rounded.argmax(-1))
+  chosen = np.take_along_axis(pooled, rounded.argmax(-1)[:, None], axis=-1)[:, 0]
+  assert (chosen >= 0.99 * pooled.max(-1)).all()
 
 
 @pytest.mark.parametrize('case', [case for case in parity_vision.CASES if not case.fields],
@@ -198,7 +199,8 @@ def test_names_as_transformers_5_has_them_in_memory(saved, tmp_path, family):
 @pytest.mark.parametrize('name', vgg.MODULES)
 def test_vgg_is_known_by_its_tensors(name):
   with torch.device('meta'):
-    tensors = {f'features.{key}': x for key, x in parity_vision.vgg_layers(name).state_dict().items()}
+    names = parity_vision.vgg_layers(name).state_dict()
+  tensors = {f'features.{key}': tensor for key, tensor in names.items()}
   assert vgg.module_from_config({}, tensors) == vgg.MODULES[name]
   assert vgg.config_from_module(vgg.MODULES[name])['architecture'] == name
 
@@ -215,6 +217,9 @@ def test_vgg_of_timm(saved, tmp_path):
   checkpoint = Checkpoint(tmp_path)
   assert checkpoint.preprocessing == ((64, 96), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
   jax.tree.map(np.testing.assert_array_equal, checkpoint.load()[0], Checkpoint(folder).load()[0])
+  ours = checkpoint.preprocessing._replace(mean=(0.7, 0.8, 0.9))
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(ours.to_config()))
+  assert Checkpoint(tmp_path).preprocessing == ours
   (tmp_path / 'config.json').write_text(json.dumps(config | {'architecture': 'vgg16'}))
   with pytest.raises(UserError, match="architecture is 'vgg16', but .* vgg11"):
     Checkpoint(tmp_path)

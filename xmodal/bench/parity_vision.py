@@ -52,7 +52,9 @@ def randomise(model, scale=0.2):
 
 
 def _make(name, config):
+  import torch
   import transformers
+  torch.manual_seed(0)
   model, config_class = getattr(transformers, f'{name}Model'), f'{name}Config'
   return randomise(model(getattr(transformers, config_class)(**config)))
 

@@ -1,6 +1,7 @@
 """DINOv2 checkpoints, with registers and without."""
 
 from collections.abc import Mapping
+import dataclasses
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def _mlp_dim(hidden_dim, ratio, swiglu):
 def entries(module: ViT, source: ViT):
   """The table of tensors."""
   layer = 'encoder.layer.{}.'
-  registers = [Entry('params/registers', 'embeddings.register_tokens')] * bool(module.num_registers)
+  registers = ([Entry('params/registers', 'embeddings.register_tokens')]
+               if module.num_registers else [])
   return [
       Entry('params/cls_token', 'embeddings.cls_token'),
       *registers,
@@ -68,14 +70,14 @@ def entries(module: ViT, source: ViT):
 
 
 def _mlp(name):
-  return linear('params/layers/mlp/up', name + 'fc1') + linear('params/layers/mlp/down', name + 'fc2')
+  return [*linear('params/layers/mlp/up', name + 'fc1'),
+          *linear('params/layers/mlp/down', name + 'fc2')]
 
 
 def _swiglu(name):
-  both = [Entry(f'params/layers/mlp/{path}/{variable}', f'{name}weights_in.{tensor}', layout,
-                part=(number, 2))
-          for number, path in enumerate(('gate', 'up'))
-          for variable, tensor, layout in (('kernel', 'weight', 'linear'), ('bias', 'bias', 'same'))]
+  both = [dataclasses.replace(entry, part=(number, 2))
+          for number, part in enumerate(('gate', 'up'))
+          for entry in linear(f'params/layers/mlp/{part}', name + 'weights_in')]
   return both + linear('params/layers/mlp/down', name + 'weights_out')
 
 

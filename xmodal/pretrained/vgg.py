@@ -87,8 +87,8 @@ def config_from_module(module: VGG) -> dict:
                if (known.stage_sizes, known.widths, known.batch_norm)
                == (tuple(module.stage_sizes), tuple(module.widths), module.batch_norm)), None)
   if name is None:
-    raise UserError(f'VGG: stage_sizes {module.stage_sizes} and widths {module.widths} are those of '
-                    f'none of {", ".join(STAGE_SIZES)}; it cannot be exported')
+    raise UserError(f'VGG: stage_sizes {module.stage_sizes} and widths {module.widths} are none of '
+                    f'those of {", ".join(STAGE_SIZES)}; it cannot be exported')
   size, mean, std = PREPROCESSING
   return {'architecture': name, 'num_features': 4096,
           'pretrained_cfg': {'architecture': name, 'input_size': [3, *size], 'mean': list(mean),
