@@ -243,10 +243,10 @@ def parameters_for_ours(model: Reference, ours, shapes) -> dict:
           for name in list(tensors) if name.startswith(text_prefix)}
   rest = {'params': {**shapes, 'backbone': backbone}}
   entries = [_entry(path) for path in traverse_util.flatten_dict(rest, sep='/')]
-  params = read_variables(tensors, entries, rest)[0]['params']
+  params = read_variables(tensors, entries, rest)['params']
   tower = ours.backbone.text_tower
   params['backbone']['text_tower'] = read_variables(
-      text, t5.entries(tower, tower), {'params': text_shapes})[0]['params']
+      text, t5.entries(tower, tower), {'params': text_shapes})['params']
   return params
 
 
