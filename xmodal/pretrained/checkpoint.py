@@ -27,6 +27,8 @@ from xmodal.pretrained.tensors import Match, match_variables
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module that the files are of, where sizes may differ
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
+#   MODULE    the class of its modules; where families share one, writes(module) says
+#             whether a module is of this family
 #   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
@@ -120,6 +122,11 @@ class Checkpoint:
         fitted=tuple(match.note for match in matches.values() if match.note),
         ignored=tuple(sorted(set(self._files) - {self._names[name] for name in used}))))
 
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
+    """The variables for module.apply, and what became of the tensors; see `plan`."""
+    plan = self.plan(module, shapes)
+    return plan.read(), plan.report
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -185,7 +192,7 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
   """
   checkpoint = Checkpoint(name)
   module = checkpoint.module.clone(**fields)
-  return module, checkpoint.plan(module).read()
+  return module, checkpoint.load(module)[0]
 
 
 def read_config(folder: str, tensors) -> dict:
@@ -210,7 +217,22 @@ def family_of(config: dict, where: str):
   if model_type not in FAMILIES:
     raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
                     f'{", ".join(FAMILIES)}')
-  return importlib.import_module(f'xmodal.pretrained.{FAMILIES[model_type]}')
+  return family_module(FAMILIES[model_type])
+
+
+def family_module(name: str):
+  """The file of a family, by a value of FAMILIES."""
+  return importlib.import_module(f'xmodal.pretrained.{name}')
+
+
+def family_of_module(module: nn.Module):
+  """The file of FAMILIES that writes a tower; UserError if none does."""
+  for name in dict.fromkeys(FAMILIES.values()):
+    family = family_module(name)
+    if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):
+      return family
+  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower; known are '
+                  f'{", ".join(FAMILIES)}')
 
 
 def _placed(array, struct):

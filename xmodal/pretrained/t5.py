@@ -8,6 +8,7 @@ import numpy as np
 from xmodal.models.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
+MODULE = T5
 PART = 'text'
 PREFIXES = ()
 RENAMES = ()
