@@ -181,10 +181,15 @@ def tower_sizes(config, tower: str) -> dict:
     raise UserError(f'config.model.{tower}.name={name!r}: wanted one of '
                     f'{", ".join(_TOWERS[tower])}')
   preset = SIZES[size][name]
-  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  own = own_sizes(config, tower)
   if unknown := set(own) - set(preset):
     raise UserError(f'config.model.{tower}.{min(unknown)} means nothing to {name}; leave it out')
   return {**preset, **own}
+
+
+def own_sizes(config, tower: str) -> dict:
+  """The sizes that the config itself gives for one of 'vision', 'text', 'cross'."""
+  return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
 _TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5',), 'cross': ('cross',)}

@@ -109,10 +109,14 @@ class Checkpoint:
     """
     module = module or self.module
     entries = list(self._family.entries(module, self.module))
-    matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
-                              entries, shapes or self._family.variable_shapes(module))
+    try:
+      matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
+                                entries, shapes or self._family.variable_shapes(module))
+    except UserError as error:
+      raise UserError(f'{self.folder}: {error}') from error
     used = {name for match in matches.values() for name in match.names}
-    known = used | _spoken_of(entries, self._names)
+    # Parts that nobody asked for (a decoder) are no mistake, layers too many are.
+    known = used | _spoken_of([e for e in entries if e.path not in matches], self._names)
     if unknown := [self._names[name] for name in self._names
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
@@ -256,6 +260,5 @@ def _tower_names(files, family):
 
 def _spoken_of(entries, names):
   """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
-  patterns = '|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries)
-  known = re.compile(patterns)
+  known = re.compile('|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries))
   return {name for name in names if known.fullmatch(name)}

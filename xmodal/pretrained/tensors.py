@@ -145,12 +145,12 @@ def _match(file_shapes, entry, struct):
   note = ''
   for name in names:
     if name not in file_shapes:
-      raise UserError(f'checkpoint: no tensor {name}, wanted {wanted} for {entry.path}; is it '
+      raise UserError(f'no tensor {name}, wanted {wanted} for {entry.path}; is it '
                       'whole, and of the family and size that its config.json says?')
     found = list(file_shapes[name])
     if found != wanted:
       if entry.fit is None or len(found) != len(wanted):
-        raise UserError(f'checkpoint: tensor {name} is {found}, wanted {wanted} for {entry.path}; '
+        raise UserError(f'tensor {name} is {found}, wanted {wanted} for {entry.path}; '
                         'does config.json belong to it?')
       note = f'{name} {found} in the file, made {wanted}'
   return Match(entry, struct, names, note)
@@ -203,7 +203,7 @@ def grow_rows(array, shape):
     UserError: the table would shrink, or its width differs.
   """
   if array.shape[1:] != tuple(shape[1:]) or shape[0] < array.shape[0]:
-    raise UserError(f'checkpoint: a table of {list(array.shape)} cannot be made {list(shape)}; does '
+    raise UserError(f'a table of {list(array.shape)} cannot be made {list(shape)}; does '
                     'config.json belong to it?')
   more = np.broadcast_to(array.mean(0, dtype=np.float32), (shape[0] - array.shape[0], shape[1]))
   return np.concatenate([array.astype(np.float32), more])

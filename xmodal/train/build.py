@@ -29,6 +29,16 @@ def settle(config, towers: Mapping[str, Tower]):
   return config
 
 
+def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
+  """Lines on the sizes in the config that mean nothing, because a checkpoint has its own."""
+  lines = []
+  for part, tower in towers.items():
+    if keys := configs.own_sizes(config, part):
+      lines.append(f'config.model.{part}: {", ".join(sorted(keys))} not used: the sizes are those of '
+                   f'the pretrained {tower.family}')
+  return lines
+
+
 def learn(config, examples: Sequence[Example],
           tokenizer_folder: str = '') -> tuple[Tokenizer, dict[str, Task]]:
   """Tokenizer and tasks, with their vocabularies learned from training examples.

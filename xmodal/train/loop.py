@@ -86,8 +86,8 @@ class Run:
     self.init = states.init_fn(self.model, self.optimizer, self.batch, config.seed,
                                config.train.ema_decay > 0)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh)
-    self._loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
-    self.notes += self._loader.report()
+    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
+    self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
     self._step = make_train_step(
         self.model, self.tasks, task_weights, self.optimizer,
         accumulation=config.train.accumulation, ema_decay=config.train.ema_decay)
@@ -181,7 +181,7 @@ class Run:
       for part in (checkpoints, report, batches):
         closing.callback(part.close)
       if state is None:
-        state = self._loader.fill(states.create(self.init, self.abstract))
+        state = self.loader.fill(states.create(self.init, self.abstract))
       state, scores = self._steps(state, start, batches, checkpoints, report, stop)
     if scores is None:
       report.say(f'stopped after step {int(state.step)}: saved; the same command goes on')
