@@ -12,11 +12,9 @@ from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vit import ViT
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
+from xmodal.train import towers
 
 
 def learn(config, examples: Sequence[Example]) -> tuple[Tokenizer, dict[str, Task]]:
@@ -95,23 +93,10 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task]) -> Multi
   shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=attention,
                 dropout_rate=model.dropout_rate)
   backbone = Backbone(
-      vision_tower=_vision_tower(config, shared),
-      text_tower=T5(vocab_size=tokenizer.vocab_size, gated=True, tie_word_embeddings=False,
-                    scale_decoder_outputs=False, **_stack(config, 'text', shared)),
-      cross_modal=CrossModal(variant=model.cross.variant, **_stack(config, 'cross', shared)),
+      vision_tower=towers.vision_tower(config, shared),
+      text_tower=towers.text_tower(config, tokenizer.vocab_size, shared),
+      cross_modal=CrossModal(variant=model.cross.variant, **towers.stack(
+          configs.tower_sizes(config, 'cross'), shared)),
+      decoder_tower=towers.decoder_tower(config, tokenizer.vocab_size, shared),
       pad_id=tokenizer.pad_id)
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()})
-
-
-def _vision_tower(config, shared):
-  if config.model.vision.name == 'resnet':
-    return ResNet(**configs.tower_sizes(config, 'vision'), dtype=shared['dtype'])
-  size = config.data.image_size
-  return ViT(image_size=(size, size), use_cls_token=False, **_stack(config, 'vision', shared))
-
-
-def _stack(config, tower, shared):
-  sizes = configs.tower_sizes(config, tower)
-  # A few layers run faster as straight code; many compile faster as a loop.
-  unroll = sizes['num_layers'] if sizes['num_layers'] <= 4 else 1
-  return {**sizes, **shared, 'scan_unroll': unroll}
