@@ -27,7 +27,8 @@ from xmodal.pretrained.tensors import Match, match_variables
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module that the files are of, where sizes may differ
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
-#   config_from_module(module) -> config.json, so that transformers loads what we save
+#   config_from_module(module) -> config.json, so that transformers loads what we save; T5's
+#             takes the variables as well, where they may be of the encoder alone
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
     'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
@@ -107,10 +108,11 @@ class Checkpoint:
     """
     module = module or self.module
     entries = list(self._family.entries(module, self.module))
+    all_shapes = self._family.variable_shapes(module)
     matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
-                              entries, shapes or self._family.variable_shapes(module))
+                              entries, shapes or all_shapes)
     used = {name for match in matches.values() for name in match.names}
-    known = used | _spoken_of(entries, self._names)
+    known = used | _names_of(entries, all_shapes)
     if unknown := [self._names[name] for name in self._names
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
@@ -201,7 +203,9 @@ def read_config(folder: str, tensors) -> dict:
   if model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
-  return CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  filled = CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  # transformers sets T5's tie_word_embeddings to True whatever the file says.
+  return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 
 
 def family_of(config: dict, where: str):
@@ -232,8 +236,8 @@ def _tower_names(files, family):
   return names
 
 
-def _spoken_of(entries, names):
-  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
-  patterns = '|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries)
-  known = re.compile(patterns)
-  return {name for name in names if known.fullmatch(name)}
+def _names_of(entries, shapes):
+  """The tensors of all variables, read or not (a decoder that nobody uses)."""
+  structs = traverse_util.flatten_dict(shapes, sep='/')
+  return {name for entry in entries if entry.path in structs
+          for name in entry.names(structs[entry.path].shape)}

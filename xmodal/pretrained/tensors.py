@@ -32,6 +32,10 @@ class Entry:
   part: tuple[int, int] = (0, 1)
   fit: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
+  def names(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Of the tensors of a variable of this shape: one, or one a layer."""
+    return tuple(self.name.format(i) for i in range(shape[0] if '{}' in self.name else 1))
+
 
 def linear(path, name):
   """The entries of a linear layer with a bias."""
@@ -141,7 +145,7 @@ def _match(file_shapes, entry, struct):
   wanted = list(layout.file_shape(shape))
   if entry.part[1] > 1:
     wanted[layout.output_axis] *= entry.part[1]
-  names = tuple(entry.name.format(i) for i in range(struct.shape[0] if stacked else 1))
+  names = entry.names(struct.shape)
   note = ''
   for name in names:
     if name not in file_shapes:
