@@ -15,18 +15,18 @@ import torch
 import transformers
 
 from xmodal.bench.parity_text import CASES, Case
+from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.models.bert import Bert
 from xmodal.models.gpt2 import Gpt2
-from xmodal.predict import Predictor
 from xmodal.pretrained import bert, gpt2, t5
 from xmodal.pretrained.checkpoint import Checkpoint, load
 from xmodal.pretrained.tensors import init_shapes, write_tensors
+from xmodal.train import build
 import tiny
 
 torch.set_num_threads(2)
 BATCHES = [(16, 16), (17, 5, 1)]  # lengths of the texts
-FAMILIES = {'t5': t5, 'mt5': t5, 'bert': bert, 'gpt2': gpt2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +297,8 @@ def test_a_text_longer_than_the_position_table(pairs, name):
 
 @pytest.mark.parametrize('name', ['bert', 'gpt2'])
 def test_dropout_and_remat(pairs, name):
-  module, variables = pairs[name].module.clone(dropout_rate=0.3, remat='full'), pairs[name].variables
+  variables = pairs[name].variables
+  module = pairs[name].module.clone(dropout_rate=0.3, remat='full')
   tokens, mask = texts((7, 3))
 
   @jax.jit
@@ -313,15 +314,32 @@ def test_dropout_and_remat(pairs, name):
 
 
 @pytest.mark.parametrize('name', ['bert', 'gpt2'])
-def test_a_tower_trains_and_a_t5_beside_it_writes_answers(tmp_path, name):
-  config = tiny.changed(model__text__name=name, model__text__head_dim=None, train__steps=3,
-                        train__eval_every=3, vqa__generation_weight=0.5)
-  told = tiny.train(tmp_path / 'run', config)
+def test_a_tower_trains_and_a_t5_beside_it_writes_the_answers(tmp_path, name):
+  told = tiny.train(tmp_path / 'run', tiny.changed(
+      model__text__name=name, model__text__head_dim=None, train__steps=3, train__eval_every=3,
+      mixer__tasks=('vqa',), mixer__weights=(1.0,), vqa__classifier=False,
+      vqa__generation_weight=1.0))
   lines = [json.loads(line) for line in open(tmp_path / 'run' / 'metrics.jsonl')]
-  losses = [line['loss'] for line in lines if 'loss' in line]
-  assert losses and all(map(math.isfinite, losses))
-  assert 0 <= told['evaluation']['vqa']['accuracy'] <= 100
-  predictor = Predictor(str(tmp_path / 'run'))
-  params = predictor._variables['params']['backbone']
-  assert 'encoder_layers' not in params['decoder_tower']
-  assert 'decoder_layers' in params['decoder_tower'] and 'position_embedding' in params['text_tower']
+  losses = [line['loss'] for line in lines if (line['split'], line['task']) == ('train', 'all')]
+  assert len(losses) == 3 and all(map(math.isfinite, losses))
+  assert told['evaluation']['vqa']['examples'] == 20
+  lines = open(tmp_path / 'run' / 'predictions_vqa_val.jsonl').read().splitlines()
+  assert len(lines) == 20 and all(0 < json.loads(line)['probability'] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize('name', ['t5', 'bert', 'gpt2'])
+def test_who_writes_answers(name):
+  examples = [Example(np.zeros((4, 4, 3), np.uint8), question='is it red?', answers=('red',))]
+  c = tiny.changed(model__text__name=name, model__text__head_dim=None, mixer__tasks=('vqa',),
+                   mixer__weights=(1.0,))
+  tokenizer, tasks = build.learn(c, examples)
+  model = build.make_model(c, tokenizer, tasks)
+  batch = {'image': np.zeros((1, 32, 32, 3), np.uint8),
+           'vqa': jax.tree.map(lambda x: x[None], tasks['vqa'].encode(examples[0], None))}
+  params = init_shapes(model, batch, deterministic=True)['params']['backbone']
+  if name == 't5':
+    assert 'decoder_layers' in params['text_tower'] and 'decoder_tower' not in params
+  else:
+    assert params['text_tower'].keys() >= {'position_embedding', 'layers'}
+    assert params['decoder_tower'].keys() == {
+        'token_embedding', 'decoder_relative_bias', 'decoder_layers', 'decoder_norm', 'lm_head'}
