@@ -75,8 +75,11 @@ def base() -> ConfigDict:
   c.model.dropout_rate = 0.0
   c.model.vision = ConfigDict()
   c.model.vision.name = 'vit'  # or resnet
+  # A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from nothing.
+  c.model.vision.pretrained = ''
   c.model.text = ConfigDict()
   c.model.text.name = 't5'  # or bert, gpt2, beside which a T5 decoder of the size writes answers
+  c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
   c.model.cross = ConfigDict()
@@ -95,7 +98,7 @@ def base() -> ConfigDict:
   c.data.eval_split = 'val'
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
-  c.data.image_size = 48  # pixels, of both sides
+  c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
@@ -148,6 +151,9 @@ def base() -> ConfigDict:
   return c
 
 
+# Of pictures for a vision tower that begins from nothing, where the config names none.
+IMAGE_SIZE = 48
+
 # Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
 _RANGES = {
     'model.dropout_rate': (0, 0.99), 'model.text.vocab_size': (1, None),
@@ -169,7 +175,7 @@ def check(config: ConfigDict) -> None:
     value = config
     for part in key.split('.'):
       value = value[part]
-    if not low <= value <= (math.inf if high is None else high):
+    if value is not None and not low <= value <= (math.inf if high is None else high):
       wanted = f'{low} or more' if high is None else f'{low} to {high}'
       raise UserError(f'config.{key}={value}: wanted {wanted}')
   if config.data.blank not in ('', 'image', 'question'):
@@ -186,10 +192,15 @@ def tower_sizes(config, tower: str) -> dict:
     raise UserError(f'config.model.{tower}.name={name!r}: wanted one of '
                     f'{", ".join(_TOWERS[tower])}')
   preset = SIZES[size][name]
-  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  own = own_sizes(config, tower)
   if unknown := set(own) - set(preset):
     raise UserError(f'config.model.{tower}.{min(unknown)} means nothing to {name}; leave it out')
   return {**preset, **own}
+
+
+def own_sizes(config, tower: str) -> dict:
+  """The sizes that the config itself gives for one of 'vision', 'text', 'cross'."""
+  return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
 _TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}

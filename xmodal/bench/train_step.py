@@ -117,7 +117,7 @@ class Ours:
                question_length=config.vqa.question_length, answer_length=config.vqa.answer_length,
                generation_weight=config.vqa.generation_weight,
                dropout_rate=config.model.dropout_rate)
-    self.model = build.make_model(config, tokenizer, {'vqa': task})
+    self.model = build.make_model(config, tokenizer, {'vqa': task}, {})
     optimizer = make_optimizer(
         config.optimizer, optax.constant_schedule(config.optimizer.learning_rate))
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)

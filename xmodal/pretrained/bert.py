@@ -8,6 +8,7 @@ from xmodal.models.bert import Bert
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, linear, norm, require
 
+MODULE = Bert
 PART = 'text'
 PREFIXES = ('bert.',)
 # TensorFlow's names, in files that were converted from it.

@@ -27,8 +27,10 @@ from xmodal.pretrained.tensors import Match, match_variables
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module that the files are of, where sizes may differ
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
-#   config_from_module(module) -> config.json, so that transformers loads what we save; T5's
-#             takes the variables as well, where they may be of the encoder alone
+#   MODULE    the class of its modules; where families share one, writes(module) says
+#             whether a module is of this family
+#   trimmed(module, variables), where variables may be of a part: the module of that part
+#   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
     'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
@@ -108,11 +110,14 @@ class Checkpoint:
     """
     module = module or self.module
     entries = list(self._family.entries(module, self.module))
-    all_shapes = self._family.variable_shapes(module)
-    matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
-                              entries, shapes or all_shapes)
+    try:
+      matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
+                                entries, shapes or self._family.variable_shapes(module))
+    except UserError as error:
+      raise UserError(f'{self.folder}: {error}') from error
     used = {name for match in matches.values() for name in match.names}
-    known = used | _names_of(entries, all_shapes)
+    # Parts that nobody asked for (a decoder) are no mistake, layers too many are.
+    known = used | _spoken_of([e for e in entries if e.path not in matches], self._names)
     if unknown := [self._names[name] for name in self._names
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
@@ -121,6 +126,11 @@ class Checkpoint:
         loaded=tuple(sorted(self._names[name] for name in used)),
         fitted=tuple(match.note for match in matches.values() if match.note),
         ignored=tuple(sorted(set(self._files) - {self._names[name] for name in used}))))
+
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
+    """The variables for module.apply, and what became of the tensors; see `plan`."""
+    plan = self.plan(module, shapes)
+    return plan.read(), plan.report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +197,7 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
   """
   checkpoint = Checkpoint(name)
   module = checkpoint.module.clone(**fields)
-  return module, checkpoint.plan(module).read()
+  return module, checkpoint.load(module)[0]
 
 
 def read_config(folder: str, tensors) -> dict:
@@ -214,7 +224,22 @@ def family_of(config: dict, where: str):
   if model_type not in FAMILIES:
     raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
                     f'{", ".join(FAMILIES)}')
-  return importlib.import_module(f'xmodal.pretrained.{FAMILIES[model_type]}')
+  return family_module(FAMILIES[model_type])
+
+
+def family_module(name: str):
+  """The file of a family, by a value of FAMILIES."""
+  return importlib.import_module(f'xmodal.pretrained.{name}')
+
+
+def family_of_module(module: nn.Module):
+  """The file of FAMILIES that writes a tower; UserError if none does."""
+  for name in dict.fromkeys(FAMILIES.values()):
+    family = family_module(name)
+    if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):
+      return family
+  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower; known are '
+                  f'{", ".join(FAMILIES)}')
 
 
 def _placed(array, struct):
@@ -236,8 +261,7 @@ def _tower_names(files, family):
   return names
 
 
-def _names_of(entries, shapes):
-  """The tensors of all variables, read or not (a decoder that nobody uses)."""
-  structs = traverse_util.flatten_dict(shapes, sep='/')
-  return {name for entry in entries if entry.path in structs
-          for name in entry.names(structs[entry.path].shape)}
+def _spoken_of(entries, names):
+  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
+  known = re.compile('|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries))
+  return {name for name in names if known.fullmatch(name)}

@@ -8,6 +8,7 @@ from xmodal.models.gpt2 import Gpt2
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, norm, require
 
+MODULE = Gpt2
 PART = 'text'
 PREFIXES = ('transformer.',)
 RENAMES = ()

@@ -9,6 +9,7 @@ from xmodal.models.resnet import ResNet
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 
+MODULE = ResNet
 PART = 'vision'
 PREFIXES = ('resnet.',)
 RENAMES = ()

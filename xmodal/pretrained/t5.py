@@ -8,6 +8,7 @@ import numpy as np
 from xmodal.models.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
+MODULE = T5
 PART = 'text'
 PREFIXES = ()
 RENAMES = ()
@@ -79,16 +80,16 @@ def _stack(stack, attentions, gated):
   yield Entry(f'params/{stack}_norm/scale', f'{stack}.final_layer_norm.weight')
 
 
-def config_from_module(module: T5, variables=None) -> dict:
-  """config.json of a checkpoint of this module, or of the encoder alone if no other variables are.
+def trimmed(module: T5, variables) -> T5:
+  """The module without decoder layers if the variables have none (no task wrote with it)."""
+  return module if 'decoder_layers' in variables['params'] else module.clone(num_decoder_layers=0)
 
-  mT5 becomes a T5 1.1, which it is but for its words.
-  """
-  decodes = module.num_decoder_layers > 0 and (
-      variables is None or 'decoder_layers' in variables['params'])
+
+def config_from_module(module: T5) -> dict:
+  """config.json of a checkpoint of this module; mT5 becomes a T5 1.1, which it is but for words."""
+  kind = 'T5ForConditionalGeneration' if module.num_decoder_layers else 'T5EncoderModel'
   return {
-      'architectures': ['T5ForConditionalGeneration' if decodes else 'T5EncoderModel'],
-      'model_type': 't5',
+      'architectures': [kind], 'model_type': 't5',
       'vocab_size': module.vocab_size, 'd_model': module.hidden_dim, 'd_kv': module.head_dim,
       'num_heads': module.num_heads, 'd_ff': module.mlp_dim, 'num_layers': module.num_layers,
       'num_decoder_layers': module.num_decoder_layers,

@@ -32,10 +32,6 @@ class Entry:
   part: tuple[int, int] = (0, 1)
   fit: Callable[[np.ndarray, tuple[int, ...]], np.ndarray] | None = None
 
-  def names(self, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Of the tensors of a variable of this shape: one, or one a layer."""
-    return tuple(self.name.format(i) for i in range(shape[0] if '{}' in self.name else 1))
-
 
 def linear(path, name):
   """The entries of a linear layer with a bias."""
@@ -145,16 +141,16 @@ def _match(file_shapes, entry, struct):
   wanted = list(layout.file_shape(shape))
   if entry.part[1] > 1:
     wanted[layout.output_axis] *= entry.part[1]
-  names = entry.names(struct.shape)
+  names = tuple(entry.name.format(i) for i in range(struct.shape[0] if stacked else 1))
   note = ''
   for name in names:
     if name not in file_shapes:
-      raise UserError(f'checkpoint: no tensor {name}, wanted {wanted} for {entry.path}; is it '
+      raise UserError(f'no tensor {name}, wanted {wanted} for {entry.path}; is it '
                       'whole, and of the family and size that its config.json says?')
     found = list(file_shapes[name])
     if found != wanted:
       if entry.fit is None or len(found) != len(wanted):
-        raise UserError(f'checkpoint: tensor {name} is {found}, wanted {wanted} for {entry.path}; '
+        raise UserError(f'tensor {name} is {found}, wanted {wanted} for {entry.path}; '
                         'does config.json belong to it?')
       note = f'{name} {found} in the file, made {wanted}'
   return Match(entry, struct, names, note)
@@ -207,7 +203,7 @@ def grow_rows(array, shape):
     UserError: the table would shrink, or its width differs.
   """
   if array.shape[1:] != tuple(shape[1:]) or shape[0] < array.shape[0]:
-    raise UserError(f'checkpoint: a table of {list(array.shape)} cannot be made {list(shape)}; does '
+    raise UserError(f'a table of {list(array.shape)} cannot be made {list(shape)}; does '
                     'config.json belong to it?')
   more = np.broadcast_to(array.mean(0, dtype=np.float32), (shape[0] - array.shape[0], shape[1]))
   return np.concatenate([array.astype(np.float32), more])

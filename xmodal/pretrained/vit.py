@@ -10,6 +10,7 @@ from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
+MODULE = ViT
 PART = 'vision'
 PREFIXES = ('vit.', 'deit.')
 RENAMES = ()

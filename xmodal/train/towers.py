@@ -1,4 +1,4 @@
-"""The towers that a config names, to be trained from nothing.
+"""The towers of a model: pretrained ones, or those that the config names.
 
 `shared` holds the fields that all towers have: dtype, remat, attention, dropout_rate.
 """
@@ -11,28 +11,34 @@ from xmodal.models.gpt2 import Gpt2
 from xmodal.models.resnet import ResNet
 from xmodal.models.t5 import T5
 from xmodal.models.vit import ViT
+from xmodal.train.weights import Tower
 
 
-def vision_tower(config, shared: dict) -> nn.Module:
-  """A ViT or a ResNet, as config.model.vision says."""
+def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Module:
+  """The pretrained one, or a ViT or a ResNet as config.model.vision says."""
+  image_size = (config.data.image_size,) * 2
+  if pretrained is not None:
+    return pretrained.clone(image_size=image_size, **shared)
   sizes = configs.tower_sizes(config, 'vision')
   if config.model.vision.name == 'resnet':
     return ResNet(**sizes, dtype=shared['dtype'])
-  size = config.data.image_size
-  return ViT(image_size=(size, size), use_cls_token=False, **stack(sizes, shared))
+  return ViT(image_size=image_size, use_cls_token=False, **stack(sizes, shared))
 
 
-def text_tower(config, vocab_size: int, shared: dict) -> nn.Module:
-  """A T5, BERT or GPT-2, as config.model.text says."""
+def text_tower(config, vocab_size: int, shared: dict, pretrained: Tower | None = None) -> nn.Module:
+  """The pretrained one, or a T5, BERT or GPT-2 as config.model.text says."""
+  if pretrained is not None:
+    # A tokenizer may know a token more: a pad token that the checkpoint was trained without.
+    return pretrained.clone(vocab_size=max(vocab_size, pretrained.module.vocab_size), **shared)
   fields = stack(configs.tower_sizes(config, 'text'), shared)
   if config.model.text.name == 't5':
     return _t5(vocab_size, fields)
   return {'bert': Bert, 'gpt2': Gpt2}[config.model.text.name](vocab_size=vocab_size, **fields)
 
 
-def decoder_tower(config, vocab_size: int, shared: dict) -> T5 | None:
+def decoder_tower(config, text: nn.Module, vocab_size: int, shared: dict) -> T5 | None:
   """A T5 of the size's preset to write answers, or None if the text tower can."""
-  if config.model.text.name == 't5':
+  if isinstance(text, T5) and text.num_decoder_layers:
     return None
   return _t5(vocab_size, stack(configs.SIZES[config.model.size]['t5'], shared))
 
