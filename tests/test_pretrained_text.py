@@ -23,6 +23,7 @@ from xmodal.pretrained.checkpoint import Checkpoint, load
 from xmodal.pretrained.export import save
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.train import build
+from xmodal.train.towers import decoder_tower
 import tiny
 
 torch.set_num_threads(2)
@@ -255,6 +256,19 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(pairs, tmp_path, name, te
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('name, table', [
+    ('1.1', 'shared.weight'), ('1.1', 'lm_head.weight'), ('gpt2', 'transformer.wte.weight'),
+    ('bert', 'bert.embeddings.word_embeddings.weight'),
+    ('bert', 'bert.embeddings.position_embeddings.weight')])
+def test_a_table_with_a_row_too_few_is_not_filled_up(pairs, tmp_path, name, table):
+  """It grows where somebody asks for more words alone."""
+  def shorter(tensors):
+    return tensors | {table: tensors[table][:-1]}
+
+  with pytest.raises(UserError, match=r'weight is \[\d+, \d+\], wanted \['):
+    load(rewrite(pairs[name], tmp_path / 'shorter', shorter))
+
+
 def test_an_old_t5_that_has_lost_its_output_layer(pairs, tmp_path):
   def lost(tensors):
     return {name: tensor for name, tensor in tensors.items() if name != 'lm_head.weight'}
@@ -317,7 +331,7 @@ def test_a_tower_trains_and_a_t5_beside_it_writes_the_answers(tmp_path, name):
   assert len(losses) == 3 and all(map(math.isfinite, losses))
   assert told['evaluation']['vqa']['examples'] == 20
   lines = open(tmp_path / 'run' / 'predictions_vqa_val.jsonl').read().splitlines()
-  assert len(lines) == 20 and all(0 < json.loads(line)['probability'] <= 1 for line in lines)
+  assert len(lines) == 20 and all(json.loads(line)['written'] for line in lines)
 
 
 @pytest.mark.parametrize('name', ['t5', 'bert', 'gpt2'])
@@ -337,3 +351,11 @@ def test_who_writes_answers(name):
     assert params['text_tower'].keys() >= {'position_embedding', 'layers'}
     assert params['decoder_tower'].keys() == {
         'token_embedding', 'decoder_relative_bias', 'decoder_layers', 'decoder_norm', 'lm_head'}
+
+
+def test_a_pretrained_text_tower_that_cannot_write_gets_a_decoder(pair):
+  """An encoder alone of T5 too."""
+  decoder = decoder_tower(tiny.get_config(), pair.module, 50, {'dtype': jnp.bfloat16})
+  assert (decoder is None) == pair.case.decodes
+  if decoder is not None:
+    assert (decoder.vocab_size, decoder.dtype) == (50, jnp.bfloat16)

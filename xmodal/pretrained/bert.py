@@ -38,11 +38,10 @@ def variable_shapes(module: Bert):
 
 def entries(module: Bert, source: Bert):
   """The table of tensors."""
-  del module, source
   layer = 'encoder.layer.{}.'
   return [
       Entry('params/token_embedding/embedding', 'embeddings.word_embeddings.weight',
-            fit=grow_rows),
+            fit=grow_rows if module.vocab_size > source.vocab_size else None),
       Entry('params/position_embedding', 'embeddings.position_embeddings.weight'),
       Entry('params/type_embedding', 'embeddings.token_type_embeddings.weight'),
       *norm('params/embedding_norm', 'embeddings.LayerNorm'),

@@ -38,10 +38,10 @@ def variable_shapes(module: Gpt2):
 
 def entries(module: Gpt2, source: Gpt2):
   """The table of tensors."""
-  del module, source
   layer = 'h.{}.'
   return [
-      Entry('params/token_embedding/embedding', 'wte.weight', fit=grow_rows),
+      Entry('params/token_embedding/embedding', 'wte.weight',
+            fit=grow_rows if module.vocab_size > source.vocab_size else None),
       Entry('params/position_embedding', 'wpe.weight'),
       *norm('params/layers/attention_norm', layer + 'ln_1'),
       *_conv1d('params/layers/attention/query', layer + 'attn.c_attn', part=(0, 3)),

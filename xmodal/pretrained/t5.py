@@ -53,14 +53,18 @@ def variable_shapes(module: T5):
 
 def entries(module: T5, source: T5):
   """The table of tensors."""
-  del source
-  yield Entry('params/token_embedding/embedding', 'shared.weight', fit=grow_rows)
+  grows = module.vocab_size > source.vocab_size
+  yield Entry('params/token_embedding/embedding', 'shared.weight', fit=grow_rows if grows else None)
   yield from _stack('encoder', {'attention': 'SelfAttention'}, module.gated)
   yield from _stack('decoder', {'attention': 'SelfAttention',
                                 'cross_attention': 'EncDecAttention'}, module.gated)
   if not module.tie_word_embeddings:
     yield Entry('params/lm_head/kernel', 'lm_head.weight', 'linear',
-                fit=lambda kernel, shape: grow_rows(kernel.T, shape[::-1]).T)
+                fit=_grow_columns if grows else None)
+
+
+def _grow_columns(kernel, shape):
+  return grow_rows(kernel.T, shape[::-1]).T
 
 
 def _stack(stack, attentions, gated):
