@@ -34,11 +34,11 @@ def examples():
   return [source[i] for i in range(32)]
 
 
-@pytest.mark.parametrize('tower', ['vit', 'resnet'])
+@pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vit', 'gpt2')])
 @pytest.mark.parametrize('size', configs.SIZES)
-def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, examples):
+def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, text, examples):
   c = configs.base()
-  c.model.size, c.model.vision.name = size, tower
+  c.model.size, c.model.vision.name, c.model.text.name = size, tower, text
   c.data.image_size = 48 if size == 'tiny' else 224
   c.mixer.tasks = ('vqa', 'objects')
   tokenizer, tasks = build.learn(c, examples)

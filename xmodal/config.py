@@ -10,7 +10,8 @@ from ml_collections.config_dict import placeholder
 from xmodal.errors import UserError
 
 # A size fills in what model.vision, model.text and model.cross leave open.
-# small to xl: ViT (arXiv:2010.11929, 2106.04560) and T5 v1.1 sizes as published.
+# small to xl: ViT (arXiv:2010.11929, 2106.04560), T5 v1.1, BERT (small: arXiv:1908.08962, xl:
+# Megatron's of 1.3B) and GPT-2 (small: DistilGPT2; large and xl as published) sizes.
 SIZES = {
     'tiny': dict(
         vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1, stem='conv',
@@ -19,6 +20,8 @@ SIZES = {
                     downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
+        bert=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+        gpt2=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
         cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
@@ -26,6 +29,8 @@ SIZES = {
                     stage_sizes=(2, 2, 2, 2)),
         t5=dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
                 num_decoder_layers=8),
+        bert=dict(hidden_dim=512, mlp_dim=2048, num_heads=8, num_layers=4),
+        gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
         cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4)),
     'base': dict(
         vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
@@ -33,6 +38,8 @@ SIZES = {
                     stage_sizes=(3, 4, 6, 3)),
         t5=dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
                 num_decoder_layers=12),
+        bert=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+        gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
         cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6)),
     'large': dict(
         vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
@@ -40,6 +47,8 @@ SIZES = {
                     stage_sizes=(3, 4, 23, 3)),
         t5=dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
                 num_decoder_layers=24),
+        bert=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
+        gpt2=dict(hidden_dim=1280, mlp_dim=5120, num_heads=20, num_layers=36),
         cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6)),
     'xl': dict(
         vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
@@ -47,6 +56,8 @@ SIZES = {
                     stage_sizes=(3, 8, 36, 3)),
         t5=dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
                 num_decoder_layers=24),
+        bert=dict(hidden_dim=2048, mlp_dim=8192, num_heads=32, num_layers=24),
+        gpt2=dict(hidden_dim=1600, mlp_dim=6400, num_heads=25, num_layers=48),
         cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8)),
 }
 
@@ -67,7 +78,7 @@ def base() -> ConfigDict:
   # A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from nothing.
   c.model.vision.pretrained = ''
   c.model.text = ConfigDict()
-  c.model.text.name = 't5'
+  c.model.text.name = 't5'  # or bert, gpt2, beside which a T5 decoder of the size writes answers
   c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
@@ -192,7 +203,7 @@ def own_sizes(config, tower: str) -> dict:
   return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
-_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5',), 'cross': ('cross',)}
+_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}
 _SIZE_KEYS = frozenset(
     'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
 

@@ -29,6 +29,7 @@ from xmodal.pretrained.tensors import Match, match_variables
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
 #   MODULE    the class of its modules; where families share one, writes(module) says
 #             whether a module is of this family
+#   trimmed(module, variables), where variables may be of a part: the module of that part
 #   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'vit',
@@ -212,7 +213,9 @@ def read_config(folder: str, tensors) -> dict:
   if model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
-  return CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  filled = CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  # transformers sets T5's tie_word_embeddings to True whatever the file says.
+  return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 
 
 def family_of(config: dict, where: str):

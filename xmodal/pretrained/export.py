@@ -34,6 +34,8 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
   """
   check_new(folder)
   family = family_of_module(module)
+  if hasattr(family, 'trimmed'):
+    module = family.trimmed(module, variables)
   config = {**family.config_from_module(module), 'dtype': dtype}
   tensors = {name: array.astype(DTYPES[dtype])
              for name, array in write_tensors(variables, family.entries(module, module)).items()}

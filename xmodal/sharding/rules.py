@@ -35,7 +35,7 @@ RULES = (
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'position_embedding$', (None, 'fsdp')),
-    (r'(row_embedding|column_embedding|cls_token|log_scale|score_bias)$', ()),
+    (r'(type_embedding|row_embedding|column_embedding|cls_token|log_scale|score_bias)$', ()),
 )
 
 

@@ -12,11 +12,9 @@ from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vit import ViT
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
+from xmodal.train.towers import decoder_tower, stack, text_tower, vision_tower
 from xmodal.train.weights import Tower, save_towers
 
 
@@ -128,35 +126,12 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   if 'vision' in towers:
     preprocessing = towers['vision'].preprocessing
     pictures = {'image_mean': preprocessing.mean, 'image_std': preprocessing.std}
+  text = text_tower(config, tokenizer.vocab_size, shared, towers.get('text'))
   backbone = Backbone(
-      vision_tower=_vision_tower(config, towers, shared),
-      text_tower=_text_tower(config, towers, tokenizer.vocab_size, shared),
-      cross_modal=CrossModal(variant=model.cross.variant, **_stack(config, 'cross', shared)),
+      vision_tower=vision_tower(config, shared, towers.get('vision')),
+      text_tower=text,
+      cross_modal=CrossModal(variant=model.cross.variant,
+                             **stack(configs.tower_sizes(config, 'cross'), shared)),
+      decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
       pad_id=tokenizer.pad_id, **pictures)
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()})
-
-
-def _text_tower(config, towers, vocab_size, shared):
-  if 'text' in towers:
-    tower = towers['text']
-    # A tokenizer may know a token more: a pad token that the checkpoint was trained without.
-    return tower.clone(vocab_size=max(vocab_size, tower.module.vocab_size), **shared)
-  return T5(vocab_size=vocab_size, gated=True, tie_word_embeddings=False,
-            scale_decoder_outputs=False, **_stack(config, 'text', shared))
-
-
-def _vision_tower(config, towers, shared):
-  if 'vision' in towers:
-    size = config.data.image_size
-    return towers['vision'].clone(image_size=(size, size), **shared)
-  if config.model.vision.name == 'resnet':
-    return ResNet(**configs.tower_sizes(config, 'vision'), dtype=shared['dtype'])
-  size = config.data.image_size
-  return ViT(image_size=(size, size), use_cls_token=False, **_stack(config, 'vision', shared))
-
-
-def _stack(config, tower, shared):
-  sizes = configs.tower_sizes(config, tower)
-  # A few layers run faster as straight code; many compile faster as a loop.
-  unroll = sizes['num_layers'] if sizes['num_layers'] <= 4 else 1
-  return {**sizes, **shared, 'scan_unroll': unroll}
