@@ -12,6 +12,7 @@ from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.lora import Lora
 from xmodal.models.resnet import ResNet
 from xmodal.models.t5 import T5
 from xmodal.models.vit import ViT
@@ -100,7 +101,8 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task]) -> Multi
                     scale_decoder_outputs=False, **_stack(config, 'text', shared)),
       cross_modal=CrossModal(variant=model.cross.variant, **_stack(config, 'cross', shared)),
       pad_id=tokenizer.pad_id)
-  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()})
+  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
+                   Lora(**model.lora))
 
 
 def _vision_tower(config, shared):
