@@ -57,15 +57,20 @@ def _adapt(lora, deterministic, layer_method, args, kwargs, context):
           else layer.has_variable('params', 'lora_a')):
     return y
   kernel = layer.get_variable('params', 'kernel')
-  # As peft and the paper's code have it. B is zero: the model begins as it was.
-  a = layer.param('lora_a', nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-                  (*kernel.shape[:-1], lora.rank))
-  b = layer.param('lora_b', nn.initializers.zeros, (lora.rank, kernel.shape[-1]))
+  # Not layer.param: in a scan, its random numbers would be taken from the kernel's.
+  a = layer.variable('params', 'lora_a', lambda: _first_a(
+      layer.scope.rngs['params'].as_jax_rng(), (*kernel.shape[:-1], lora.rank))).value
+  # B is zero: the model begins as it was.
+  b = layer.variable('params', 'lora_b', jnp.zeros, (lora.rank, kernel.shape[-1])).value
   x = nn.Dropout(lora.dropout_rate, name='lora_dropout')(args[0], deterministic=deterministic)
   # The same layer with A for its kernel, whether it multiplies or convolves.
   narrow = layer.clone(features=lora.rank, use_bias=False, name=None)
   x = narrow.apply({'params': {'kernel': a}}, x) * (lora.alpha / lora.rank)
   return y + x @ b.astype(x.dtype)
+
+
+# As peft and the paper's code have it.
+_first_a = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 def is_adapter(name: str) -> bool:
