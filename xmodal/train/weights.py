@@ -122,8 +122,8 @@ class Loader:
       yield f'{part} tower from {self._names[part]}: {plan.report}'
     flat = traverse_util.flatten_dict(self._params, sep='/')
     loaded = tuple(f'backbone/{part}_tower/' for part in self._plans)
-    new = sorted({'/'.join(path.split('/')[:2]) for path in flat
-                  if not path.startswith(loaded) or is_adapter(path)})
+    new = sorted({'/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
+                  for path in flat if not path.startswith(loaded) or is_adapter(path)})
     yield f'newly initialised: {", ".join(new)}'
 
   def fill(self, state):
