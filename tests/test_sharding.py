@@ -34,11 +34,11 @@ def examples():
   return [source[i] for i in range(32)]
 
 
-@pytest.mark.parametrize('tower', ['vit', 'resnet'])
+@pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vit', 'gpt2')])
 @pytest.mark.parametrize('size', configs.SIZES)
-def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, examples):
+def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, text, examples):
   c = configs.base()
-  c.model.size, c.model.vision.name = size, tower
+  c.model.size, c.model.vision.name, c.model.text.name = size, tower, text
   c.data.image_size = 48 if size == 'tiny' else 224
   c.mixer.tasks = ('vqa', 'objects')
   tokenizer, tasks = build.learn(c, examples)
@@ -105,16 +105,16 @@ def by_name(tree, prefix):
           for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def three_steps(sizes, file):
+def three_steps(sizes, file, config=None):
   """Takes three steps on a mesh of these sizes, and writes what became of each parameter.
 
   Returns the metrics of each step, and the share of the state that a device holds. The file
   gets two arrays a parameter: 'gradient/NAME', AdamW's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
-  run = Run(tiny.get_config(), 'unused')
+  run = Run(config or tiny.get_config(), 'unused')
   run.mesh = meshes.make_mesh(*sizes)
-  run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh)
+  run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = random_state(run.abstract)
   state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
   step, make, told = run.compile_step(), run.maker('train'), []

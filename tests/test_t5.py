@@ -1,12 +1,9 @@
 """T5 and decoding against transformers (PyTorch), through the files that it writes."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -14,7 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from xmodal.errors import UserError
 from xmodal.models.generate import greedy
 from xmodal.models.t5 import relative_position_buckets
-from xmodal.pretrained import t5
+from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.tensors import init_shapes
 
 torch.set_num_threads(2)
@@ -26,8 +23,8 @@ VERSIONS = {
 
 @pytest.fixture(scope='module', params=VERSIONS)
 def models(request, tmp_path_factory):
-  """The PyTorch model, and ours with its parameters read from the saved file."""
-  folder = tmp_path_factory.mktemp('t5')
+  """The PyTorch model, and ours with its parameters read from the folder that it saved."""
+  folder = tmp_path_factory.mktemp(f't5-{request.param}')
   torch.manual_seed(0)
   config = transformers.T5Config(
       vocab_size=37, d_model=20, d_kv=6, d_ff=28, num_layers=3, num_decoder_layers=2, num_heads=3,
@@ -40,10 +37,8 @@ def models(request, tmp_path_factory):
   if request.param == '1.1':
     model.lm_head.weight = torch.nn.Parameter(torch.randn(37, 20) / 4)
   model.save_pretrained(folder)
-  config = json.loads((folder / 'config.json').read_text())
-  tensors = load_file(folder / 'model.safetensors')
-  module = t5.module_from_config(config, tensors)
-  return model, module, t5.to_flax(tensors, module, decoder=True)
+  checkpoint = Checkpoint(str(folder))
+  return model, checkpoint.module, checkpoint.load()[0]
 
 
 def assert_close(ours, theirs):
@@ -133,13 +128,14 @@ def test_greedy_equals_transformers_generate(models):
 
 
 @pytest.mark.parametrize('models', ['1.0'], indirect=True)
-def test_encoder_alone_has_no_decoder_parameters(models):
+def test_encoder_alone_has_no_decoder_parameters(models, tmp_path):
   theirs, module, params = models
   tokens, mask = random_tokens(2, 5), np.ones((2, 5), bool)
-  names = init_shapes(module, tokens, mask, method='encode')['params'].keys()
+  shapes = init_shapes(module, tokens, mask, method='encode')
+  names = shapes['params'].keys()
   assert names == {'token_embedding', 'encoder_relative_bias', 'encoder_layers', 'encoder_norm'}
-  tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
-  alone = t5.to_flax(tensors, module, decoder=False)['params']
+  theirs.save_pretrained(tmp_path)
+  alone = Checkpoint(str(tmp_path)).load(shapes=shapes)[0]['params']
   assert alone.keys() == names
   jax.tree.map(np.testing.assert_array_equal, alone, {n: params['params'][n] for n in names})
 
@@ -178,10 +174,11 @@ def test_dropout_changes_the_logits_and_gradients_stay_finite_under_remat(models
 
 
 @pytest.mark.parametrize('models', ['1.1'], indirect=True)
-def test_checkpoint_of_another_size_is_refused(models):
+def test_checkpoint_of_another_size_is_refused(models, tmp_path):
   theirs, module, _ = models
-  tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
-  with pytest.raises(UserError, match=r'shared\.weight is \(37, 20\), wanted \(38, 20\)'):
-    t5.to_flax(tensors, module.clone(vocab_size=38), decoder=True)
+  theirs.save_pretrained(tmp_path)
+  checkpoint = Checkpoint(str(tmp_path))
+  with pytest.raises(UserError, match=r'weight is \[37, 20\], wanted \[36, 20\]'):
+    checkpoint.load(module.clone(vocab_size=36))
   with pytest.raises(UserError, match=r'decoder\.block\.1'):
-    t5.to_flax(tensors, module.clone(num_decoder_layers=1), decoder=True)
+    checkpoint.load(module.clone(num_decoder_layers=1))

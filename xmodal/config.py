@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -10,7 +11,8 @@ from ml_collections.config_dict import placeholder
 from xmodal.errors import UserError
 
 # A size fills in what model.vision, model.text and model.cross leave open.
-# small to xl: ViT (arXiv:2010.11929, 2106.04560) and T5 v1.1 sizes as published.
+# small to xl: ViT (arXiv:2010.11929, 2106.04560), T5 v1.1, BERT (small: arXiv:1908.08962, xl:
+# Megatron's of 1.3B) and GPT-2 (small: DistilGPT2; large and xl as published) sizes.
 SIZES = {
     'tiny': dict(
         vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1, stem='conv',
@@ -19,6 +21,8 @@ SIZES = {
                     downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
+        bert=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+        gpt2=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
         cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
@@ -26,6 +30,8 @@ SIZES = {
                     stage_sizes=(2, 2, 2, 2)),
         t5=dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
                 num_decoder_layers=8),
+        bert=dict(hidden_dim=512, mlp_dim=2048, num_heads=8, num_layers=4),
+        gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
         cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4)),
     'base': dict(
         vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
@@ -33,6 +39,8 @@ SIZES = {
                     stage_sizes=(3, 4, 6, 3)),
         t5=dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
                 num_decoder_layers=12),
+        bert=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+        gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
         cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6)),
     'large': dict(
         vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
@@ -40,6 +48,8 @@ SIZES = {
                     stage_sizes=(3, 4, 23, 3)),
         t5=dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
                 num_decoder_layers=24),
+        bert=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
+        gpt2=dict(hidden_dim=1280, mlp_dim=5120, num_heads=20, num_layers=36),
         cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6)),
     'xl': dict(
         vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
@@ -47,6 +57,8 @@ SIZES = {
                     stage_sizes=(3, 8, 36, 3)),
         t5=dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
                 num_decoder_layers=24),
+        bert=dict(hidden_dim=2048, mlp_dim=8192, num_heads=32, num_layers=24),
+        gpt2=dict(hidden_dim=1600, mlp_dim=6400, num_heads=25, num_layers=48),
         cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8)),
 }
 
@@ -62,10 +74,19 @@ def base() -> ConfigDict:
   c.model.attention = 'xla'  # or cudnn (NVIDIA, bfloat16, no dropout)
   c.model.remat = 'none'  # full: recompute layers in the backward pass; dots: keep matrix products
   c.model.dropout_rate = 0.0
+  # Adapters on kernels whose paths match, trained while the rest of their towers is frozen.
+  c.model.lora = ConfigDict()
+  c.model.lora.pattern = ''  # such as 'text_tower/.*/(query|value)/kernel'; '': none
+  c.model.lora.rank = 8
+  c.model.lora.alpha = 16.0  # over the rank: how much adapters count
+  c.model.lora.dropout_rate = 0.0
   c.model.vision = ConfigDict()
   c.model.vision.name = 'vit'  # or resnet
+  # A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from nothing.
+  c.model.vision.pretrained = ''
   c.model.text = ConfigDict()
-  c.model.text.name = 't5'
+  c.model.text.name = 't5'  # or bert, gpt2, beside which a T5 decoder of the size writes answers
+  c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
   c.model.cross = ConfigDict()
@@ -84,7 +105,7 @@ def base() -> ConfigDict:
   c.data.eval_split = 'val'
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
-  c.data.image_size = 48  # pixels, of both sides
+  c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
@@ -128,6 +149,10 @@ def base() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.98
   c.optimizer.eps = 1e-8
+  c.optimizer.frozen = ''  # such as 'vision_tower': parameters whose paths match never change
+  c.optimizer.vision_rate = 1.0  # of the learning rate, in the vision tower
+  c.optimizer.text_rate = 1.0  # likewise
+  c.optimizer.layer_decay = 1.0  # of the learning rate, from each layer to the one before
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices that the other two leave
@@ -137,9 +162,14 @@ def base() -> ConfigDict:
   return c
 
 
+# Of pictures for a vision tower that begins from nothing, where the config names none.
+IMAGE_SIZE = 48
+
 # Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
 _RANGES = {
-    'model.dropout_rate': (0, 0.99), 'model.text.vocab_size': (1, None),
+    'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None), 'model.lora.alpha': (0, None),
+    'model.lora.dropout_rate': (0, 0.99),
+    'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
@@ -158,11 +188,17 @@ def check(config: ConfigDict) -> None:
     value = config
     for part in key.split('.'):
       value = value[part]
-    if not low <= value <= (math.inf if high is None else high):
+    if value is not None and not low <= value <= (math.inf if high is None else high):
       wanted = f'{low} or more' if high is None else f'{low} to {high}'
       raise UserError(f'config.{key}={value}: wanted {wanted}')
   if config.data.blank not in ('', 'image', 'question'):
     raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
+  for key, pattern in (('model.lora.pattern', config.model.lora.pattern),
+                       ('optimizer.frozen', config.optimizer.frozen)):
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f'config.{key}={pattern!r} is no regular expression ({error})') from error
 
 
 def tower_sizes(config, tower: str) -> dict:
@@ -175,13 +211,18 @@ def tower_sizes(config, tower: str) -> dict:
     raise UserError(f'config.model.{tower}.name={name!r}: wanted one of '
                     f'{", ".join(_TOWERS[tower])}')
   preset = SIZES[size][name]
-  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  own = own_sizes(config, tower)
   if unknown := set(own) - set(preset):
     raise UserError(f'config.model.{tower}.{min(unknown)} means nothing to {name}; leave it out')
   return {**preset, **own}
 
 
-_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5',), 'cross': ('cross',)}
+def own_sizes(config, tower: str) -> dict:
+  """The sizes that the config itself gives for one of 'vision', 'text', 'cross'."""
+  return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+
+
+_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}
 _SIZE_KEYS = frozenset(
     'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
 

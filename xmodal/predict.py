@@ -11,8 +11,11 @@ from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
+from xmodal.models import lora
+from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.train import build, checkpoint
 from xmodal.train.cache import enable_compilation_cache
+from xmodal.train.weights import load_towers
 
 
 class Predictor:
@@ -27,16 +30,17 @@ class Predictor:
     self._step = checkpoint.find(folder)
     assets = os.path.join(self._step, checkpoint.ASSETS)
     self.config = configs.load(os.path.join(assets, 'config.json'))
-    tokenizer, self.tasks = build.load_assets(self.config, assets)
-    self._model = build.make_model(self.config, tokenizer, self.tasks)
+    self.tokenizer, self.tasks = build.load_assets(self.config, assets)
+    self.towers = load_towers(assets)
+    self.model = build.make_model(self.config, self.tokenizer, self.tasks, self.towers)
     batch = self.batch([])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(lambda: self._model.init(jax.random.key(0), batch, deterministic=True)))
-    self._variables = checkpoint.load_variables(
+        jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
+    self.variables = checkpoint.load_variables(
         self._step, abstract, ema=self.config.train.ema_decay > 0)
-    self._predict = jax.jit(lambda variables, batch: self._model.apply(
+    self._predict = jax.jit(lambda variables, batch: self.model.apply(
         variables, batch, method='predict'))
 
   def batch(self, examples: list[Example]) -> dict:
@@ -46,6 +50,22 @@ class Predictor:
     make = BatchMaker(source, self.tasks, (size, size), bad=None)
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
+
+  def tower(self, part: str):
+    """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
+    into them), and its Preprocessing (None for text)."""
+    module = getattr(self.model.backbone, f'{part}_tower')
+    variables = {}
+    for collection, tree in self.variables.items():
+      if (of_tower := tree.get('backbone', {}).get(f'{part}_tower')) is not None:
+        variables[collection] = of_tower
+    if 'params' in variables:
+      variables['params'] = lora.merge(variables['params'], self.config.model.lora)
+    if not variables:
+      raise UserError(f'{self._step} has no {part} tower: none of its tasks uses one')
+    backbone, size = self.model.backbone, self.config.data.image_size
+    pictures = Preprocessing((size, size), backbone.image_mean, backbone.image_std)
+    return module, variables, pictures if part == 'vision' else None
 
   def __call__(self, examples: list[Example], task: str) -> tuple[np.ndarray, list]:
     """Predictions of one task for some examples.
@@ -60,7 +80,7 @@ class Predictor:
       raise UserError(f'{self._step} was not trained on task {task!r}; wanted one of '
                       f'{", ".join(self.tasks)}')
     batch = self.batch(examples)
-    arrays = jax.device_get(self._predict(self._variables, batch))
+    arrays = jax.device_get(self._predict(self.variables, batch))
     return batch['image'], self.tasks[task].decode(arrays[task])
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from xmodal.pretrained.files import TensorFiles, read_json
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -33,6 +35,10 @@ class Case:
   image_size: tuple[int, int]
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  def load(self, folder: str):
+    """The torch model, in eval mode, of a folder that ours was exported to."""
+    return load(folder)[0]
+
   def images(self, count: int = 2) -> np.ndarray:
     """Noise, float32 [count, H, W, 3]."""
     shape = (count, *self.image_size, 3)
@@ -51,12 +57,26 @@ def randomise(model, scale=0.2):
   return model.eval()
 
 
-def _make(name, config):
+def load(folder):
+  """The torch model of an exported folder, and the names that it missed or had no place for."""
+  import torch
+  import transformers
+  config = read_json(os.path.join(folder, 'config.json'))
+  if 'architecture' in config:
+    model = torch_vgg(config['architecture'])
+    told = model.load_state_dict(
+        {name: torch.tensor(array) for name, array in TensorFiles(folder).items()}, strict=False)
+    return model, {*told.missing_keys, *told.unexpected_keys}
+  model, told = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+  return model.eval(), {*told['missing_keys'], *told['unexpected_keys'], *told['mismatched_keys']}
+
+
+def _make(name, config, scale=0.2):
   import torch
   import transformers
   torch.manual_seed(0)
   model, config_class = getattr(transformers, f'{name}Model'), f'{name}Config'
-  return randomise(model(getattr(transformers, config_class)(**config)))
+  return randomise(model(getattr(transformers, config_class)(**config)), scale)
 
 
 def run(model, images, **kwargs):
@@ -189,4 +209,20 @@ def _cases():
                run, size)
 
 
+def _published():
+  for family, name, description, config, size in (
+      ('vit', 'ViT', 'base, patches of 16', {}, 224),
+      ('deit', 'DeiT', 'base, patches of 16', {}, 224),
+      ('dinov2', 'Dinov2', 'base, patches of 14', dict(image_size=518), 518),
+      ('dinov2_with_registers', 'Dinov2WithRegisters', 'base, patches of 14',
+       dict(image_size=518, patch_size=14), 518),
+      ('siglip_vision_model', 'SiglipVision', 'base, patches of 16', {}, 224),
+      ('resnet', 'ResNet', 'ResNet-50', {}, 224)):
+    # Noise as large as in the small ones would swamp sums over a thousand values.
+    yield Case(family, description, functools.partial(_make, name, config, scale=0.02), run,
+               (size, size))
+  yield Case('vgg', 'vgg16_bn', functools.partial(torch_vgg, 'vgg16_bn'), run, (224, 224))
+
+
 CASES = tuple(_cases())
+PUBLISHED = tuple(_published())

@@ -136,14 +136,14 @@ class Reference(nn.Module):
     """Random parameters; UserError where transformers has no such model."""
     super().__init__()
     vision, text, cross = (configs.tower_sizes(config, t) for t in ('vision', 'text', 'cross'))
-    if (config.model.vision.name != 'vit' or 'stem' in vision
+    if (config.model.vision.name != 'vit' or 'stem' in vision or config.model.text.name != 't5'
         or config.model.cross.variant != 'co_attention' or config.model.dropout_rate
         or config.model.remat != 'none'):
       raise UserError(
-          'the PyTorch reference is a ViT of patches, co-attention, no dropout and no remat; found '
-          f'model.size={config.model.size}, vision.name={config.model.vision.name}, '
-          f'cross.variant={config.model.cross.variant}, dropout_rate={config.model.dropout_rate}, '
-          f'remat={config.model.remat}: change that, or measure ours alone with --ways ours')
+          'the PyTorch reference is a ViT of patches, a T5, co-attention, no dropout and no remat; '
+          f'found model.size={config.model.size}, vision.name={config.model.vision.name}, '
+          f'text.name={config.model.text.name}, cross.variant={config.model.cross.variant}, '
+          f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or measure ours alone with --ways ours')
     self.pad_id = pad_id
     self.generation_weight = config.vqa.generation_weight
     self.vision_tower = _vision_tower(vision, config.data.image_size)
@@ -243,10 +243,10 @@ def parameters_for_ours(model: Reference, ours, shapes) -> dict:
           for name in list(tensors) if name.startswith(text_prefix)}
   rest = {'params': {**shapes, 'backbone': backbone}}
   entries = [_entry(path) for path in traverse_util.flatten_dict(rest, sep='/')]
-  params = read_variables(tensors, entries, rest)[0]['params']
+  params = read_variables(tensors, entries, rest)['params']
   tower = ours.backbone.text_tower
   params['backbone']['text_tower'] = read_variables(
-      text, t5.entries(tower, tower), {'params': text_shapes})[0]['params']
+      text, t5.entries(tower, tower), {'params': text_shapes})['params']
   return params
 
 

@@ -162,23 +162,33 @@ class MultiHeadAttention(nn.Module):
     self.value = dense(width)
     self.out = dense(self.out_dim, self.out_init or self.kernel_init, out_bias)
 
-  def __call__(self, inputs, context=None, *, bias=None, mask=None, deterministic=True):
+  def __call__(self, inputs, context=None, *, bias=None, mask=None, query_scale=None,
+               deterministic=True):
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).
 
-    bias, mask: as `attention` takes them. Returns [B, Q, out_dim].
+    bias, mask: as `attention` takes them; query_scale: as `attend`. Returns [B, Q, out_dim].
     """
     key, value = self.keys_values(inputs if context is None else context)
-    return self.attend(inputs, key, value, bias=bias, mask=mask, deterministic=deterministic)
+    return self.attend(inputs, key, value, bias=bias, mask=mask, query_scale=query_scale,
+                       deterministic=deterministic)
 
   def keys_values(self, context):
     """Projects [B, K, C] to key and value, each [B, K, H, head_dim]."""
     return self._heads(self.key(context)), self._heads(self.value(context))
 
-  def attend(self, inputs, key, value, *, bias=None, mask=None, deterministic=True):
-    """Attends from inputs [B, Q, D] to ready keys and values [B, K, H, head_dim]."""
+  def attend(self, inputs, key, value, *, bias=None, mask=None, query_scale=None,
+             deterministic=True):
+    """Attends from inputs [B, Q, D] to ready keys and values [B, K, H, head_dim].
+
+    query_scale: a scalar that the queries are multiplied by, or None. Unlike
+    `scale` it may be an array, another in each of the layers that share a scan.
+    """
+    query = self._heads(self.query(inputs))
+    if query_scale is not None:
+      query = query * query_scale.astype(query.dtype)
     dropout_rate = 0. if deterministic else self.dropout_rate
     output = attention(
-        self._heads(self.query(inputs)), key, value, bias=bias, mask=mask, scale=self.scale,
+        query, key, value, bias=bias, mask=mask, scale=self.scale,
         dropout_rate=dropout_rate,
         dropout_rng=self.make_rng('dropout') if dropout_rate > 0 else None,
         implementation=self.implementation)

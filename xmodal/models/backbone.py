@@ -6,6 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal.models.lora import Lora, adapters
+
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
@@ -74,10 +76,11 @@ class Backbone(nn.Module):
 
   Attributes:
     vision_tower: a ViT, giving [B, N, D], or a ResNet, giving [B, H', W', C].
-    text_tower: a T5.
+    text_tower: a T5, Bert or Gpt2.
     cross_modal: a CrossModal.
     image_mean, image_std: of each colour channel, for pixels in 0..1.
     pad_id: token number that is no text.
+    decoder_tower: a T5, of which the decoder alone is used; None: the text tower's own.
   """
 
   vision_tower: nn.Module
@@ -86,6 +89,7 @@ class Backbone(nn.Module):
   image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   pad_id: int = 0
+  decoder_tower: nn.Module | None = None
 
   def setup(self):
     width, dtype = self.cross_modal.hidden_dim, self.cross_modal.dtype
@@ -93,8 +97,12 @@ class Backbone(nn.Module):
     self.vision_gate = nn.Dense(1, dtype=dtype)
     self.text_projection = nn.Dense(width, dtype=dtype)
     self.pool = SumPool(dtype)
-    self.decoder_projection = nn.Dense(self.text_tower.hidden_dim, dtype=dtype)
+    self.decoder_projection = nn.Dense(self._writer.hidden_dim, dtype=dtype)
     self.grid_position = GridPosition()
+
+  @property
+  def _writer(self):
+    return self.text_tower if self.decoder_tower is None else self.decoder_tower
 
   def vision(self, image: jax.Array, *, deterministic: bool) -> Vision:
     """Pictures, uint8 [B, H, W, 3] or float in 0..1, through the vision tower."""
@@ -133,17 +141,17 @@ class Backbone(nn.Module):
     return Fused(seen, read, text.mask, pooled)
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
-    """Logits [B, T, V] of the text tower's decoder, reading tokens int32 [B, T] and the fused."""
+    """Logits [B, T, V] of the decoder, reading tokens int32 [B, T] and the fused."""
     encoded, mask = fused.tokens
-    return self.text_tower.decode(tokens, self.decoder_projection(encoded), mask,
-                                  deterministic=deterministic)
+    return self._writer.decode(tokens, self.decoder_projection(encoded), mask,
+                               deterministic=deterministic)
 
   def decoder(self, fused: Fused, max_length: int):
     """A step function and its first cache, to write up to max_length tokens one by one."""
     encoded, mask = fused.tokens
-    cache = self.text_tower.init_cache(self.decoder_projection(encoded), mask, max_length)
+    cache = self._writer.init_cache(self.decoder_projection(encoded), mask, max_length)
     # Unbound, because a bound module cannot be called inside a compiled loop.
-    tower, variables = self.text_tower.unbind()
+    tower, variables = self._writer.unbind()
 
     def step(token, cache):
       return tower.apply(variables, token, cache, method='decode_step')
@@ -225,18 +233,22 @@ class MultiTask(nn.Module):
   Attributes:
     backbone: the shared model.
     heads: task name -> the task's own module (see tasks.task.Task.head).
+    lora: which kernels have adapters.
   """
 
   backbone: Backbone
   heads: dict[str, nn.Module]
+  lora: Lora = Lora()
 
   def __call__(self, batch, *, deterministic: bool):
     """What each task's losses need: {task name: outputs}."""
     towers = SharedTowers(self.backbone, batch['image'], deterministic)
-    return {name: head(towers, batch[name], deterministic=deterministic)
-            for name, head in self.heads.items()}
+    with adapters(self.lora, deterministic=deterministic):
+      return {name: head(towers, batch[name], deterministic=deterministic)
+              for name, head in self.heads.items()}
 
   def predict(self, batch):
     """What each task decodes into predictions: {task name: arrays [B, ...]}."""
     towers = SharedTowers(self.backbone, batch['image'], deterministic=True)
-    return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}
+    with adapters(self.lora, deterministic=True):
+      return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}

@@ -22,6 +22,19 @@ REMAT_POLICIES = {
 }
 
 
+def check_heads(tower: str, hidden_dim: int, num_heads: int) -> None:
+  """Raises UserError unless the heads divide the width."""
+  if hidden_dim % num_heads:
+    raise UserError(f'{tower}: hidden_dim {hidden_dim} does not divide into {num_heads} heads')
+
+
+def check_length(tower: str, length: int, max_positions: int) -> None:
+  """Raises UserError if texts are longer than the table of their positions."""
+  if length > max_positions:
+    raise UserError(f'{tower}: texts are {length} tokens long, at most its max_positions='
+                    f'{max_positions} are possible; cut them shorter')
+
+
 class Mlp(nn.Module):
   """Two linear layers with an activation between, [..., D] -> [..., D].
 

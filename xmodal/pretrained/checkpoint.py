@@ -1,5 +1,6 @@
 """A checkpoint folder of a known family: its module, its variables, its preprocessing."""
 
+from collections.abc import Mapping
 import dataclasses
 import importlib
 import os
@@ -14,7 +15,7 @@ from xmodal.errors import UserError
 from xmodal.pretrained.files import TensorFiles, read_json
 from xmodal.pretrained.hub import find_folder
 from xmodal.pretrained.preprocessing import read_preprocessing
-from xmodal.pretrained.tensors import read_variables
+from xmodal.pretrained.tensors import Match, match_variables
 
 # What config.json calls a family, and the file that knows it. Each such file has
 #   PART      'vision' or 'text'
@@ -26,6 +27,9 @@ from xmodal.pretrained.tensors import read_variables
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module that the files are of, where sizes may differ
 #   PREPROCESSING  of a vision tower's pictures, where no file states it
+#   MODULE    the class of its modules; where families share one, writes(module) says
+#             whether a module is of this family
+#   trimmed(module, variables), where variables may be of a part: the module of that part
 #   extra_tensors(module) -> {name: array}, if it has one: what others look for in a file, and
 #             no variable of ours is
 #   config_from_module(module) -> config.json, so that transformers loads what we save
@@ -85,56 +89,89 @@ class Checkpoint:
     self._family = family_of(self.config, self.folder)
     self.part = self._family.PART
     self._names = _tower_names(self._files, self._family)
+    self._tensors = _Renamed(self._files, self._names)
     try:
-      self.module = self._family.module_from_config(self.config, self)
+      self.module = self._family.module_from_config(self.config, self._tensors)
     except KeyError as error:
       raise UserError(f'{self.folder}/config.json: {error} is missing; copy it again') from error
     self.preprocessing = read_preprocessing(
         self.folder, self.config, self._family.PREPROCESSING,
         getattr(self.module, 'image_size', None)) if self.part == 'vision' else None
 
-  # A mapping of the tower's own names for tensors to arrays.
-
-  def __contains__(self, name: str) -> bool:
-    return name in self._names
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._files[self._names[name]]
-
-  def keys(self):
-    """The tensors' names, without prefix, as the family's table calls them."""
-    return self._names.keys()
-
-  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
-    """The variables for module.apply.
+  def plan(self, module: nn.Module | None = None, shapes=None) -> 'Plan':
+    """Finds the tensors that a module wants; reads their shapes alone.
 
     Args:
       module: `self.module`, or a clone of it with another image_size, dtype or
         vocab_size.
       shapes: pytree of jax.ShapeDtypeStruct of the variables wanted, where not
-        all are (a T5 without its decoder). Those with a sharding become
-        jax.Arrays laid out so, one variable at a time and each device its own
-        part; the others numpy arrays.
-
-    Returns:
-      {'params': ..., ...} like shapes, and what became of the tensors.
+        all are (a T5 without its decoder).
 
     Raises:
       UserError: a tensor is missing, has another shape, or has no place.
     """
     module = module or self.module
-    shapes = shapes or self._family.variable_shapes(module)
     entries = list(self._family.entries(module, self.module))
-    variables, used, fitted = read_variables(self, entries, shapes, _place)
-    wanted = traverse_util.flatten_dict(shapes, sep='/')
-    known = set(used) | _names_of([e for e in entries if e.path not in wanted], self._names)
+    try:
+      matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
+                                entries, shapes or self._family.variable_shapes(module))
+    except UserError as error:
+      raise UserError(f'{self.folder}: {error}') from error
+    used = {name for match in matches.values() for name in match.names}
+    # Parts that nobody asked for (a decoder) are no mistake, layers too many are.
+    known = used | _spoken_of([e for e in entries if e.path not in matches], self._names)
     if unknown := [self._names[name] for name in self._names
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
                       f'{_some(sorted(unknown))}; does config.json belong to them?')
-    ignored = sorted(set(self._files) - {self._names[name] for name in used})
-    return variables, Report(tuple(self._names[name] for name in used), tuple(fitted),
-                             tuple(ignored))
+    return Plan(self._tensors, matches, Report(
+        loaded=tuple(sorted(self._names[name] for name in used)),
+        fitted=tuple(match.note for match in matches.values() if match.note),
+        ignored=tuple(sorted(set(self._files) - {self._names[name] for name in used}))))
+
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
+    """The variables for module.apply, and what became of the tensors; see `plan`."""
+    plan = self.plan(module, shapes)
+    return plan.read(), plan.report
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Variables and the tensors they will be made of.
+
+  Attributes:
+    report: what will become of each tensor.
+  """
+
+  _tensors: Mapping[str, np.ndarray]
+  _matches: Mapping[str, Match]
+  report: Report
+
+  def read(self) -> dict:
+    """The variables, {'params': ..., ...}, one after the other.
+
+    Those whose shape was given with a sharding become jax.Arrays laid out so,
+    each device getting its own part; the others numpy arrays.
+    """
+    return traverse_util.unflatten_dict(
+        {path: _placed(match.read(self._tensors), match.struct)
+         for path, match in self._matches.items()}, sep='/')
+
+
+class _Renamed(Mapping[str, np.ndarray]):
+  """Tensors under the tower's own names for them."""
+
+  def __init__(self, files: TensorFiles, names: Mapping[str, str]):
+    self._files, self._names = files, names
+
+  def __getitem__(self, name):
+    return self._files[self._names[name]]
+
+  def __iter__(self):
+    return iter(self._names)
+
+  def __len__(self):
+    return len(self._names)
 
 
 def load(name: str, **fields) -> tuple[nn.Module, dict]:
@@ -178,7 +215,9 @@ def read_config(folder: str, tensors) -> dict:
   if model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
-  return CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  filled = CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  # transformers sets T5's tie_word_embeddings to True whatever the file says.
+  return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 
 
 def family_of(config: dict, where: str):
@@ -187,10 +226,26 @@ def family_of(config: dict, where: str):
   if model_type not in FAMILIES:
     raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
                     f'{", ".join(FAMILIES)}')
-  return importlib.import_module(f'xmodal.pretrained.{FAMILIES[model_type]}')
+  return family_module(FAMILIES[model_type])
 
 
-def _place(array, struct):
+def family_module(name: str):
+  """The file of a family, by a value of FAMILIES."""
+  return importlib.import_module(f'xmodal.pretrained.{name}')
+
+
+def family_of_module(module: nn.Module):
+  """The file of FAMILIES that writes a tower; UserError if none does."""
+  for name in dict.fromkeys(FAMILIES.values()):
+    family = family_module(name)
+    if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):
+      return family
+  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower; known are '
+                  f'{", ".join(FAMILIES)}')
+
+
+def _placed(array, struct):
+  """On the devices that the struct says; make_array_from_callback asks for local parts only."""
   if getattr(struct, 'sharding', None) is None:
     return array
   return jax.make_array_from_callback(array.shape, struct.sharding, lambda index: array[index])
@@ -208,8 +263,7 @@ def _tower_names(files, family):
   return names
 
 
-def _names_of(entries, names):
-  """Of some names, those that entries speak of (of a decoder that nobody uses)."""
-  patterns = '|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries)
-  known = re.compile(patterns)
+def _spoken_of(entries, names):
+  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
+  known = re.compile('|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries))
   return {name for name in names if known.fullmatch(name)}

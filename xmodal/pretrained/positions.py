@@ -27,7 +27,7 @@ def resize_positions(source, module, antialias=False):
     (rows, columns), (new_rows, new_columns) = grids
     first = table.shape[0] - rows * columns
     if first < 0 or shape != (first + new_rows * new_columns, table.shape[1]):
-      raise UserError(f'checkpoint: a position table of {list(table.shape)} cannot be made '
+      raise UserError(f'a position table of {list(table.shape)} cannot be made '
                       f'{list(shape)} for a grid of {new_rows} x {new_columns}; does config.json '
                       'belong to it?')
     table = table.astype(np.float32)

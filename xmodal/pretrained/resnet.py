@@ -10,8 +10,8 @@ from xmodal.models.resnet import ResNet
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 
-PART = 'vision'
 MODULE = ResNet
+PART = 'vision'
 PREFIXES = ('resnet.',)
 RENAMES = ()
 # The classifier belongs to another task; the counters have no use with a fixed momentum.

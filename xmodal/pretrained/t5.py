@@ -8,6 +8,7 @@ import numpy as np
 from xmodal.models.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
+MODULE = T5
 PART = 'text'
 PREFIXES = ()
 RENAMES = ()
@@ -22,39 +23,48 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
 
   The tensors say whether the output layer is the embedding: they hold an
   `lm_head.weight` of its own or not, while `tie_word_embeddings` has meant
-  different things in different years. Of the two, only the scale of the
-  outputs is read from the config.
+  different things in different years. A T5EncoderModel has no decoder layers.
   """
   require(config, 'feed_forward_proj', ('relu', 'gated-gelu'))
-  tied = 'lm_head.weight' not in tensors or np.array_equal(
-      tensors['lm_head.weight'], tensors['shared.weight'])
+  decodes = not any(name.endswith('EncoderModel') for name in config['architectures'] or ())
+  if 'lm_head.weight' in tensors:
+    tied = np.array_equal(tensors['lm_head.weight'], tensors['shared.weight'])
+  else:
+    # transformers 5 writes True always: this is an older file that has lost its output layer.
+    tied = config['tie_word_embeddings'] or not decodes
   return T5(
       vocab_size=config['vocab_size'], hidden_dim=config['d_model'], head_dim=config['d_kv'],
       num_heads=config['num_heads'], mlp_dim=config['d_ff'], num_layers=config['num_layers'],
-      num_decoder_layers=config.get('num_decoder_layers') or config['num_layers'],
+      num_decoder_layers=config['num_decoder_layers'] if decodes else 0,
       relative_attention_num_buckets=config['relative_attention_num_buckets'],
-      relative_attention_max_distance=config.get('relative_attention_max_distance', 128),
-      gated=config.get('feed_forward_proj', 'relu') == 'gated-gelu', tie_word_embeddings=tied,
-      scale_decoder_outputs=config.get(
-          'scale_decoder_outputs', config.get('tie_word_embeddings', True)),
+      relative_attention_max_distance=config['relative_attention_max_distance'],
+      gated=config['feed_forward_proj'] == 'gated-gelu', tie_word_embeddings=tied,
+      scale_decoder_outputs=config['model_type'] == 't5' and config['scale_decoder_outputs'],
       layer_norm_epsilon=config['layer_norm_epsilon'], dropout_rate=config['dropout_rate'])
 
 
 def variable_shapes(module: T5):
-  """Shapes of all variables, decoder and output layer included."""
+  """Shapes of all variables; of the decoder and the output layer if there are decoder layers."""
   tokens, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+  if not module.num_decoder_layers:
+    return init_shapes(module, tokens, mask, method='encode')
   return init_shapes(module, tokens, mask, tokens)
 
 
 def entries(module: T5, source: T5):
   """The table of tensors."""
-  del source
-  yield Entry('params/token_embedding/embedding', 'shared.weight', fit=grow_rows)
+  grows = module.vocab_size > source.vocab_size
+  yield Entry('params/token_embedding/embedding', 'shared.weight', fit=grow_rows if grows else None)
   yield from _stack('encoder', {'attention': 'SelfAttention'}, module.gated)
   yield from _stack('decoder', {'attention': 'SelfAttention',
                                 'cross_attention': 'EncDecAttention'}, module.gated)
   if not module.tie_word_embeddings:
-    yield Entry('params/lm_head/kernel', 'lm_head.weight', 'linear')
+    yield Entry('params/lm_head/kernel', 'lm_head.weight', 'linear',
+                fit=_grow_columns if grows else None)
+
+
+def _grow_columns(kernel, shape):
+  return grow_rows(kernel.T, shape[::-1]).T
 
 
 def _stack(stack, attentions, gated):
@@ -74,10 +84,16 @@ def _stack(stack, attentions, gated):
   yield Entry(f'params/{stack}_norm/scale', f'{stack}.final_layer_norm.weight')
 
 
+def trimmed(module: T5, variables) -> T5:
+  """The module without decoder layers if the variables have none (no task wrote with it)."""
+  return module if 'decoder_layers' in variables['params'] else module.clone(num_decoder_layers=0)
+
+
 def config_from_module(module: T5) -> dict:
-  """config.json of a checkpoint of this module."""
+  """config.json of a checkpoint of this module; mT5 becomes a T5 1.1, which it is but for words."""
+  kind = 'T5ForConditionalGeneration' if module.num_decoder_layers else 'T5EncoderModel'
   return {
-      'architectures': ['T5ForConditionalGeneration'], 'model_type': 't5',
+      'architectures': [kind], 'model_type': 't5',
       'vocab_size': module.vocab_size, 'd_model': module.hidden_dim, 'd_kv': module.head_dim,
       'num_heads': module.num_heads, 'd_ff': module.mlp_dim, 'num_layers': module.num_layers,
       'num_decoder_layers': module.num_decoder_layers,

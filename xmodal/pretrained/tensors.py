@@ -83,59 +83,88 @@ LAYOUTS = {
 }
 
 
-def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes, place=lambda x, _: x):
-  """A model's variables out of the tensors of a checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """A variable, and the tensors that were found for it.
+
+  Attributes:
+    entry: of the family's table.
+    struct: jax.ShapeDtypeStruct of the variable.
+    names: of the tensors: one, or one a layer.
+    note: what has to be made fit, or ''.
+  """
+
+  entry: Entry
+  struct: jax.ShapeDtypeStruct
+  names: tuple[str, ...]
+  note: str
+
+  def read(self, tensors: Mapping) -> np.ndarray:
+    """The variable as the tensors have it, in its own dtype."""
+    stacked = '{}' in self.entry.name
+    shape = self.struct.shape[1:] if stacked else self.struct.shape
+    layout, (number, count) = LAYOUTS[self.entry.layout], self.entry.part
+    value = np.empty(self.struct.shape, self.struct.dtype)
+    for name, target in zip(self.names, value if stacked else [value]):
+      array = np.asarray(tensors[name])
+      if count > 1:
+        array = np.split(array, count, axis=layout.output_axis)[number]
+      array = layout.to_flax(array)
+      # Also where the shapes are equal: a grid of 4 x 4 places has that of one of 2 x 8.
+      target[...] = self.entry.fit(array, shape) if self.entry.fit else array
+    return value
+
+
+def match_variables(file_shapes: Mapping[str, tuple], entries: Iterable[Entry],
+                    shapes) -> dict[str, Match]:
+  """Finds the tensors of a checkpoint that make a model's variables; reads none.
 
   Args:
-    tensors: name to array; each is asked for once, one variable at a time.
+    file_shapes: name to shape of each tensor.
     entries: the family's table; more entries than variables are no mistake.
     shapes: pytree of jax.ShapeDtypeStruct, what the model's init would give.
-    place: (array, its jax.ShapeDtypeStruct) -> what takes the array's place;
-      by default the array itself.
 
   Returns:
-    Pytree like shapes; the names of the tensors that were read; and a line for
-    each variable that was made to fit.
+    A Match for the path of each variable.
 
   Raises:
     UserError: a tensor is missing or has another shape.
   """
   table = {entry.path: entry for entry in entries}
-  variables, used, fitted = {}, {}, []
-  for path, struct in traverse_util.flatten_dict(shapes, sep='/').items():
-    entry = table[path]
-    stacked = '{}' in entry.name
-    shape = struct.shape[1:] if stacked else struct.shape
-    arrays = []
-    for layer in range(struct.shape[0] if stacked else 1):
-      name = entry.name.format(layer)
-      array = _read(tensors, name, entry, shape)
-      if array.shape != shape:
-        fitted.append(f'{path} {list(array.shape)} in the file, made {list(shape)}')
-      if entry.fit:  # A grid of 4 x 4 places has the shape of one of 2 x 8.
-        array = entry.fit(array, shape)
-      arrays.append(array.astype(struct.dtype))
-      used[name] = None
-    array = np.stack(arrays) if stacked else np.ascontiguousarray(arrays[0])
-    variables[path] = place(array, struct)
-  return traverse_util.unflatten_dict(variables, sep='/'), list(used), fitted
+  return {path: _match(file_shapes, table[path], struct)
+          for path, struct in traverse_util.flatten_dict(shapes, sep='/').items()}
 
 
-def _read(tensors, name, entry, shape):
-  layout, (number, count) = LAYOUTS[entry.layout], entry.part
+def _match(file_shapes, entry, struct):
+  stacked = '{}' in entry.name
+  shape = struct.shape[1:] if stacked else struct.shape
+  layout = LAYOUTS[entry.layout]
   wanted = list(layout.file_shape(shape))
-  wanted[layout.output_axis:layout.output_axis + 1] = (
-      [wanted[layout.output_axis] * count] if wanted else [])
-  if name not in tensors:
-    raise UserError(f'checkpoint: no tensor {name}, wanted {wanted} for {entry.path}; is it whole, '
-                    'and of the family and size that its config.json says?')
-  array = np.asarray(tensors[name])
-  if list(array.shape) != wanted and (entry.fit is None or array.ndim != len(wanted)):
-    raise UserError(f'checkpoint: tensor {name} is {list(array.shape)}, wanted {wanted} for '
-                    f'{entry.path}; does config.json belong to it?')
-  if count > 1:
-    array = np.split(array, count, axis=layout.output_axis)[number]
-  return layout.to_flax(array)
+  if entry.part[1] > 1:
+    wanted[layout.output_axis] *= entry.part[1]
+  names = tuple(entry.name.format(i) for i in range(struct.shape[0] if stacked else 1))
+  note = ''
+  for name in names:
+    if name not in file_shapes:
+      raise UserError(f'no tensor {name}, wanted {wanted} for {entry.path}; is it '
+                      'whole, and of the family and size that its config.json says?')
+    found = list(file_shapes[name])
+    if found != wanted:
+      if entry.fit is None or len(found) != len(wanted):
+        raise UserError(f'tensor {name} is {found}, wanted {wanted} for {entry.path}; '
+                        'does config.json belong to it?')
+      note = f'{name} {found} in the file, made {wanted}'
+  return Match(entry, struct, names, note)
+
+
+def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes):
+  """A model's variables out of the tensors of a checkpoint: pytree like shapes of numpy arrays.
+
+  Arguments and errors as of `match_variables`, but tensors: name to array.
+  """
+  matches = match_variables({name: x.shape for name, x in tensors.items()}, entries, shapes)
+  return traverse_util.unflatten_dict(
+      {path: match.read(tensors) for path, match in matches.items()}, sep='/')
 
 
 def write_tensors(variables, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
@@ -175,7 +204,7 @@ def grow_rows(array, shape):
     UserError: the table would shrink, or its width differs.
   """
   if array.shape[1:] != tuple(shape[1:]) or shape[0] < array.shape[0]:
-    raise UserError(f'checkpoint: a table of {list(array.shape)} cannot be made {list(shape)}; does '
+    raise UserError(f'a table of {list(array.shape)} cannot be made {list(shape)}; does '
                     'config.json belong to it?')
   more = np.broadcast_to(array.mean(0, dtype=np.float32), (shape[0] - array.shape[0], shape[1]))
   return np.concatenate([array.astype(np.float32), more])

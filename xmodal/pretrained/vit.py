@@ -10,8 +10,8 @@ from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
-PART = 'vision'
 MODULE = ViT
+PART = 'vision'
 PREFIXES = ('vit.',)
 # The names that transformers 5 has in memory, to those that it writes.
 RENAMES = ((r'^layers\.', 'encoder.layer.'),

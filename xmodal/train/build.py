@@ -12,17 +12,43 @@ from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vit import ViT
+from xmodal.models.lora import Lora
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
+from xmodal.train.towers import decoder_tower, stack, text_tower, vision_tower
+from xmodal.train.weights import Tower, save_towers
 
 
-def learn(config, examples: Sequence[Example]) -> tuple[Tokenizer, dict[str, Task]]:
-  """Tokenizer and tasks, with their vocabularies learned from training examples."""
-  if config.model.text.tokenizer:
-    tokenizer = load_tokenizer(config.model.text.tokenizer)
+def settle(config, towers: Mapping[str, Tower]):
+  """The config with what it leaves to pretrained towers filled in."""
+  config = config.copy_and_resolve_references()
+  if config.data.image_size is None:
+    config.data.image_size = (max(towers['vision'].preprocessing.image_size)
+                              if 'vision' in towers else configs.IMAGE_SIZE)
+  return config
+
+
+def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
+  """Lines on the sizes in the config that mean nothing, because a checkpoint has its own."""
+  lines = []
+  for part, tower in towers.items():
+    if keys := configs.own_sizes(config, part):
+      lines.append(f'config.model.{part}: {", ".join(sorted(keys))} not used: the sizes are those of '
+                   f'the pretrained {tower.family}')
+  return lines
+
+
+def learn(config, examples: Sequence[Example],
+          tokenizer_folder: str = '') -> tuple[Tokenizer, dict[str, Task]]:
+  """Tokenizer and tasks, with their vocabularies learned from training examples.
+
+  Args:
+    config: the whole config.
+    examples: of the training split.
+    tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer goes before it.
+  """
+  if folder := config.model.text.tokenizer or tokenizer_folder:
+    tokenizer = load_tokenizer(folder)
   else:
     tokenizer = train_tokenizer(
         (text for e in examples for text in _texts(e) if text), config.model.text.vocab_size)
@@ -35,9 +61,11 @@ def _texts(example):
   return example.question, *example.answers, *example.captions, *names
 
 
-def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task], folder: str) -> None:
-  """Writes all that a checkpoint needs beside its parameters: config, tokenizer, lists."""
+def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
+                towers: Mapping[str, Tower], folder: str) -> None:
+  """Writes all that a checkpoint needs beside its parameters: config, tokenizer, lists, towers."""
   tokenizer.save(os.path.join(folder, 'tokenizer'))
+  save_towers(towers, folder)
   for name, task in tasks.items():
     task.save(os.path.join(folder, name))
   configs.save(config, os.path.join(folder, 'config.json'))
@@ -81,9 +109,10 @@ def compute_dtype(config):
   return jnp.dtype(name)
 
 
-def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task]) -> MultiTask:
-  """The towers, joined, under the tasks' heads."""
-  model = config.model
+def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
+               towers: Mapping[str, Tower] | None = None) -> MultiTask:
+  """The towers, pretrained ones (by part) or as the config says, under the tasks' heads."""
+  model, towers = config.model, towers or {}
   if model.cross.variant not in ('co_attention', 'merged'):
     raise UserError(f'config.model.cross.variant={model.cross.variant!r}: wanted co_attention or '
                     'merged')
@@ -94,24 +123,17 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task]) -> Multi
   attention = model.attention if jax.default_backend() == 'gpu' else 'xla'
   shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=attention,
                 dropout_rate=model.dropout_rate)
+  pictures = {}
+  if 'vision' in towers:
+    preprocessing = towers['vision'].preprocessing
+    pictures = {'image_mean': preprocessing.mean, 'image_std': preprocessing.std}
+  text = text_tower(config, tokenizer.vocab_size, shared, towers.get('text'))
   backbone = Backbone(
-      vision_tower=_vision_tower(config, shared),
-      text_tower=T5(vocab_size=tokenizer.vocab_size, gated=True, tie_word_embeddings=False,
-                    scale_decoder_outputs=False, **_stack(config, 'text', shared)),
-      cross_modal=CrossModal(variant=model.cross.variant, **_stack(config, 'cross', shared)),
-      pad_id=tokenizer.pad_id)
-  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()})
-
-
-def _vision_tower(config, shared):
-  if config.model.vision.name == 'resnet':
-    return ResNet(**configs.tower_sizes(config, 'vision'), dtype=shared['dtype'])
-  size = config.data.image_size
-  return ViT(image_size=(size, size), use_cls_token=False, **_stack(config, 'vision', shared))
-
-
-def _stack(config, tower, shared):
-  sizes = configs.tower_sizes(config, tower)
-  # A few layers run faster as straight code; many compile faster as a loop.
-  unroll = sizes['num_layers'] if sizes['num_layers'] <= 4 else 1
-  return {**sizes, **shared, 'scan_unroll': unroll}
+      vision_tower=vision_tower(config, shared, towers.get('vision')),
+      text_tower=text,
+      cross_modal=CrossModal(variant=model.cross.variant,
+                             **stack(configs.tower_sizes(config, 'cross'), shared)),
+      decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
+      pad_id=tokenizer.pad_id, **pictures)
+  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
+                   Lora(**model.lora))

@@ -18,9 +18,11 @@ from xmodal.data.augment import Augmentation
 from xmodal.data.memory import KeepDecoded
 from xmodal.data.sources import open_source
 from xmodal.errors import UserError
+from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, evaluate
+from xmodal.train import build, checkpoint, evaluate, weights
 from xmodal.train import state as states
+from xmodal.train.frozen import frozen_names, split
 from xmodal.train.optimizer import make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
@@ -49,15 +51,18 @@ class Run:
       UserError: the config, the data or the workdir cannot be used.
     """
     configs.check(config)
-    self.config, self.workdir = config, workdir
+    self.workdir = workdir
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
-    weights = build.task_weights(config)
+    task_weights = build.task_weights(config)
     if mode == 'eval':
       begun = os.path.join(checkpoint.find(workdir), checkpoint.ASSETS)
     else:  # what a run left that came to no checkpoint is written over
       begun = self.assets if checkpoint.saved_steps(workdir) else None
+    checkpoints = {} if begun else weights.open_checkpoints(config)
+    self.towers = weights.load_towers(begun) if begun else weights.towers_of(checkpoints)
+    self.config = config = build.settle(config, self.towers)
     if begun:
       _check_continues(config, configs.load(os.path.join(begun, 'config.json')), workdir)
     splits = {'train': config.data.train_split} if mode != 'eval' else {}
@@ -67,24 +72,35 @@ class Run:
     samples = {use: pipeline.sample(source) for use, source in self.sources.items()}
     self._learned = not begun
     self.tokenizer, self.tasks = (
-        build.load_assets(config, begun) if begun else build.learn(config, samples['train']))
+        build.load_assets(config, begun) if begun else build.learn(
+            config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
     self.notes = _survey(self.tasks, samples)
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
-    self.model = build.make_model(config, self.tokenizer, self.tasks)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    self.optimizer = make_optimizer(config.optimizer, schedule)
+    self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
     one = self.maker('eval')(np.array([-1]), np.array([0]))
     self.batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape[1:]), x.dtype), one)
-    self.init = states.init_fn(self.model, self.optimizer, self.batch, config.seed,
-                               config.train.ema_decay > 0)
-    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh)
+    variables = states.variables_fn(self.model, self.batch, config.seed)
+    params = jax.eval_shape(variables)['params']
+    lora.check(config.model.lora, params)
+    self.frozen = frozen_names(config.optimizer.frozen, params)
+    if self.frozen:
+      trained = split(params, self.frozen)[0]
+      self.notes.append(f'{_count(trained):,} of {_count(params):,} parameters are trained')
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    self.optimizer = make_optimizer(config.optimizer, schedule, params)
+    self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
+                               self.frozen)
+    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
+    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
+    self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
     self._step = make_train_step(
-        self.model, self.tasks, weights, self.optimizer,
-        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay)
+        self.model, self.tasks, task_weights, self.optimizer,
+        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay,
+        frozen=self.frozen)
     self.predict_step = evaluate.make_predict_step(self.model, self.mesh)
 
   def maker(self, split: str) -> pipeline.BatchMaker:
@@ -161,11 +177,11 @@ class Run:
     multihost_utils.sync_global_devices('all have looked')
     if jax.process_index() == 0:
       if self._learned:
-        build.save_assets(config, self.tokenizer, self.tasks, self.assets)
+        build.save_assets(config, self.tokenizer, self.tasks, self.towers, self.assets)
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
     report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
-               f'{sum(x.size for x in jax.tree.leaves(self.abstract.params)) / 1e6:.2f}M parameters, '
+               f'{_count(self.abstract.params) / 1e6:.2f}M parameters, '
                f'{len(self.sources["train"])} training examples, '
                f'{len(self.sources["eval"])} to evaluate on; compiling')
     batches = Prefetch(lambda: pipeline.train_batches(
@@ -175,7 +191,7 @@ class Run:
       for part in (checkpoints, report, batches):
         closing.callback(part.close)
       if state is None:
-        state = states.create(self.init, self.abstract)
+        state = self.loader.fill(states.create(self.init, self.abstract))
       state, scores = self._steps(state, start, batches, checkpoints, report, stop)
     if scores is None:
       report.say(f'stopped after step {int(state.step)}: saved; the same command goes on')
@@ -257,6 +273,10 @@ class Run:
         folder, {'params': self.abstract.params, **self.abstract.collections},
         ema=self.config.train.ema_decay > 0)
     return self.evaluate(variables, int(os.path.basename(folder)))
+
+
+def _count(params):
+  return sum(x.size for x in jax.tree.leaves(params))
 
 
 def _survey(tasks, samples):

@@ -1,0 +1,116 @@
+"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") as a reader."""
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.models.attention import MultiHeadAttention
+from xmodal.models.layers import Mlp, check_heads, check_length, scan_layers
+
+
+class Gpt2Layer(nn.Module):
+  """Self-attention and MLP, each pre-norm and residual: [B, L, D] -> [B, L, D].
+
+  Attributes as in Gpt2.
+  """
+
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  activation: str
+  scale_attention: bool
+  layer_norm_eps: float
+  dropout_rate: float
+  attention: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, query_scale=None, *, mask, deterministic=True):
+    """query_scale: float scalar, what this layer's queries are multiplied by, or None."""
+    def norm(name):
+      return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
+
+    # Section 2.3: the sum of all sublayers is to be no larger for more of them.
+    last_init = nn.initializers.variance_scaling(
+        0.5 / self.num_layers, 'fan_in', 'truncated_normal')
+    dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    y = MultiHeadAttention(
+        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+        scale=None if self.scale_attention else 1., dropout_rate=self.dropout_rate,
+        dtype=self.dtype, implementation=self.attention, out_init=last_init, name='attention')(
+            norm('attention_norm')(x), mask=mask, query_scale=query_scale,
+            deterministic=deterministic)
+    x = x + dropout(y)
+    y = Mlp(self.mlp_dim, self.hidden_dim, self.activation, dtype=self.dtype, down_init=last_init,
+            name='mlp')(norm('mlp_norm')(x))
+    return x + dropout(y)
+
+
+class Gpt2(nn.Module):
+  """Tokens [B, L] to [B, L, D], after the final norm; a token sees those before it alone.
+
+  Attributes:
+    vocab_size: V.
+    hidden_dim: D.
+    mlp_dim: width inside the MLPs.
+    num_heads: heads of D / num_heads each.
+    num_layers: layers.
+    max_positions: rows of the position table, the longest text.
+    activation: of the MLPs, a key of layers.ACTIVATIONS.
+    scale_attention: whether the logits are divided by the root of the head's width.
+    scale_attention_by_layer: whether the n-th layer's logits are divided by n as well.
+    layer_norm_eps: added to the variance in layer norms.
+    dropout_rate: dropout in training, on embeddings, attention weights and each sublayer.
+    attention: kernel, see `attention.attention`.
+    dtype: of the computation; parameters are float32.
+    remat: see `layers.scan_layers`.
+    scan_unroll: see `layers.scan_layers`.
+  """
+
+  vocab_size: int
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  max_positions: int = 1024
+  activation: str = 'gelu_tanh'
+  scale_attention: bool = True
+  scale_attention_by_layer: bool = False
+  layer_norm_eps: float = 1e-5
+  dropout_rate: float = 0.
+  attention: str = 'xla'
+  dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  @nn.compact
+  def encode(self, tokens, mask, *, deterministic=True):
+    """Tokens int32 [B, L], mask bool [B, L] (True for real tokens) -> [B, L, D].
+
+    Raises:
+      UserError: a text is longer than the position table, or the heads do not divide D.
+    """
+    length = tokens.shape[1]
+    check_heads('GPT-2', self.hidden_dim, self.num_heads)
+    check_length('GPT-2', length, self.max_positions)
+    init = nn.initializers.normal(0.02)
+    x = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype, embedding_init=init,
+                 name='token_embedding')(tokens)
+    positions = self.param('position_embedding', init, (self.max_positions, self.hidden_dim))
+    x = x + positions[:length].astype(x.dtype)
+    x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
+    layer = Gpt2Layer(self.hidden_dim, self.mlp_dim, self.num_heads, self.num_layers,
+                      self.activation, self.scale_attention, self.layer_norm_eps,
+                      self.dropout_rate, self.attention, self.dtype, name='layers')
+    mask = mask[:, None, None, :] & np.tri(length, dtype=bool)
+    scales = 1 / jnp.arange(1., self.num_layers + 1) if self.scale_attention_by_layer else None
+    x, _ = scan_layers(
+        lambda layer, x, scale: (layer(x, scale, mask=mask, deterministic=deterministic), None),
+        layer, x, scales, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
+    return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
+                        name='final_norm')(x)
+
+  def __call__(self, tokens, mask, *, deterministic=True):
+    """The same as `encode`."""
+    return self.encode(tokens, mask, deterministic=deterministic)

@@ -1,0 +1,56 @@
+"""Gives a trained tower back: python -m xmodal.pretrained export --checkpoint DIR --part vision --output DIR."""
+
+import argparse
+import sys
+
+from xmodal.errors import UserError
+
+
+def main(argv=None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(prog='python -m xmodal.pretrained', description=__doc__)
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  export = commands.add_parser('export', help='writes a folder that transformers loads')
+  export.add_argument('--checkpoint', required=True, metavar='DIR',
+                      help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
+  export.add_argument('--part', required=True, choices=['vision', 'text'])
+  export.add_argument('--output', required=True, metavar='DIR', help='a folder that is new or empty')
+  export.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
+  export.set_defaults(run=_export)
+  show = commands.add_parser('show', help='says what a checkpoint holds, and whether it is whole')
+  show.add_argument('name', help="a folder, or a checkpoint's name on the HuggingFace hub")
+  show.set_defaults(run=_show)
+  options = parser.parse_args(argv)
+  try:
+    options.run(options)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:  # a full disk, a folder that may not be written to
+    print(f'error: {error.filename or "output"}: {error.strerror or error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _export(options):
+  # What a run leaves is read by the code that predicts with it.
+  from xmodal.predict import Predictor
+  from xmodal.pretrained.export import check_new, save
+  check_new(options.output)
+  predictor = Predictor(options.checkpoint)
+  module, variables, preprocessing = predictor.tower(options.part)
+  save(options.output, module, variables, preprocessing=preprocessing, dtype=options.dtype,
+       save_tokenizer=predictor.tokenizer.save if options.part == 'text' else None)
+  print(f'{options.part} tower of {options.checkpoint} in {options.output}: config.json, '
+        f'model.safetensors ({options.dtype})')
+
+
+def _show(options):
+  from xmodal.pretrained.checkpoint import Checkpoint
+  checkpoint = Checkpoint(options.name)
+  print(f'{checkpoint.folder}: a {checkpoint.config["model_type"]}, for config.model.'
+        f'{checkpoint.part}.pretrained\n{checkpoint.module}\n{checkpoint.plan().report}')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,20 @@
+"""transformers' names for the activations that we have."""
+
+from collections.abc import Mapping
+
+from xmodal.pretrained.tensors import require
+
+# Of several names for one function, the first is the one that we write.
+_NAMES = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
+          'gelu': 'gelu', 'relu': 'relu'}
+
+
+def read_activation(config: Mapping, key: str) -> str:
+  """The key of layers.ACTIVATIONS that config[key] means; UserError if there is none."""
+  require(config, key, tuple(_NAMES))
+  return _NAMES[config[key]]
+
+
+def write_activation(activation: str) -> str:
+  """transformers' name for a key of layers.ACTIVATIONS."""
+  return next(theirs for theirs, ours in _NAMES.items() if ours == activation)

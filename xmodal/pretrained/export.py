@@ -1,0 +1,72 @@
+"""A tower of ours in a folder that transformers loads."""
+
+import json
+import os
+import shutil
+
+from flax import linen as nn
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from xmodal.errors import UserError
+from xmodal.pretrained.checkpoint import family_of_module
+from xmodal.pretrained.preprocessing import FILE, Preprocessing
+from xmodal.pretrained.tensors import write_tensors
+
+DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
+
+
+def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocessing | None = None,
+         save_tokenizer=None, dtype: str = 'float32') -> None:
+  """Writes config.json, model.safetensors and what else a tower is used with.
+
+  Args:
+    folder: made, whole or not at all; must not exist, or be empty.
+    module: a tower.
+    variables: {'params': ..., ...} of it; what is not there (a decoder) is left out.
+    preprocessing: of a vision tower's pictures.
+    save_tokenizer: of a text tower: (folder) -> None, writes its files there.
+    dtype: 'float32' or 'bfloat16', of the tensors in the file.
+
+  Raises:
+    UserError: there is something in the folder, or transformers has no such tower.
+  """
+  check_new(folder)
+  family = family_of_module(module)
+  if hasattr(family, 'trimmed'):
+    module = family.trimmed(module, variables)
+  config = {**family.config_from_module(module), 'dtype': dtype}
+  tensors = {name: array.astype(DTYPES[dtype])
+             for name, array in write_tensors(variables, family.entries(module, module)).items()}
+  if hasattr(family, 'extra_tensors'):
+    tensors |= family.extra_tensors(module)
+  part = f'{os.path.abspath(folder)}.part'
+  shutil.rmtree(part, ignore_errors=True)
+  os.makedirs(part)
+  try:
+    _write_json(os.path.join(part, 'config.json'), config)
+    # The metadata that transformers wants to see.
+    save_file(tensors, os.path.join(part, 'model.safetensors'), metadata={'format': 'pt'})
+    if preprocessing is not None:
+      _write_json(os.path.join(part, FILE), preprocessing.to_config())
+    if save_tokenizer is not None:
+      save_tokenizer(part)
+    if os.path.isdir(folder):
+      os.rmdir(folder)
+    os.rename(part, folder)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
+
+
+def check_new(folder: str) -> None:
+  """Raises UserError if there is something in the folder."""
+  if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+    raise UserError(f'{folder}: is there already; name a folder that is new or empty')
+
+
+def _write_json(path, value):
+  with open(path, 'w', encoding='utf-8') as f:
+    json.dump(value, f, indent=2)
+    f.write('\n')

@@ -1,0 +1,154 @@
+"""Towers that begin with the weights people already have."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from xmodal.errors import UserError
+from xmodal.models.lora import is_adapter
+from xmodal.pretrained.checkpoint import FAMILIES, Checkpoint, family_module
+from xmodal.pretrained.preprocessing import Preprocessing
+
+PARTS = ('vision', 'text')
+_FILE = 'towers.json'
+# Of how a run computes, not of what the tower is.
+_OF_THE_RUN = ('parent', 'name', 'dtype', 'remat', 'attention', 'dropout_rate', 'scan_unroll')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+  """What a pretrained tower is, apart from its weights.
+
+  Attributes:
+    family: a file of xmodal.pretrained.
+    module: the Flax module, as the checkpoint has it.
+    preprocessing: of a vision tower's pictures.
+  """
+
+  family: str
+  module: nn.Module
+  preprocessing: Preprocessing | None
+
+  def clone(self, **fields) -> nn.Module:
+    """The module with other fields, those left out that it does not have."""
+    own = {field.name for field in dataclasses.fields(self.module)}
+    return self.module.clone(**{key: value for key, value in fields.items() if key in own})
+
+
+def open_checkpoints(config) -> dict[str, Checkpoint]:
+  """The checkpoints that config.model.vision.pretrained and .text.pretrained name, by part.
+
+  Raises:
+    UserError: one cannot be read, or is of the other part.
+  """
+  opened = {}
+  for part in PARTS:
+    if name := config.model[part].pretrained:
+      opened[part] = Checkpoint(name)
+      if opened[part].part != part:
+        raise UserError(f'config.model.{part}.pretrained={name!r} is a {opened[part].part} tower; '
+                        f'give it as config.model.{opened[part].part}.pretrained')
+  return opened
+
+
+def towers_of(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tower]:
+  """What the towers are, by part."""
+  return {part: Tower(FAMILIES[c.config['model_type']], c.module, c.preprocessing)
+          for part, c in checkpoints.items()}
+
+
+def save_towers(towers: Mapping[str, Tower], folder: str) -> None:
+  """Writes what the towers are into a folder; nothing if there are none."""
+  if not towers:
+    return
+  described = {}
+  for part, tower in towers.items():
+    fields = {f.name: getattr(tower.module, f.name) for f in dataclasses.fields(tower.module)
+              if f.name not in _OF_THE_RUN}
+    described[part] = {'family': tower.family, 'fields': fields,
+                       'preprocessing': tower.preprocessing and tower.preprocessing._asdict()}
+  with open(os.path.join(folder, _FILE), 'w', encoding='utf-8') as f:
+    json.dump(described, f, indent=2)
+
+
+def load_towers(folder: str) -> dict[str, Tower]:
+  """Reads what save_towers wrote."""
+  path = os.path.join(folder, _FILE)
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as f:
+    described = json.load(f)
+  return {part: Tower(
+      d['family'], family_module(d['family']).MODULE(**_tuples(d['fields'])),
+      Preprocessing(**_tuples(d['preprocessing'])) if d['preprocessing'] else None)
+          for part, d in described.items()}
+
+
+def _tuples(fields):
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+class Loader:
+  """Puts the weights of checkpoints into the towers of a model's state."""
+
+  def __init__(self, checkpoints: Mapping[str, Checkpoint], backbone, abstract):
+    """Finds every tensor; reads none yet.
+
+    Args:
+      checkpoints: by part.
+      backbone: the model's Backbone.
+      abstract: TrainState of shapes and shardings.
+
+    Raises:
+      UserError: a tensor is missing, has another shape, or has no place.
+    """
+    self._params = abstract.params
+    self._plans = {part: checkpoint.plan(getattr(backbone, f'{part}_tower'),
+                                         _tower_shapes(abstract, part))
+                   for part, checkpoint in checkpoints.items()}
+    self._names = {part: checkpoint.folder for part, checkpoint in checkpoints.items()}
+
+  def report(self) -> Iterator[str]:
+    """What is loaded, fitted, ignored and new, a line each."""
+    if not self._plans:
+      return
+    for part, plan in self._plans.items():
+      yield f'{part} tower from {self._names[part]}: {plan.report}'
+    flat = traverse_util.flatten_dict(self._params, sep='/')
+    loaded = tuple(f'backbone/{part}_tower/' for part in self._plans)
+    new = sorted({'/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
+                  for path in flat if not path.startswith(loaded) or is_adapter(path)})
+    yield f'newly initialised: {", ".join(new)}'
+
+  def fill(self, state):
+    """A new TrainState with the weights in place of the towers' random ones."""
+    params, collections = (traverse_util.flatten_dict(tree) for tree in
+                           (state.params, state.collections))
+    for part, plan in self._plans.items():
+      variables = traverse_util.flatten_dict(plan.read())
+      for (collection, *path), array in variables.items():
+        path = ('backbone', f'{part}_tower', *path)
+        if collection == 'params':
+          params[path] = array
+        else:
+          collections[(collection, *path)] = array
+    params, collections = map(traverse_util.unflatten_dict, (params, collections))
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, collections=collections, ema=ema)
+
+
+def _tower_shapes(abstract, part):
+  """{'params': ..., other collections} of one tower, without adapters, which no file has."""
+  variables = {'params': abstract.params, **abstract.collections}
+  inside = ('backbone', f'{part}_tower')
+  flat = {}
+  for (collection, *path), struct in traverse_util.flatten_dict(variables).items():
+    if tuple(path[:2]) == inside and not is_adapter('/'.join(path)):
+      flat[(collection, *path[2:])] = struct
+  return traverse_util.unflatten_dict(flat)
