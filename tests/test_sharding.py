@@ -105,16 +105,16 @@ def by_name(tree, prefix):
           for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def three_steps(sizes, file):
+def three_steps(sizes, file, config=None):
   """Takes three steps on a mesh of these sizes, and writes what became of each parameter.
 
   Returns the metrics of each step, and the share of the state that a device holds. The file
   gets two arrays a parameter: 'gradient/NAME', AdamW's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
-  run = Run(tiny.get_config(), 'unused')
+  run = Run(config or tiny.get_config(), 'unused')
   run.mesh = meshes.make_mesh(*sizes)
-  run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh)
+  run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = random_state(run.abstract)
   state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
   step, make, told = run.compile_step(), run.maker('train'), []

@@ -56,7 +56,7 @@ def a_batch(seed=0, size=8):
 def start(model=Linear(), optimizer=optax.adam(0.1), **options):
   """A new state and the compiled step."""
   ema = options.get('ema_decay', 0.0) > 0
-  state = states.init_fn(model, optimizer, a_batch(), seed=0, ema=ema)()
+  state = states.init_fn(states.variables_fn(model, a_batch(), 0), optimizer, 0, ema)()
   step = make_train_step(model, {'task': Regression()}, {'task': 2.0}, optimizer, **options)
   return state, jax.jit(step)
 
@@ -255,7 +255,7 @@ def params_like_the_model(tmp_path):
 def test_weight_decay_is_of_kernels_and_token_embeddings_alone(tmp_path):
   params = params_like_the_model(tmp_path)
   c = tiny.get_config().optimizer
-  optimizer = make_optimizer(c, optax.constant_schedule(0.1))
+  optimizer = make_optimizer(c, optax.constant_schedule(0.1), params)
   zero = jax.tree.map(np.zeros_like, params)
   updates, _ = optimizer.update(zero, optimizer.init(params), params)
   moved = {path_name(path): -float(x[0])
@@ -289,4 +289,4 @@ def test_the_schedule_warms_up_and_decays():
 def test_numbers_that_cannot_be_are_named(key, value):
   c = tiny.changed(**{f'optimizer__{key}': value}).optimizer
   with pytest.raises(UserError, match=f'config.optimizer.*{key}={value}'):
-    make_optimizer(c, optax.constant_schedule(0.1))
+    make_optimizer(c, optax.constant_schedule(0.1), {})

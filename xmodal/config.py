@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -73,6 +74,12 @@ def base() -> ConfigDict:
   c.model.attention = 'xla'  # or cudnn (NVIDIA, bfloat16, no dropout)
   c.model.remat = 'none'  # full: recompute layers in the backward pass; dots: keep matrix products
   c.model.dropout_rate = 0.0
+  # Adapters on kernels whose paths match, trained while the rest of their towers is frozen.
+  c.model.lora = ConfigDict()
+  c.model.lora.pattern = ''  # such as 'text_tower/.*/(query|value)/kernel'; '': none
+  c.model.lora.rank = 8
+  c.model.lora.alpha = 16.0  # over the rank: how much adapters count
+  c.model.lora.dropout_rate = 0.0
   c.model.vision = ConfigDict()
   c.model.vision.name = 'vit'  # or resnet
   # A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from nothing.
@@ -142,6 +149,10 @@ def base() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.98
   c.optimizer.eps = 1e-8
+  c.optimizer.frozen = ''  # such as 'vision_tower': parameters whose paths match never change
+  c.optimizer.vision_rate = 1.0  # of the learning rate, in the vision tower
+  c.optimizer.text_rate = 1.0  # likewise
+  c.optimizer.layer_decay = 1.0  # of the learning rate, from each layer to the one before
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1: all devices that the other two leave
@@ -156,7 +167,9 @@ IMAGE_SIZE = 48
 
 # Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
 _RANGES = {
-    'model.dropout_rate': (0, 0.99), 'model.text.vocab_size': (1, None),
+    'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None), 'model.lora.alpha': (0, None),
+    'model.lora.dropout_rate': (0, 0.99),
+    'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
@@ -180,6 +193,12 @@ def check(config: ConfigDict) -> None:
       raise UserError(f'config.{key}={value}: wanted {wanted}')
   if config.data.blank not in ('', 'image', 'question'):
     raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
+  for key, pattern in (('model.lora.pattern', config.model.lora.pattern),
+                       ('optimizer.frozen', config.optimizer.frozen)):
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise UserError(f'config.{key}={pattern!r} is no regular expression ({error})') from error
 
 
 def tower_sizes(config, tower: str) -> dict:

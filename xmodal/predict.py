@@ -11,6 +11,7 @@ from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
+from xmodal.models import lora
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.train import build, checkpoint
 from xmodal.train.cache import enable_compilation_cache
@@ -51,13 +52,15 @@ class Predictor:
     return make(numbers, numbers)
 
   def tower(self, part: str):
-    """One of the towers ('vision' or 'text'): its module, its variables, and its Preprocessing
-    (None for text)."""
+    """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
+    into them), and its Preprocessing (None for text)."""
     module = getattr(self.model.backbone, f'{part}_tower')
     variables = {}
     for collection, tree in self.variables.items():
       if (of_tower := tree.get('backbone', {}).get(f'{part}_tower')) is not None:
         variables[collection] = of_tower
+    if 'params' in variables:
+      variables['params'] = lora.merge(variables['params'], self.config.model.lora)
     if not variables:
       raise UserError(f'{self._step} has no {part} tower: none of its tasks uses one')
     backbone, size = self.model.backbone, self.config.data.image_size

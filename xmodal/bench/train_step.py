@@ -117,12 +117,14 @@ class Ours:
                question_length=config.vqa.question_length, answer_length=config.vqa.answer_length,
                generation_weight=config.vqa.generation_weight,
                dropout_rate=config.model.dropout_rate)
-    self.model = build.make_model(config, tokenizer, {'vqa': task}, {})
+    self.model = build.make_model(config, tokenizer, {'vqa': task})
+    variables = states.variables_fn(self.model, batch, config.seed)
     optimizer = make_optimizer(
-        config.optimizer, optax.constant_schedule(config.optimizer.learning_rate))
+        config.optimizer, optax.constant_schedule(config.optimizer.learning_rate),
+        jax.eval_shape(variables)['params'])
     mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     meshes.check_batch(mesh, config.train.batch_size)
-    init = states.init_fn(self.model, optimizer, batch, config.seed, ema=False)
+    init = states.init_fn(variables, optimizer, config.seed, ema=False)
     abstract = states.abstract_state(init, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     self._step = jax.jit(

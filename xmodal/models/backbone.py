@@ -6,6 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal.models.lora import Lora, adapters
+
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
@@ -231,18 +233,22 @@ class MultiTask(nn.Module):
   Attributes:
     backbone: the shared model.
     heads: task name -> the task's own module (see tasks.task.Task.head).
+    lora: which kernels have adapters.
   """
 
   backbone: Backbone
   heads: dict[str, nn.Module]
+  lora: Lora = Lora()
 
   def __call__(self, batch, *, deterministic: bool):
     """What each task's losses need: {task name: outputs}."""
     towers = SharedTowers(self.backbone, batch['image'], deterministic)
-    return {name: head(towers, batch[name], deterministic=deterministic)
-            for name, head in self.heads.items()}
+    with adapters(self.lora, deterministic=deterministic):
+      return {name: head(towers, batch[name], deterministic=deterministic)
+              for name, head in self.heads.items()}
 
   def predict(self, batch):
     """What each task decodes into predictions: {task name: arrays [B, ...]}."""
     towers = SharedTowers(self.backbone, batch['image'], deterministic=True)
-    return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}
+    with adapters(self.lora, deterministic=True):
+      return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}

@@ -28,6 +28,12 @@ RULES = (
     (r'relative_bias/embedding$', ()),
     # A patch of 14 x 14 x 3 values divides by little; the width does.
     (r'stem/projection/kernel$', (None, ('tensor', 'fsdp'))),
+    # Adapters lie as their kernels do; those of convolutions are small.
+    (r'(conv\w*|stem|shortcut)/lora_[ab]$', ()),
+    (r'(out|down)/lora_a$', ('tensor', None)),
+    (r'(out|down)/lora_b$', (None, 'fsdp')),
+    (r'/lora_a$', ('fsdp', None)),
+    (r'/lora_b$', (None, 'tensor')),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
     # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions

@@ -12,6 +12,7 @@ from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.lora import Lora
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
 from xmodal.train.towers import decoder_tower, stack, text_tower, vision_tower
@@ -134,4 +135,5 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
                              **stack(configs.tower_sizes(config, 'cross'), shared)),
       decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
       pad_id=tokenizer.pad_id, **pictures)
-  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()})
+  return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
+                   Lora(**model.lora))

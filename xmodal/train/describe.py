@@ -8,11 +8,12 @@ from xmodal.sharding.rules import path_name
 def describe(run) -> str:
   """Parameter table, batch, sharding and memory estimate of a train.loop.Run; trains nothing."""
   params = jax.tree_util.tree_flatten_with_path(run.abstract.params)[0]
-  rows = [(path_name(path), _shape(x), str(x.dtype), _axes(x.sharding)) for path, x in params]
+  rows = [(path_name(path), _shape(x), str(x.dtype), _axes(x.sharding),
+           'frozen' if path_name(path) in run.frozen else '') for path, x in params]
   total = sum(x.size for _, x in params)
   batch = [(path_name(path), _shape(x), str(x.dtype), "('data', 'fsdp')")
            for path, x in jax.tree_util.tree_flatten_with_path(run.batch)[0]]
-  lines = [*_table(('parameter', 'shape', 'dtype', 'split over'), rows), '',
+  lines = [*_table(('parameter', 'shape', 'dtype', 'split over', ''), rows), '',
            *_table(('batch', 'shape', 'dtype', 'split over'), batch), '',
            f'{total:,} parameters; mesh {dict(run.mesh.shape)} of {jax.device_count()} '
            f'{jax.devices()[0].device_kind}', *_memory(run), *run.notes, 'nothing was trained']

@@ -18,9 +18,11 @@ from xmodal.data.augment import Augmentation
 from xmodal.data.memory import KeepDecoded
 from xmodal.data.sources import open_source
 from xmodal.errors import UserError
+from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build, checkpoint, evaluate, weights
 from xmodal.train import state as states
+from xmodal.train.frozen import frozen_names, split
 from xmodal.train.optimizer import make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
@@ -78,19 +80,27 @@ class Run:
                 for split, source in self.sources.items()}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    self.optimizer = make_optimizer(config.optimizer, schedule)
     one = self.maker('eval')(np.array([-1]), np.array([0]))
     self.batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape[1:]), x.dtype), one)
-    self.init = states.init_fn(self.model, self.optimizer, self.batch, config.seed,
-                               config.train.ema_decay > 0)
-    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh)
+    variables = states.variables_fn(self.model, self.batch, config.seed)
+    params = jax.eval_shape(variables)['params']
+    lora.check(config.model.lora, params)
+    self.frozen = frozen_names(config.optimizer.frozen, params)
+    if self.frozen:
+      trained = split(params, self.frozen)[0]
+      self.notes.append(f'{_count(trained):,} of {_count(params):,} parameters are trained')
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    self.optimizer = make_optimizer(config.optimizer, schedule, params)
+    self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
+                               self.frozen)
+    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
     self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
     self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
     self._step = make_train_step(
         self.model, self.tasks, task_weights, self.optimizer,
-        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay)
+        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay,
+        frozen=self.frozen)
     self.predict_step = evaluate.make_predict_step(self.model, self.mesh)
 
   def maker(self, split: str) -> pipeline.BatchMaker:
@@ -171,7 +181,7 @@ class Run:
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
     report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
-               f'{sum(x.size for x in jax.tree.leaves(self.abstract.params)) / 1e6:.2f}M parameters, '
+               f'{_count(self.abstract.params) / 1e6:.2f}M parameters, '
                f'{len(self.sources["train"])} training examples, '
                f'{len(self.sources["eval"])} to evaluate on; compiling')
     batches = Prefetch(lambda: pipeline.train_batches(
@@ -263,6 +273,10 @@ class Run:
         folder, {'params': self.abstract.params, **self.abstract.collections},
         ema=self.config.train.ema_decay > 0)
     return self.evaluate(variables, int(os.path.basename(folder)))
+
+
+def _count(params):
+  return sum(x.size for x in jax.tree.leaves(params))
 
 
 def _survey(tasks, samples):

@@ -1,5 +1,6 @@
 """Everything that a step of training changes, born where it is to live."""
 
+from collections.abc import Set
 from typing import Any
 
 import flax
@@ -10,6 +11,7 @@ import optax
 
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
+from xmodal.train.frozen import split
 
 
 @flax.struct.dataclass
@@ -20,7 +22,7 @@ class TrainState:
     step: int32, steps taken; the batch of the next step depends on it.
     params: float32 parameters.
     collections: other Flax variables (running statistics of batch norm).
-    opt_state: of the optimiser.
+    opt_state: of the optimiser; of the parameters that are trained.
     ema: moving average of params, or None.
     rng: key of the run; a step folds its number in.
     skipped: int32, steps whose gradients were not finite and changed nothing.
@@ -42,40 +44,60 @@ class TrainState:
     return {'params': self.params if self.ema is None else self.ema, **self.collections}
 
 
-def init_fn(model, optimizer: optax.GradientTransformation, batch, seed: int, ema: bool):
-  """A function without arguments that makes a new TrainState; batch gives shapes only."""
-  def init():
-    key = jax.random.key(seed)
-    init_key, train_key = jax.random.split(key)
+def variables_fn(model, batch, seed: int):
+  """A function without arguments that makes the model's variables; batch gives shapes only."""
+  @jax.jit  # traced once, though more than one looks at the shapes
+  def variables():
+    init_key, _ = jax.random.split(jax.random.key(seed))
     # Parameters do not depend on the batch: zeros of one example will do.
     dummy = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
-    variables = model.init(init_key, dummy, deterministic=True)
-    params = variables.pop('params')
+    return model.init(init_key, dummy, deterministic=True)
+  return variables
+
+
+def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: bool,
+            frozen: Set[str] = frozenset()):
+  """A function without arguments that makes a new TrainState.
+
+  Args:
+    variables: from variables_fn.
+    optimizer: of the parameters that are trained.
+    seed: of the run.
+    ema: whether to keep a moving average of the parameters.
+    frozen: paths of the parameters that are not trained.
+  """
+  def init():
+    _, train_key = jax.random.split(jax.random.key(seed))
+    collections = variables()
+    params = collections.pop('params')
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=zero, params=params, collections=variables, opt_state=optimizer.init(params),
+        step=zero, params=params, collections=collections,
+        opt_state=optimizer.init(split(params, frozen)[0]),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         rng=jax.random.key_data(train_key), skipped=zero, skipped_in_a_row=zero)
   return init
 
 
-def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh):
+def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh,
+                   frozen: Set[str] = frozenset()):
   """A NamedSharding for each array of the state, by the rule table."""
   whole = meshes.replicated(mesh)
   params = rules.shard_tree(abstract.params, mesh)
   return TrainState(
       step=whole, params=params, collections=rules.shard_tree(abstract.collections, mesh),
-      opt_state=rules.shard_optimizer(optimizer, abstract.opt_state, params, whole),
+      opt_state=rules.shard_optimizer(optimizer, abstract.opt_state, split(params, frozen)[0], whole),
       ema=None if abstract.ema is None else params, rng=whole, skipped=whole,
       skipped_in_a_row=whole)
 
 
-def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh):
+def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh,
+                   frozen: Set[str] = frozenset()):
   """Shapes, dtypes and shardings of the state that init makes; nothing is computed."""
   abstract = jax.eval_shape(init)
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      abstract, state_sharding(abstract, optimizer, mesh))
+      abstract, state_sharding(abstract, optimizer, mesh, frozen))
 
 
 def create(init, abstract) -> TrainState:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.lora import is_adapter
 from xmodal.pretrained.checkpoint import FAMILIES, Checkpoint, family_module
 from xmodal.pretrained.preprocessing import Preprocessing
 
@@ -121,8 +122,8 @@ class Loader:
       yield f'{part} tower from {self._names[part]}: {plan.report}'
     flat = traverse_util.flatten_dict(self._params, sep='/')
     loaded = tuple(f'backbone/{part}_tower/' for part in self._plans)
-    new = sorted({'/'.join(path.split('/')[:2]) for path in flat
-                  if not path.startswith(loaded) or '/lora_' in path})
+    new = sorted({'/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
+                  for path in flat if not path.startswith(loaded) or is_adapter(path)})
     yield f'newly initialised: {", ".join(new)}'
 
   def fill(self, state):
@@ -148,6 +149,6 @@ def _tower_shapes(abstract, part):
   inside = ('backbone', f'{part}_tower')
   flat = {}
   for (collection, *path), struct in traverse_util.flatten_dict(variables).items():
-    if tuple(path[:2]) == inside and not path[-1].startswith('lora_'):
+    if tuple(path[:2]) == inside and not is_adapter('/'.join(path)):
       flat[(collection, *path[2:])] = struct
   return traverse_util.unflatten_dict(flat)

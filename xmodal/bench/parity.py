@@ -1,0 +1,104 @@
+"""How far our towers are from their PyTorch originals: python -m xmodal.bench.parity [--published].
+
+Of each family, models of odd configurations with random weights are saved in
+HuggingFace's layout and read with xmodal.pretrained; both compute the same
+inputs in float32. Then ours is exported, PyTorch reads that, and computes them
+again. A difference is the largest absolute one over the largest absolute value.
+--published adds a model of a published size to each family. Prints Markdown.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from xmodal.bench import parity_text, parity_vision
+from xmodal.pretrained.checkpoint import Checkpoint
+from xmodal.pretrained.export import save
+
+_LENGTHS = (17, 9, 1)  # of the texts, in tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """What one case gave.
+
+  Attributes:
+    parameters: of the tower.
+    read: relative difference of our numbers from PyTorch's.
+    exported: of PyTorch's numbers from our export, from its own.
+  """
+
+  parameters: int
+  read: float
+  exported: float
+
+
+def compare(case) -> Difference:
+  """Reads, computes, exports and reads again one case of parity_text or parity_vision."""
+  theirs = case.make()
+  with tempfile.TemporaryDirectory() as folder:
+    original, exported = (os.path.join(folder, name) for name in ('original', 'exported'))
+    os.mkdir(original)
+    theirs.save_pretrained(original)
+    checkpoint = Checkpoint(original)
+    variables = checkpoint.load()[0]
+    save(exported, checkpoint.module, variables)
+    if checkpoint.part == 'text':
+      inputs, seen = _texts(case)
+      ours = case.run_ours(checkpoint.module, variables, *inputs)
+    else:
+      inputs, seen = (case.images(),), slice(None)
+      module = checkpoint.module.clone(**case.fields)
+      ours = np.asarray(jax.jit(module.apply)(checkpoint.load(module)[0], *inputs))
+    expected, again = case.run(theirs, *inputs), case.run(case.load(exported), *inputs)
+  count = sum(x.size for x in jax.tree.leaves(variables))
+  return Difference(count, *(_difference(x[seen], expected[seen]) for x in (ours, again)))
+
+
+def _texts(case):
+  """((tokens int [B, L], mask bool [B, L]), the places to compare)."""
+  tokens = np.random.default_rng(0).integers(2, 37, (len(_LENGTHS), max(_LENGTHS)))
+  mask = np.arange(max(_LENGTHS)) < np.array(_LENGTHS)[:, None]
+  return (tokens, mask), mask
+
+
+def _difference(ours, theirs):
+  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def main(arguments=None) -> int:
+  """Runs a command line; returns its exit code."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--published', action='store_true', help='also a published size (minutes)')
+  parser.add_argument('--families', nargs='+', help='only these')
+  options = parser.parse_args(arguments)
+  cases = {}
+  for module in (parity_vision, parity_text):
+    for case in module.CASES + (module.PUBLISHED if options.published else ()):
+      cases.setdefault(case.family, []).append(case)
+  families = options.families or list(cases)
+  if unknown := set(families) - set(cases):
+    print(f'error: --families {min(unknown)}: known are {", ".join(cases)}', file=sys.stderr)
+    return 2
+  print('| family | sizes tried | read: largest difference | exported and read by PyTorch |')
+  print('|---|---|---|---|')
+  for family in families:
+    found = [compare(case) for case in cases[family]]
+    sizes = sorted(d.parameters for d in found)
+    print(f'| {family} | {len(found)}, {_size(sizes[0])} to {_size(sizes[-1])} parameters | '
+          f'{max(d.read for d in found):.1e} | {max(d.exported for d in found):.1e} |', flush=True)
+  return 0
+
+
+def _size(count):
+  return f'{count / 1e6:.0f}M' if count >= 1e6 else f'{count / 1e3:.0f}k'
+
+
+if __name__ == '__main__':
+  sys.exit(main())
