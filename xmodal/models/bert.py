@@ -8,7 +8,7 @@ from xmodal.models.layers import Mlp, check_heads, check_length, scan_layers
 
 
 class BertLayer(nn.Module):
-  """Self-attention and MLP, a norm after each sum: [B, L, D] -> [B, L, D]. Attributes as in Bert."""
+  """Self-attention and MLP, a norm after each sum: [B, L, D] -> [B, L, D]; fields as in Bert."""
 
   hidden_dim: int
   mlp_dim: int

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners") as a reader."""
+"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"), reading."""
 
 from flax import linen as nn
 import jax.numpy as jnp
