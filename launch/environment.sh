@@ -13,13 +13,14 @@ python="${PYTHON:-python3}"
   exit 2
 }
 
-# An environment that has pip. Debian and Ubuntu keep the pip of venv in a package of its own, and
+# An environment that has pip, by that name too: without `pip` in it, an activated environment finds
+# the system's. Debian and Ubuntu keep the pip of venv in a package of its own, and
 # without it venv fails half way: so venv makes none, and pip comes from ensurepip or the system's.
 make_environment() {
   "$venv/bin/python" -c '' 2>/dev/null ||
     "$python" -m venv --clear --without-pip "$venv" || return
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
-    "$venv/bin/python" -m ensurepip >/dev/null 2>&1 ||
+    "$venv/bin/python" -m ensurepip --default-pip >/dev/null 2>&1 ||
     "$python" -m pip --python "$venv/bin/python" install --quiet --disable-pip-version-check pip
 }
 

@@ -194,6 +194,31 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']  # not taken for damaged
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 1 MB."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(disk)]
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('this user may not mount')
+  yield disk
+  subprocess.run(['umount', '--lazy', str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line(small_disk):
+  """Orbax's threads had thousands of their own around it."""
+  ran = subprocess.run(
+      [sys.executable, '-m', 'xmodal.main', '--config', 'tests/tiny.py', '--workdir',
+       small_disk / 'run'], capture_output=True, text=True, cwd=ROOT)
+  assert ran.returncode == 2
+  line, = ran.stderr.splitlines()
+  assert line.startswith('error: ') and str(small_disk) in line and 'no space left' in line.lower()
+  assert checkpoint.saved_steps(str(small_disk / 'run')) == []
+
+
 def test_only_the_newest_checkpoints_are_kept(workdir, final):
   checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
   for step in (7, 8):

@@ -35,6 +35,8 @@ def main() -> int:
   except OSError as error:  # a full disk, a folder that may not be written to
     print(f'error: {error.filename or workdir}: {error.strerror or error}; put that right and run '
           'the same command to go on', file=sys.stderr)
+    # The fault is told; that libraries cannot write at exit either is no news.
+    sys.unraisablehook = lambda *_: None
     return 2
   return 0
 
@@ -54,7 +56,10 @@ def _parse(argv):
     raise UserError(f'--config: {str(error).splitlines()[-1].strip()}; wanted a Python file with '
                     'get_config(), such as configs/vqa.py') from error
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    text = ' '.join(str(error.args[0] if error.args else error).split())
+    text = error.args[0] if error.args else error
+    while isinstance(text, BaseException):  # a KeyError around a KeyError: str() would quote it twice
+      text = text.args[0] if text.args else type(text).__name__
+    text = ' '.join(str(text).split())
     raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')

@@ -241,7 +241,7 @@ class _Complaint(Exception):
 
 def _json_object(line):
   try:
-    fields = json.loads(line.decode('utf-8'), parse_constant=_no_constant)
+    fields = json.loads(line.decode('utf-8').strip(), parse_constant=_no_constant)
   except UnicodeDecodeError as error:
     raise _Complaint(f'byte {error.start + 1} is not UTF-8, wanted UTF-8 text') from None
   except json.JSONDecodeError as error:

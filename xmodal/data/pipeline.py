@@ -22,7 +22,11 @@ class BadPictures:
     self._allowed = max_share * num_records
     self._num_records, self._max_share = num_records, max_share
     self._lock = threading.Lock()
-    self.reasons: dict[int, str] = {}
+    self.reasons: dict[int, str] = {}  # of each record
+
+  def told(self) -> list[str]:
+    """What is wrong with each picture, once however many records share it."""
+    return sorted(set(self.reasons.values()))
 
   def add(self, record: int, reason: str) -> None:
     """Notes a record; raises UserError once there are more than the share allowed."""

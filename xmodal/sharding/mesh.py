@@ -33,11 +33,14 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises UserError if a batch does not divide into micro-batches, devices and hosts."""
+  if batch_size < 1 or accumulation < 1:
+    raise UserError(f'config.train.batch_size={batch_size}, config.train.accumulation={accumulation}: '
+                    'wanted 1 or more of each')
   ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-  if batch_size < 1 or accumulation < 1 or batch_size % (ways * accumulation):
+  if batch_size % (ways * accumulation):
     raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '
                     f'micro-batches over {ways} devices (mesh data x fsdp); take a multiple of '
-                    f'{ways * max(accumulation, 1)}')
+                    f'{ways * accumulation}')
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -76,6 +76,8 @@ class Checkpoints:
   def __init__(self, workdir: str, keep: int):
     """Checkpoints in workdir/checkpoints, the newest `keep` of them."""
     _quieten()
+    self._hook = sys.excepthook
+    sys.excepthook = self._without_echoes
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
     self._keep = keep
@@ -161,8 +163,17 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being written, and lets go of the folder."""
-    self.wait()
-    self._manager.close()
+    try:
+      self.wait()
+      self._manager.close()
+    finally:
+      sys.excepthook = self._hook
+
+  def _without_echoes(self, kind, error, trace):
+    # Once one write has failed Orbax ends its event loop; each array still under way then prints a
+    # traceback of that, thousands of lines around the one that says what is wrong.
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+      self._hook(kind, error, trace)
 
 
 class _Damaged(Exception):

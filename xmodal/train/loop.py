@@ -253,26 +253,37 @@ class Run:
         'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
         'examples_per_second': round(steps * self.config.train.batch_size / seconds, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
-        'unreadable_pictures': {split: sorted(bad.reasons.values())
-                                for split, bad in self.bad.items()},
+        'unreadable_pictures': {split: bad.told() for split, bad in self.bad.items()},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not os.path.exists(path)):
       with open(f'{path}.part', 'w', encoding='utf-8') as f:
         json.dump(final, f, indent=2)
       os.replace(f'{path}.part', path)
-    for split, bad in self.bad.items():
-      for reason in sorted(bad.reasons.values()):
-        report.say(f'{split}: left out: {reason}')
+    for line in self._left_out():
+      report.say(line)
     return final
+
+  def _left_out(self):
+    """Lines on the pictures that could not be read."""
+    return [line for split, bad in self.bad.items() if bad.reasons for line in (
+        f'{split}: {len(bad.reasons)} of {len(self.sources[split])} examples were left out, their '
+        'pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""
     folder = checkpoint.find(self.workdir)
+    lead = jax.process_index() == 0
+    if lead:
+      print('\n'.join([*self.notes, f'scoring {folder}']), flush=True)
     variables = checkpoint.load_variables(
         folder, {'params': self.abstract.params, **self.abstract.collections},
         ema=self.config.train.ema_decay > 0)
-    return self.evaluate(variables, int(os.path.basename(folder)))
+    scores = self.evaluate(variables, int(os.path.basename(folder)))
+    if lead:
+      for line in self._left_out():
+        print(line, flush=True)
+    return scores
 
 
 def _count(params):

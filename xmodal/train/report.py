@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 
 import jax
@@ -25,6 +26,7 @@ class Report:
       return
     self._path = os.path.join(workdir, 'metrics.jsonl')
     _forget_after(self._path, start, steps)
+    _quieten_board()
     self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start or None)
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True, smoothing=0.1)
@@ -80,6 +82,15 @@ class Report:
       self._board.close()
       if self._bar is not None:
         self._bar.close()
+
+
+def _quieten_board():
+  """Keeps the traceback of TensorBoard's thread off the terminal when the disk is full: whoever
+  writes next says so in one line."""
+  hook = threading.excepthook
+  threading.excepthook = lambda args: (
+      None if isinstance(args.exc_value, OSError)
+      and type(args.thread).__module__.startswith('tensorboardX') else hook(args))
 
 
 def _summary(metrics):
