@@ -34,7 +34,7 @@ def examples():
   return [source[i] for i in range(32)]
 
 
-@pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vit', 'gpt2')])
+@pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vgg', 'gpt2')])
 @pytest.mark.parametrize('size', configs.SIZES)
 def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, text, examples):
   c = configs.base()

@@ -19,6 +19,7 @@ SIZES = {
                  gelu='tanh'),
         resnet=dict(block='basic', stem='small', norm='group', embedding_size=16,
                     downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
+        vgg=dict(stage_sizes=(1, 1, 1), widths=(16, 32, 64)),
         t5=dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
                 num_decoder_layers=1),
         bert=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
@@ -28,6 +29,7 @@ SIZES = {
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
         resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),
                     stage_sizes=(2, 2, 2, 2)),
+        vgg=dict(stage_sizes=(1, 1, 2, 2, 2)),
         t5=dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
                 num_decoder_layers=8),
         bert=dict(hidden_dim=512, mlp_dim=2048, num_heads=8, num_layers=4),
@@ -37,6 +39,7 @@ SIZES = {
         vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
                     stage_sizes=(3, 4, 6, 3)),
+        vgg=dict(stage_sizes=(2, 2, 3, 3, 3)),
         t5=dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
                 num_decoder_layers=12),
         bert=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
@@ -46,6 +49,7 @@ SIZES = {
         vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
                     stage_sizes=(3, 4, 23, 3)),
+        vgg=dict(stage_sizes=(2, 2, 4, 4, 4)),
         t5=dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
                 num_decoder_layers=24),
         bert=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
@@ -55,6 +59,7 @@ SIZES = {
         vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
                     stage_sizes=(3, 8, 36, 3)),
+        vgg=dict(stage_sizes=(2, 2, 4, 4, 4)),
         t5=dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
                 num_decoder_layers=24),
         bert=dict(hidden_dim=2048, mlp_dim=8192, num_heads=32, num_layers=24),
@@ -81,7 +86,7 @@ def base() -> ConfigDict:
   c.model.lora.alpha = 16.0  # over the rank: how much adapters count
   c.model.lora.dropout_rate = 0.0
   c.model.vision = ConfigDict()
-  c.model.vision.name = 'vit'  # or resnet
+  c.model.vision.name = 'vit'  # or resnet, vgg
   # A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from nothing.
   c.model.vision.pretrained = ''
   c.model.text = ConfigDict()
@@ -222,7 +227,7 @@ def own_sizes(config, tower: str) -> dict:
   return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
-_TOWERS = {'vision': ('vit', 'resnet'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}
+_TOWERS = {'vision': ('vit', 'resnet', 'vgg'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}
 _SIZE_KEYS = frozenset(
     'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 import dataclasses
+import json
+import os
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ class Case:
     kind: transformers' class of the model.
     config: what its config says, beside the family's sizes in `_SIZES`.
     own_head: whether a T5 gets an output layer of its own instead of the embedding.
+    published: of the size that transformers' config has by default, not of `_SIZES`.
   """
 
   family: str
@@ -24,6 +27,7 @@ class Case:
   kind: str
   config: Mapping = dataclasses.field(default_factory=dict)
   own_head: bool = False
+  published: bool = False
 
   @property
   def decodes(self) -> bool:
@@ -36,15 +40,25 @@ class Case:
     import transformers
     config_class = {'t5': 'T5Config', 'mt5': 'MT5Config', 'bert': 'BertConfig',
                     'gpt2': 'GPT2Config'}[self.family]
-    config = getattr(transformers, config_class)(**{**_SIZES[self.family], **self.config})
+    sizes = {} if self.published else _SIZES[self.family]
+    config = getattr(transformers, config_class)(**{**sizes, **self.config})
     torch.manual_seed(0)
     model = getattr(transformers, self.kind)(config).eval()
+    # Noise as large as in the small ones would swamp sums over a thousand values.
+    scale = 0.02 if self.published else 0.1
     with torch.no_grad():
       for parameter in model.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape)
+        parameter += scale * torch.randn(parameter.shape)
     if self.own_head:
       model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape) / 4)
     return model
+
+  def load(self, folder: str):
+    """The torch model of a folder, of the class that its config names."""
+    import transformers
+    with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
+      kind = json.load(f)['architectures'][0]
+    return getattr(transformers, kind).from_pretrained(folder).eval()
 
   def run(self, model, tokens, mask) -> np.ndarray:
     """What transformers gives for tokens int [B, L] and mask bool [B, L].
@@ -110,4 +124,11 @@ CASES = (
          dict(scale_attn_by_inverse_layer_idx=True)),
     Case('gpt2', 'logits not scaled by the width, 1 head, ReLU', 'GPT2Model',
          dict(scale_attn_weights=False, n_head=1, activation_function='relu')),
+)
+PUBLISHED = (
+    Case('t5', 'small', _SEQ2SEQ, dict(decoder_start_token_id=0), published=True),
+    Case('mt5', 'small', 'MT5ForConditionalGeneration', dict(decoder_start_token_id=0),
+         own_head=True, published=True),
+    Case('bert', 'base', 'BertModel', published=True),
+    Case('gpt2', 'small', 'GPT2Model', published=True),
 )

@@ -10,18 +10,20 @@ from xmodal.models.bert import Bert
 from xmodal.models.gpt2 import Gpt2
 from xmodal.models.resnet import ResNet
 from xmodal.models.t5 import T5
+from xmodal.models.vgg import VGG
 from xmodal.models.vit import ViT
 from xmodal.train.weights import Tower
 
 
 def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Module:
-  """The pretrained one, or a ViT or a ResNet as config.model.vision says."""
+  """The pretrained one, or a ViT, ResNet or VGG as config.model.vision says."""
   image_size = (config.data.image_size,) * 2
   if pretrained is not None:
     return pretrained.clone(image_size=image_size, **shared)
   sizes = configs.tower_sizes(config, 'vision')
-  if config.model.vision.name == 'resnet':
-    return ResNet(**sizes, dtype=shared['dtype'])
+  if config.model.vision.name in ('resnet', 'vgg'):
+    kind = {'resnet': ResNet, 'vgg': VGG}[config.model.vision.name]
+    return kind(**sizes, dtype=shared['dtype'])
   return ViT(image_size=image_size, use_cls_token=False, **stack(sizes, shared))
 
 
