@@ -86,6 +86,9 @@ def main(arguments=None) -> int:
   if unknown := set(families) - set(cases):
     print(f'error: --families {min(unknown)}: known are {", ".join(cases)}', file=sys.stderr)
     return 2
+  from transformers.utils import logging
+  logging.set_verbosity_error()  # it tells of heads that towers do not have
+  logging.disable_progress_bar()
   print('| family | sizes tried | read: largest difference | exported and read by PyTorch |')
   print('|---|---|---|---|')
   for family in families:
