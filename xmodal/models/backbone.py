@@ -6,6 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from xmodal.models.t5 import start_writing
+
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
@@ -138,17 +140,13 @@ class Backbone(nn.Module):
     return self.text_tower.decode(tokens, self.decoder_projection(encoded), mask,
                                   deterministic=deterministic)
 
-  def decoder(self, fused: Fused, max_length: int):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
     """A step function and its first cache, to write up to max_length tokens one by one."""
     encoded, mask = fused.tokens
-    cache = self.text_tower.init_cache(self.decoder_projection(encoded), mask, max_length)
     # Unbound, because a bound module cannot be called inside a compiled loop.
     tower, variables = self.text_tower.unbind()
-
-    def step(token, cache):
-      return tower.apply(variables, token, cache, method='decode_step')
-
-    return step, cache
+    return start_writing(tower, variables, self.decoder_projection(encoded), mask, max_length,
+                         num_beams)
 
 
 class GridPosition(nn.Module):
@@ -214,9 +212,9 @@ class SharedTowers:
     """See Backbone.decode."""
     return self._backbone.decode(tokens, fused, deterministic=self._deterministic)
 
-  def decoder(self, fused: Fused, max_length: int):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
     """See Backbone.decoder."""
-    return self._backbone.decoder(fused, max_length)
+    return self._backbone.decoder(fused, max_length, num_beams)
 
 
 class MultiTask(nn.Module):
