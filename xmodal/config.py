@@ -129,6 +129,7 @@ def base() -> ConfigDict:
   c.vqa.max_answers = 3129  # of the answer list; VQAv2's usual number
   c.vqa.question_length = 24  # tokens
   c.vqa.answer_length = 6  # tokens
+  c.vqa.beams = 1  # of the search for the written answer; 1: the likeliest token each time
 
   c.objects = ConfigDict()
   c.objects.max_names = 200
@@ -178,7 +179,7 @@ _RANGES = {
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
-    'vqa.question_length': (2, None), 'vqa.answer_length': (2, None),
+    'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
     'objects.max_names': (1, None), 'objects.max_objects': (1, None), 'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),

@@ -193,11 +193,21 @@ def _reference(config):
   from xmodal.bench.torch_reference import Reference
   device = _torch_device(config)
   torch.manual_seed(config.seed)
-  torch.set_num_threads(_num_threads())
+  torch.setnum_threads(num_threads())
   return Reference(config, _VOCAB, _ANSWERS, _PAD).train().to(device)
 
 
 def _torch_device(config):
+  """See `torch_device`; UserError for a config of several devices."""
+  device = torch_device()
+  for key, value in config.mesh.items():
+    if value not in (-1, 1):
+      raise UserError(f'mesh.{key}={value}: PyTorch is measured on one device; leave it out, or '
+                      'measure ours alone with --ways ours')
+  return device
+
+
+def torch_device() -> str:
   """Torch's name of the one device that JAX computes on; UserError where both cannot."""
   import jax
   import torch
@@ -205,10 +215,6 @@ def _torch_device(config):
   if count > 1:
     raise UserError(f'PyTorch is measured on one device, found {count}: show one (such as '
                     'CUDA_VISIBLE_DEVICES=0), or measure ours alone with --ways ours')
-  for key, value in config.mesh.items():
-    if value not in (-1, 1):
-      raise UserError(f'mesh.{key}={value}: PyTorch is measured on one device; leave it out, or '
-                      'measure ours alone with --ways ours')
   if backend == 'cpu':
     return 'cpu'
   if backend != 'gpu' or not torch.cuda.is_available():
@@ -241,12 +247,17 @@ def measure(ways: dict, rounds: int, steps: int) -> dict[str, list[float]]:
   return seconds
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+  """Processors that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _limit_threads(count):
-  """Holds the process, and so XLA's and torch's thread pools, to `count` processors."""
+def limit_threads(count: int) -> None:
+  """Holds the process, and so XLA's and torch's thread pools, to `count` processors.
+
+  Raises:
+    UserError: there are not so many.
+  """
   if not hasattr(os, 'sched_setaffinity'):
     raise UserError('--threads: this system cannot hold a process to some processors; leave it out')
   present = sorted(os.sched_getaffinity(0))
@@ -308,7 +319,7 @@ def _run(options):
   # Both live on one GPU: neither may take all of its memory.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if options.threads is not None:
-    _limit_threads(options.threads)
+    limit_threads(options.threads)
   for name in ('batch', 'rounds', 'steps'):
     if getattr(options, name) < 1:
       raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
@@ -317,7 +328,7 @@ def _run(options):
   ways = make_ways(names, config, make_batch(config))
   if 'ours' in ways:
     print(f'{ways["ours"].num_parameters / 1e6:.2f}M parameters each, batch {options.batch}, '
-          f'{config.data.image_size} pixels, {_num_threads()} processors')
+          f'{config.data.image_size} pixels, {num_threads()} processors')
   first = first_steps(ways)
   _print_first_steps(first)
   if build.compute_dtype(config) == np.float32:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.models.lora import Lora, adapters
+from xmodal.models.t5 import start_writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,17 +147,13 @@ class Backbone(nn.Module):
     return self._writer.decode(tokens, self.decoder_projection(encoded), mask,
                                deterministic=deterministic)
 
-  def decoder(self, fused: Fused, max_length: int):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
     """A step function and its first cache, to write up to max_length tokens one by one."""
     encoded, mask = fused.tokens
-    cache = self._writer.init_cache(self.decoder_projection(encoded), mask, max_length)
     # Unbound, because a bound module cannot be called inside a compiled loop.
     tower, variables = self._writer.unbind()
-
-    def step(token, cache):
-      return tower.apply(variables, token, cache, method='decode_step')
-
-    return step, cache
+    return start_writing(tower, variables, self.decoder_projection(encoded), mask, max_length,
+                         num_beams)
 
 
 class GridPosition(nn.Module):
@@ -222,9 +219,9 @@ class SharedTowers:
     """See Backbone.decode."""
     return self._backbone.decode(tokens, fused, deterministic=self._deterministic)
 
-  def decoder(self, fused: Fused, max_length: int):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
     """See Backbone.decoder."""
-    return self._backbone.decoder(fused, max_length)
+    return self._backbone.decoder(fused, max_length, num_beams)
 
 
 class MultiTask(nn.Module):

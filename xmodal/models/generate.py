@@ -1,26 +1,105 @@
-"""Text from a decoder with a cache."""
+"""Text from a decoder with a cache: greedy, beam search, sampling; each one compiled loop.
+
+    t5, variables = xmodal.pretrained.load('google/flan-t5-base')
+
+    @jax.jit
+    def write(variables, tokens, mask):                  # int32 and bool [B, L]
+      encoded = t5.apply(variables, tokens, mask, method='encode')
+      step_fn, cache = start_writing(t5, variables, encoded, mask, 32, num_beams=4)
+      return beam_search(step_fn, cache, start_token=jnp.zeros(len(tokens)), eos_token=1,
+                         pad_token=0, max_length=32)[0][:, 0]           # int32 [B, 32]
+
+With num_beams=1 the same two lines serve `greedy(step_fn, cache, ...)` and
+`sample(step_fn, cache, jax.random.key(0), ..., top_p=0.9)`; `models.t5` has
+start_writing. A loop ends when every row has. What all three take:
+
+  step_fn: (token int32 [N], cache) -> (logits [N, V] about the next token, cache).
+  cache: pytree, as step_fn takes it first.
+  start_token: int32 [B], what each row's decoder begins with.
+  eos_token: int, ends a text; -1: nothing does.
+  pad_token: int, fills a row after its end.
+  max_length: T, the most tokens of a text, its end token among them.
+
+N is B, or B * W in a search with W beams. There the cache is a dict and its
+`ancestors`, int32 [B, W, T], say which beam wrote each token of a beam's text: as
+beams go on from others, `beam_search` reorders these few numbers, and keys and
+values stay where they are.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from xmodal.errors import UserError
+
+# Below every sum of log-probabilities; transformers' own number, which its results depend on.
+_NEVER = -1e9
 
 
 def greedy(step_fn, cache, *, start_token, eos_token, pad_token, max_length):
-  """The most probable token at each step, until every row has ended.
-
-  One `lax.while_loop`: wrap the call in `jax.jit`.
-
-  Args:
-    step_fn: (token int32 [B], cache) -> (logits [B, V], cache).
-    cache: pytree, as step_fn takes it first.
-    start_token: int32 [B], what each row's decoder begins with.
-    eos_token: int, ends a row.
-    pad_token: int, fills a row after its end.
-    max_length: T, the most tokens a row gets, its end token among them.
+  """The most probable token at each step; see the top of this file.
 
   Returns:
     (tokens, log_probability): tokens int32 [B, T] without the start token;
     float32 [B], the sum over the row's tokens, its end token among them.
   """
+  return _write(step_fn, cache, lambda logits, _: _argmax(logits), start_token, eos_token,
+                pad_token, max_length)
+
+
+def sample(step_fn, cache, rng, *, start_token, eos_token, pad_token, max_length,
+           temperature=1., top_k=0, top_p=1.):
+  """Tokens drawn at random; see the top of this file, and `filter_logits` for the last three.
+
+  Args:
+    rng: jax.random key; each step draws with its own, folded from this one.
+
+  Returns:
+    (tokens, log_probability) as of `greedy`; the probability is the model's
+    own, before temperature and filters.
+  """
+  def choose(logits, step):
+    logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    return jax.random.categorical(jax.random.fold_in(rng, step), logits).astype(jnp.int32)
+
+  return _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length)
+
+
+def filter_logits(logits, *, temperature=1., top_k=0, top_p=1.):
+  """Logits [B, V] over temperature, -inf where a token is out; as transformers' warpers do.
+
+  Args:
+    logits: float [B, V].
+    temperature: above 0; below 1 sharpens.
+    top_k: keeps the k likeliest, and whatever equals the last of them; 0: all.
+    top_p: of those, keeps the fewest that hold this probability
+      (arXiv:1904.09751), at least one; 1: all.
+
+  Raises:
+    UserError: a value out of range.
+  """
+  if not temperature > 0:
+    raise UserError(f'temperature={temperature}: wanted above 0; greedy takes the likeliest token')
+  if top_k < 0:
+    raise UserError(f'top_k={top_k}: wanted 1 or more, or 0 for all')
+  if not 0 <= top_p <= 1:
+    raise UserError(f'top_p={top_p}: wanted 0 to 1')
+  logits = logits.astype(jnp.float32) / temperature
+  if top_k:
+    least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if top_p < 1:
+    order = jnp.argsort(logits, axis=-1)
+    ascending = jnp.take_along_axis(logits, order, axis=-1)
+    out = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p
+    out = out.at[:, -1].set(False)
+    out = jnp.put_along_axis(jnp.zeros_like(out), order, out, axis=-1, inplace=False)
+    logits = jnp.where(out, -jnp.inf, logits)
+  return logits
+
+
+def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length):
+  """The loop of one text a row; choose(logits [B, V], step) -> int32 [B]."""
   start_token = jnp.asarray(start_token, jnp.int32)
   batch = start_token.shape[0]
   tokens = jnp.full((batch, max_length), pad_token, jnp.int32)
@@ -32,8 +111,10 @@ def greedy(step_fn, cache, *, start_token, eos_token, pad_token, max_length):
   def advance(state):
     step, token, done, tokens, total, cache = state
     logits, cache = step_fn(token, cache)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    log_probability = jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    logits = logits.astype(jnp.float32)
+    token = choose(logits, step)
+    log_probability = (jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+                       - jax.nn.logsumexp(logits, axis=-1))
     token = jnp.where(done, pad_token, token)
     total = total + jnp.where(done, 0., log_probability)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
@@ -42,3 +123,136 @@ def greedy(step_fn, cache, *, start_token, eos_token, pad_token, max_length):
   state = (jnp.int32(0), start_token, jnp.zeros(batch, bool), tokens, jnp.zeros(batch), cache)
   _, _, _, tokens, total, _ = jax.lax.while_loop(unfinished, advance, state)
   return tokens, total
+
+
+def _argmax(x):
+  """jnp.argmax over the last axis; on a CPU XLA's own takes four times as long."""
+  places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+  best = jnp.where(x == x.max(-1, keepdims=True), places, x.shape[-1] - 1)
+  return best.min(-1)
+
+
+def beam_search(step_fn, cache, *, start_token, eos_token, pad_token, max_length, num_return=1,
+                length_penalty=1., early_stopping=False):
+  """The likeliest texts that a search finds with the cache's W beams; see the top of this file.
+
+  Token for token what transformers' `generate(num_beams=W, do_sample=False)`
+  gives. A text's score is its log-probability / its length ** length_penalty.
+
+  Args:
+    num_return: R, texts of each row, 1 to W.
+    length_penalty: above 0 favours long texts, below 0 short ones.
+    early_stopping: True: a row ends when it has W whole texts. False: when the
+      best running beam, ended here, would not be among them. 'never': when it
+      could not be, however it went on.
+
+  Returns:
+    (tokens, score, log_probability): int32 [B, R, T] without the start token,
+    best first; float32 [B, R]; float32 [B, R], the sum over the text's tokens.
+
+  Raises:
+    UserError: num_return or early_stopping out of range.
+  """
+  beams = cache['ancestors'].shape[1]
+  if not 1 <= num_return <= beams:
+    raise UserError(f'num_return={num_return}: wanted 1 to {beams}, the beams that there are')
+  if early_stopping not in (True, False, 'never'):
+    raise UserError(f"early_stopping={early_stopping!r}: wanted True, False or 'never'")
+  search = _BeamSearch(step_fn, eos_token, pad_token, max_length, beams, length_penalty,
+                       early_stopping)
+  done = jax.lax.while_loop(lambda state: state['goes_on'], search.advance,
+                            search.start(cache, jnp.asarray(start_token, jnp.int32)))
+  score = done['score'][:, :num_return]
+  return (done['whole'][:, :num_return], score,
+          score * search.norms[done['length'][:, :num_return]])
+
+
+class _BeamSearch:
+  """One row's texts: those still running, and the best W of those that are whole."""
+
+  def __init__(self, step_fn, eos_token, pad_token, max_length, beams, length_penalty,
+               early_stopping):
+    self._step_fn, self._beams = step_fn, beams
+    self._eos_token, self._pad_token, self._max_length = eos_token, pad_token, max_length
+    self._early_stopping = early_stopping
+    # In float64 and rounded, as Python's ** does: a power in float32 would be off by a bit.
+    lengths = np.maximum(np.arange(max_length + 1), 1).astype(np.float64)
+    self.norms = jnp.asarray(lengths ** length_penalty, jnp.float32)
+    # Where longer texts score higher, the best case is the longest.
+    self._longest = early_stopping == 'never' and length_penalty > 0
+
+  def start(self, cache, start_token):
+    batch, beams = len(start_token), self._beams
+    texts = jnp.full((batch, beams, self._max_length), self._pad_token, jnp.int32)
+    nothing = jnp.full((batch, beams), _NEVER)
+    return {
+        'step': jnp.int32(0), 'goes_on': jnp.bool_(self._max_length > 0), 'cache': cache,
+        'token': jnp.repeat(start_token, beams),
+        # All beams begin alike: only the first counts.
+        'running': texts, 'log_probability': nothing.at[:, 0].set(0.),
+        'whole': texts, 'score': nothing, 'length': jnp.zeros((batch, beams), jnp.int32),
+        'is_whole': jnp.zeros((batch, beams), bool), 'hopeful': jnp.ones((batch, 1), bool)}
+
+  def advance(self, state):
+    step, beams = state['step'], self._beams
+    logits, cache = self._step_fn(state['token'], state['cache'])
+    log_probability, parent, token = self._continuations(logits, state['log_probability'])
+    texts = jnp.take_along_axis(state['running'], parent[..., None], axis=1)
+    texts = jax.lax.dynamic_update_slice_in_dim(texts, token[..., None], step, axis=2)
+    ends = (token == self._eos_token) | (step + 1 >= self._max_length)
+
+    running_log_probability, best = jax.lax.top_k(log_probability + ends * _NEVER, beams)
+    parent, token = (jnp.take_along_axis(x, best, axis=1) for x in (parent, token))
+    cache = {**cache, 'ancestors': jnp.take_along_axis(
+        cache['ancestors'], parent[..., None], axis=1)}
+    state = {**state, **self._keep_best(state, log_probability, texts, ends)}
+    state |= {'step': step + 1, 'cache': cache, 'token': token.reshape(-1),
+              'running': jnp.take_along_axis(texts, best[..., None], axis=1),
+              'log_probability': running_log_probability}
+    state['hopeful'] = self._may_improve(state)
+    goes_on = jnp.any(state['hopeful']) & ~jnp.all(ends)
+    if self._early_stopping is True:
+      goes_on &= ~jnp.all(state['is_whole'])
+    return state | {'goes_on': goes_on}
+
+  def _continuations(self, logits, log_probability):
+    """The best 2 W of all beams' next tokens: log-probability, beam and token, [B, 2 W].
+
+    At most W of them end, so that W can go on.
+    """
+    logits, beams = logits.astype(jnp.float32), self._beams
+    # Each beam's best first: over all beams at once the sort is several times as long.
+    count = min(2 * beams, logits.shape[-1])
+    top, token = jax.lax.top_k(logits, count)
+    top = (top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)).reshape(-1, beams, count)
+    top = (top + log_probability[..., None]).reshape(-1, beams * count)
+    top, place = jax.lax.top_k(top, 2 * beams)
+    return top, place // count, jnp.take_along_axis(
+        token.reshape(-1, beams * count), place, axis=1)
+
+  def _keep_best(self, state, log_probability, texts, ends):
+    """The best W of the whole texts so far and of those that end now."""
+    beams, length = self._beams, state['step'] + 1
+    # The other W are there to run on only.
+    ends = ends & (jnp.arange(2 * beams) < beams)
+    score = log_probability / self.norms[length]
+    if self._early_stopping is True:
+      score += jnp.all(state['is_whole'], axis=1, keepdims=True) * _NEVER
+    score += ~state['hopeful'] * _NEVER
+    score += ~ends * _NEVER
+    score, best = jax.lax.top_k(jnp.concatenate([state['score'], score], axis=1), beams)
+
+    def pick(old, new):
+      both = jnp.concatenate([old, new], axis=1)
+      return jnp.take_along_axis(both, best.reshape(best.shape + (1,) * (both.ndim - 2)), axis=1)
+
+    return {'score': score, 'whole': pick(state['whole'], texts),
+            'is_whole': pick(state['is_whole'], ends),
+            'length': pick(state['length'], jnp.full_like(ends, length, jnp.int32))}
+
+  def _may_improve(self, state):
+    """bool [B, 1]: whether the best running beam may yet beat a row's worst whole text."""
+    length = self._max_length if self._longest else state['step']
+    best = state['log_probability'][:, :1] / self.norms[length]
+    worst = jnp.where(state['is_whole'], state['score'].min(1, keepdims=True), _NEVER)
+    return state['hopeful'] & jnp.any(best > worst, axis=1, keepdims=True)

@@ -100,32 +100,35 @@ class DecoderLayer(_Layer):
 
   def __call__(self, x, cross_key, cross_value, *, bias, mask, cross_mask, cached=None,
                deterministic=True):
-    """[B, T, D] -> [B, T, D] and this layer's new (key, value) [B, T, H, head_dim].
+    """[B, T, D] -> [B, T, D], and the keys and values that the self-attention looked at.
 
-    cross_key, cross_value: from cross_keys_values. cached: (key, value, index)
-    with keys and values [B, max_length, H, head_dim] of the tokens before
-    index, where the new ones belong.
+    cross_key, cross_value: from cross_keys_values. cached: (key, value, place)
+    with keys and values [B, H, M, head_dim]; the new ones are written over
+    those from place on.
     """
     y = self.attention_norm(x)
-    new_key, new_value = key, value = self.attention.keys_values(y)
+    key, value = map(_swap, self.attention.keys_values(y))
     if cached is not None:
-      key, value = (_write(old, new, cached[2]) for old, new in zip(cached, (key, value)))
-    y = self.attention.attend(y, key, value, bias=bias, mask=mask, deterministic=deterministic)
+      key, value = (jax.lax.dynamic_update_slice_in_dim(old, new, cached[2], axis=2)
+                    for old, new in zip(cached, (key, value)))
+    y = self.attention.attend(y, _swap(key), _swap(value), bias=bias, mask=mask,
+                              deterministic=deterministic)
     x = x + self.dropout(y, deterministic=deterministic)
-    y = self.cross_attention.attend(self.cross_attention_norm(x), cross_key, cross_value,
-                                    mask=cross_mask, deterministic=deterministic)
+    y = self.cross_attention.attend(self.cross_attention_norm(x), _swap(cross_key),
+                                    _swap(cross_value), mask=cross_mask,
+                                    deterministic=deterministic)
     x = x + self.dropout(y, deterministic=deterministic)
     y = self.mlp(self.mlp_norm(x), deterministic=deterministic)
-    return x + self.dropout(y, deterministic=deterministic), (new_key, new_value)
+    return x + self.dropout(y, deterministic=deterministic), (key, value)
 
   def cross_keys_values(self, encoded):
-    """[B, K, C] to key and value, each [B, K, H, head_dim]."""
-    return self.cross_attention.keys_values(encoded)
+    """[B, K, C] to key and value, each [B, H, K, head_dim]."""
+    return tuple(map(_swap, self.cross_attention.keys_values(encoded)))
 
 
-def _write(cache, new, index):
-  """Puts new [..., T, H, D] at place index of axis -3 of cache [..., max_length, H, D]."""
-  return jax.lax.dynamic_update_slice_in_dim(cache, new, index, axis=cache.ndim - 3)
+def _swap(x):
+  """[B, K, H, head_dim] to [B, H, K, head_dim], as attention computes, and back."""
+  return x.swapaxes(1, 2)
 
 
 class T5(nn.Module):
@@ -234,43 +237,74 @@ class T5(nn.Module):
                        remat=self.remat, unroll=self.scan_unroll)
     return self._logits(self.dropout(self.decoder_norm(x), deterministic=deterministic))
 
-  def init_cache(self, encoded, encoded_mask, max_length):
+  def init_cache(self, encoded, encoded_mask, max_length, num_beams=1):
     """Cache for up to max_length calls of `decode_step` on an encoded stream [B, K, C].
 
-    Returns:
-      dict of `index` int32, the number of tokens so far; `key` and `value`
-      [L, B, max_length, H, head_dim]; `cross_key` and `cross_value`
-      [L, B, K, H, head_dim]; `cross_mask` bool [B, K].
-    """
-    _, (cross_key, cross_value) = scan_layers(
-        lambda layer, carry, _: (carry, layer.cross_keys_values(encoded)), self.decoder_layers,
-        (), num_layers=self.num_decoder_layers, unroll=self.scan_unroll)
-    shape = cross_key.shape[:2] + (max_length,) + cross_key.shape[3:]
-    return {'index': jnp.zeros((), jnp.int32), 'key': jnp.zeros(shape, cross_key.dtype),
-            'value': jnp.zeros(shape, cross_key.dtype), 'cross_key': cross_key,
-            'cross_value': cross_value, 'cross_mask': encoded_mask}
+    The beams of a row, W of them, share one cache. Whichever tokens a beam goes
+    on from, their keys stay where they were written; `ancestors` says where.
 
-  def decode_step(self, token, cache):
-    """One token int32 [B] on: float32 logits [B, V] about the next, and the cache with it."""
-    max_length = cache['key'].shape[2]
-    index, places = cache['index'], jnp.arange(max_length)
+    Returns:
+      dict of `index` int32, the number of tokens so far; `ancestors` int32
+      [B, W, max_length], the beam that wrote each token of a beam's text; `key`
+      and `value`, of each layer [B, H, max_length * W, head_dim], ordered by
+      token, then beam; `cross_key` and `cross_value`, of each layer
+      [B, H, K, head_dim]; `cross_mask` bool [B, K].
+    """
+    layer, layers = self._unstacked()
+    cross = [layer.apply(variables, encoded, method='cross_keys_values') for variables in layers]
+    shape = (len(encoded), self.num_heads, max_length * num_beams, self.head_dim)
+    # An array a layer: a slice of one array for all would be copied at every step.
+    empty = tuple(jnp.zeros(shape, cross[0][0].dtype) for _ in layers)
+    return {'index': jnp.zeros((), jnp.int32),
+            'ancestors': jnp.zeros((len(encoded), num_beams, max_length), jnp.int32),
+            'key': empty, 'value': empty, 'cross_key': tuple(key for key, _ in cross),
+            'cross_value': tuple(value for _, value in cross), 'cross_mask': encoded_mask}
+
+  def decode_step(self, token, cache, layers=None):
+    """One token on.
+
+    Args:
+      token: int32 [B * W], the last one of each beam.
+      cache: from `init_cache` or the step before.
+      layers: what `unstack_decoder` gives; else the parameters are taken apart here.
+
+    Returns:
+      float32 logits [B * W, V] about the next token, and the cache with this one.
+    """
+    index, (batch, beams, max_length) = cache['index'], cache['ancestors'].shape
+    ancestors = jax.lax.dynamic_update_slice_in_dim(
+        cache['ancestors'], jnp.broadcast_to(jnp.arange(beams)[:, None], (batch, beams, 1)), index,
+        axis=2)
+    places = jnp.arange(max_length)
     buckets = self._buckets(-np.arange(max_length), bidirectional=False)
     buckets = jnp.asarray(buckets)[jnp.maximum(index - places, 0)]
-    bias = self._bias(self.decoder_relative_bias, buckets[None])
-    mask, cross_mask = places <= index, cache['cross_mask'][:, None, None, :]
+    bias = jnp.repeat(self._bias(self.decoder_relative_bias, buckets[None]), beams, axis=-1)
+    mask = (places <= index)[:, None] & (ancestors[..., None] == jnp.arange(beams))
+    mask, cross_mask = mask.reshape(batch, 1, beams, -1), cache['cross_mask'][:, None, None, :]
 
-    def body(layer, x, cached):
-      key, value, cross_key, cross_value = cached
-      return layer(x, cross_key, cross_value, bias=bias, mask=mask, cross_mask=cross_mask,
-                   cached=(key, value, index))
+    layer, sliced = self._unstacked(layers)
+    x, written = self.token_embedding(token.reshape(batch, beams)), []
+    for i, variables in enumerate(sliced):
+      x, keys_values = layer.apply(
+          variables, x, cache['cross_key'][i], cache['cross_value'][i], bias=bias, mask=mask,
+          cross_mask=cross_mask, cached=(cache['key'][i], cache['value'][i], index * beams))
+      written.append(keys_values)
+    key, value = zip(*written)
+    logits = self._logits(self.decoder_norm(x))
+    return logits.reshape(batch * beams, -1), {
+        **cache, 'index': index + 1, 'ancestors': ancestors, 'key': key, 'value': value}
 
-    x, (key, value) = scan_layers(
-        body, self.decoder_layers, self.token_embedding(token[:, None]),
-        tuple(cache[name] for name in ('key', 'value', 'cross_key', 'cross_value')),
-        num_layers=self.num_decoder_layers, unroll=self.scan_unroll)
-    cache = {**cache, 'index': index + 1, 'key': _write(cache['key'], key, index),
-             'value': _write(cache['value'], value, index)}
-    return self._logits(self.decoder_norm(x))[:, 0], cache
+  def unstack_decoder(self):
+    """The variables of each decoder layer, to be taken apart once and not at every step."""
+    return self._unstacked()[1]
+
+  def _unstacked(self, layers=None):
+    """A decoder layer, unbound, and the variables of each (as given, if they are)."""
+    layer, stacked = self.decoder_layers.unbind()
+    # Few queries: nothing to gain from flash attention.
+    layer = layer.clone(attention_implementation='xla')
+    return layer, layers or tuple(jax.tree.map(lambda x: x[i], stacked)
+                                  for i in range(self.num_decoder_layers))
 
   def _relative_bias(self):
     return nn.Embed(self.relative_attention_num_buckets, self.num_heads,
@@ -296,3 +330,25 @@ class T5(nn.Module):
 
 def _float32_dot_general(*args, **kwargs):
   return jax.lax.dot_general(*args, **kwargs | {'preferred_element_type': jnp.float32})
+
+
+def start_writing(module, variables, encoded, encoded_mask, max_length, num_beams=1):
+  """A step function and its first cache, as `generate` takes them.
+
+  Args:
+    module, variables: a T5 and its parameters.
+    encoded: [B, K, C], the encoder's output or any other stream.
+    encoded_mask: bool [B, K], True where there is something.
+    max_length: the most tokens that will be written.
+    num_beams: W, texts that a row has at a time.
+
+  Returns:
+    (token int32 [B * W], cache) -> (logits [B * W, V], cache), and a cache.
+  """
+  layers = module.apply(variables, method='unstack_decoder')
+
+  def step(token, cache):
+    return module.apply(variables, token, cache, layers, method='decode_step')
+
+  return step, module.apply(variables, encoded, encoded_mask, max_length, num_beams,
+                            method='init_cache')

@@ -15,7 +15,7 @@ from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import classification, vqa as vqa_metric
-from xmodal.models.generate import greedy
+from xmodal.models.generate import beam_search, greedy
 from xmodal.tasks import card
 from xmodal.tasks.task import Task
 
@@ -50,7 +50,7 @@ class VQA(Task):
 
   def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], *, question_length: int,
                answer_length: int, classifier: bool = True, generation_weight: float = 0.0,
-               dropout_rate: float = 0.0):
+               beams: int = 1, dropout_rate: float = 0.0):
     """A task over a fixed answer list.
 
     Args:
@@ -60,6 +60,7 @@ class VQA(Task):
       answer_length: likewise for written answers.
       classifier: whether there is a classifier.
       generation_weight: lambda of the joint loss; 0 leaves the decoder out.
+      beams: of the search for the written answer; 1 takes the likeliest token each time.
       dropout_rate: before the classifier's logits.
     """
     if not classifier and not generation_weight:
@@ -69,7 +70,7 @@ class VQA(Task):
     self.answers = tuple(answers)
     self._index = {vqa_metric.answer_key(answer): i for i, answer in enumerate(self.answers)}
     self._question_length, self._answer_length = question_length, answer_length
-    self._classifier = classifier
+    self._classifier, self._beams = classifier, beams
     self._dropout_rate = dropout_rate
     self.loss_weights = ({'cls': 1.0} if classifier else {}) | (
         {'gen': generation_weight} if generation_weight else {})
@@ -129,7 +130,8 @@ class VQA(Task):
     own = config.vqa
     return cls(tokenizer, answers, question_length=own.question_length,
                answer_length=own.answer_length, classifier=own.classifier,
-               generation_weight=own.generation_weight, dropout_rate=config.model.dropout_rate)
+               generation_weight=own.generation_weight, beams=own.beams,
+               dropout_rate=config.model.dropout_rate)
 
   def save(self, folder):
     os.makedirs(folder, exist_ok=True)
@@ -141,7 +143,7 @@ class VQA(Task):
   def head(self):
     return VQAHead(num_answers=len(self.answers) if 'cls' in self.loss_weights else 0,
                    written='gen' in self.loss_weights, answer_length=self._answer_length,
-                   pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id,
+                   pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id, beams=self._beams,
                    dropout_rate=self._dropout_rate)
 
   def weights(self, features):
@@ -293,6 +295,7 @@ class VQAHead(nn.Module):
     written: whether the decoder writes the answer too.
     answer_length: longest written answer, in tokens.
     pad_id, eos_id: token numbers; the pad token starts a text, as in T5.
+    beams: of the search for the written answer; 1: greedy.
     dropout_rate: before the classifier's logits.
   """
 
@@ -301,6 +304,7 @@ class VQAHead(nn.Module):
   answer_length: int
   pad_id: int
   eos_id: int
+  beams: int = 1
   dropout_rate: float = 0.0
 
   @nn.compact
@@ -328,11 +332,15 @@ class VQAHead(nn.Module):
       arrays['top_probability'], arrays['top_index'] = jax.lax.top_k(
           jax.nn.softmax(logits), min(_TOP, self.num_answers))
     if self.written:
-      step, cache = towers.decoder(towers.fused(features['question']), self.answer_length)
-      start = jnp.full_like(features['question'][:, 0], self.pad_id)
-      arrays['tokens'], arrays['log_probability'] = greedy(
-          step, cache, start_token=start, eos_token=self.eos_id, pad_token=self.pad_id,
-          max_length=self.answer_length)
+      step, cache = towers.decoder(towers.fused(features['question']), self.answer_length,
+                                   self.beams)
+      options = dict(start_token=jnp.full_like(features['question'][:, 0], self.pad_id),
+                     eos_token=self.eos_id, pad_token=self.pad_id, max_length=self.answer_length)
+      if self.beams == 1:
+        tokens, log_probability = greedy(step, cache, **options)
+      else:
+        tokens, _, log_probability = (x[:, 0] for x in beam_search(step, cache, **options))
+      arrays |= {'tokens': tokens, 'log_probability': log_probability}
     return arrays
 
 

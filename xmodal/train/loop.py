@@ -33,7 +33,7 @@ _MOST_SKIPPED = 10
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
-               'model.dtype', 'model.remat', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'model.dtype', 'model.remat', 'vqa.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:
