@@ -56,7 +56,7 @@ class TwoLayers(nn.Module):
 
 @functools.cache
 def two_layers(pattern='', **options):
-  """A new state, its step (not compiled) and the optimiser; parameters matching pattern are frozen."""
+  """A new state and its step, not compiled; parameters that match the pattern are frozen."""
   model = TwoLayers()
   variables = states.variables_fn(model, a_batch(), 0)
   params = jax.eval_shape(variables)['params']
@@ -114,11 +114,12 @@ def test_accumulation_with_frozen_parameters_equals_the_large_batch():
 
 
 @pytest.mark.parametrize('key, pattern, message', [
-    ('optimizer.frozen', 'vision_towr', "frozen='vision_towr' matches no parameter.*backbone/text_tower"),
+    ('optimizer.frozen', 'vision_towr',
+     "frozen='vision_towr' matches no parameter.*backbone/text_tower"),
     ('optimizer.frozen', '/', "frozen='/' leaves no parameter to train"),
     ('optimizer.frozen', '(', r"frozen='\(' is no regular expression"),
     ('model.lora.pattern', '[', r"lora.pattern='\[' is no regular expression"),
-    ('model.lora.pattern', 'token_embedding', "pattern='token_embedding' matches no kernel.*/kernel"),
+    ('model.lora.pattern', 'embedding', "pattern='embedding' matches no kernel.*/kernel"),
 ])
 def test_patterns_that_cannot_be_meant_are_named(key, pattern, message):
   c = tiny.changed(**{key.replace('.', '__'): pattern})
@@ -137,7 +138,7 @@ def test_a_pattern_that_would_freeze_adapters_is_named():
 
 
 def one_number_each(c):
-  """The names of the model's parameters, with as many numbers as there are stacked layers, or one."""
+  """Of the model's names: as many numbers as a parameter has stacked layers, or one."""
   params = Run(c, 'unused').abstract.params
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
@@ -276,6 +277,12 @@ def randomised(params):
   return jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), params)
 
 
+def without_adapters(params):
+  flat = traverse_util.flatten_dict(params, sep='/')
+  return traverse_util.unflatten_dict(
+      {name: x for name, x in flat.items() if not lora.is_adapter(name)}, sep='/')
+
+
 def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
   with_adapters, without = (jax.jit(x.init)().params for x in (run, base))
   plain = {name: x for name, x in flat(with_adapters).items() if not lora.is_adapter(name)}
@@ -285,8 +292,7 @@ def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
   params = randomised(with_adapters)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: np.zeros_like(x) if path_name(path).endswith('lora_b') else x, params)
-  bare = traverse_util.unflatten_dict(
-      {k: x for k, x in traverse_util.flatten_dict(params).items() if not lora.is_adapter('/'.join(k))})
+  bare = without_adapters(params)
   jax.tree.map(np.testing.assert_array_equal, outputs[0](params), outputs[1](bare))
 
 
@@ -299,8 +305,7 @@ def test_merged_parameters_give_the_same_outputs(run, outputs):
                   strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
   # Were adapters without effect, in cached decoding or else, merging would change something.
-  bare = traverse_util.unflatten_dict(
-      {k: x for k, x in traverse_util.flatten_dict(params).items() if not lora.is_adapter('/'.join(k))})
+  bare = without_adapters(params)
   for a, b in zip(jax.tree.leaves(outputs[1](bare)[1]), jax.tree.leaves(logits), strict=True):
     assert np.linalg.norm(a - b) > 1e-2 * np.linalg.norm(b)
 
