@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.models import lora
 from xmodal.predict import Predictor
@@ -57,7 +56,7 @@ class TwoLayers(nn.Module):
 
 @functools.cache
 def two_layers(pattern='', **options):
-  """A new state, its step (not compiled) and the optimiser; parameters matching pattern are frozen."""
+  """A new state and its step, not compiled; parameters that match the pattern are frozen."""
   model = TwoLayers()
   variables = states.variables_fn(model, a_batch(), 0)
   params = jax.eval_shape(variables)['params']
@@ -80,11 +79,12 @@ def test_what_is_frozen_keeps_its_bits_and_has_no_optimiser_state():
   assert all(flat(moment).keys() == {'upper/kernel', 'upper/bias'} for moment in moments)
   # The other layer learns as it does where the optimiser knows no other.
   x = np.tanh(a_batch()['image'] @ state.params['lower']['kernel'] + state.params['lower']['bias'])
-  alone = lambda upper: sum(  # noqa: E731
-      (w * Regression.loss_weights[term] * losses).sum() / w.sum()
-      for term, losses in Regression().losses((x @ upper['kernel'])[:, 0] + upper['bias'],
-                                              a_batch()['task']).items()
-      for w in [Regression().weights(a_batch()['task'])[term]])
+  y, counts = a_batch()['task']['y'], a_batch()['task']['counts']
+
+  def alone(upper):
+    error = (x @ upper['kernel'])[:, 0] + upper['bias'] - y
+    return (error ** 2).mean() + 0.5 * (jnp.abs(error) * counts).sum() / counts.sum()
+
   upper = state.params['upper']
   grads = jax.grad(alone)(upper)
   np.testing.assert_allclose(metrics['gradient_norm'], optax.tree.norm(grads), rtol=1e-5)
@@ -114,11 +114,12 @@ def test_accumulation_with_frozen_parameters_equals_the_large_batch():
 
 
 @pytest.mark.parametrize('key, pattern, message', [
-    ('optimizer.frozen', 'vision_towr', "frozen='vision_towr' matches no parameter.*backbone/text_tower"),
+    ('optimizer.frozen', 'vision_towr',
+     "frozen='vision_towr' matches no parameter.*backbone/text_tower"),
     ('optimizer.frozen', '/', "frozen='/' leaves no parameter to train"),
     ('optimizer.frozen', '(', r"frozen='\(' is no regular expression"),
     ('model.lora.pattern', '[', r"lora.pattern='\[' is no regular expression"),
-    ('model.lora.pattern', 'token_embedding', "pattern='token_embedding' matches no kernel.*/kernel"),
+    ('model.lora.pattern', 'embedding', "pattern='embedding' matches no kernel.*/kernel"),
 ])
 def test_patterns_that_cannot_be_meant_are_named(key, pattern, message):
   c = tiny.changed(**{key.replace('.', '__'): pattern})
@@ -137,7 +138,7 @@ def test_a_pattern_that_would_freeze_adapters_is_named():
 
 
 def one_number_each(c):
-  """The names of the model's parameters, with as many numbers as there are stacked layers, or one."""
+  """Of the model's names: as many numbers as a parameter has stacked layers, or one."""
   params = Run(c, 'unused').abstract.params
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
@@ -232,7 +233,7 @@ def adapted():
   return tiny.changed(
       mixer__tasks=('vqa',), mixer__weights=(1.0,),
       model__lora__pattern='text_tower/.*/(query|value)/kernel|stem/conv2/kernel|lm_head|answers',
-      model__lora__rank=3, model__lora__dropout_rate=0.1, model__text__num_layers=5,
+      model__lora__rank=3, model__text__num_layers=5,
       train__ema_decay=0.5, optimizer__layer_decay=0.8, optimizer__frozen='pool|grid_position')
 
 
@@ -264,15 +265,22 @@ def batch(base):
 def outputs(run, base, batch):
   """Compiled functions of parameters, with adapters and without: what is decoded, and the logits."""
   def of(model):
-    return jax.jit(lambda params: (
-        model.apply({'params': params}, batch, method='predict'),
-        model.apply({'params': params}, batch, deterministic=True)))
+    # The program that Predictor compiles too.
+    predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
+    logits = jax.jit(lambda params: model.apply({'params': params}, batch, deterministic=True))
+    return lambda params: (predict({'params': params}, batch), logits(params))
   return of(run.model), of(base.model)
 
 
 def randomised(params):
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), params)
+
+
+def without_adapters(params):
+  flat = traverse_util.flatten_dict(params, sep='/')
+  return traverse_util.unflatten_dict(
+      {name: x for name, x in flat.items() if not lora.is_adapter(name)}, sep='/')
 
 
 def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
@@ -284,8 +292,7 @@ def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
   params = randomised(with_adapters)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: np.zeros_like(x) if path_name(path).endswith('lora_b') else x, params)
-  bare = traverse_util.unflatten_dict(
-      {k: x for k, x in traverse_util.flatten_dict(params).items() if not lora.is_adapter('/'.join(k))})
+  bare = without_adapters(params)
   jax.tree.map(np.testing.assert_array_equal, outputs[0](params), outputs[1](bare))
 
 
@@ -298,10 +305,32 @@ def test_merged_parameters_give_the_same_outputs(run, outputs):
                   strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
   # Were adapters without effect, in cached decoding or else, merging would change something.
-  bare = traverse_util.unflatten_dict(
-      {k: x for k, x in traverse_util.flatten_dict(params).items() if not lora.is_adapter('/'.join(k))})
+  bare = without_adapters(params)
   for a, b in zip(jax.tree.leaves(outputs[1](bare)[1]), jax.tree.leaves(logits), strict=True):
     assert np.linalg.norm(a - b) > 1e-2 * np.linalg.norm(b)
+
+
+class Adapted(nn.Module):
+
+  @nn.compact
+  def __call__(self, x, *, deterministic):
+    with lora.adapters(lora.Lora('kernel', rank=2, dropout_rate=0.5), deterministic=deterministic):
+      return nn.Dense(3, name='layer')(x)
+
+
+def test_dropout_is_of_the_adapters_input_in_training_alone():
+  x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+  layer = randomised(Adapted().init(jax.random.key(0), x, deterministic=True))['params']['layer']
+
+  def output(seed, deterministic=False, **changed):
+    return Adapted().apply({'params': {'layer': {**layer, **changed}}}, x,
+                           deterministic=deterministic, rngs={'dropout': jax.random.key(seed)})
+
+  assert (output(0) != output(1)).all() and (output(0) == output(0)).all()
+  assert (output(0, deterministic=True) == output(1, deterministic=True)).all()
+  # The kernel's own input is whole.
+  without = dict(lora_b=np.zeros_like(layer['lora_b']))
+  np.testing.assert_array_equal(output(0, **without), output(0, deterministic=True, **without))
 
 
 @pytest.fixture(scope='module')
@@ -363,9 +392,7 @@ def test_the_table_of_a_dry_run_says_what_is_frozen(run):
 
 
 def test_adapters_on_eight_devices_learn_as_on_one(tmp_path):
-  c = adapted()
-  c.model.lora.dropout_rate = 0.0
-  one = three_steps((1, 1, 1), tmp_path / 'one.npz', c)
+  one = three_steps((1, 1, 1), tmp_path / 'one.npz', adapted())
   out = subprocess.run([sys.executable, __file__, str(tmp_path / 'eight.npz')], capture_output=True,
                        text=True, cwd=pathlib.Path(__file__).parents[1],
                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
@@ -386,6 +413,4 @@ def test_adapters_on_eight_devices_learn_as_on_one(tmp_path):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  without_dropout = adapted()
-  without_dropout.model.lora.dropout_rate = 0.0
-  print(json.dumps(three_steps((2, 2, 2), sys.argv[1], without_dropout)))
+  print(json.dumps(three_steps((2, 2, 2), sys.argv[1], adapted())))

@@ -79,7 +79,7 @@ def is_adapter(name: str) -> bool:
 
 
 def frozen_by_adapters(names: Iterable[str]) -> set[str]:
-  """Paths of parameters that stay as they are: kernels with adapters, and the rest of their towers."""
+  """Paths of parameters that adapters freeze: their kernels, and the rest of their towers."""
   names = list(names)
   adapted = {name.rpartition('/')[0] for name in names if is_adapter(name)}
   towers = tuple({found[0] for name in adapted
@@ -89,12 +89,13 @@ def frozen_by_adapters(names: Iterable[str]) -> set[str]:
 
 
 def check(lora: Lora, params) -> None:
-  """Raises UserError if there should be adapters among the parameters (or their shapes) and are none."""
+  """Raises UserError if parameters (or their shapes) have no adapters and should have."""
   names = list(traverse_util.flatten_dict(params, sep='/'))
   if lora.pattern and not any(map(is_adapter, names)):
     kernels = [name for name in names if name.endswith('/kernel')]
-    raise UserError(f'config.model.lora.pattern={lora.pattern!r} matches no kernel; wanted a regular '
-                    f'expression found in paths such as {", ".join(kernels[::len(kernels) // 5 + 1])}')
+    some = ', '.join(kernels[::len(kernels) // 5 + 1])
+    raise UserError(f'config.model.lora.pattern={lora.pattern!r} matches no kernel; wanted a '
+                    f'regular expression found in paths such as {some}')
 
 
 def merge(params, lora: Lora):
