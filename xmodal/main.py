@@ -30,15 +30,18 @@ def main() -> int:
     config, workdir = _parse(sys.argv)
     _run(config, workdir, _MODE.value)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+    return _fail(error)
   except OSError as error:  # a full disk, a folder that may not be written to
-    print(f'error: {error.filename or workdir}: {error.strerror or error}; put that right and run '
-          'the same command to go on', file=sys.stderr)
-    # The fault is told; that libraries cannot write at exit either is no news.
-    sys.unraisablehook = lambda *_: None
-    return 2
+    return _fail(f'{error.filename or workdir}: {error.strerror or error}; put that right and run '
+                 'the same command to go on')
   return 0
+
+
+def _fail(fault):
+  print(f'error: {fault}', file=sys.stderr)
+  # On a full disk libraries that cannot write at exit either would say so at length.
+  sys.unraisablehook = lambda *_: None
+  return 2
 
 
 def _help():

@@ -76,8 +76,6 @@ class Checkpoints:
   def __init__(self, workdir: str, keep: int):
     """Checkpoints in workdir/checkpoints, the newest `keep` of them."""
     _quieten()
-    self._hook = sys.excepthook
-    sys.excepthook = self._without_echoes
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
     self._keep = keep
@@ -163,17 +161,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being written, and lets go of the folder."""
-    try:
-      self.wait()
-      self._manager.close()
-    finally:
-      sys.excepthook = self._hook
-
-  def _without_echoes(self, kind, error, trace):
-    # Once one write has failed Orbax ends its event loop; each array still under way then prints a
-    # traceback of that, thousands of lines around the one that says what is wrong.
-    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
-      self._hook(kind, error, trace)
+    self.wait()
+    self._manager.close()
 
 
 class _Damaged(Exception):
@@ -279,3 +268,12 @@ def _quieten():
   logging.getLogger('orbax').setLevel(logging.CRITICAL)
   # A full disk fails many writes at once; one line says so, not a traceback each.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _without_echoes
+
+
+def _without_echoes(unraisable):
+  # Once one write has failed Orbax ends its event loop; each array still under way then prints a
+  # traceback of that, up to the end of the process.
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
