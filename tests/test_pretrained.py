@@ -1,5 +1,8 @@
 """Checkpoints that people have: read, trained on, given back; and what is wrong with broken ones."""
 
+import dataclasses
+import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -17,12 +20,15 @@ import torch
 import transformers
 
 from xmodal import pretrained
+from xmodal.bench import parity_text, parity_vision
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.predict import Predictor
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.positions import cubic_weights
 from xmodal.train.loop import Run
+
+WORDS = 'what where which color shape is the red blue green circle square of there how many yes no'
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +44,7 @@ def folders(tmp_path_factory):
   transformers.T5ForConditionalGeneration(transformers.T5Config(
       vocab_size=300, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=2,
       decoder_start_token_id=0)).save_pretrained(root / 'text')
-  words = 'what where which color shape is the red blue green circle square of there how many'
-  train_tokenizer([words, 'yes', 'no'], 250).save(root / 'text')
+  train_tokenizer([WORDS], 250).save(root / 'text')
   return {'vision': root / 'vision', 'text': root / 'text'}
 
 
@@ -106,6 +111,33 @@ def test_sizes_in_the_config_that_a_checkpoint_overrules_are_said(folders):
 def test_a_tower_of_the_other_part_is_refused(folders):
   with pytest.raises(UserError, match=r'config.model.text.pretrained=.* is a vision tower'):
     Run(changed({'text': folders['vision']}), 'unused')
+
+
+VISION = {case.family: case for case in reversed(parity_vision.CASES)}
+TEXT = {case.family: case for case in reversed(parity_text.CASES)}
+
+
+@pytest.mark.parametrize('vision, text', itertools.zip_longest(VISION, TEXT, fillvalue='t5'))
+def test_every_tower_trains_in_the_first_config_of_readme(vision, text, tmp_path):
+  spec = importlib.util.spec_from_file_location('vqa', 'configs/vqa.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.update_from_flattened_dict({
+      'data.train_examples': 16, 'data.eval_examples': 8, 'train.batch_size': 8, 'train.steps': 2,
+      'train.samples': 0, 'optimizer.warmup_steps': 1})
+  if vision in ('resnet', 'vgg'):
+    config.data.image_size = 64  # they have no size of their own, and 224 takes long
+  text_case = dataclasses.replace(TEXT[text], config={**TEXT[text].config, 'vocab_size': 300})
+  for part, model in (('vision', VISION[vision].make()), ('text', text_case.make())):
+    folder = tmp_path / part
+    folder.mkdir()
+    model.save_pretrained(folder)
+    config.model[part].pretrained = str(folder)
+  train_tokenizer([WORDS], 250).save(tmp_path / 'text')
+  final = tiny.train(tmp_path / 'run', config)
+  assert final['step'] == 2 and final['skipped_steps'] == 0
+  assert final['evaluation']['vqa']['examples'] == 8
 
 
 # Sharded, and given back
