@@ -1,4 +1,4 @@
-"""Both benchmarks, small: they run, they compare like with like, and their tables can be read."""
+"""The benchmarks, small: they run, they compare like with like, and their tables can be read."""
 
 import sys
 import types
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal.bench import data, torch_reference, train_step
+from xmodal.bench import data, generate, torch_reference, train_step
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
 from xmodal.train.optimizer import decays
@@ -112,5 +112,38 @@ def test_data_measures_both_ways_for_each_size(capsys):
     (['--pictures', '31'], '--pictures=31: wanted 32')])
 def test_data_says_what_it_cannot_measure(capsys, arguments, message):
   assert data.main(arguments) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith('error: ') and message in error
+
+
+def test_generate_lets_both_write_the_same(capsys):
+  assert generate.main(['--size', 'tiny', '--batches', '1', '3', '--beams', '1', '2', '--tokens',
+                        '5', '--prompt', '4', '--rounds', '2']) == 0
+  header, *lines = capsys.readouterr().out.splitlines()[1:]
+  assert header.split() == ['batch', 'beams', 'ours', 'transformers', 'ours/', 'lowest', 'highest',
+                            'equal', '(tokens/s)']
+  rows = [list(map(float, line.split())) for line in lines]
+  assert [row[:2] for row in rows] == [[1, 1], [1, 2], [3, 1], [3, 2]]
+  for *_, ours, theirs, ratio, lowest, highest, equal in rows:
+    assert ours > 0 < theirs and lowest <= ratio <= highest
+    assert equal == 1
+
+
+def test_generate_without_torch_measures_ours_alone(capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
+  monkeypatch.setattr(generate.importlib.util, 'find_spec', lambda name: None)
+  assert generate.main(['--size', 'tiny', '--batches', '2', '--beams', '1', '--tokens', '3',
+                        '--rounds', '2']) == 0
+  said, _, _, row = capsys.readouterr().out.splitlines()
+  assert 'torch is not installed' in said and len(row.split()) == 3
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--size', 'huge'], '--size=huge: wanted one of tiny, small, base'),
+    (['--beams', '1', '0'], '--beams=0: wanted 1 or more'),
+    (['--tokens', '0'], '--tokens=0: wanted 1'), (['--ways', 'theirs'], '--ways=theirs: wanted'),
+    (['--threads', '0'], '--threads=0')])
+def test_generate_says_what_it_cannot_measure(capsys, arguments, message):
+  assert generate.main(arguments) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error

@@ -123,7 +123,7 @@ def test_beam_search_equals_transformers(
                         num_return_sequences=num_beams, eos_token_id=eos, **options)
   expected = padded(out.sequences, eos).reshape(PROMPTS, num_beams, NEW)
   lengths = lengths_of(expected, eos)
-  assert len(set(lengths.ravel())) > 3
+  assert len(set(lengths.ravel())) > 2
   tokens, score, log_probability = write(models, prompts, beam_search, num_beams, eos_token=eos,
                                          num_return=num_beams, **options)
   np.testing.assert_array_equal(tokens, expected)

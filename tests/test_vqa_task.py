@@ -1,5 +1,7 @@
 """Visual question answering: targets, losses, answers and what a user is told."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks import task_class
 from xmodal.tasks.vqa import VQA, Prediction, make_answer_list
+from xmodal.train import build, loop
 import tiny
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -124,6 +127,29 @@ def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
   written_only, = vqa.decode({k: arrays[k] for k in ('tokens', 'log_probability')})
   assert written_only.answer == 'dark green' and written_only.top == ()
   assert vqa.describe(prediction).splitlines()[0].split() == ['75.0%', 'blue']
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beams):
+  """Of the decoder without a cache; and more beams may be asked of a model once trained."""
+  config = tiny.changed(vqa__beams=beams, vqa__answer_length=5)
+  loop._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
+  task = VQA._make(config, types.SimpleNamespace(vocab_size=30, pad_id=0, eos_id=1), ANSWERS)
+  model = build.make_model(config, task.tokenizer, {'vqa': task})
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.integers(0, 256, (4, 32, 32, 3), np.uint8),
+           'vqa': {'question': rng.integers(2, 30, (4, 12)), 'answer': np.zeros((4, 5), int)}}
+  variables = jax.jit(lambda: model.init(jax.random.key(0), batch, deterministic=True))()
+  # Sharper than a model begins, so that texts of several lengths come.
+  variables = jax.tree.map(lambda x: 3 * x, variables)
+  arrays = jax.jit(lambda v: model.apply(v, batch, method='predict'))(variables)['vqa']
+  batch['vqa']['answer'] = arrays['tokens']
+  log_probabilities = jax.nn.log_softmax(
+      jax.jit(lambda v: model.apply(v, batch, deterministic=True))(variables)['vqa']['gen'])
+  of_token = np.take_along_axis(log_probabilities, arrays['tokens'][..., None], axis=-1)[..., 0]
+  ends = np.cumsum(arrays['tokens'] == 1, axis=1) - (arrays['tokens'] == 1)
+  np.testing.assert_allclose(arrays['log_probability'], (of_token * (ends == 0)).sum(1),
+                             rtol=1e-4, atol=1e-4)
 
 
 def test_scores_by_family_by_hand(vqa):

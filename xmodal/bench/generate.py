@@ -101,8 +101,10 @@ def make_ways(names, size: str) -> dict:
         jax.random.key(0), tokens, tokens > 0, tokens))())}
   import torch
   from transformers import T5ForConditionalGeneration
+  from transformers.utils import logging
 
   from xmodal import pretrained
+  logging.disable_progress_bar()
   torch.manual_seed(0)
   model = T5ForConditionalGeneration(config)
   ways = {'transformers': Transformers(model)}
@@ -165,8 +167,7 @@ def _run(options):
   if options.size not in SIZES:
     raise UserError(f'--size={options.size}: wanted one of {", ".join(SIZES)}')
   for name in ('batches', 'beams', 'tokens', 'prompt', 'rounds'):
-    values = getattr(options, name)
-    for value in values if isinstance(values, list) else [values]:
+    for value in np.atleast_1d(getattr(options, name)):
       if value < 1:
         raise UserError(f'--{name}={value}: wanted 1 or more')
   names = options.ways.split(',')
