@@ -121,7 +121,7 @@ def test_padding_of_the_question_changes_nothing(examples, tower, variant):
 
 
 def test_unknown_choices_are_named(examples):
-  for key, value in (('model__cross__variant', 'both'), ('model__vision__name', 'vgg'),
+  for key, value in (('model__cross__variant', 'both'), ('model__vision__name', 'alexnet'),
                      ('model__size', 'huge'), ('model__dtype', 'float16')):
     with pytest.raises(UserError, match=f'{key.replace("__", ".")}=.{value}.: wanted'):
       make(examples, **{key: value})
