@@ -191,7 +191,7 @@ def _reference(config):
   from xmodal.bench.torch_reference import Reference
   device = _torch_device(config)
   torch.manual_seed(config.seed)
-  torch.setnum_threads(num_threads())
+  torch.set_num_threads(num_threads())
   return Reference(config, _VOCAB, _ANSWERS, _PAD).train().to(device)
 
 
