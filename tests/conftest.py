@@ -15,6 +15,9 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 # Programs that run for milliseconds need not be fast; they compile in half the time.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# Eight devices on two busy cores wait for each other for longer than XLA's 40 seconds.
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
+                           + ' --xla_cpu_collective_call_terminate_timeout_seconds=600')
 
 import pytest
 

@@ -163,7 +163,8 @@ print('equal')
 
 
 def test_parameters_are_read_straight_into_a_sharded_layout(folders):
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = os.environ | {
+      'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8'}
   done = subprocess.run([sys.executable, '-c', _SHARDED, folders['text']], env=environment,
                         capture_output=True, text=True)
   assert done.stdout == 'equal\n', done.stderr
