@@ -1,8 +1,5 @@
 """Checkpoints that people have: read, trained on, given back; and what is wrong with broken ones."""
 
-import dataclasses
-import importlib.util
-import itertools
 import json
 import os
 import shutil
@@ -20,7 +17,6 @@ import torch
 import transformers
 
 from xmodal import pretrained
-from xmodal.bench import parity_text, parity_vision
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.predict import Predictor
@@ -111,33 +107,6 @@ def test_sizes_in_the_config_that_a_checkpoint_overrules_are_said(folders):
 def test_a_tower_of_the_other_part_is_refused(folders):
   with pytest.raises(UserError, match=r'config.model.text.pretrained=.* is a vision tower'):
     Run(changed({'text': folders['vision']}), 'unused')
-
-
-VISION = {case.family: case for case in reversed(parity_vision.CASES)}
-TEXT = {case.family: case for case in reversed(parity_text.CASES)}
-
-
-@pytest.mark.parametrize('vision, text', itertools.zip_longest(VISION, TEXT, fillvalue='t5'))
-def test_every_tower_trains_in_the_first_config_of_readme(vision, text, tmp_path):
-  spec = importlib.util.spec_from_file_location('vqa', 'configs/vqa.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
-  config.update_from_flattened_dict({
-      'data.train_examples': 16, 'data.eval_examples': 8, 'train.batch_size': 8, 'train.steps': 2,
-      'train.samples': 0, 'optimizer.warmup_steps': 1})
-  if vision in ('resnet', 'vgg'):
-    config.data.image_size = 64  # they have no size of their own, and 224 takes long
-  text_case = dataclasses.replace(TEXT[text], config={**TEXT[text].config, 'vocab_size': 300})
-  for part, model in (('vision', VISION[vision].make()), ('text', text_case.make())):
-    folder = tmp_path / part
-    folder.mkdir()
-    model.save_pretrained(folder)
-    config.model[part].pretrained = str(folder)
-  train_tokenizer([WORDS], 250).save(tmp_path / 'text')
-  final = tiny.train(tmp_path / 'run', config)
-  assert final['step'] == 2 and final['skipped_steps'] == 0
-  assert final['evaluation']['vqa']['examples'] == 8
 
 
 # Sharded, and given back
