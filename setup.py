@@ -15,9 +15,9 @@ setup(
     packages=find_packages(include=['xmodal', 'xmodal.*']),
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
-        'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
-        'sentencepiece', 'safetensors', f'tensorflow-cpu; {SMALL_TENSORFLOW}',
-        f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
+        'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers',
+        'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors',
+        f'tensorflow-cpu; {SMALL_TENSORFLOW}', f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],

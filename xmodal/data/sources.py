@@ -1,5 +1,6 @@
 """Which data set a config means."""
 
+from xmodal.config import IMAGE_SIZE
 from xmodal.data import jsonl, shapes, vqa_rad, vqa_v2
 from xmodal.data.example import Source
 from xmodal.errors import UserError
@@ -22,7 +23,7 @@ def open_source(config, split: str, *, train: bool) -> Source:
   data = config.data
   if data.source == 'shapes':
     return shapes.Shapes(split, size=data.train_examples if train else data.eval_examples,
-                         image_size=data.image_size, seed=0)
+                         image_size=data.image_size or IMAGE_SIZE, seed=0)
   if data.source not in _READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
                     f'{", ".join(["shapes", *_READERS])}')
