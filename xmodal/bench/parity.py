@@ -89,12 +89,12 @@ def main(arguments=None) -> int:
   from transformers.utils import logging
   logging.set_verbosity_error()  # it tells of heads that towers do not have
   logging.disable_progress_bar()
-  print('| family | sizes tried | read: largest difference | exported and read by PyTorch |')
+  print('| family | cases: parameters | read: largest difference | exported and read by PyTorch |')
   print('|---|---|---|---|')
   for family in families:
     found = [compare(case) for case in cases[family]]
     sizes = sorted(d.parameters for d in found)
-    print(f'| {family} | {len(found)}, {_size(sizes[0])} to {_size(sizes[-1])} parameters | '
+    print(f'| {family} | {len(found)}: {" to ".join(dict.fromkeys(map(_size, (sizes[0], sizes[-1]))))} | '
           f'{max(d.read for d in found):.1e} | {max(d.exported for d in found):.1e} |', flush=True)
   return 0
 
