@@ -16,7 +16,7 @@ from xmodal.models.resnet import ResNet
 from xmodal.models.vgg import VGG
 from xmodal.models.vit import ViT
 from xmodal.pretrained import Checkpoint, vgg
-from xmodal.pretrained.checkpoint import family_of_module
+from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.export import save
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from xmodal.pretrained.tensors import init_shapes

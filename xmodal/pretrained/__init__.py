@@ -4,4 +4,5 @@
     module, variables = pretrained.load('google/vit-base-patch16-224')
 """
 
-from xmodal.pretrained.checkpoint import FAMILIES, Checkpoint, Report, load
+from xmodal.pretrained.checkpoint import Checkpoint, Report, load
+from xmodal.pretrained.families import FAMILIES

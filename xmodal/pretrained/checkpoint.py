@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import importlib
-import os
 import re
 
 from flax import linen as nn
@@ -12,31 +10,11 @@ import jax
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.pretrained.files import TensorFiles, read_json
+from xmodal.pretrained.families import family_of, read_config
+from xmodal.pretrained.files import TensorFiles
 from xmodal.pretrained.hub import find_folder
 from xmodal.pretrained.preprocessing import read_preprocessing
 from xmodal.pretrained.tensors import Match, match_variables
-
-# What config.json calls a family, and the file that knows it. Each such file has
-#   PART      'vision' or 'text'
-#   PREFIXES  what files put before every tensor's name, some of them
-#   RENAMES   (regex, replacement) for the names that files of other years use
-#   IGNORE    regex of the tensors that are no part of the tower: other tasks' heads
-#   module_from_config(config, tensors) -> the Flax module
-#   variable_shapes(module) -> pytree of all variables that it may have
-#   entries(module, source) -> the table for tensors.read_variables and write_tensors;
-#             source is the module that the files are of, where sizes may differ
-#   PREPROCESSING  of a vision tower's pictures, where no file states it
-#   MODULE    the class of its modules; where families share one, writes(module) says
-#             whether a module is of this family
-#   trimmed(module, variables), where variables may be of a part: the module of that part
-#   extra_tensors(module) -> {name: array}, if it has one: what others look for in a file, and
-#             no variable of ours is
-#   config_from_module(module) -> config.json, so that transformers loads what we save
-FAMILIES = {
-    't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'deit',
-    'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
-    'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,48 +178,6 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
   checkpoint = Checkpoint(name)
   module = checkpoint.module.clone(**fields)
   return module, checkpoint.load(module)[0]
-
-
-def read_config(folder: str, tensors) -> dict:
-  """config.json with the family's defaults filled in; {'model_type': 'vgg'} where timm has none."""
-  path = os.path.join(folder, 'config.json')
-  # torchvision's networks come without a config: their tensors say all.
-  if not os.path.exists(path) and 'features.0.weight' in tensors:
-    return {'model_type': 'vgg'}
-  config = read_json(path)
-  model_type = config.get('model_type')
-  if model_type is None and str(config.get('architecture', '')).startswith('vgg'):
-    return {**config, 'model_type': 'vgg'}
-  if model_type not in FAMILIES or model_type == 'vgg':
-    return config
-  from transformers import CONFIG_MAPPING  # seconds to import
-  filled = CONFIG_MAPPING[model_type].from_dict(config).to_dict()
-  # transformers sets T5's tie_word_embeddings to True whatever the file says.
-  return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
-
-
-def family_of(config: dict, where: str):
-  """The file of FAMILIES that knows a config; UserError if none does."""
-  model_type = config.get('model_type')
-  if model_type not in FAMILIES:
-    raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
-                    f'{", ".join(FAMILIES)}')
-  return family_module(FAMILIES[model_type])
-
-
-def family_module(name: str):
-  """The file of a family, by a value of FAMILIES."""
-  return importlib.import_module(f'xmodal.pretrained.{name}')
-
-
-def family_of_module(module: nn.Module):
-  """The file of FAMILIES that writes a tower; UserError if none does."""
-  for name in dict.fromkeys(FAMILIES.values()):
-    family = family_module(name)
-    if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):
-      return family
-  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower; known are '
-                  f'{", ".join(FAMILIES)}')
 
 
 def _placed(array, struct):

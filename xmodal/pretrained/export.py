@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from xmodal.errors import UserError
-from xmodal.pretrained.checkpoint import family_of_module
+from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.preprocessing import FILE, Preprocessing
 from xmodal.pretrained.tensors import write_tensors
 

@@ -183,7 +183,8 @@ class Run:
     report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
                f'{_count(self.abstract.params) / 1e6:.2f}M parameters, '
                f'{len(self.sources["train"])} training examples, '
-               f'{len(self.sources["eval"])} to evaluate on; compiling')
+               f'{len(self.sources["eval"])} to evaluate on; '
+               + ('compiling' if start < config.train.steps else 'nothing left to train, evaluating'))
     batches = Prefetch(lambda: pipeline.train_batches(
         self.maker('train'), config.train.batch_size, start, config.train.steps,
         meshes.local_rows(self.mesh, config.train.batch_size)), self.mesh, config.train.batch_size)

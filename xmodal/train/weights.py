@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from xmodal.errors import UserError
 from xmodal.models.lora import is_adapter
-from xmodal.pretrained.checkpoint import FAMILIES, Checkpoint, family_module
+from xmodal.pretrained.checkpoint import Checkpoint
+from xmodal.pretrained.families import FAMILIES, family_module
 from xmodal.pretrained.preprocessing import Preprocessing
 
 PARTS = ('vision', 'text')
