@@ -64,7 +64,9 @@ def _conv1d(path, name, part=(0, 1)):
 def config_from_module(module: Gpt2) -> dict:
   """config.json of a checkpoint of this module."""
   return {
-      'architectures': ['GPT2Model'], 'model_type': 'gpt2', 'vocab_size': module.vocab_size,
+      'architectures': ['GPT2Model'], 'model_type': 'gpt2',
+      # Which tokens begin and end a text is the tokenizer's to say.
+      'bos_token_id': None, 'eos_token_id': None, 'vocab_size': module.vocab_size,
       'n_embd': module.hidden_dim, 'n_inner': module.mlp_dim, 'n_head': module.num_heads,
       'n_layer': module.num_layers, 'n_positions': module.max_positions,
       'activation_function': write_activation(module.activation),
