@@ -15,10 +15,17 @@ class Object:
     box: (x, y, width, height) in pixels of the picture as stored, after its
       EXIF rotation; x grows to the right and y downwards, (0, 0) is the outer
       corner of the top left pixel.
+    ignore: neither to be found nor wrong to find: many things in one box
+      (COCO's iscrowd), or one too hard to judge (Pascal VOC's difficult).
+    area: in square pixels, where it is not that of the box (COCO's, of the outline).
+    category_id: the data set's own number of the name, if it has one.
   """
 
   name: str
   box: tuple[float, float, float, float]
+  ignore: bool = False
+  area: float | None = None
+  category_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Example:
 
   Attributes:
     image: path of a picture file, or uint8 pixels [H, W, 3].
+    image_id: the data set's own number or name of the picture.
     question: the question asked, or ''.
     answers: what people answered: one entry a person, repeats kept.
     question_id: the data set's own number or name of the question.
@@ -36,6 +44,8 @@ class Example:
     captions: sentences that describe the picture.
     objects: the things in the picture; () says there are none, None that
       nobody looked.
+    expression: the one thing that a text means; its name is the text ('the square left of
+      the red circle').
     number: a number to be predicted, or None.
     reason: why the answer is right, in one sentence, or ''.
   """
@@ -47,8 +57,10 @@ class Example:
   question_type: str = ''
   captions: tuple[str, ...] = ()
   objects: tuple[Object, ...] | None = None
+  expression: Object | None = None
   number: float | None = None
   reason: str = ''
+  image_id: int | str | None = None
 
   def has(self, *fields: str) -> bool:
     """Whether all of these fields are filled."""
