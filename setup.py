@@ -16,7 +16,7 @@ setup(
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
         'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers',
-        'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors',
+        'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools',
         f'tensorflow-cpu; {SMALL_TENSORFLOW}', f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
     ],
     extras_require={
