@@ -21,7 +21,7 @@ def _matching_init(rng, shape, dtype=jnp.float32):
   return nn.initializers.lecun_normal()(jax.random.key(0), shape, dtype)
 
 
-class _Sublayers(nn.Module):
+class Sublayers(nn.Module):
   """What the layers below share: pre-norm residual attention and MLP.
 
   Each begins as the identity, so that what the towers say comes through whole.
@@ -54,7 +54,7 @@ class _Sublayers(nn.Module):
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
 
-class CoAttentionLayer(_Sublayers):
+class CoAttentionLayer(Sublayers):
   """Each stream attends to the other, then to itself, then passes an MLP.
 
   The order of LXMERT (arXiv:1908.07490, section 2.2), pre-norm, each stream
@@ -78,7 +78,7 @@ class CoAttentionLayer(_Sublayers):
     return vision, text
 
 
-class MergedLayer(_Sublayers):
+class MergedLayer(Sublayers):
   """One stream of both: self-attention over all tokens, then an MLP (arXiv:1908.03557)."""
 
   @nn.compact
