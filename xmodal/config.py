@@ -135,6 +135,15 @@ def base() -> ConfigDict:
   c.objects.max_names = 200
   c.objects.max_objects = 16
 
+  c.detection = ConfigDict()
+  c.detection.max_names = 1000
+  c.detection.max_objects = 100  # of one picture, in training
+  c.detection.queries = 0  # learned ones; 0: one for each image token
+  c.detection.layers = 1  # of the decoder of learned queries
+  c.detection.expression_length = 16  # tokens
+  c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
+  c.detection.threshold = 0.3  # of the scores that are shown to people
+
   c.train = ConfigDict()
   c.train.steps = 1000
   c.train.batch_size = 64
@@ -180,7 +189,12 @@ _RANGES = {
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
-    'objects.max_names': (1, None), 'objects.max_objects': (1, None), 'train.steps': (1, None),
+    'objects.max_names': (1, None), 'objects.max_objects': (1, None),
+    'detection.max_names': (1, None), 'detection.max_objects': (1, None),
+    'detection.queries': (0, None), 'detection.layers': (1, None),
+    'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
+    'detection.threshold': (0, 1),
+    'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
     'train.samples': (0, None), 'train.ema_decay': (0, 0.999999), 'optimizer.learning_rate': (0, None),

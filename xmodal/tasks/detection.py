@@ -69,7 +69,7 @@ class Detection(Task):
     if learned['expressions']:
       weights['expression'] = {t: w * config.expression_weight for t, w in LOSS_WEIGHTS.items()}
     self.loss_weights = {f'{kind}_{term}': weight for kind, terms in weights.items()
-                         for term, weight in terms.items()}
+                         for term, weight in terms.items()} | {'iou': 0.0}  # to be seen
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -141,9 +141,6 @@ class Detection(Task):
     examples = [Example(image, expression=Object(part, (0, 0, 0, 0))) for part in expressions]
     return self.asking({name: i for i, name in enumerate(names, 1)}), examples or [Example(image)]
 
-  def join(self, predictions):
-    return Prediction(predictions[0].found, tuple(m for p in predictions for m in p.meant))
-
   # ---- host: features
 
   def encode(self, example, placement):
@@ -190,28 +187,22 @@ class Detection(Task):
         pad_id=self._tokenizer.pad_id)
 
   def weights(self, features):
-    weights = {}
-    if self.names:
-      count = (features['names'] >= 0).sum(-1)
-      # Sums over all objects of the batch by their number, as in DETR.
-      weights |= {'names_scores': jnp.maximum(count, 1) * features['weight'],
-                  'names_boxes': count * features['weight'],
-                  'names_overlap': count * features['weight']}
+    # Means over all objects of the batch, as in DETR.
+    count = (features['names'] >= 0).sum(-1) * features['weight']
+    weights = {'names_scores': jnp.maximum(count, features['weight']), 'names_boxes': count,
+               'names_overlap': count, 'iou': count}
     if self._learned['expressions']:
       weights |= {f'expression_{t}': features['expression']['weight'] for t in LOSS_WEIGHTS}
     return weights
 
   def losses(self, outputs, features):
     terms = set_losses(outputs['names'], features['boxes'], features['names'])
-    losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS}
+    losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS} | {'iou': terms['iou']}
     if self._learned['expressions']:
       box = features['expression']['box']
       terms = set_losses(outputs['expression'], box, jnp.zeros(box.shape[:2], jnp.int32))
       losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
     return losses
-
-  def progress(self, outputs, features):
-    return {'iou': set_losses(outputs['names'], features['boxes'], features['names'])['iou']}
 
   # ---- host: predictions
 
@@ -219,13 +210,13 @@ class Detection(Task):
     predictions, names = [], self.names
     for i, numbers in enumerate(arrays['placement'].astype(float)):
       placement = Placement(**dict(zip(_PLACEMENT, numbers.tolist())))
-      found, meant = (), None
+      found = meant = ()
       if names:
         found = tuple(metrics.Found(names[k], tuple(box), float(score)) for k, box, score in zip(
             arrays['name'][i], placement.pixels(arrays['boxes'][i]).tolist(), arrays['score'][i]))
       if 'meant_box' in arrays:
         (box,) = placement.pixels(arrays['meant_box'][i][None]).tolist()
-        meant = metrics.Found('', tuple(box), float(arrays['meant_score'][i]))
+        meant = (metrics.Found('', tuple(box), float(arrays['meant_score'][i])),)
       predictions.append(Prediction(found, meant))
     return predictions
 
@@ -241,8 +232,7 @@ class Detection(Task):
           of_group = metrics.coco_scores(instances, results, names=sorted(names))
           scores |= {f'mAP_{group}': of_group['mAP'], f'mAP50_{group}': of_group['mAP50']}
       scores['examples'] = len(known)
-    asked = [(e, p.meant) for e, p in zip(examples, predictions)
-             if e.expression is not None and p.meant is not None]
+    asked = [(e, p.meant[0]) for e, p in zip(examples, predictions) if e.expression and p.meant]
     if asked:
       right = metrics.referring_right([m.box for _, m in asked],
                                       [e.expression.box for e, _ in asked])
@@ -289,21 +279,24 @@ class Detection(Task):
     line = {'image_id': example.image_id, 'found': [_plain(f) for f in self._shown(prediction)]}
     if example.objects is not None:
       line['objects'] = [{'name': o.name, 'box': list(o.box)} for o in example.objects]
-    if example.expression is not None and prediction.meant is not None:
+    if example.expression and prediction.meant:
       line |= {'expression': example.expression.name, 'box': list(example.expression.box),
-               'meant': _plain(prediction.meant)}
+               'meant': _plain(prediction.meant[0])}
     return line
 
   def join(self, examples, predictions):
-    meant = [dataclasses.replace(p.meant, name=e.expression.name)
-             for e, p in zip(examples, predictions) if e.expression is not None]
-    return [*self._shown(predictions[0]), *meant]
+    return Prediction(predictions[0].found, tuple(
+        dataclasses.replace(p.meant[0], name=e.expression.name)
+        for e, p in zip(examples, predictions) if e.expression))
 
   def describe(self, prediction):
-    return json.dumps([_plain(f) for f in prediction], ensure_ascii=False)
+    return json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
+                      ensure_ascii=False)
 
   def draw(self, example, pixels, prediction):
-    pixels, factor = images.load_for_people(example.image)
+    # Boxes are of the picture as it is stored, not as the model is shown it.
+    pixels, size = images.load_within(example.image, _DRAWN)
+    factor = pixels.shape[1] / size[1]
     ...
 
   def _shown(self, prediction):

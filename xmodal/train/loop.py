@@ -33,7 +33,7 @@ _MOST_SKIPPED = 10
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
-               'model.dtype', 'model.remat', 'vqa.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:
@@ -75,6 +75,7 @@ class Run:
         build.load_assets(config, begun) if begun else build.learn(
             config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
     self.notes = _survey(self.tasks, samples)
+    self.asked = {name: task.asked_of(samples['eval']) for name, task in self.tasks.items()}
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
@@ -101,14 +102,15 @@ class Run:
         self.model, self.tasks, task_weights, self.optimizer,
         accumulation=config.train.accumulation, ema_decay=config.train.ema_decay,
         frozen=self.frozen)
-    self.predict_step = evaluate.make_predict_step(self.model, self.mesh)
+    self.predict_step = evaluate.make_predict_step(
+        build.make_model(config, self.tokenizer, self.asked, self.towers), self.mesh)
 
   def maker(self, split: str) -> pipeline.BatchMaker:
     """What turns records of a split ('train' or 'eval') into batches."""
     data = self.config.data
     augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
     return pipeline.BatchMaker(
-        self.sources[split], self.tasks, (data.image_size, data.image_size), self.bad[split],
+        self.sources[split], self.tasks if split == 'train' else self.asked, (data.image_size, data.image_size), self.bad[split],
         augmentation, data.blank, self.config.seed, self._decode)
 
   def compile_step(self):
@@ -134,12 +136,13 @@ class Run:
       return None
     records, predictions = predicted
     examples = [make.source[int(record)] for record in records]
-    scores = evaluate.score_all(self.tasks, examples, predictions)
+    scores = evaluate.score_all(self.asked, examples, predictions)
     if jax.process_index() == 0:
-      for name, task in self.tasks.items():
+      for name, task in self.asked.items():
         evaluate.write_predictions(
             os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records,
             examples, predictions[name])
+        evaluate.write_files(self.workdir, name, split, task, examples, predictions[name])
         evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
                                task, make, records, examples, predictions[name],
                                self.config.train.samples)
@@ -150,7 +153,7 @@ class Run:
 
   def tables(self, scores: dict[str, dict]) -> str:
     """The scores of all tasks, for the terminal."""
-    return '\n\n'.join(t for name, task in self.tasks.items() if scores[name]
+    return '\n\n'.join(t for name, task in self.asked.items() if scores[name]
                        for t in [task.table(scores[name])] if t)
 
   def train(self) -> dict:
@@ -225,9 +228,8 @@ class Run:
           checkpoints.save(state, self.assets)
           return state, None
         for name, of_task in scores.items():
-          if 'accuracy' in of_task:
-            report.say(f'evaluation at step {step}: {name} accuracy {of_task["accuracy"]:.1%} of '
-                       f'{of_task["examples"]}')
+          if line := self.asked[name].headline(of_task):
+            report.say(f'evaluation at step {step}: {name} {line}')
         report.pause(step)
     return state, scores
 
