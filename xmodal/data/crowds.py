@@ -17,10 +17,9 @@ from xmodal.errors import UserError
 MAX_THINGS = 10
 # Half the width of a box, in units of the picture's side.
 RADIUS = {'small': (0.07, 0.085), 'large': (0.13, 0.16)}
-BORDER = 0.015
 # Share of every shape that those drawn after it leave free. It is measured on
-# points, so the limit is a little above what pictures must keep: 0.6.
-VISIBLE = 0.63
+# points, so the limit is a little above what pictures of 64 pixels keep: 0.6.
+VISIBLE = 0.64
 # Share of a box that the boxes of those drawn after it may cover, while the
 # shapes are not known.
 BOX_COVERED = 0.5
@@ -34,7 +33,7 @@ PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 # In pixels of a picture with the side that is meant; others are scaled.
 _SIDE = 64
 _OUTLINE = 1.0
-_GRID = (np.arange(14, dtype=np.float32) + 0.5) / 7 - 1
+_GRID = (np.arange(22, dtype=np.float32) + 0.5) / 11 - 1
 
 
 class Crowds(shapes.Shapes):
@@ -43,7 +42,7 @@ class Crowds(shapes.Shapes):
   Record i is a pure function of (seed, split, i, image_size, without), and the
   scene is the same at every image_size but for its scale. Shapes overlap, but
   six tenths of each stay visible, and none leaves the picture. A box is that
-  of the whole shape, with what others hide.
+  of the whole shape, with what others hide. `scene` gives them in drawing order.
 
   Args:
     split: 'train', 'val' or 'test'; their random streams are independent.
@@ -117,7 +116,7 @@ def _try_places(rng: random.Random, number: int) -> list[Place] | None:
   for _ in range(number):
     size = rng.choice(SIZES)
     radius = rng.uniform(*RADIUS[size])
-    low, span = radius + BORDER, 1 - 2 * (radius + BORDER)
+    low, span = radius + shapes.BORDER, 1 - 2 * (radius + shapes.BORDER)
     for _ in range(TRIES):
       x, y = low + span * rng.random(), low + span * rng.random()
       now = []

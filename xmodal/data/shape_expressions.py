@@ -7,6 +7,7 @@ where the meant one stands, and how it looks, says little by itself.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,10 +22,11 @@ EXTREMES = {'leftmost': (0, 1), 'rightmost': (0, -1), 'topmost': (1, 1), 'bottom
 # By which the next one is less extreme, with its centre and with its edge, in
 # units of the picture's side.
 EXTREME_MARGIN = 0.06
+CLOSEST_MARGIN = 0.1  # Likewise for the next one's distance.
 # What a description may name, from nothing to all three attributes.
 KINDS = tuple(kind for number in range(4)
               for kind in itertools.combinations(Thing._fields, number))
-MAX_RIVALS = 3
+MAX_RIVALS = 3  # Others that surely fit the description.
 # Draws of one thing's name before the whole try is given up.
 TRIES = 12
 
@@ -139,12 +141,21 @@ def _extreme(rng: random.Random, places: Sequence[Place], kind: tuple[str, ...]
 def _relation(rng: random.Random, places: Sequence[Place], kind: tuple[str, ...]
               ) -> _Frame | None:
   target, anchor = rng.sample(range(len(places)), 2)
+  others = [i for i in range(len(places)) if i not in (target, anchor)]
   center = places[anchor].center
+  if rng.random() < 0.4:  # Half of all that come to something.
+    far = [math.dist(place.center, center) for place in places]
+    # Of a kind, who is left of another is nearly always the leftmost; but who is closest to it
+    # cannot be told without looking there.
+    here = far[target] + CLOSEST_MARGIN
+    edge = here - places[target].radius
+    elsewhere = [i for i in others if far[i] > here and far[i] - places[i].radius > edge]
+    return _Frame('the {} closest to the {}', target, elsewhere, anchor)
   relation = direction(places[target].center, center)
   if relation is None:
     return None
-  elsewhere = [i for i, place in enumerate(places) if i != anchor
-               and direction(place.center, center) not in (relation, None)]
+  elsewhere = [i for i in others
+               if direction(places[i].center, center) not in (relation, None)]
   return _Frame(f'the {{}} {RELATIONS[relation]} the {{}}', target, elsewhere, anchor)
 
 
