@@ -110,6 +110,8 @@ def base() -> ConfigDict:
   c.data.eval_split = 'val'
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
+  c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
+  c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
