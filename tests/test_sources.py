@@ -48,13 +48,18 @@ def test_jsonl_reads_every_field(tmp_path):
   folder = _folder(tmp_path, [
       {'image': 'sub/b.png', 'question': ' How many? ', 'answers': ['2', 2, 2.0, 2.5, ' two '],
        'question_id': 7, 'caption': ['One.', 'Two.'], 'number': 3, 'question_type': 'count',
-       'objects': [{'box': [1, 2, 3.5, 4], 'name': 'cat'}], 'reason': 'I see them.'},
+       'objects': [{'box': [1, 2, 3.5, 4], 'name': 'cat', 'ignore': False},
+                   {'box': [0, 0, 9, 9], 'name': 'cats', 'ignore': True}],
+       'expression': {'box': [1, 2, 3.5, 4], 'name': ' the cat on the left '},
+       'image_id': 12, 'reason': 'I see them.'},
       {'image': 'a.jpg', 'answers': 'yes', 'question': 'Cat?', 'caption': 'A cat.',
        'objects': [], 'question_id': 'q8', 'number': None},
       {'image': 'a.jpg'}])
   assert read_jsonl(str(folder), 'train') == [
       Example(str(tmp_path / 'sub' / 'b.png'), 'How many?', ('2', '2', '2', '2.5', 'two'), 7,
-              'count', ('One.', 'Two.'), (Object('cat', (1, 2, 3.5, 4)),), 3.0, 'I see them.'),
+              'count', ('One.', 'Two.'),
+              (Object('cat', (1, 2, 3.5, 4)), Object('cats', (0, 0, 9, 9), ignore=True)),
+              Object('the cat on the left', (1, 2, 3.5, 4)), 3.0, 'I see them.', image_id=12),
       Example(str(tmp_path / 'a.jpg'), 'Cat?', ('yes',), 'q8', captions=('A cat.',), objects=()),
       Example(str(tmp_path / 'a.jpg'))]
 
@@ -133,9 +138,13 @@ _BAD_LINES = [
     ({'image': 'a.jpg', 'objects': [{'box': [1, 2, 3], 'name': 'x'}]}, r'box \[1, 2, 3\], wanted'),
     ({'image': 'a.jpg', 'objects': [{'box': '1 2 3 4', 'name': 'x'}]}, 'objects 1 has box'),
     ({'image': 'a.jpg', 'objects': [{'box': [1, 2, 3, '4'], 'name': 'x'}]}, 'numbers in pixels'),
-    ({'image': 'a.jpg', 'objects': [{'box': [1, 2, 0, 4], 'name': 'x'}]}, 'without area'),
-    ({'image': 'a.jpg', 'objects': [{'box': [5, 2, -3, 4], 'name': 'x'}]}, 'without area'),
     ({'image': 'a.jpg', 'objects': [{'box': [1, 2, 3, 4], 'name': ''}]}, 'name'),
+    ({'image': 'a.jpg', 'objects': [{'box': [1, 2, 3, 4], 'name': 'x', 'ignore': 'no'}]},
+     "objects 1 has ignore 'no', wanted true or false"),
+    ({'image': 'a.jpg', 'expression': {'box': [1, 2, 3], 'name': 'x'}},
+     r'expression has box \[1, 2, 3\], wanted'),
+    ({'image': 'a.jpg', 'expression': 'the cat'}, "expression is 'the cat', wanted"),
+    ({'image': 'a.jpg', 'image_id': [3]}, r'image_id is \[3\], wanted'),
 ]
 
 
@@ -152,6 +161,25 @@ def test_a_bad_line_stops_training_and_is_reported(tmp_path, capsys, line, said)
   report = capsys.readouterr().out
   assert f'{folder}/train.jsonl:3: ' in report
   assert 'train.jsonl: 3 lines, 2 good, 1 bad, 1 pictures' in report
+
+
+def test_a_box_without_area_is_left_out_and_the_check_names_it(tmp_path, capsys):
+  flat = {'box': [1, 2, 0, 4], 'name': 'x'}
+  folder = _folder(tmp_path, [
+      {'image': 'a.jpg'},
+      {'image': 'a.jpg', 'objects': [{'box': [1, 2, 3, 4], 'name': 'y'}, flat]},
+      {'image': 'a.jpg', 'objects': [{'box': [5, 2, -3, 4], 'name': 'x'}], 'expression': flat}])
+  examples = read_jsonl(str(folder), 'train')
+  assert [e.objects for e in examples] == [None, (Object('y', (1, 2, 3, 4)),), ()]
+  assert examples[2].expression is None
+  said = [f'{folder}/train.jsonl:2: objects 2: box [1, 2, 0, 4] has no area, left out',
+          f'{folder}/train.jsonl:3: objects 1: box [5, 2, -3, 4] has no area, left out',
+          f'{folder}/train.jsonl:3: expression: box [1, 2, 0, 4] has no area, left out']
+  assert list(examples.faults) == said
+  assert check.main([str(folder)]) == 1
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[:3] == said
+  assert '3 lines, 1 good, 2 bad' in lines[3]
 
 
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
@@ -243,7 +271,7 @@ def test_check_finds_what_only_decoding_shows(tmp_path, capsys):
       {'image': 'whole.jpg', 'objects': box(30, 30, 20, 20)},
       {'image': 'whole.jpg', 'objects': box(-5, 0, 20, 20)},
       {'image': 'turned.jpg', 'objects': box(0, 0, 40, 60)},
-      {'image': 'turned.jpg', 'objects': box(0, 0, 60, 40)},
+      {'image': 'turned.jpg', 'expression': box(0, 0, 60, 40)[1]},
       {'image': 'whole.jpg', 'question_id': 4}, {'image': 'whole.jpg', 'question_id': 4},
       {'image': 'whole.jpg', 'question_id': '4'}])
   assert check.main([str(folder)]) == 1
@@ -253,7 +281,7 @@ def test_check_finds_what_only_decoding_shows(tmp_path, capsys):
   for number in (1, 3, 4, 5):
     assert 'cannot be decoded' in found[number]
   assert 'objects 2 has box' in found[7] and 'inside 60 x 40' in found[7]
-  assert 'inside 40 x 60' in found[10]
+  assert 'expression has box' in found[10] and 'inside 40 x 60' in found[10]
   assert 'line 11' in found[12]
   assert 'test.jsonl: not there' in lines and lines[-1] == '8 bad lines'
 
@@ -308,8 +336,8 @@ def test_check_of_good_data_as_a_command(tmp_path):
       '  filled: question 2, answers 2, objects 1',
       "  answers: 2 different; 'yes' 67%, 'no' 33%",
       '  questions: 3 to 6 words, median 4.5',
-      "  ignored keys 'mine' (known: image, question, answers, question_id, question_type, "
-      'caption, objects, number, reason)',
+      "  ignored keys 'mine' (known: image, image_id, question, answers, question_id, "
+      'question_type, caption, objects, expression, number, reason)',
       'test.jsonl: not there', 'val.jsonl: not there', 'all good']
 
 

@@ -104,7 +104,7 @@ def base() -> ConfigDict:
       c.model[tower][key] = placeholder(int)
 
   c.data = ConfigDict()
-  c.data.source = 'shapes'  # shapes, jsonl, vqa_v2, vqa_rad
+  c.data.source = 'shapes'  # shapes, jsonl, coco, voc, visual_genome, vqa_v2, vqa_rad
   c.data.root = ''  # folder of the data; shapes needs none
   c.data.train_split = 'train'
   c.data.eval_split = 'val'

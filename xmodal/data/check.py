@@ -1,9 +1,10 @@
-"""Checks a folder of your own data: python -m xmodal.data.check DIR
+"""Checks a folder of data: python -m xmodal.data.check DIR [--source coco] [--split train]
 
 Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 'file:line: what, wanted what', pictures that cannot be decoded included, then a
-summary. Exits with 0 if all is good, 1 if a line is bad, 2 if there is nothing
-to check.
+summary. Of other sources, it prints all that was left out of a split or mended
+in it, and the boxes that are outside the pictures as they are. Exits with 0 if
+all is good, 1 if something is not, 2 if there is nothing to check.
 """
 
 import argparse
@@ -13,17 +14,19 @@ import dataclasses
 import os
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from xmodal.data import images
-from xmodal.data.example import Example
-from xmodal.data.jsonl import SPLITS, LineParser, existing_folder, numbered_lines
+from xmodal.data.example import Example, Source
+from xmodal.data.faults import SLACK_PIXELS
+from xmodal.data.files import MissingSplit, existing_folder
+from xmodal.data.jsonl import SPLITS, LineParser, numbered_lines
+from xmodal.data.sources import READERS
 from xmodal.errors import UserError
 
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
 _DECODED_SIZE = (32, 32)
-# Annotation tools round: half a pixel beyond the edge is no mistake.
-_SLACK_PIXELS = 0.5
+_MOST_NAMES = 100
 
 
 @dataclasses.dataclass
@@ -45,23 +48,52 @@ class CheckedFile:
     self.complaints.setdefault(number, []).append(complaint)
 
 
-def check_folder(root: str) -> list[CheckedFile]:
-  """Parses every line, then decodes every picture once, in threads.
+def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]:
+  """Parses every line of {split}.jsonl, then decodes every picture once, in threads.
 
   Raises:
-    UserError: no such folder, or none of the three files in it.
+    UserError: no such folder, or none of the files in it.
   """
   root = existing_folder(root, 'train.jsonl, val.jsonl, test.jsonl and pictures')
-  paths = [os.path.join(root, f'{split}.jsonl') for split in SPLITS]
+  paths = [os.path.join(root, f'{split}.jsonl') for split in splits]
   paths = [path for path in paths if os.path.isfile(path)]
   if not paths:
-    raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in SPLITS)}; '
+    raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
                     'see xmodal/data/jsonl.py for what is in them')
   files = [_parse_file(path, LineParser(root)) for path in paths]
   pictures = decode_all({example.image for file in files for example in file.examples.values()})
   for file in files:
     _check_pictures(file, pictures)
   return files
+
+
+def check_source(source: Source) -> tuple[list[str], list[str]]:
+  """All that is wrong with a split as it was read, and a summary of it, a line each.
+
+  Decodes every picture once, in threads.
+  """
+  complaints = list(getattr(source, 'faults', ()))
+  pictures = decode_all({example.image for example in source})
+  complaints += sorted(found for found in pictures.values() if isinstance(found, str))
+  seen, names, ignored = {}, collections.Counter(), 0
+  for example in source:
+    objects = () if example.image in seen else example.objects or ()
+    seen.setdefault(example.image, len(objects))
+    names.update(thing.name for thing in objects)
+    ignored += sum(thing.ignore for thing in objects)
+    for thing in (*objects, *filter(None, [example.expression])):
+      if outside := _outside(thing, pictures[example.image]):
+        complaints.append(f'{example.image}: {thing.name}: {outside}')
+  lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
+           f'({ignored:,} to be ignored)']
+  if names:
+    most = max(seen, key=seen.get)
+    rest = len(names) - _MOST_NAMES
+    lines += [
+        f'  most boxes: {seen[most]} in {most}; none in {list(seen.values()).count(0):,} pictures',
+        '  ' + ', '.join(f'{name} {count:,}' for name, count in names.most_common(_MOST_NAMES))
+        + (f' and {rest:,} names more' if rest > 0 else '')]
+  return complaints, lines
 
 
 def decode_all(paths: Iterable[str]) -> dict[str, tuple[int, int] | str]:
@@ -100,9 +132,10 @@ def _parse_file(path, parser):
   """The first check: each line by itself, and question_ids against each other."""
   file, first_line = CheckedFile(path), {}
   for number, line in numbered_lines(path):
-    example = parser.parse(line)
-    if not isinstance(example, Example):
-      file.complaints[number] = example
+    example, complaints = parser.parse(line)
+    if complaints:
+      file.complaints[number] = complaints
+    if example is None:
       continue
     file.examples[number] = example
     question_id = example.question_id
@@ -130,36 +163,75 @@ def _check_pictures(file, pictures):
     if isinstance(found, str):
       file.complain(number, f'image cannot be decoded: {found}')
       continue
-    width, height = found
-    for count, thing in enumerate(example.objects or (), 1):
-      x, y, w, h = thing.box
-      inside = (min(x, y) >= -_SLACK_PIXELS and x + w <= width + _SLACK_PIXELS
-                and y + h <= height + _SLACK_PIXELS)
-      if not inside:
-        file.complain(number, f'objects {count} has box {list(thing.box)} outside the picture, '
-                              f'wanted [x, y, width, height] inside {width} x {height}')
+    things = {f'objects {count}': thing for count, thing in enumerate(example.objects or (), 1)}
+    if example.expression:
+      things['expression'] = example.expression
+    for name, thing in things.items():
+      if outside := _outside(thing, found):
+        file.complain(number, f'{name} has {outside}')
+
+
+def _outside(thing, size):
+  """What is wrong with a box that is not inside a picture of (width, height) pixels, or ''."""
+  if isinstance(size, str):  # nobody knows
+    return ''
+  (x, y, w, h), (width, height) = thing.box, size
+  if (min(x, y) >= -SLACK_PIXELS and x + w <= width + SLACK_PIXELS
+      and y + h <= height + SLACK_PIXELS):
+    return ''
+  return (f'box {list(thing.box)} outside the picture, wanted [x, y, width, height] inside '
+          f'{width} x {height}')
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Prints the report on the folder named in arguments; returns the exit code."""
   flags = argparse.ArgumentParser(prog='python -m xmodal.data.check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  flags.add_argument('folder', metavar='DIR', help='folder with the .jsonl files and pictures')
+  flags.add_argument('folder', metavar='DIR', help='folder of the data')
+  flags.add_argument('--source', choices=READERS, default='jsonl',
+                     help='as config.data.source; jsonl if not given')
+  flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
+                                     'test, whichever are there')
+  flags = flags.parse_args(arguments)
+  splits = (flags.split,) if flags.split else SPLITS
   try:
-    files = check_folder(flags.parse_args(arguments).folder)
+    if flags.source == 'jsonl':
+      return _report_files(check_folder(flags.folder, splits), splits)
+    return _report_splits(READERS[flags.source], flags.folder, splits)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+
+
+def _report_files(files, splits):
   for file in files:
     for number in sorted(file.complaints):
       for complaint in file.complaints[number]:
         print(f'{file.path}:{number}: {complaint}')
   for file in files:
     print('\n'.join(summary(file)))
-  for name in sorted({f'{s}.jsonl' for s in SPLITS} - {os.path.basename(f.path) for f in files}):
+  for name in sorted({f'{s}.jsonl' for s in splits} - {os.path.basename(f.path) for f in files}):
     print(f'{name}: not there')
   num_bad = sum(len(file.complaints) for file in files)
   print(f'{num_bad} bad lines' if num_bad else 'all good')
+  return 1 if num_bad else 0
+
+
+def _report_splits(read, root, splits):
+  num_bad, absent = 0, []
+  for split in splits:
+    try:
+      source = read(root, split)
+    except MissingSplit as error:
+      absent.append(error)
+      print(f'{split}: not there')
+      continue
+    complaints, lines = check_source(source)
+    num_bad += len(complaints)
+    print('\n'.join([*complaints, f'{split}: {lines[0]}', *lines[1:]]))
+  if len(absent) == len(splits):
+    raise absent[0]
+  print(f'{num_bad} faults' if num_bad else 'all good')
   return 1 if num_bad else 0
 
 

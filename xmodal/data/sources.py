@@ -1,12 +1,17 @@
 """Which data set a config means."""
 
+import shlex
+
 from xmodal.config import IMAGE_SIZE
-from xmodal.data import crowds, jsonl, shapes, vqa_rad, vqa_v2
+from xmodal.data import coco, crowds, jsonl, shapes, visual_genome, voc, vqa_rad, vqa_v2
 from xmodal.data.example import Source
+from xmodal.data.faults import check_left
 from xmodal.errors import UserError
 
-_READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
-            'vqa_rad': vqa_rad.read_vqa_rad}
+READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
+           'vqa_rad': vqa_rad.read_vqa_rad, 'coco': coco.read_coco, 'voc': voc.read_voc,
+           'visual_genome': visual_genome.read_visual_genome}
+_OF_BOXES = ('coco', 'voc', 'visual_genome')
 
 
 def open_source(config, split: str, *, train: bool) -> Source:
@@ -19,7 +24,8 @@ def open_source(config, split: str, *, train: bool) -> Source:
       leave out what config.data.without names.
 
   Raises:
-    UserError: there is no such source, folder, file or split, or nothing can be left out of it.
+    UserError: there is no such source, folder, file or split, nothing in it to
+      train on, or nothing can be left out of it.
   """
   data = config.data
   if data.without and not (data.source == 'shapes' and data.crowded):
@@ -31,10 +37,18 @@ def open_source(config, split: str, *, train: bool) -> Source:
     if data.crowded:
       return crowds.Crowds(split, **options, without=tuple(data.without) if train else ())
     return shapes.Shapes(split, **options)
-  if data.source not in _READERS:
+  if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
-                    f'{", ".join(["shapes", *_READERS])}')
+                    f'{", ".join(["shapes", *READERS])}')
   if not data.root:
     raise UserError(f'config.data.source={data.source!r} needs config.data.root, the folder of the '
                     'data')
-  return _READERS[data.source](data.root, split)
+  source = READERS[data.source](data.root, split)
+  if train and data.source in _OF_BOXES:
+    check_left(source, f'{data.root}, {split!r}', check_flags(config, split))
+  return source
+
+
+def check_flags(config, split: str) -> str:
+  """What follows `python -m xmodal.data.check` to look at one split of a config's data."""
+  return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'

@@ -4,8 +4,8 @@ import os
 import sys
 
 from xmodal.data.example import Example
-from xmodal.data.jsonl import (
-    Pictures, check_asked, check_present, existing_folder, read_records)
+from xmodal.data.files import Pictures, check_present, existing_folder, read_records
+from xmodal.data.jsonl import check_asked
 from xmodal.errors import UserError
 
 _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}

@@ -16,7 +16,8 @@ from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.augment import Augmentation
 from xmodal.data.memory import KeepDecoded
-from xmodal.data.sources import open_source
+from xmodal.data.faults import fault_notes
+from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
@@ -74,7 +75,9 @@ class Run:
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else build.learn(
             config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
-    self.notes = _survey(self.tasks, samples)
+    self.notes = [line for use, source in self.sources.items()
+                  for line in fault_notes(use, source, check_flags(config, splits[use]))]
+    self.notes += _survey(self.tasks, samples)
     self.asked = {name: task.asked_of(samples['eval']) for name, task in self.tasks.items()}
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
