@@ -111,6 +111,7 @@ def base() -> ConfigDict:
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
+  c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
@@ -118,6 +119,8 @@ def base() -> ConfigDict:
   c.data.augment.mirror = False
   c.data.augment.zoom = 0.0
   c.data.augment.light = 0.0
+  c.data.augment.crop = 0.0
+  c.data.augment.flip = False
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)
@@ -178,7 +181,8 @@ _RANGES = {
     'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
-    'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
+    'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
+    'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
     'objects.max_names': (1, None), 'objects.max_objects': (1, None), 'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),

@@ -16,14 +16,13 @@ import sys
 from collections.abc import Iterable
 
 from xmodal.data import images
+from xmodal.data.boxes import keep_inside
 from xmodal.data.example import Example
 from xmodal.data.jsonl import SPLITS, LineParser, existing_folder, numbered_lines
 from xmodal.errors import UserError
 
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
 _DECODED_SIZE = (32, 32)
-# Annotation tools round: half a pixel beyond the edge is no mistake.
-_SLACK_PIXELS = 0.5
 
 
 @dataclasses.dataclass
@@ -130,14 +129,8 @@ def _check_pictures(file, pictures):
     if isinstance(found, str):
       file.complain(number, f'image cannot be decoded: {found}')
       continue
-    width, height = found
-    for count, thing in enumerate(example.objects or (), 1):
-      x, y, w, h = thing.box
-      inside = (min(x, y) >= -_SLACK_PIXELS and x + w <= width + _SLACK_PIXELS
-                and y + h <= height + _SLACK_PIXELS)
-      if not inside:
-        file.complain(number, f'objects {count} has box {list(thing.box)} outside the picture, '
-                              f'wanted [x, y, width, height] inside {width} x {height}')
+    for complaint in keep_inside(example, *found)[1]:
+      file.complain(number, complaint)
 
 
 def main(arguments: list[str] | None = None) -> int:
