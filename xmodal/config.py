@@ -120,7 +120,7 @@ def base() -> ConfigDict:
   c.data.augment.zoom = 0.0
   c.data.augment.light = 0.0
   c.data.augment.crop = 0.0
-  c.data.augment.flip = False
+  c.data.augment.flip = False  # top to bottom: for pictures without up and down
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)

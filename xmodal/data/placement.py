@@ -77,8 +77,8 @@ class Placement:
       the share of each box's area that is left (0 for a box without area).
     """
     whole = self._boxes(boxes)
-    seen = np.clip(whole, self.window[:2] * 2, self.window[2:] * 2)
-    area, left = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (whole, seen))
+    seen = np.minimum(np.maximum(whole, self.window[:2] * 2), self.window[2:] * 2)
+    area, left = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (whole, seen))
     share = np.divide(left, area, out=np.zeros_like(area), where=area > 0)
     return seen.astype(np.float32), share.astype(np.float32)
 
@@ -117,6 +117,6 @@ def visible_objects(
   """
   objects = list(objects)
   boxes, share = placement.visible(np.array([o.box for o in objects]))
-  kept = [i for i, o in enumerate(objects)
-          if share[i] >= LEAST_VISIBLE or (o.ignore and share[i] > 0)]
+  kept = [i for i, (o, left) in enumerate(zip(objects, share.tolist()))
+          if left >= LEAST_VISIBLE or (o.ignore and left > 0)]
   return [objects[i] for i in kept], boxes[kept]
