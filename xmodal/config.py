@@ -113,6 +113,7 @@ def base() -> ConfigDict:
   c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
   c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
+  c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
@@ -120,6 +121,8 @@ def base() -> ConfigDict:
   c.data.augment.mirror = False
   c.data.augment.zoom = 0.0
   c.data.augment.light = 0.0
+  c.data.augment.crop = 0.0
+  c.data.augment.flip = False  # top to bottom: for pictures without up and down
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)
@@ -189,7 +192,8 @@ _RANGES = {
     'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
-    'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
+    'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
+    'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
     'objects.max_names': (1, None), 'objects.max_objects': (1, None),
     'detection.max_names': (1, None), 'detection.max_objects': (1, None),

@@ -49,7 +49,8 @@ class Predictor:
     """The batch that the model is given for some examples; for none, one filler."""
     size = self.config.data.image_size
     source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
-    make = BatchMaker(source, tasks or self.tasks, (size, size), bad=None)
+    make = BatchMaker(source, tasks or self.tasks, (size, size), bad=None,
+                      keep_aspect=self.config.data.keep_aspect)
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal.data.augment import Placement, visible_objects
+from xmodal.data.placement import Placement, visible_objects
 from xmodal.data.example import Example, Object
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -234,7 +234,7 @@ class Detection(Task):
       scores['examples'] = len(known)
     asked = [(e, p.meant[0]) for e, p in zip(examples, predictions) if e.expression and p.meant]
     if asked:
-      right = metrics.referring_right([m.box for _, m in asked],
+      right = metrics.referring_accuracy([m.box for _, m in asked],
                                       [e.expression.box for e, _ in asked])
       scores |= {'referring': float(np.mean(right)), 'referring_examples': len(asked)}
       groups = [e.question_type for e, _ in asked]

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example
+from xmodal.data.placement import Placement
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 

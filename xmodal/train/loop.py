@@ -15,6 +15,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.augment import Augmentation
+from xmodal.data.boxes import BadBoxes
 from xmodal.data.memory import KeepDecoded
 from xmodal.data.faults import fault_notes
 from xmodal.data.sources import check_flags, open_source
@@ -30,6 +31,7 @@ from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
 
 _MOST_SKIPPED = 10
+_MOST_BOXES = 20  # bad ones that are shown
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
@@ -82,6 +84,7 @@ class Run:
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
+    self.bad_boxes = {split: BadBoxes() for split in self.sources}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
     one = self.maker('eval')(np.array([-1]), np.array([0]))
@@ -113,8 +116,9 @@ class Run:
     data = self.config.data
     augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
     return pipeline.BatchMaker(
-        self.sources[split], self.tasks if split == 'train' else self.asked, (data.image_size, data.image_size), self.bad[split],
-        augmentation, data.blank, self.config.seed, self._decode)
+        self.sources[split], self.tasks if split == 'train' else self.asked,
+        (data.image_size, data.image_size), self.bad[split], augmentation, data.blank,
+        self.config.seed, self._decode, data.keep_aspect, self.bad_boxes[split])
 
   def compile_step(self):
     """The training step, compiled for the mesh: (state, batch) -> (state, metrics)."""
@@ -260,6 +264,7 @@ class Run:
         'examples_per_second': round(steps * self.config.train.batch_size / seconds, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
         'unreadable_pictures': {split: bad.told() for split, bad in self.bad.items()},
+        'boxes_outside': {split: bad.told() for split, bad in self.bad_boxes.items()},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not os.path.exists(path)):
@@ -271,10 +276,19 @@ class Run:
     return final
 
   def _left_out(self):
-    """Lines on the pictures that could not be read."""
-    return [line for split, bad in self.bad.items() if bad.reasons for line in (
+    """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
+    lines = [line for split, bad in self.bad.items() if bad.reasons for line in (
         f'{split}: {len(bad.reasons)} of {len(self.sources[split])} examples were left out, their '
         'pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
+    for split, bad in self.bad_boxes.items():
+      if told := bad.told():
+        lines.append(f'{split}: {len(told)} boxes in {len(bad.of_record)} of '
+                     f'{len(self.sources[split])} examples are not inside their pictures; they were '
+                     'cut at the edge, or left out where nothing of them is inside:')
+        lines += [f'  {line}' for line in told[:_MOST_BOXES]]
+        if len(told) > _MOST_BOXES:
+          lines.append(f'  and {len(told) - _MOST_BOXES} more')
+    return lines
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""
