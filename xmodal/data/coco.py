@@ -31,7 +31,8 @@ def read_coco(root: str, split: str) -> Examples:
   annotations/instances_{split}.json, annotations/image_info_{split}.json (no
   boxes), annotations/{split}.json, {split}.json, {split}/_annotations.coco.json.
   Captions are in annotations/captions_{split}.json. A picture's file_name is
-  looked for in {split}/, images/{split}/, images/ and the folder itself.
+  looked for in {split}/ (by either name), images/{split}/, images/ and the
+  folder itself.
 
   Args:
     root: the folder.
@@ -55,7 +56,8 @@ def read_coco(root: str, split: str) -> Examples:
   found = _read_objects(path, content, pictures, faults)
   captions = _read_captions(root, name, pictures, faults)
   files, missing, examples = Pictures(root), [], []
-  folders = [folder.format(name.replace('-dev', '')) for folder in _FOLDERS]
+  folders = list(dict.fromkeys(folder.format(called) for folder in _FOLDERS
+                               for called in (name.replace('-dev', ''), split)))
   for image_id, (file_name, _) in pictures.items():
     paths = (files.find(os.path.join(folder, file_name)) for folder in folders)
     image = next((path for path in paths if path), None)
