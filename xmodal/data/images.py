@@ -62,6 +62,15 @@ def load_image(
   return fit(decode(source, size), size, out)
 
 
+def load_within(source: str | os.PathLike | bytes | np.ndarray,
+                longest: int) -> tuple[np.ndarray, tuple[int, int]]:
+  """As `load_image`, in the picture's own shape: its longer side at most `longest` pixels."""
+  picture = decode(source, (longest, longest))
+  height, width = picture.stored_size[::-1 if picture.orientation >= 5 else 1]
+  factor = min(1.0, longest / max(height, width))
+  return fit(picture, (max(1, round(height * factor)), max(1, round(width * factor))))
+
+
 class Decoded(NamedTuple):
   """A picture before it is turned upright.
 

@@ -39,6 +39,7 @@ class Fused:
     vision, text: [B, N, D] and [B, L, D].
     mask: bool [B, L] of the text.
     pooled: [B, D], one vector for both.
+    grid: (rows, columns) on which the last tokens of the picture lie.
     vision_mask: bool [B, N] of the picture; None: it has no padding.
   """
 
@@ -46,6 +47,7 @@ class Fused:
   text: jax.Array
   mask: jax.Array
   pooled: jax.Array
+  grid: tuple[int, int]
   vision_mask: jax.Array | None = None
 
   @property
@@ -166,7 +168,7 @@ class Backbone(nn.Module):
     seen = self.grid_position(seen, vision.grid)
     seen, read = self.cross_modal(seen, read, text.mask, vision.mask, deterministic=deterministic)
     pooled = self.pool(seen * self._salience(vision), read, text.mask, vision.mask)
-    return Fused(seen, read, text.mask, pooled, vision.mask)
+    return Fused(seen, read, text.mask, pooled, vision.grid, vision.mask)
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
     """Logits [B, T, V] of the decoder, reading tokens int32 [B, T] and the fused."""

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal.data.placement import Placement, visible_objects
+from xmodal.data import images
 from xmodal.data.example import Example, Object
+from xmodal.data.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
@@ -33,6 +34,8 @@ from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
 from xmodal.tasks.task import Task
 
 _MOST_FOUND = 100  # boxes of one picture that are kept, as many as COCO counts
+_DRAWN = 640  # pixels of the longer side, for people
+_MEANT = '#ffffff'
 _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
 
 
@@ -81,12 +84,10 @@ class Detection(Task):
   @classmethod
   def from_data(cls, config, tokenizer, examples):
     names = make_name_list(examples, config.detection.max_names)
-    numbers = {o.name: o.category_id for e in examples for o in e.objects or ()}
-    if any(numbers[name] is None for name in names):
-      numbers = {name: i for i, name in enumerate(sorted(names), 1)}
+    numbers = metrics.number_categories(names, examples)
     most = max(len(e.objects) for e in examples if e.objects is not None)
     return cls(config.detection, tokenizer, {
-        'names': {name: numbers[name] for name in names},  # with their numbers in result files
+        'names': numbers,  # in result files
         'max_objects': min(most, config.detection.max_objects),
         'expressions': any(e.expression is not None for e in examples)})
 
@@ -295,9 +296,23 @@ class Detection(Task):
 
   def draw(self, example, pixels, prediction):
     # Boxes are of the picture as it is stored, not as the model is shown it.
-    pixels, size = images.load_within(example.image, _DRAWN)
-    factor = pixels.shape[1] / size[1]
-    ...
+    pixels, (height, width) = images.load_within(example.image, _DRAWN)
+    scale = np.array(pixels.shape[1::-1] * 2) / (width, height, width, height)
+    colours = boxes_card.name_colours(self.names)
+    found = [(f'{f.name} {f.score:.0%}', scale * f.box, colours[f.name])
+             for f in self._shown(prediction)]
+    lines, truths = [], [scale * o.box for o in example.objects or () if not o.ignore]
+    for thing in prediction.meant if example.expression else ():
+      text, colour = thing.name or example.expression.name, card.PLAIN
+      if not thing.name:  # the truth is known
+        right = metrics.referring_accuracy([thing.box], [example.expression.box])[0]
+        colour = card.RIGHT if right else card.WRONG
+      found.insert(0, (f'{"meant" if not thing.name else text} {thing.score:.0%}',
+                       scale * thing.box, _MEANT))
+      lines.append((f'meant: {text}', colour))
+    if not found:
+      lines.append(('nothing found', card.PLAIN))
+    return boxes_card.draw_boxes_card(pixels, found, truths, lines)
 
   def _shown(self, prediction):
     return [f for f in prediction.found if f.score >= self._config.threshold]

@@ -1,0 +1,24 @@
+"""Finding what a text names, on embedded crowded scenes; trains in minutes on two CPU cores.
+
+Four names are left out of training, to show that they can be asked for all the same.
+"""
+
+from xmodal import config
+
+
+def get_config():
+  c = config.base()
+  c.mixer.tasks = ('detection',)
+  c.data.crowded = True
+  c.data.without = ('red circle', 'blue square', 'green triangle', 'yellow cross')
+  c.data.image_size = 64
+  c.data.eval_examples = 1000
+  c.model.vision.num_layers = 2
+  c.model.cross.num_layers = 2
+  c.train.batch_size = 32
+  c.train.steps = 4000
+  c.train.eval_every = 2000
+  c.train.checkpoint_every = 1000
+  c.train.ema_decay = 0.99
+  c.optimizer.learning_rate = 1.5e-3
+  return c
