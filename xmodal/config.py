@@ -110,7 +110,10 @@ def base() -> ConfigDict:
   c.data.eval_split = 'val'
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
+  c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
+  c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
+  c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
   c.data.memory_mb = 1024  # of a host, for decoded pictures: small data sets are decoded once
   c.data.max_bad_share = 0.05  # of unreadable pictures; above it training stops
@@ -118,6 +121,8 @@ def base() -> ConfigDict:
   c.data.augment.mirror = False
   c.data.augment.zoom = 0.0
   c.data.augment.light = 0.0
+  c.data.augment.crop = 0.0
+  c.data.augment.flip = False  # top to bottom: for pictures without up and down
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)
@@ -134,6 +139,15 @@ def base() -> ConfigDict:
   c.objects = ConfigDict()
   c.objects.max_names = 200
   c.objects.max_objects = 16
+
+  c.detection = ConfigDict()
+  c.detection.max_names = 1000
+  c.detection.max_objects = 100  # of one picture, in training
+  c.detection.queries = 0  # learned ones; 0: one for each image token
+  c.detection.layers = 1  # of the decoder of learned queries
+  c.detection.expression_length = 16  # tokens
+  c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
+  c.detection.threshold = 0.3  # of the scores that are shown to people
 
   c.train = ConfigDict()
   c.train.steps = 1000
@@ -178,9 +192,15 @@ _RANGES = {
     'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
-    'data.augment.light': (0, 1), 'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
+    'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
+    'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
-    'objects.max_names': (1, None), 'objects.max_objects': (1, None), 'train.steps': (1, None),
+    'objects.max_names': (1, None), 'objects.max_objects': (1, None),
+    'detection.max_names': (1, None), 'detection.max_objects': (1, None),
+    'detection.queries': (0, None), 'detection.layers': (1, None),
+    'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
+    'detection.threshold': (0, 1),
+    'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
     'train.samples': (0, None), 'train.ema_decay': (0, 0.999999), 'optimizer.learning_rate': (0, None),

@@ -1,6 +1,8 @@
 """Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F --text "..."."""
 
 import argparse
+from collections.abc import Mapping
+import functools
 import os
 import sys
 
@@ -13,6 +15,7 @@ from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
 from xmodal.models import lora
 from xmodal.pretrained.preprocessing import Preprocessing
+from xmodal.tasks.task import Task
 from xmodal.train import build, checkpoint
 from xmodal.train.cache import enable_compilation_cache
 from xmodal.train.weights import load_towers
@@ -40,14 +43,14 @@ class Predictor:
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
         self._step, abstract, ema=self.config.train.ema_decay > 0)
-    self._predict = jax.jit(lambda variables, batch: self.model.apply(
-        variables, batch, method='predict'))
+    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
-  def batch(self, examples: list[Example]) -> dict:
+  def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None) -> dict:
     """The batch that the model is given for some examples; for none, one filler."""
     size = self.config.data.image_size
     source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
-    make = BatchMaker(source, self.tasks, (size, size), bad=None)
+    make = BatchMaker(source, tasks or self.tasks, (size, size), bad=None,
+                      keep_aspect=self.config.data.keep_aspect)
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
 
@@ -67,8 +70,15 @@ class Predictor:
     pictures = Preprocessing((size, size), backbone.image_mean, backbone.image_std)
     return module, variables, pictures if part == 'vision' else None
 
-  def __call__(self, examples: list[Example], task: str) -> tuple[np.ndarray, list]:
-    """Predictions of one task for some examples.
+  def task(self, name: str) -> Task:
+    """One of the tasks; UserError if the model has none of that name."""
+    if name not in self.tasks:
+      raise UserError(f'{self._step} was not trained on task {name!r}; wanted one of '
+                      f'{", ".join(self.tasks)}')
+    return self.tasks[name]
+
+  def __call__(self, examples: list[Example], task: str | Task) -> tuple[np.ndarray, list]:
+    """Predictions of one task, by its name or as its `ask` gave it, for some examples.
 
     Returns:
       The pictures as the model saw them, uint8 [N, H, W, 3], and N predictions.
@@ -76,12 +86,14 @@ class Predictor:
     Raises:
       UserError: a picture cannot be read, or the model has no such task.
     """
-    if task not in self.tasks:
-      raise UserError(f'{self._step} was not trained on task {task!r}; wanted one of '
-                      f'{", ".join(self.tasks)}')
-    batch = self.batch(examples)
-    arrays = jax.device_get(self._predict(self.variables, batch))
-    return batch['image'], self.tasks[task].decode(arrays[task])
+    task = self.task(task) if isinstance(task, str) else task
+    batch = self.batch(examples, {task.name: task})
+    arrays = jax.device_get(self._compiled(task)(self.variables, batch))
+    return batch['image'], task.decode(arrays[task.name])
+
+  def _compile(self, task):
+    model = build.make_model(self.config, self.tokenizer, {task.name: task}, self.towers)
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
 
 
 def main(argv=None) -> int:
@@ -90,9 +102,10 @@ def main(argv=None) -> int:
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
   parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens')
-  parser.add_argument('--text', required=True, help='the question')
-  parser.add_argument('--task', default='vqa', help='vqa by default')
-  parser.add_argument('--output', metavar='F', help='also draw picture, question and answer here')
+  parser.add_argument('--text', required=True, help='the question; for detection, names with a full '
+                      'stop after each, or what means one thing: "the square left of the cross"')
+  parser.add_argument('--task', help='one of those the model learned; the first by default')
+  parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
   args = parser.parse_args(argv)
   try:
     _answer(args)
@@ -104,22 +117,23 @@ def main(argv=None) -> int:
 
 def _answer(args):
   if not args.text.strip():
-    raise UserError('--text is empty; wanted a question about the picture')
+    raise UserError('--text is empty; wanted what to ask of the picture')
   if not os.path.isfile(args.image):
     raise UserError(f'--image {args.image}: no such file')
   if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
     raise UserError(f'--output {args.output}: no such folder')
   enable_compilation_cache()
   predictor = Predictor(args.checkpoint)
-  example = Example(args.image, question=args.text)
-  pictures, (prediction,) = predictor([example], args.task)
-  task = predictor.tasks[args.task]
-  for note in task.notes(example):
-    print(f'note: {note}', file=sys.stderr)
+  task, examples = predictor.task(args.task or next(iter(predictor.tasks))).ask(args.image, args.text)
+  pictures, predictions = predictor(examples, task)
+  prediction = task.join(examples, predictions)
+  for example in examples:
+    for note in task.notes(example):
+      print(f'note: {note}', file=sys.stderr)
   print(task.describe(prediction))
   if args.output:
     try:
-      task.draw(example, pictures[0], prediction).save(args.output)
+      task.draw(examples[0], pictures[0], prediction).save(args.output)
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written ({error}); a name ending in .png '
                       'is wanted') from error

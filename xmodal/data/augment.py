@@ -1,11 +1,13 @@
 """Changes to a picture that leave the right answer right.
 
 A change is allowed only where no text of the example speaks of what it would
-change: no mirror image where a question or answer says 'left', nor where
-letters or clocks are read; no shift or zoom where a text speaks of a place or a
-size; no change of light where it speaks of brightness or contrast. A word is
-taken at its worst: 'upright' costs a mirror image, and no more. Nothing is ever
-cut off, so that counts and objects stay.
+change: no mirror image where a question or answer says 'left', no turning upside
+down where it says 'above', neither where letters or clocks are read; no shift or
+zoom where a text speaks of a place or a size; no change of light where it speaks
+of brightness or contrast. A word is taken at its worst: 'upright' costs a mirror
+image, and no more. Only what has no text but the names of its objects is
+cropped, and the objects that are cut off are no longer there; of all else
+nothing is ever cut off, so that counts and objects stay.
 """
 
 import dataclasses
@@ -13,7 +15,9 @@ import re
 
 import numpy as np
 
+from xmodal.data import images
 from xmodal.data.example import Example
+from xmodal.data.placement import Placement
 
 # Whole words, and stems that any word may hold: 'leftmost', 'hyperdense'.
 _SIDE_STEMS = ('left', 'right')
@@ -21,44 +25,25 @@ _MIRROR_WORDS = frozenset(
     'clockwise counterclockwise anticlockwise east west eastern western port starboard side sides '
     'sided read reads letter letters word words written write writing number numbers say says sign '
     'spell text time clock lateral laterality unilateral'.split())
+_FLIP_WORDS = _MIRROR_WORDS | frozenset(
+    'up upper uppermost upward upwards upright upside uphill upstairs top topmost high higher highest '
+    'low lower lowest lowermost on onto off over overhead overlie overlying under underneath '
+    'above below beneath north south northern southern superior inferior superiorly inferiorly sky '
+    'ground floor ceiling stand stands standing lie lies lying hang hangs hanging fall falls '
+    'falling rise rises rising tilt tilted slope sloping'.split())
+_FLIP_STEMS = ('down', 'bottom', 'vertical')
 _PLACE_WORDS = _MIRROR_WORDS | frozenset(
     'top topmost bottom bottommost upper uppermost lower lowermost lowest middle center centre '
     'central corner corners edge edges border half quadrant where location located position '
     'positioned place size big bigger biggest large larger largest small smaller smallest tiny '
     'huge near nearer nearest close closer closest far farther farthest furthest high higher '
     'highest low tall taller tallest'.split())
+# An example that has any of these speaks of the picture as a whole.
+_WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 'reason')
 _LIGHT_WORDS = frozenset(
     'light lights lighter lightest lighting daylight lit dim dimmer dimly sunny day daytime night '
     'nighttime'.split())
 _LIGHT_STEMS = ('bright', 'dark', 'shad', 'contrast', 'intens', 'dens', 'opac', 'opaq', 'lucen')
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-  """Where a stored picture lies within the model's input.
-
-  Attributes:
-    width, height: of the stored picture, in pixels.
-    scale: share of the input's width and height that the picture fills.
-    left, top: its top left corner in the input, in 0..1 of the input.
-    mirrored: the picture was flipped left to right before it was placed.
-  """
-
-  width: float
-  height: float
-  scale: float = 1.0
-  left: float = 0.0
-  top: float = 0.0
-  mirrored: bool = False
-
-  def boxes(self, boxes: np.ndarray) -> np.ndarray:
-    """Boxes (x, y, w, h) in picture pixels, [N, 4], as (x0, y0, x1, y1) in 0..1 of the input."""
-    x0, y0, w, h = np.asarray(boxes, np.float32).reshape(-1, 4).T
-    if self.mirrored:
-      x0 = self.width - x0 - w
-    across, down = self.scale / self.width, self.scale / self.height
-    return np.stack([self.left + x0 * across, self.top + y0 * down,
-                     self.left + (x0 + w) * across, self.top + (y0 + h) * down], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,23 +54,34 @@ class Augmentation:
     mirror: flip left to right half of the time.
     zoom: largest share by which the picture is shrunk, and then put anywhere.
     light: largest relative change of brightness and of contrast.
+    crop: largest share by which each side is cut, anywhere.
+    flip: turn top to bottom half of the time, for pictures that have no up and
+      down (cells under a microscope).
   """
 
   mirror: bool = False
   zoom: float = 0.0
   light: float = 0.0
+  crop: float = 0.0
+  flip: bool = False
 
   def plan(self, example: Example, rng: np.random.Generator) -> 'Plan':
     """Draws what happens to one example; always takes the same number of draws."""
-    draws = rng.random(6)
-    names = (o.name for o in example.objects or ())
+    draws = rng.random(11)
+    named = (*(example.objects or ()), *filter(None, [example.expression]))
     words = set(re.findall(r'[a-z]+', ' '.join(
-        (example.question, *example.answers, *example.captions, *names, example.reason)).lower()))
+        (example.question, *example.answers, *example.captions, *(o.name for o in named),
+         example.reason)).lower()))
     mirror = self.mirror and draws[0] < 0.5 and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS)
     zoom = 0.0 if _any_of(words, _PLACE_WORDS, _SIDE_STEMS) else self.zoom
     light = 0.0 if _any_of(words, _LIGHT_WORDS, _LIGHT_STEMS) else self.light
+    crop = 0.0 if any(map(example.has, _WHOLE_PICTURE)) else self.crop
+    flip = self.flip and draws[10] < 0.5 and not _any_of(words, _FLIP_WORDS, _FLIP_STEMS)
+    width, height = 1.0 - crop * draws[6], 1.0 - crop * draws[7]
+    x0, y0 = (1.0 - width) * draws[8], (1.0 - height) * draws[9]
     return Plan(mirror, 1.0 - zoom * draws[1], draws[2], draws[3],
-                1.0 + light * (2 * draws[4] - 1), 1.0 + light * (2 * draws[5] - 1))
+                1.0 + light * (2 * draws[4] - 1), 1.0 + light * (2 * draws[5] - 1),
+                flip, (x0, y0, x0 + width, y0 + height))
 
 
 def _any_of(words, known, stems):
@@ -94,7 +90,15 @@ def _any_of(words, known, stems):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One drawn change: mirror, size and place (0..1 of the room left), brightness, contrast."""
+  """One drawn change, done in the order of crop, mirror, flip, light, zoom.
+
+  Attributes:
+    mirror, flip: whether it is turned left to right, top to bottom.
+    scale: share of its room that the picture's sides fill.
+    across, down: its place, in 0..1 of what it leaves of the room.
+    brightness, contrast: factors.
+    window: (x0, y0, x1, y1), what the crop leaves, in 0..1 of the picture.
+  """
 
   mirror: bool = False
   scale: float = 1.0
@@ -102,29 +106,44 @@ class Plan:
   down: float = 0.0
   brightness: float = 1.0
   contrast: float = 1.0
+  flip: bool = False
+  window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
-  def inner_size(self, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels to which the picture is resized before it is placed."""
-    return max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale))
+  def apply(self, picture: images.Decoded, out: np.ndarray,
+            keep_aspect: bool = False) -> tuple[Placement, tuple[int, int]]:
+    """Writes a picture, changed as planned, to the model's input.
 
-  def apply(self, pixels: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, dict]:
-    """Places resized pixels (uint8 [h, w, 3]) in the input (uint8 [H, W, 3]).
+    Args:
+      picture: the picture.
+      out: uint8 [H, W, 3], the input, all 0.
+      keep_aspect: see BatchMaker.
 
     Returns:
-      The input, and the fields of its Placement but the stored picture's size.
+      Where the picture lies, and the (height, width) of the room it was given at the top left,
+      in pixels: all of the input, or with keep_aspect as much as the picture's ratio of sides
+      leaves. Where the picture fills less of its room, that has the picture's mean colour.
     """
+    size = height, width = picture.size
+    part, input_size = (0, 0, width, height), out.shape[:2]
+    if self.window != (0, 0, 1, 1):
+      picture, part = images.crop(picture, self.window)
+    extent = images.size_within(picture.size, input_size) if keep_aspect else input_size
+    room = out[:extent[0], :extent[1]]
+    height, width = (max(1, round(side * self.scale)) for side in extent)
+    fills = (height, width) == extent
+    pixels, _ = images.fit(picture, (height, width), room if fills else None)
     if self.mirror:
       pixels = pixels[:, ::-1]
+    if self.flip:
+      pixels = pixels[::-1]
     if (self.brightness, self.contrast) != (1.0, 1.0):
       levels = np.arange(256, dtype=np.float32) * self.brightness
       table = np.clip((levels - 128) * self.contrast + 128.5, 0, 255).astype(np.uint8)
       pixels = table[pixels]
-    height, width = pixels.shape[:2]
-    if (height, width) == tuple(size):
-      return pixels, {'mirrored': self.mirror}
-    top, left = int((size[0] - height) * self.down), int((size[1] - width) * self.across)
-    canvas = np.empty((*size, 3), np.uint8)
-    canvas[:] = pixels.reshape(-1, 3).mean(0).astype(np.uint8)
-    canvas[top:top + height, left:left + width] = pixels
-    return canvas, {'mirrored': self.mirror, 'scale': width / size[1],
-                    'left': left / size[1], 'top': top / size[0]}
+    top, left = int((extent[0] - height) * self.down), int((extent[1] - width) * self.across)
+    if not fills:
+      room[:] = pixels.reshape(-1, 3).mean(0).astype(np.uint8)
+    if pixels is not room:
+      room[top:top + height, left:left + width] = pixels
+    return Placement.of_part(size, part, (left, top, left + width, top + height), input_size,
+                             mirrored=bool(self.mirror), flipped=bool(self.flip)), extent

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from xmodal.data import images
+from xmodal.data.boxes import keep_inside
 from xmodal.data.example import Example, Source
-from xmodal.data.faults import SLACK_PIXELS
 from xmodal.data.files import MissingSplit, existing_folder
 from xmodal.data.jsonl import SPLITS, LineParser, numbered_lines
 from xmodal.data.sources import READERS
@@ -85,9 +85,9 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
       seen.setdefault(example.image, len(objects))
       names.update(thing.name for thing in objects)
       ignored += sum(thing.ignore for thing in objects)
-      for thing in (*objects, *filter(None, [example.expression])):
-        if outside := _outside(thing, sizes[example.image]):
-          complaints.append(f'{example.image}: {thing.name}: {outside}')
+      if not isinstance(size := sizes[example.image], str):
+        shown = dataclasses.replace(example, objects=objects)
+        complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
   if names:
@@ -167,24 +167,8 @@ def _check_pictures(file, pictures):
     if isinstance(found, str):
       file.complain(number, f'image cannot be decoded: {found}')
       continue
-    things = {f'objects {count}': thing for count, thing in enumerate(example.objects or (), 1)}
-    if example.expression:
-      things['expression'] = example.expression
-    for name, thing in things.items():
-      if outside := _outside(thing, found):
-        file.complain(number, f'{name} has {outside}')
-
-
-def _outside(thing, size):
-  """What is wrong with a box that is not inside a picture of (width, height) pixels, or ''."""
-  if isinstance(size, str):  # nobody knows
-    return ''
-  (x, y, w, h), (width, height) = thing.box, size
-  if (min(x, y) >= -SLACK_PIXELS and x + w <= width + SLACK_PIXELS
-      and y + h <= height + SLACK_PIXELS):
-    return ''
-  return (f'box {list(thing.box)} outside the picture, wanted [x, y, width, height] inside '
-          f'{width} x {height}')
+    for complaint in keep_inside(example, *found)[1]:
+      file.complain(number, complaint)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,16 +18,17 @@ cv2.setNumThreads(0)
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, table 6).
+# EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, table 6): whether rows and
+# columns are reversed, and whether they then swap places.
 _UPRIGHT = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (True, True, False),
+    4: (True, False, False),
+    5: (False, False, True),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (False, True, True),
 }
 
 
@@ -74,8 +75,13 @@ class Decoded(NamedTuple):
 
   pixels: np.ndarray
   extent: tuple[float, float]
-  stored_size: tuple[int, int]
+  stored_size: tuple[float, float]
   orientation: int
+
+  @property
+  def size(self) -> tuple[float, float]:
+    """(height, width) of the picture turned upright, in stored pixels."""
+    return self.stored_size[::-1] if _UPRIGHT[self.orientation][2] else self.stored_size
 
 
 def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]) -> Decoded:
@@ -86,20 +92,65 @@ def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]
   return _decode_plain_jpeg(data, size) or _decode(data, name)
 
 
+def crop(
+    picture: Decoded, window: tuple[float, float, float, float]
+) -> tuple[Decoded, tuple[float, float, float, float]]:
+  """Cuts a part out of a picture, between decoded pixels, without copying them.
+
+  Args:
+    picture: the picture.
+    window: (x0, y0, x1, y1), shares of the upright picture's width and height.
+
+  Returns:
+    The part, whose stored_size may be fractions, and where it lies: (x0, y0,
+    x1, y1) in stored pixels of the upright picture, `window` moved outwards to
+    the next decoded pixel.
+  """
+  *reverse, swap = _UPRIGHT[picture.orientation]
+  x0, y0, x1, y1 = window
+  shares = ((x0, x1), (y0, y1)) if swap else ((y0, y1), (x0, x1))  # of rows and columns as stored
+  cuts = [_cut(side, backwards, length)
+          for side, backwards, length in zip(shares, reverse, picture.extent)]
+  scales = [stored / length for stored, length in zip(picture.stored_size, picture.extent)]
+  extent = tuple(stop - start for start, stop in cuts)
+  part = Decoded(picture.pixels[tuple(slice(start, math.ceil(stop)) for start, stop in cuts)],
+                 extent, tuple(e * scale for e, scale in zip(extent, scales)), picture.orientation)
+  sides = [(stored - stop * scale, stored - start * scale) if backwards
+           else (start * scale, stop * scale)
+           for (start, stop), scale, stored, backwards in zip(
+               cuts, scales, picture.stored_size, reverse)]
+  (y0, y1), (x0, x1) = sides[::-1] if swap else sides
+  return part, (x0, y0, x1, y1)
+
+
+def _cut(share, backwards, length):
+  """The decoded pixels (start, stop) that hold a share (low, high) of a side, perhaps reversed."""
+  low, high = (1 - share[1], 1 - share[0]) if backwards else share
+  start = min(int(low * length), int(length) - 1)
+  return start, min(max(math.ceil(high * length), start + 1), length)
+
+
 def fit(
     picture: Decoded, size: tuple[int, int], out: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
   """The second half of `load_image`: upright, and squashed to (height, width)."""
   if out is None:
     out = np.empty((*size, 3), np.uint8)
-  pixels, extent, stored_size, orientation = picture
+  pixels, extent, _, orientation = picture
   if orientation == 1:
-    return resize_antialiased(pixels, size, extent, out), stored_size
-  # Turning is cheaper after the resize. Orientations from 5 swap the sides.
-  swap = orientation >= 5
+    return resize_antialiased(pixels, size, extent, out), picture.size
+  # Turning is cheaper after the resize.
+  reverse_rows, reverse_columns, swap = _UPRIGHT[orientation]
   resized = resize_antialiased(pixels, size[::-1] if swap else size, extent)
-  out[...] = _UPRIGHT[orientation](resized)
-  return out, stored_size[::-1] if swap else stored_size
+  resized = resized[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
+  out[...] = resized.swapaxes(0, 1) if swap else resized
+  return out, picture.size
+
+
+def size_within(size: tuple[float, float], room: tuple[int, int]) -> tuple[int, int]:
+  """The largest (height, width) in whole pixels that fits into `room` with the ratio of `size`."""
+  scale = min(most / side for side, most in zip(size, room))
+  return tuple(min(max(round(side * scale), 1), most) for side, most in zip(size, room))
 
 
 def resize_antialiased(

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +12,9 @@ import jax
 import numpy as np
 
 from xmodal.data import augment, images, order
+from xmodal.data.boxes import BadBoxes, keep_inside
 from xmodal.data.example import Example, Source
+from xmodal.data.placement import Placement
 from xmodal.errors import UserError
 
 
@@ -52,6 +56,10 @@ class BatchMaker:
     blank: 'image' or 'question' hides that input from the model (for baselines).
     seed: of the augmentation.
     decode: images.decode, or one that remembers.
+    keep_aspect: whether the picture keeps its ratio of sides: it then lies at the top left, and
+      the rest is padding, black; otherwise it is squashed to the input.
+    bad_boxes: where boxes that are not inside their pictures are noted. They are cut at the edge,
+      and left out if nothing of them is inside.
   """
 
   source: Source
@@ -62,6 +70,8 @@ class BatchMaker:
   blank: str = ''
   seed: int = 0
   decode: Callable[..., images.Decoded] = images.decode
+  keep_aspect: bool = False
+  bad_boxes: BadBoxes = dataclasses.field(default_factory=BadBoxes)
 
   def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
     """One batch.
@@ -73,7 +83,9 @@ class BatchMaker:
 
     Returns:
       {'image': uint8 [B, H, W, 3], 'valid': bool [B], task name: {feature: [B, ...]}}.
-      What could not be read has black pixels and valid False.
+      What could not be read has black pixels and valid False. With keep_aspect also
+      'extent': int32 [B, 2], the (height, width) in pixels of the input, from its top
+      left corner, that is not padding.
     """
     pixels = _aligned_zeros((len(records), *self.image_size, 3))
     rows = [self._row(int(r), int(p), out) for r, p, out in zip(records, positions, pixels)]
@@ -84,34 +96,44 @@ class BatchMaker:
     example = self.source[max(record, 0)]
     if self.blank == 'question':
       example = dataclasses.replace(example, question='')
-    readable, placement = self._picture(example, record, position, out)
+    placement, extent = self._picture(example, record, position, out)
+    readable = placement is not None
+    if readable:
+      example, complaints = keep_inside(example, placement.width, placement.height)
+      if complaints and record >= 0:
+        self.bad_boxes.add(record, example, complaints)
+    else:
+      placement = Placement(self.image_size[1], self.image_size[0])
     if self.blank == 'image':
-      out[:] = 0
+      out[:], extent = 0, self.image_size  # the shape of a picture would tell of it too
     row = {'valid': np.bool_(record >= 0 and readable)}
+    if self.keep_aspect:
+      row['extent'] = np.array(extent, np.int32)
     for name, task in self.tasks.items():
       row[name] = task.encode(example, placement)
     return row
 
   def _picture(self, example, record, position, out):
+    """Writes an example's picture to out; returns its Placement (None: unreadable) and extent."""
     plan = augment.Plan()
     if self.augmentation is not None:
       rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
       plan = self.augmentation.plan(example, rng)
-    size = plan.inner_size(self.image_size)
     try:
-      # At the full size, whatever the plan: what is decoded can then be remembered.
-      pixels, (height, width) = images.fit(
-          self.decode(example.image, self.image_size), size, out if size == out.shape[:2] else None)
+      picture = self.decode(example.image, self._decoded_size)
     except UserError as error:
       if self.bad is None:
         raise
       if record >= 0:
         self.bad.add(record, str(error))
-      return False, augment.Placement(self.image_size[1], self.image_size[0])
-    pixels, placed = plan.apply(pixels, self.image_size)
-    if pixels is not out:
-      out[:] = pixels
-    return True, augment.Placement(width, height, **placed)
+      return None, self.image_size
+    return plan.apply(picture, out, self.keep_aspect)
+
+  @functools.cached_property
+  def _decoded_size(self):
+    """(height, width) to decode to, whatever the plan: what is decoded can then be remembered."""
+    left = 1 - (self.augmentation.crop if self.augmentation else 0)  # of a side, by a crop
+    return tuple(math.ceil(side / left) for side in self.image_size)
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:

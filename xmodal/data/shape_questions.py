@@ -23,9 +23,7 @@ MAX_THINGS = 4
 # of two related objects along the axis of their relation, in units of the side.
 QUADRANT_MARGIN = 0.1
 RELATION_MARGIN = 0.16
-# In words, the axis it is about, and the sign of the first less the second on it.
-RELATIONS = {'left': ('left of', 0, -1), 'right': ('right of', 0, 1),
-             'above': ('above', 1, -1), 'below': ('below', 1, 1)}
+RELATIONS = {'left': 'left of', 'right': 'right of', 'above': 'above', 'below': 'below'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,16 @@ class Plan:
   reason: str
   things: tuple[Thing, ...]
   fits: Callable[[Sequence[Center]], bool] = lambda centers: True
+
+
+def direction(first: Center, second: Center) -> str | None:
+  """Which of RELATIONS the first has to the second, or None if two would be true."""
+  dx, dy = first[0] - second[0], first[1] - second[1]
+  if abs(dx) > max(RELATION_MARGIN, 1.6 * abs(dy)):
+    return 'left' if dx < 0 else 'right'
+  if abs(dy) > max(RELATION_MARGIN, 1.6 * abs(dx)):
+    return 'above' if dy < 0 else 'below'
+  return None
 
 
 def plan(rng: random.Random) -> Plan:
@@ -170,19 +178,14 @@ def _relation(rng: random.Random) -> Plan:
                         'In which direction is the {} from the {}?',
                         'Where does the {} lie with respect to the {}?'])
   answer = rng.choice(tuple(RELATIONS))
-  words, axis, sign = RELATIONS[answer]
   kind = rng.choice([('color',), ('shape',), ('color', 'shape')])
   things, first, second = _pair(rng, kind)
 
   def fits(centers):
-    if len(centers) != 2:
-      return True
-    along = sign * (centers[0][axis] - centers[1][axis])
-    across = abs(centers[0][1 - axis] - centers[1][1 - axis])
-    return along > max(RELATION_MARGIN, 1.6 * across)  # or two directions would be true
+    return len(centers) != 2 or direction(*centers) == answer
 
   return Plan('relation', wording.format(first, second), answer,
-              f'The {first} is {words} the {second}.', things, fits)
+              f'The {first} is {RELATIONS[answer]} the {second}.', things, fits)
 
 
 def _comparison(rng: random.Random) -> Plan:

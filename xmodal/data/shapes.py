@@ -32,6 +32,7 @@ RGB = {
 BACKGROUND = ((25, 60), (195, 235))
 TINT = 10.0
 COLOR_JITTER = 15.0
+OUTLINE = 0.55  # Of a color, left in an outline of it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +154,12 @@ def _try_places(rng: random.Random, plan: shape_questions.Plan
   return places
 
 
-def render(scene: Scene, rng: random.Random) -> np.ndarray:
-  """Draws the scene as uint8 [S, S, 3], edges antialiased, with slight noise."""
+def render(scene: Scene, rng: random.Random, *, outline: float = 0.0) -> np.ndarray:
+  """Draws the scene as uint8 [S, S, 3], edges antialiased, with slight noise.
+
+  Args:
+    outline: width in pixels of a darker rim inside every shape's edge; 0: none.
+  """
   side = scene.image_size
   level = rng.uniform(*rng.choice(BACKGROUND))
   background = np.array([level + rng.uniform(-TINT, TINT) for _ in range(3)], np.float32)
@@ -169,6 +174,9 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
     coverage = np.minimum(np.maximum(depth + 0.5, 0), 1)[..., None]
     color = np.array([c + rng.uniform(-COLOR_JITTER, COLOR_JITTER) for c in RGB[thing.color]],
                      np.float32)
+    if outline:
+      fill = np.minimum(np.maximum(depth + 0.5 - outline, 0), 1)[..., None]
+      color = color * (OUTLINE + (1 - OUTLINE) * fill)
     window = pixels[rows, columns]
     window += coverage * (color - window)
   pixels += (np.frombuffer(rng.randbytes(pixels.size), np.int8) >> 4).reshape(pixels.shape)

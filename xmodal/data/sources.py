@@ -3,7 +3,7 @@
 import shlex
 
 from xmodal.config import IMAGE_SIZE
-from xmodal.data import coco, jsonl, shapes, visual_genome, voc, vqa_rad, vqa_v2
+from xmodal.data import coco, crowds, jsonl, shapes, visual_genome, voc, vqa_rad, vqa_v2
 from xmodal.data.example import Source
 from xmodal.data.faults import check_left
 from xmodal.errors import UserError
@@ -20,16 +20,23 @@ def open_source(config, split: str, *, train: bool) -> Source:
   Args:
     config: the whole config.
     split: name of the split, as the source calls it.
-    train: of the embedded data, whether to give the training number of examples.
+    train: of the embedded data, whether to give the training number of examples, and to
+      leave out what config.data.without names.
 
   Raises:
-    UserError: there is no such source, folder, file or split, or nothing in it
-      to train on.
+    UserError: there is no such source, folder, file or split, nothing in it to
+      train on, or nothing can be left out of it.
   """
   data = config.data
+  if data.without and not (data.source == 'shapes' and data.crowded):
+    raise UserError(f'config.data.without={tuple(data.without)}: wanted it with '
+                    "config.data.source='shapes' and config.data.crowded=True alone; leave it out")
   if data.source == 'shapes':
-    return shapes.Shapes(split, size=data.train_examples if train else data.eval_examples,
-                         image_size=data.image_size or IMAGE_SIZE, seed=0)
+    options = dict(size=data.train_examples if train else data.eval_examples,
+                   image_size=data.image_size or IMAGE_SIZE, seed=0)
+    if data.crowded:
+      return crowds.Crowds(split, **options, without=tuple(data.without) if train else ())
+    return shapes.Shapes(split, **options)
   if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
                     f'{", ".join(["shapes", *READERS])}')

@@ -7,15 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.models.lora import Lora, adapters
+from xmodal.models.padding import Padding
 from xmodal.models.t5 import start_writing
 
 
 @dataclasses.dataclass(frozen=True)
 class Vision:
-  """A picture as tokens [B, N, D]; the last rows * columns of them lie on a grid."""
+  """A picture as tokens [B, N, D]; the last rows * columns of them lie on a grid.
+
+  mask: bool [B, N], False for padding; None: there is none.
+  """
 
   tokens: jax.Array
   grid: tuple[int, int]
+  mask: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +39,21 @@ class Fused:
     vision, text: [B, N, D] and [B, L, D].
     mask: bool [B, L] of the text.
     pooled: [B, D], one vector for both.
+    vision_mask: bool [B, N] of the picture; None: it has no padding.
   """
 
   vision: jax.Array
   text: jax.Array
   mask: jax.Array
   pooled: jax.Array
+  vision_mask: jax.Array | None = None
 
   @property
   def tokens(self) -> tuple[jax.Array, jax.Array]:
     """Both streams in one, [B, N + L, D], and its mask, bool [B, N + L]."""
-    seen = jnp.ones(self.vision.shape[:2], bool)
+    seen = self.vision_mask
+    if seen is None:
+      seen = jnp.ones(self.vision.shape[:2], bool)
     return (jnp.concatenate([self.vision, self.text], axis=1),
             jnp.concatenate([seen, self.mask], axis=1))
 
@@ -59,15 +68,23 @@ class SumPool(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, vision, text, text_mask):
-    """vision [B, N, D], text [B, L, D], text_mask bool [B, L] -> [B, D]."""
+  def __call__(self, vision, text, text_mask, vision_mask=None):
+    """vision [B, N, D], text [B, L, D], text_mask bool [B, L], vision_mask bool [B, N] -> [B, D]."""
     width = vision.shape[-1]
-    seen = vision.sum(1) * vision.shape[1] ** -0.5
-    # Of the real tokens only: the length of the padding must not matter.
-    is_text = text_mask[..., None].astype(text.dtype)
-    read = (text * is_text).sum(1) * jnp.maximum(is_text.sum(1), 1) ** -0.5
+    # Of the real tokens only: the amount of padding must not matter.
+    if vision_mask is None:
+      seen = vision.sum(1) * vision.shape[1] ** -0.5
+    else:
+      seen = _masked_sum(vision, vision_mask)
+    read = _masked_sum(text, text_mask)
     return (nn.Dense(width, dtype=self.dtype, name='vision_projection')(seen)
             + nn.Dense(width, dtype=self.dtype, name='text_projection')(read))
+
+
+def _masked_sum(tokens, mask):
+  """[B, N, D] and bool [B, N] to the sum [B, D] over those that count, by the root of their number."""
+  counts = mask[..., None].astype(tokens.dtype)
+  return (tokens * counts).sum(1) * jnp.maximum(counts.sum(1), 1) ** -0.5
 
 
 class Backbone(nn.Module):
@@ -105,19 +122,29 @@ class Backbone(nn.Module):
   def _writer(self):
     return self.text_tower if self.decoder_tower is None else self.decoder_tower
 
-  def vision(self, image: jax.Array, *, deterministic: bool) -> Vision:
-    """Pictures, uint8 [B, H, W, 3] or float in 0..1, through the vision tower."""
+  def vision(self, image: jax.Array, extent: jax.Array | None = None, *,
+             deterministic: bool) -> Vision:
+    """Pictures, uint8 [B, H, W, 3] or float in 0..1, through the vision tower.
+
+    extent: int32 [B, 2], the (height, width) in pixels, from the top left
+    corner, that is not padding; None: all. Rows and columns count from that
+    corner, so a picture's tokens have the same positions in an input of any size.
+    """
     if image.dtype == jnp.uint8:
       image = image.astype(jnp.float32) / 255
     image = (image - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
-    tokens = self.vision_tower(image, deterministic=deterministic)
+    tokens = self.vision_tower(image, extent, deterministic=deterministic)
     if tokens.ndim == 4:  # a feature map: convolutions do not say where they are
       grid = tokens.shape[1:3]
       tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
     else:
       patch = self.vision_tower.patch_size
       grid = (image.shape[1] // patch, image.shape[2] // patch)
-    return Vision(tokens, grid)
+    mask = Padding(extent, image.shape[1:3]).mask(grid)
+    if mask is not None:  # a class token is no padding
+      mask = mask.reshape(mask.shape[0], -1)
+      mask = jnp.pad(mask, ((0, 0), (tokens.shape[1] - mask.shape[1], 0)), constant_values=True)
+    return Vision(tokens, grid, mask)
 
   def text(self, tokens: jax.Array, *, deterministic: bool) -> Text:
     """Token numbers, int32 [B, L], through the text tower's encoder."""
@@ -137,9 +164,9 @@ class Backbone(nn.Module):
     """Both through the cross-modal layers."""
     seen, read = self.align(vision, text)
     seen = self.grid_position(seen, vision.grid)
-    seen, read = self.cross_modal(seen, read, text.mask, deterministic=deterministic)
-    pooled = self.pool(seen * self._salience(vision), read, text.mask)
-    return Fused(seen, read, text.mask, pooled)
+    seen, read = self.cross_modal(seen, read, text.mask, vision.mask, deterministic=deterministic)
+    pooled = self.pool(seen * self._salience(vision), read, text.mask, vision.mask)
+    return Fused(seen, read, text.mask, pooled, vision.mask)
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
     """Logits [B, T, V] of the decoder, reading tokens int32 [B, T] and the fused."""
@@ -186,8 +213,9 @@ def _waves(rng, shape, dtype=jnp.float32):
 class SharedTowers:
   """A backbone bound to one batch of pictures: each tower runs once, however many heads ask."""
 
-  def __init__(self, backbone: Backbone, image: jax.Array, deterministic: bool):
-    self._backbone, self._image, self._deterministic = backbone, image, deterministic
+  def __init__(self, backbone: Backbone, batch, deterministic: bool):
+    self._backbone, self._deterministic = backbone, deterministic
+    self._image, self._extent = batch['image'], batch.get('extent')
     self._made = {}
 
   def _once(self, key, make):
@@ -198,7 +226,7 @@ class SharedTowers:
   def vision(self) -> Vision:
     """The pictures through the vision tower."""
     return self._once('vision', lambda: self._backbone.vision(
-        self._image, deterministic=self._deterministic))
+        self._image, self._extent, deterministic=self._deterministic))
 
   def text(self, tokens: jax.Array) -> Text:
     """Token numbers, int32 [B, L], through the text tower."""
@@ -239,13 +267,13 @@ class MultiTask(nn.Module):
 
   def __call__(self, batch, *, deterministic: bool):
     """What each task's losses need: {task name: outputs}."""
-    towers = SharedTowers(self.backbone, batch['image'], deterministic)
+    towers = SharedTowers(self.backbone, batch, deterministic)
     with adapters(self.lora, deterministic=deterministic):
       return {name: head(towers, batch[name], deterministic=deterministic)
               for name, head in self.heads.items()}
 
   def predict(self, batch):
     """What each task decodes into predictions: {task name: arrays [B, ...]}."""
-    towers = SharedTowers(self.backbone, batch['image'], deterministic=True)
+    towers = SharedTowers(self.backbone, batch, deterministic=True)
     with adapters(self.lora, deterministic=True):
       return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}

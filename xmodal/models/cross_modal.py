@@ -21,7 +21,7 @@ def _matching_init(rng, shape, dtype=jnp.float32):
   return nn.initializers.lecun_normal()(jax.random.key(0), shape, dtype)
 
 
-class _Sublayers(nn.Module):
+class Sublayers(nn.Module):
   """What the layers below share: pre-norm residual attention and MLP.
 
   Each begins as the identity, so that what the towers say comes through whole.
@@ -54,7 +54,7 @@ class _Sublayers(nn.Module):
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
 
-class CoAttentionLayer(_Sublayers):
+class CoAttentionLayer(Sublayers):
   """Each stream attends to the other, then to itself, then passes an MLP.
 
   The order of LXMERT (arXiv:1908.07490, section 2.2), pre-norm, each stream
@@ -62,15 +62,18 @@ class CoAttentionLayer(_Sublayers):
   """
 
   @nn.compact
-  def __call__(self, vision, text, text_mask, *, deterministic):
-    """vision [B, N, D], text [B, L, D], text_mask bool [B, 1, 1, L] -> the two, updated."""
+  def __call__(self, vision, text, vision_mask, text_mask, *, deterministic):
+    """vision [B, N, D], text [B, L, D] -> the two, updated.
+
+    vision_mask: bool [B, 1, 1, N] or None; text_mask: bool [B, 1, 1, L].
+    """
     seen, read = self.norm(vision, 'vision_cross_norm'), self.norm(text, 'text_cross_norm')
     # Both look at the other as it was before this layer.
     vision = vision + self.attend(seen, read, text_mask, 'vision_cross', deterministic)
-    text = text + self.attend(read, seen, None, 'text_cross', deterministic)
+    text = text + self.attend(read, seen, vision_mask, 'text_cross', deterministic)
 
     seen, read = self.norm(vision, 'vision_self_norm'), self.norm(text, 'text_self_norm')
-    vision = vision + self.attend(seen, None, None, 'vision_self', deterministic)
+    vision = vision + self.attend(seen, None, vision_mask, 'vision_self', deterministic)
     text = text + self.attend(read, None, text_mask, 'text_self', deterministic)
 
     vision = vision + self.mlp(vision, 'vision_mlp', deterministic)
@@ -78,7 +81,7 @@ class CoAttentionLayer(_Sublayers):
     return vision, text
 
 
-class MergedLayer(_Sublayers):
+class MergedLayer(Sublayers):
   """One stream of both: self-attention over all tokens, then an MLP (arXiv:1908.03557)."""
 
   @nn.compact
@@ -113,13 +116,14 @@ class CrossModal(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def __call__(self, vision, text, text_mask, *, deterministic):
+  def __call__(self, vision, text, text_mask, vision_mask=None, *, deterministic):
     """Joins the streams.
 
     Args:
       vision: [B, N, D].
       text: [B, L, D].
       text_mask: bool [B, L], False for padding.
+      vision_mask: bool [B, N], likewise; None: there is none.
       deterministic: no dropout.
 
     Returns:
@@ -131,13 +135,13 @@ class CrossModal(nn.Module):
                  self.dtype, name='layers')
     stack = dict(num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     if self.variant == 'co_attention':
-      mask = text_mask[:, None, None, :]
+      masks = [None if mask is None else mask[:, None, None, :] for mask in (vision_mask, text_mask)]
       (vision, text), _ = scan_layers(
-          lambda layer, streams, _: (layer(*streams, mask, deterministic=deterministic), None),
+          lambda layer, streams, _: (layer(*streams, *masks, deterministic=deterministic), None),
           layer, (vision, text), **stack)
     else:
       tokens = jnp.concatenate([vision, text], axis=1)
-      seen = jnp.ones((*vision.shape[:2],), bool)
+      seen = jnp.ones(vision.shape[:2], bool) if vision_mask is None else vision_mask
       mask = jnp.concatenate([seen, text_mask], axis=1)[:, None, None, :]
       tokens, _ = scan_layers(
           lambda layer, tokens, _: (layer(tokens, mask, deterministic=deterministic), None),

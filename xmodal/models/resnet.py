@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.padding import Padding
 
 
 class Block(nn.Module):
@@ -25,7 +26,8 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, padding):
+    """x [B, H, W, C], a padding.Padding -> [B, H/stride, W/stride, features]."""
     if self.kind == 'basic':
       convs = [(self.features, 3, self.stride), (self.features, 3, 1)]
     else:
@@ -36,13 +38,15 @@ class Block(nn.Module):
     for i, (features, size, stride) in enumerate(convs, start=1):
       y = _conv(features, size, stride, self.dtype, f'conv{i}')(y)
       if i < len(convs):
-        y = nn.relu(self.norm(features, name=f'conv{i}_norm')(y))
+        y = self.norm(features, name=f'conv{i}_norm')(y, mask=padding.mask_like(y))
+        y = padding.clear(nn.relu(y))
     # Each block begins as its shortcut (arXiv:1706.02677, section 5.1).
-    y = self.norm(self.features, scale_init=nn.initializers.zeros, name=f'conv{i}_norm')(y)
+    y = self.norm(self.features, scale_init=nn.initializers.zeros,
+                  name=f'conv{i}_norm')(y, mask=padding.mask_like(y))
     if x.shape[-1] != self.features or self.stride != 1:
       x = _conv(self.features, 1, self.stride, self.dtype, 'shortcut')(x)
-      x = self.norm(self.features, name='shortcut_norm')(x)
-    return nn.relu(x + y)
+      x = self.norm(self.features, name='shortcut_norm')(x, mask=padding.mask_like(x))
+    return padding.clear(nn.relu(x + y))
 
 
 def _conv(features, size, stride, dtype, name):
@@ -83,27 +87,32 @@ class ResNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images, *, deterministic=True):
+  def __call__(self, images, extent=None, *, deterministic=True):
     """Images [B, H, W, 3] float to features [B, H', W', C].
 
     Batch norm takes the batch's own statistics, and updates the stored ones,
-    unless deterministic or frozen_statistics.
+    unless deterministic or frozen_statistics. With an extent (see
+    padding.Padding) norms take those of the pictures, and features in the
+    padding are 0.
 
     Raises:
       UserError: there is no such block, norm or stem.
     """
     self._check()
     norm = self._norm(deterministic)
+    padding = Padding(extent, images.shape[1:3])
     size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
-    x = _conv(self.embedding_size, size, stride, self.dtype, 'stem')(images.astype(self.dtype))
-    x = nn.relu(norm(self.embedding_size, name='stem_norm')(x))
+    x = padding.clear(images.astype(self.dtype))
+    x = _conv(self.embedding_size, size, stride, self.dtype, 'stem')(x)
+    x = norm(self.embedding_size, name='stem_norm')(x, mask=padding.mask_like(x))
+    x = padding.clear(nn.relu(x))
     if self.stem == 'imagenet':
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+      x = padding.clear(nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
     for i, (num_blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
       for j in range(num_blocks):
         halve = j == 0 and (i > 0 or self.downsample_in_first_stage)
         x = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck, norm,
-                  self.dtype, name=f'stage{i + 1}_block{j + 1}')(x)
+                  self.dtype, name=f'stage{i + 1}_block{j + 1}')(x, padding)
     return x
 
   def _norm(self, deterministic):

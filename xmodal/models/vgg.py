@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.padding import Padding
 
 
 class VGG(nn.Module):
@@ -27,11 +28,13 @@ class VGG(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images, *, deterministic=True):
+  def __call__(self, images, extent=None, *, deterministic=True):
     """Images [B, H, W, 3] float to features [B, H/32, W/32, C].
 
     Batch norm takes the batch's own statistics, and updates the stored ones,
-    unless deterministic or frozen_statistics.
+    unless deterministic or frozen_statistics. With an extent (see
+    padding.Padding) norms take those of the pictures, and features in the
+    padding are 0.
 
     Raises:
       UserError: the pictures are too small to be halved in each stage.
@@ -40,7 +43,8 @@ class VGG(nn.Module):
     if min(images.shape[1:3]) < smallest:
       raise UserError(f'VGG: pictures are {images.shape[1:3]} (height, width), {smallest} or more '
                       'is wanted; take a larger image_size')
-    x = images.astype(self.dtype)
+    padding = Padding(extent, images.shape[1:3])
+    x = padding.clear(images.astype(self.dtype))
     for i, (num_convs, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
       for j in range(num_convs):
         name = f'stage{i + 1}_conv{j + 1}'
@@ -48,7 +52,7 @@ class VGG(nn.Module):
                     kernel_init=nn.initializers.he_normal(), name=name)(x)
         if self.batch_norm:
           x = nn.BatchNorm(deterministic or self.frozen_statistics, momentum=0.9, epsilon=1e-5,
-                           dtype=self.dtype, name=f'{name}_norm')(x)
-        x = nn.relu(x)
-      x = nn.max_pool(x, (2, 2), (2, 2))
+                           dtype=self.dtype, name=f'{name}_norm')(x, mask=padding.mask_like(x))
+        x = padding.clear(nn.relu(x))
+      x = padding.clear(nn.max_pool(x, (2, 2), (2, 2)))
     return x

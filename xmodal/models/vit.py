@@ -7,6 +7,7 @@ import numpy as np
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.padding import Padding
 
 
 class ViTLayer(nn.Module):
@@ -28,7 +29,8 @@ class ViTLayer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, *, deterministic=True):
+  def __call__(self, x, mask=None, *, deterministic=True):
+    """x [B, N, D], mask bool [B, 1, 1, N] or None -> x, updated."""
     def norm(name):
       return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
 
@@ -36,7 +38,7 @@ class ViTLayer(nn.Module):
     y = MultiHeadAttention(
         self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
         use_bias=self.qkv_bias, out_bias=True, dtype=self.dtype, implementation=self.attention,
-        out_init=nn.initializers.zeros, name='attention')(norm('attention_norm')(x))
+        out_init=nn.initializers.zeros, name='attention')(norm('attention_norm')(x), mask=mask)
     x = x + dropout(self._scaled(y, 'attention_scale'))
     activation = 'silu' if self.swiglu else {'exact': 'gelu', 'tanh': 'gelu_tanh'}[self.gelu]
     y = Mlp(self.mlp_dim, self.hidden_dim, activation, gated=self.swiglu,
@@ -59,7 +61,8 @@ class PatchStem(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images, padding):
+    del padding  # a patch sees no other
     batch, height, width, channels = images.shape
     p = self.patch_size
     patches = images.reshape(batch, height // p, p, width // p, p, channels)
@@ -80,7 +83,8 @@ class ConvStem(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images, padding):
+    """images, and the padding.Padding of them; what is in it stays out of all else."""
     num_convs = self.patch_size.bit_length() - 1
     if self.patch_size != 2 ** num_convs or num_convs < 1:
       raise UserError(f"ViT: stem 'conv' wants a patch_size that is a power of two, found "
@@ -91,7 +95,7 @@ class ConvStem(nn.Module):
       x = nn.Conv(features, (3, 3), strides=2, use_bias=False, dtype=self.dtype,
                   name=f'conv{i + 1}')(x)
       x = nn.LayerNorm(self.layer_norm_eps, dtype=self.dtype, name=f'conv{i + 1}_norm')(x)
-      x = nn.relu(x)
+      x = padding.clear(nn.relu(x))
     return nn.Dense(self.hidden_dim, dtype=self.dtype, name='projection')(x)
 
 
@@ -149,15 +153,19 @@ class ViT(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def __call__(self, images, *, deterministic=True):
+  def __call__(self, images, extent=None, *, deterministic=True):
     """Images [B, H, W, 3] float to tokens [B, E + N, D].
+
+    With an extent (see padding.Padding) no token looks at those in the padding.
 
     Raises:
       UserError: the pictures are not image_size, or that does not divide into
         patches, or the heads do not divide D, or there is no such stem or gelu.
     """
     self._check(images)
-    x = self._stem()(images.astype(self.dtype))
+    padding = Padding(extent, images.shape[1:3])
+    x = self._stem()(padding.clear(images.astype(self.dtype)), padding)
+    mask = padding.mask(x.shape[1:3])
     x = x.reshape(x.shape[0], -1, self.hidden_dim)
     num_patches = x.shape[1]
     if self.use_distillation_token:
@@ -171,11 +179,15 @@ class ViT(nn.Module):
       registers = self._extra_tokens('registers', self.num_registers, x)
       x = jnp.concatenate([first, registers, patches], axis=1)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
+    if mask is not None:
+      mask = mask.reshape(mask.shape[0], 1, 1, -1)
+      extra = x.shape[1] - num_patches
+      mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra, 0)], constant_values=True)
     layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
                      self.dropout_rate, self.gelu, self.swiglu, self.layer_scale, self.qkv_bias,
                      self.attention, self.dtype, name='layers')
     x, _ = scan_layers(
-        lambda layer, x, _: (layer(x, deterministic=deterministic), None), layer, x,
+        lambda layer, x, _: (layer(x, mask, deterministic=deterministic), None), layer, x,
         num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                         name='final_norm')(x)

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from xmodal.data.example import Example
+from xmodal.data.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks import card
@@ -51,10 +52,11 @@ class Objects(Task):
   def encode(self, example, placement):
     boxes = np.zeros((self._max_objects, 4), np.float32)
     names = np.full(self._max_objects, -1, np.int32)
-    known = [o for o in example.objects or () if o.name in self._index][:self._max_objects]
-    if known:
-      boxes[:len(known)] = placement.boxes(np.array([o.box for o in known]))
-      names[:len(known)] = [self._index[o.name] for o in known]
+    known = [o for o in example.objects or () if o.name in self._index]
+    seen, their_boxes = visible_objects(known, placement)
+    count = min(len(seen), self._max_objects)
+    boxes[:count] = their_boxes[:count]
+    names[:count] = [self._index[o.name] for o in seen[:count]]
     return {'boxes': boxes, 'names': names, 'weight': np.float32(example.objects is not None)}
 
   def survey(self, examples):
@@ -89,9 +91,11 @@ class Objects(Task):
   def losses(self, outputs, features):
     targets = token_targets(features['boxes'], features['names'], outputs.shape[1:3],
                             len(self.names))
+    is_picture = ~jnp.isneginf(outputs[..., :1])
+    losses = optax.sigmoid_binary_cross_entropy(jnp.where(is_picture, outputs, 0), targets)
     # Summed over names and averaged over tokens: names that are absent nearly
     # everywhere must not thin the loss out.
-    return {'names': optax.sigmoid_binary_cross_entropy(outputs, targets).sum(-1).mean((1, 2))}
+    return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
     ranked = np.argsort(-arrays['present'], axis=-1, kind='stable')[:, :_TOP]
@@ -122,7 +126,7 @@ class ObjectsHead(nn.Module):
 
   @nn.compact
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns logits, float32 [B, rows, columns, K]."""
+    """Returns logits, float32 [B, rows, columns, K]; -inf in the padding of a picture."""
     del features, deterministic
     vision, text = towers.vision(), towers.text(jnp.asarray(self.name_tokens, jnp.int32))
     seen, read = towers.align(vision, text)
@@ -135,6 +139,8 @@ class ObjectsHead(nn.Module):
     bias = self.param('score_bias', nn.initializers.constant(-4.0), ())
     logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
     logits = logits * (jnp.exp(scale) * seen.shape[-1] ** -0.5) + bias
+    if vision.mask is not None:
+      logits = jnp.where(vision.mask[:, -rows * columns:, None], logits, -jnp.inf)
     return logits.reshape(-1, rows, columns, len(self.name_tokens))
 
   def predict(self, towers, features):

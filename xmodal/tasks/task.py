@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example
+from xmodal.data.placement import Placement
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 
@@ -65,6 +65,12 @@ class Task(abc.ABC):
     """The task's official metrics; {} if it has none."""
     return {}
 
+  def headline(self, scores: Mapping[str, float]) -> str:
+    """What to say of the scores on one line, in the middle of training; '' for nothing."""
+    if 'accuracy' not in scores:
+      return ''
+    return f'accuracy {scores["accuracy"]:.1%} of {scores["examples"]}'
+
   def table(self, scores: Mapping[str, float]) -> str:
     """The scores as a table to be read on a terminal; '' if there is nothing to say."""
     return ''
@@ -84,6 +90,26 @@ class Task(abc.ABC):
   def record(self, example: Example, prediction: Any) -> dict[str, Any] | None:
     """One line of predictions.jsonl (plain JSON values); None if it has none."""
     return None
+
+  def files(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
+    """Predictions as other programs read them: {name of a JSON file: its content}."""
+    return {}
+
+  def asked_of(self, examples: Sequence[Example]) -> 'Task':
+    """The task as these examples ask it (they may name more than training did).
+
+    Its head has the same parameters.
+    """
+    return self
+
+  def ask(self, image: str, text: str) -> tuple['Task', list[Example]]:
+    """What a person's text asks of a picture: the task that answers it, and the examples to give
+    it; UserError if the text asks nothing."""
+    return self, [Example(image, question=text)]
+
+  def join(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Any:
+    """One prediction of those for the examples that `ask` gave."""
+    return predictions[0]
 
   def survey(self, examples: Sequence[Example]) -> list[str]:
     """What to tell before training on these examples; UserError if they cannot be trained on."""

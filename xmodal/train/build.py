@@ -58,7 +58,8 @@ def learn(config, examples: Sequence[Example],
 
 def _texts(example):
   names = dict.fromkeys(o.name for o in example.objects or ())
-  return example.question, *example.answers, *example.captions, *names
+  expression = example.expression.name if example.expression else ''
+  return example.question, *example.answers, *example.captions, *names, expression
 
 
 def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],

@@ -69,6 +69,15 @@ def write_predictions(path: str, task: Task, records, examples, predictions) -> 
   os.replace(f'{path}.part', path)
 
 
+def write_files(workdir: str, name: str, split: str, task: Task, examples, predictions) -> None:
+  """What the task has for other programs: WORKDIR/{name}_{split}_{kind}.json."""
+  for kind, content in task.files(examples, predictions).items():
+    path = os.path.join(workdir, f'{name}_{split}_{kind}.json')
+    with open(f'{path}.part', 'w', encoding='utf-8') as f:
+      json.dump(content, f)
+    os.replace(f'{path}.part', path)
+
+
 def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,
                   count: int) -> None:
   """A sheet of up to `count` evenly chosen examples: what the model saw, said, and the truth."""

@@ -15,6 +15,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.augment import Augmentation
+from xmodal.data.boxes import BadBoxes
 from xmodal.data.memory import KeepDecoded
 from xmodal.data.faults import fault_notes
 from xmodal.data.sources import check_flags, open_source
@@ -30,11 +31,12 @@ from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
 
 _MOST_SKIPPED = 10
+_MOST_BOXES = 20  # bad ones that are shown
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
-               'model.dtype', 'model.remat', 'vqa.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:
@@ -78,9 +80,11 @@ class Run:
     self.notes = [line for use, source in self.sources.items()
                   for line in fault_notes(use, source, check_flags(config, splits[use]))]
     self.notes += _survey(self.tasks, samples)
+    self.asked = {name: task.asked_of(samples['eval']) for name, task in self.tasks.items()}
 
     self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
                 for split, source in self.sources.items()}
+    self.bad_boxes = {split: BadBoxes() for split in self.sources}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
     one = self.maker('eval')(np.array([-1]), np.array([0]))
@@ -104,15 +108,17 @@ class Run:
         self.model, self.tasks, task_weights, self.optimizer,
         accumulation=config.train.accumulation, ema_decay=config.train.ema_decay,
         frozen=self.frozen)
-    self.predict_step = evaluate.make_predict_step(self.model, self.mesh)
+    self.predict_step = evaluate.make_predict_step(
+        build.make_model(config, self.tokenizer, self.asked, self.towers), self.mesh)
 
   def maker(self, split: str) -> pipeline.BatchMaker:
     """What turns records of a split ('train' or 'eval') into batches."""
     data = self.config.data
     augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
     return pipeline.BatchMaker(
-        self.sources[split], self.tasks, (data.image_size, data.image_size), self.bad[split],
-        augmentation, data.blank, self.config.seed, self._decode)
+        self.sources[split], self.tasks if split == 'train' else self.asked,
+        (data.image_size, data.image_size), self.bad[split], augmentation, data.blank,
+        self.config.seed, self._decode, data.keep_aspect, self.bad_boxes[split])
 
   def compile_step(self):
     """The training step, compiled for the mesh: (state, batch) -> (state, metrics)."""
@@ -137,12 +143,13 @@ class Run:
       return None
     records, predictions = predicted
     examples = [make.source[int(record)] for record in records]
-    scores = evaluate.score_all(self.tasks, examples, predictions)
+    scores = evaluate.score_all(self.asked, examples, predictions)
     if jax.process_index() == 0:
-      for name, task in self.tasks.items():
+      for name, task in self.asked.items():
         evaluate.write_predictions(
             os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records,
             examples, predictions[name])
+        evaluate.write_files(self.workdir, name, split, task, examples, predictions[name])
         evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
                                task, make, records, examples, predictions[name],
                                self.config.train.samples)
@@ -153,7 +160,7 @@ class Run:
 
   def tables(self, scores: dict[str, dict]) -> str:
     """The scores of all tasks, for the terminal."""
-    return '\n\n'.join(t for name, task in self.tasks.items() if scores[name]
+    return '\n\n'.join(t for name, task in self.asked.items() if scores[name]
                        for t in [task.table(scores[name])] if t)
 
   def train(self) -> dict:
@@ -228,9 +235,8 @@ class Run:
           checkpoints.save(state, self.assets)
           return state, None
         for name, of_task in scores.items():
-          if 'accuracy' in of_task:
-            report.say(f'evaluation at step {step}: {name} accuracy {of_task["accuracy"]:.1%} of '
-                       f'{of_task["examples"]}')
+          if line := self.asked[name].headline(of_task):
+            report.say(f'evaluation at step {step}: {name} {line}')
         report.pause(step)
     return state, scores
 
@@ -258,6 +264,7 @@ class Run:
         'examples_per_second': round(steps * self.config.train.batch_size / seconds, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
         'unreadable_pictures': {split: bad.told() for split, bad in self.bad.items()},
+        'boxes_outside': {split: bad.told() for split, bad in self.bad_boxes.items()},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not os.path.exists(path)):
@@ -269,10 +276,19 @@ class Run:
     return final
 
   def _left_out(self):
-    """Lines on the pictures that could not be read."""
-    return [line for split, bad in self.bad.items() if bad.reasons for line in (
+    """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
+    lines = [line for split, bad in self.bad.items() if bad.reasons for line in (
         f'{split}: {len(bad.reasons)} of {len(self.sources[split])} examples were left out, their '
         'pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
+    for split, bad in self.bad_boxes.items():
+      if told := bad.told():
+        lines.append(f'{split}: {len(told)} boxes in {len(bad.of_record)} of '
+                     f'{len(self.sources[split])} examples are not inside their pictures; they were '
+                     'cut at the edge, or left out where nothing of them is inside:')
+        lines += [f'  {line}' for line in told[:_MOST_BOXES]]
+        if len(told) > _MOST_BOXES:
+          lines.append(f'  and {len(told) - _MOST_BOXES} more')
+    return lines
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""

@@ -96,7 +96,7 @@ def _quieten_board():
 def _summary(metrics):
   parts = [f'loss {metrics["loss"]:.3f}']
   parts += [f'{key.replace("/", " ")} {value:.1%}' for key, value in metrics.items()
-            if key.endswith('/accuracy')]
+            if key.endswith(('/accuracy', '/iou'))]
   if metrics['skipped']:
     parts.append(f'{metrics["skipped"]:.0f} steps skipped (gradients not finite)')
   return ', '.join(parts)

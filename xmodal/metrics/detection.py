@@ -1,0 +1,167 @@
+"""COCO's average precision by pycocotools, COCO's files, and the accuracy of referring expressions.
+
+Boxes are (x, y, width, height) in pixels of the picture as stored, x to the right, y downwards.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xmodal.data.example import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A thing that a model found: its name, its box, and how sure the model is."""
+
+  name: str
+  box: tuple[float, float, float, float]
+  score: float
+
+
+def number_categories(names: Sequence[str], examples: Sequence[Example]) -> dict[str, int]:
+  """The data set's own number of each name; 1, 2, ... if it lacks one or they contradict."""
+  wanted = set(names)
+  own = {(o.name, o.category_id) for e in examples for o in e.objects or () if o.name in wanted}
+  numbers = dict(own)
+  if None not in numbers.values() and len(set(numbers.values())) == len(own) == len(wanted):
+    return {name: numbers[name] for name in names}
+  return {name: i for i, name in enumerate(names, 1)}
+
+
+def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found]],
+               category_ids: Mapping[str, int]) -> tuple[dict, list[dict]]:
+  """Truths and predictions in COCO's formats (cocodataset.org, format-data and format-results).
+
+  A picture that nobody looked at (objects None) is in neither, as what is found
+  there may be right; but where that is so of all, as in a test set, all are in both,
+  so that the results can be sent to whoever has the truth. A name that is not in
+  category_ids counts neither as truth nor as found.
+
+  Args:
+    examples: N pictures. They keep their image_id if each has one, all different and of one
+      type; otherwise each is called by its place in `examples`, from 0.
+    predictions: what was found in each of them, in any order.
+    category_ids: name -> number of each category that is judged.
+
+  Returns:
+    instances: images, annotations (iscrowd is 1 for an object to be ignored) and categories.
+    results: one dict of image_id, category_id, bbox (to 0.01 pixel) and score for each Found.
+
+  Raises:
+    ValueError: as many predictions as examples were wanted.
+  """
+  if len(examples) != len(predictions):
+    raise ValueError(f'wanted what was found in each of {len(examples)} examples, found '
+                     f'{len(predictions)} predictions')
+  looked = [i for i, e in enumerate(examples) if e.objects is not None] or range(len(examples))
+  ids = [examples[i].image_id for i in looked]
+  if None in ids or len(set(ids)) < len(ids) or len(set(map(type, ids))) > 1:
+    ids = list(looked)
+  images, annotations, results = [], [], []
+  for image_id, i in zip(ids, looked):
+    images.append({'id': image_id} | _known_of_file(examples[i].image))
+    for thing in examples[i].objects or ():
+      if thing.name in category_ids:
+        box = [float(side) for side in thing.box]
+        annotations.append({
+            # pycocotools takes a match with number 0 for none.
+            'id': len(annotations) + 1, 'image_id': image_id,
+            'category_id': category_ids[thing.name], 'bbox': box,
+            'area': box[2] * box[3] if thing.area is None else float(thing.area),
+            'iscrowd': int(thing.ignore)})
+    results.extend({
+        'image_id': image_id, 'category_id': category_ids[found.name],
+        'bbox': [round(float(side), 2) for side in found.box], 'score': float(found.score)}
+                   for found in predictions[i] if found.name in category_ids)
+  categories = [{'id': number, 'name': name} for name, number in category_ids.items()]
+  return {'info': {}, 'images': images, 'annotations': annotations,
+          'categories': categories}, results
+
+
+def _known_of_file(image):
+  if isinstance(image, np.ndarray):
+    return {'height': image.shape[0], 'width': image.shape[1]}
+  return {'file_name': os.path.basename(image)}
+
+
+def coco_scores(instances: Mapping, results: Sequence[Mapping],
+                names: Sequence[str] | None = None) -> dict[str, float]:
+  """Average precision as COCO defines it, computed by pycocotools.
+
+  Args:
+    instances, results: as coco_files gives them; they are not changed.
+    names: the categories to judge; None for all.
+
+  Returns:
+    mAP (mean over categories and over IoU .50, .55, ... .95), mAP50, mAP75, mAP_small,
+    mAP_medium and mAP_large (areas up to 32 x 32, up to 96 x 96, and from there),
+    recall100 (mean over the same IoUs, of at most 100 boxes of a category in a picture), and of
+    each category AP/name and AP50/name; all 0..1. What no truth can be found for is
+    left out: {} if there is no truth at all.
+  """
+  from pycocotools.cocoeval import COCOeval  # Needed only where boxes are scored.
+
+  categories = [c for c in instances['categories'] if names is None or c['name'] in names]
+  # loadRes of pycocotools adds the same two fields, but fails where nothing was found.
+  found = [{**result, 'id': i, 'area': result['bbox'][2] * result['bbox'][3]}
+           for i, result in enumerate(results, 1)]
+  with contextlib.redirect_stdout(io.StringIO()):
+    judge = COCOeval(_index(instances, instances['annotations']), _index(instances, found), 'bbox')
+    judge.params.catIds = [category['id'] for category in categories]
+    judge.params.maxDets = [100]
+    judge.evaluate()
+    judge.accumulate()
+  # [10 IoUs, 101 recalls, categories, 4 areas, 1] and [10 IoUs, categories, 4 areas, 1]; a
+  # category without truth is -1. evaluate() sorts the categories by number.
+  precision, recall = judge.eval['precision'][..., 0], judge.eval['recall'][..., 0]
+  parts = {'mAP': precision[..., 0], 'mAP50': precision[0, ..., 0], 'mAP75': precision[5, ..., 0],
+           'mAP_small': precision[..., 1], 'mAP_medium': precision[..., 2],
+           'mAP_large': precision[..., 3], 'recall100': recall[..., 0]}
+  for i, category in enumerate(sorted(categories, key=lambda c: c['id'])):
+    parts |= {f'AP/{category["name"]}': precision[:, :, i, 0],
+              f'AP50/{category["name"]}': precision[0, :, i, 0]}
+  return {name: float(part[part > -1].mean()) for name, part in parts.items() if (part > -1).any()}
+
+
+def _index(instances, annotations):
+  """pycocotools writes its marks into annotations: it gets copies."""
+  from pycocotools.coco import COCO
+  coco = COCO()
+  coco.dataset = {**instances, 'annotations': [dict(a) for a in annotations]}
+  coco.createIndex()
+  return coco
+
+
+def referring_accuracy(boxes: Sequence, truths: Sequence, threshold: float = 0.5) -> list[float]:
+  """RefCOCO's rule: an expression is understood if the best box has IoU 0.5 or more.
+
+  Args:
+    boxes: N boxes, the best for each expression.
+    truths: N boxes of what was meant.
+    threshold: the least IoU.
+
+  Returns:
+    N times 1.0 or 0.0; their mean is the accuracy.
+  """
+  return (iou(boxes, truths) >= threshold).astype(float).tolist()
+
+
+def iou(a: Sequence, b: Sequence) -> np.ndarray:
+  """Intersection over union of N pairs of boxes, float64 [N]; 0 where both have no area.
+
+  Raises:
+    ValueError: as many of one as of the other were wanted.
+  """
+  a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a, b))
+  if len(a) != len(b):
+    raise ValueError(f'wanted pairs of boxes, found {len(a)} and {len(b)}')
+  low = np.maximum(a[:, :2], b[:, :2])
+  high = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:])
+  shared = np.maximum(high - low, 0).prod(-1)
+  union = a[:, 2:].prod(-1) + b[:, 2:].prod(-1) - shared
+  return np.divide(shared, union, out=np.zeros(len(a)), where=union > 0)

@@ -1,0 +1,412 @@
+"""Detection: finds what names name, and the one thing that an expression means.
+
+Each query predicts one box. Its score for a name is how well it matches the
+text tower's embedding of that name, so any name can be asked for, those never
+trained on too. An expression ('the square left of the red circle') is read
+together with the picture by the cross-modal layers, and the query that fits best
+shows the one thing meant; names are looked for with no text to read.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.data.placement import Placement, visible_objects
+from xmodal.data.example import Example, Object
+from xmodal.data.tokenizer import Tokenizer
+from xmodal.errors import UserError
+from xmodal.metrics import detection as metrics
+from xmodal.models.boxes import to_corners
+from xmodal.models.layers import Mlp
+from xmodal.models.queries import LearnedQueries, token_references
+from xmodal.tasks import boxes_card, card
+from xmodal.tasks.objects import make_name_list
+from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
+from xmodal.tasks.task import Task
+
+_MOST_FOUND = 100  # boxes of one picture that are kept, as many as COCO counts
+_PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What was found in a picture.
+
+  Attributes:
+    found: what names name, likeliest first.
+    meant: what expressions mean, one each, by their texts.
+  """
+
+  found: tuple[metrics.Found, ...]
+  meant: tuple[metrics.Found, ...] = ()
+
+
+class Detection(Task):
+  """Predicts boxes with names, and the box of an expression."""
+
+  name = 'detection'
+  needs = ('objects',)
+
+  def __init__(self, config, tokenizer: Tokenizer, learned: Mapping):
+    """A task over a list of names, which `asking` changes.
+
+    Args:
+      config: config.detection.
+      tokenizer: of names and expressions.
+      learned: from training examples, see from_data.
+    """
+    self._config, self._tokenizer, self._learned = config, tokenizer, learned
+    self._trained, self.category_ids = frozenset(learned['names']), dict(learned['names'])
+    weights = {'names': LOSS_WEIGHTS}
+    if learned['expressions']:
+      weights['expression'] = {t: w * config.expression_weight for t, w in LOSS_WEIGHTS.items()}
+    self.loss_weights = {f'{kind}_{term}': weight for kind, terms in weights.items()
+                         for term, weight in terms.items()} | {'iou': 0.0}  # to be seen
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """What is looked for, in the order of the logits."""
+    return tuple(self.category_ids)
+
+  # ---- what is learned from the data, and what is asked for
+
+  @classmethod
+  def from_data(cls, config, tokenizer, examples):
+    names = make_name_list(examples, config.detection.max_names)
+    numbers = {o.name: o.category_id for e in examples for o in e.objects or ()}
+    if any(numbers[name] is None for name in names):
+      numbers = {name: i for i, name in enumerate(sorted(names), 1)}
+    most = max(len(e.objects) for e in examples if e.objects is not None)
+    return cls(config.detection, tokenizer, {
+        'names': {name: numbers[name] for name in names},  # with their numbers in result files
+        'max_objects': min(most, config.detection.max_objects),
+        'expressions': any(e.expression is not None for e in examples)})
+
+  @classmethod
+  def from_files(cls, config, tokenizer, folder):
+    with open(os.path.join(folder, 'names.json'), encoding='utf-8') as f:
+      return cls(config.detection, tokenizer, json.load(f))
+
+  def save(self, folder):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, 'names.json'), 'w', encoding='utf-8') as f:
+      json.dump(self._learned, f, ensure_ascii=False, indent=1)
+
+  def survey(self, examples):
+    said = super().survey(examples)
+    known = [e for e in examples if e.objects is not None]
+    most = self._learned['max_objects']
+    if many := [len(e.objects) for e in known if len(e.objects) > most]:
+      said.append(f'detection: {len(many)} of {len(known)} pictures have more than {most} objects '
+                  f'(up to {max(many)}); training leaves out {sum(many) - most * len(many)} of '
+                  'theirs: config.detection.max_objects sets the limit')
+    if rare := {o.name for e in known for o in e.objects if o.name not in self.category_ids}:
+      said.append(f'detection: {len(rare)} names are not among the {len(self.names)} trained on: '
+                  f'{", ".join(sorted(rare)[:5])}{", ..." if len(rare) > 5 else ""}')
+    return said
+
+  def asking(self, names: Mapping[str, int]) -> 'Detection':
+    """The same task with other names to look for; parameters do not hang on them."""
+    other = copy.copy(self)
+    other.category_ids = dict(names)
+    return other
+
+  def asked_of(self, examples):
+    unseen = {o.name: o.category_id for e in examples for o in e.objects or ()
+              if o.name not in self.category_ids}
+    used = max(self.category_ids.values(), default=0)
+    return self.asking(self.category_ids | {
+        name: used + i if unseen[name] is None else unseen[name]
+        for i, name in enumerate(sorted(unseen), 1)})
+
+  def ask(self, image, text):
+    parts = (' '.join(part.split()).rstrip(' ?!') for part in re.split(r'[.;\n]', text))
+    phrases = [part for part in dict.fromkeys(parts) if part]
+    if not phrases:
+      raise UserError(f'--text {text!r} names nothing; wanted names ("red circle. blue square.") or '
+                      'an expression ("the square left of the red circle")')
+    expressions = [part for part in phrases if part.lower().startswith('the ')]
+    if expressions and not self._learned['expressions']:
+      raise UserError(f'--text: {expressions[0]!r} means one thing (it begins with "the"), and this '
+                      'model learned from data without such texts; name what to find: "dog. cat."')
+    names = [part for part in phrases if part not in expressions]
+    examples = [Example(image, expression=Object(part, (0, 0, 0, 0))) for part in expressions]
+    return self.asking({name: i for i, name in enumerate(names, 1)}), examples or [Example(image)]
+
+  # ---- host: features
+
+  def encode(self, example, placement):
+    most = self._learned['max_objects']
+    boxes, names = np.zeros((most, 4), np.float32), np.full(most, -1, np.int32)
+    index = {name: i for i, name in enumerate(self.category_ids)}
+    wanted = [o for o in example.objects or () if o.name in index and not o.ignore]
+    kept, places = visible_objects(wanted, placement)
+    boxes[:len(kept)] = places[:most]
+    names[:len(kept)] = [index[o.name] for o in kept[:most]]
+    features = {'boxes': boxes, 'names': names, 'weight': np.float32(example.objects is not None),
+                'placement': np.float32([getattr(placement, field) for field in _PLACEMENT])}
+    if self._learned['expressions']:
+      features['expression'] = self._encode_expression(example.expression, placement)
+    return features
+
+  def _encode_expression(self, expression, placement):
+    text = expression.name if expression else ''
+    tokens = self._tokenizer.encode([text], self._config.expression_length)[0]
+    if not text:
+      tokens[:] = self._tokenizer.pad_id
+    # One that is asked and not known has no area, and so does not count.
+    kept, boxes = visible_objects([expression] if expression else [], placement)
+    return {'tokens': tokens, 'weight': np.float32(len(kept)),
+            'box': boxes if kept else np.zeros((1, 4), np.float32)}
+
+  def notes(self, example):
+    if example.expression is None:
+      return []
+    length = int(self._tokenizer.lengths([example.expression.name])[0])
+    if length <= self._config.expression_length:
+      return []
+    return [f'the text has {length} tokens, the model reads {self._config.expression_length}: its '
+            'end is left out']
+
+  # ---- device: model and losses
+
+  def head(self):
+    names = self._tokenizer.encode(self.names, int(self._tokenizer.lengths(self.names).max())
+                                   ) if self.names else np.zeros((0, 1), np.int32)
+    return DetectionHead(
+        name_tokens=tuple(map(tuple, names.tolist())), num_queries=self._config.queries,
+        num_layers=self._config.layers, expressions=self._learned['expressions'],
+        pad_id=self._tokenizer.pad_id)
+
+  def weights(self, features):
+    # Means over all objects of the batch, as in DETR.
+    count = (features['names'] >= 0).sum(-1) * features['weight']
+    weights = {'names_scores': jnp.maximum(count, features['weight']), 'names_boxes': count,
+               'names_overlap': count, 'iou': count}
+    if self._learned['expressions']:
+      weights |= {f'expression_{t}': features['expression']['weight'] for t in LOSS_WEIGHTS}
+    return weights
+
+  def losses(self, outputs, features):
+    terms = set_losses(outputs['names'], features['boxes'], features['names'])
+    losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS} | {'iou': terms['iou']}
+    if self._learned['expressions']:
+      box = features['expression']['box']
+      terms = set_losses(outputs['expression'], box, jnp.zeros(box.shape[:2], jnp.int32))
+      losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
+    return losses
+
+  # ---- host: predictions
+
+  def decode(self, arrays):
+    predictions, names = [], self.names
+    for i, numbers in enumerate(arrays['placement'].astype(float)):
+      placement = Placement(**dict(zip(_PLACEMENT, numbers.tolist())))
+      found = meant = ()
+      if names:
+        found = tuple(metrics.Found(names[k], tuple(box), float(score)) for k, box, score in zip(
+            arrays['name'][i], placement.pixels(arrays['boxes'][i]).tolist(), arrays['score'][i]))
+      if 'meant_box' in arrays:
+        (box,) = placement.pixels(arrays['meant_box'][i][None]).tolist()
+        meant = (metrics.Found('', tuple(box), float(arrays['meant_score'][i])),)
+      predictions.append(Prediction(found, meant))
+    return predictions
+
+  def score(self, examples, predictions):
+    known = [(e, p) for e, p in zip(examples, predictions) if e.objects is not None]
+    scores = {}
+    if known:
+      instances, results = metrics.coco_files(
+          [e for e, _ in known], [p.found for _, p in known], self.category_ids)
+      scores = metrics.coco_scores(instances, results)
+      for group, names in (('seen', self._trained), ('unseen', set(self.names) - self._trained)):
+        if self._trained < set(self.names):
+          of_group = metrics.coco_scores(instances, results, names=sorted(names))
+          scores |= {f'mAP_{group}': of_group['mAP'], f'mAP50_{group}': of_group['mAP50']}
+      scores['examples'] = len(known)
+    asked = [(e, p.meant[0]) for e, p in zip(examples, predictions) if e.expression and p.meant]
+    if asked:
+      right = metrics.referring_accuracy([m.box for _, m in asked],
+                                      [e.expression.box for e, _ in asked])
+      scores |= {'referring': float(np.mean(right)), 'referring_examples': len(asked)}
+      groups = [e.question_type for e, _ in asked]
+      for group in sorted(set(groups) - {''}):
+        scores[f'referring/{group}'] = float(np.mean(
+            [r for r, g in zip(right, groups) if g == group]))
+    return scores
+
+  def headline(self, scores):
+    parts = [f'{label} {scores[key]:.1%}' for key, label in (
+        ('mAP', 'mAP'), ('mAP50', 'mAP@.5'), ('mAP_unseen', 'mAP of unseen names'),
+        ('referring', 'expressions')) if key in scores]
+    return ', '.join(parts)
+
+  def table(self, scores):
+    rows = []
+    names = [key.removeprefix('AP/') for key in scores if key.startswith('AP/')]
+    if names:
+      wide = min(max(max(map(len, names)), 9), 24)
+      rows.append(f'{"name":<{wide}}{"AP@[.5:.95]":>13}{"AP@.5":>9}')
+      for name in names:
+        unseen = '' if name in self._trained else '  never trained on'
+        rows.append(f'{name[:wide]:<{wide}}{scores[f"AP/{name}"]:>13.1%}'
+                    f'{scores[f"AP50/{name}"]:>9.1%}{unseen}')
+      for label, group in (('all', ''), ('trained', '_seen'), ('unseen', '_unseen')):
+        if f'mAP{group}' in scores:
+          rows.append(f'{label:<{wide}}{scores[f"mAP{group}"]:>13.1%}'
+                      f'{scores[f"mAP50{group}"]:>9.1%}')
+    if 'referring' in scores:
+      kinds = [f'{key.removeprefix("referring/")} {value:.1%}' for key, value in scores.items()
+               if key.startswith('referring/')]
+      more = f' ({", ".join(kinds)})' if kinds else ''
+      rows.append(f'expressions found at IoU .5: {scores["referring"]:.1%}{more}')
+    return '\n'.join(rows)
+
+  def files(self, examples, predictions):
+    instances, results = metrics.coco_files(
+        examples, [p.found for p in predictions], self.category_ids)
+    return {'instances': instances, 'results': results}
+
+  def record(self, example, prediction):
+    line = {'image_id': example.image_id, 'found': [_plain(f) for f in self._shown(prediction)]}
+    if example.objects is not None:
+      line['objects'] = [{'name': o.name, 'box': list(o.box)} for o in example.objects]
+    if example.expression and prediction.meant:
+      line |= {'expression': example.expression.name, 'box': list(example.expression.box),
+               'meant': _plain(prediction.meant[0])}
+    return line
+
+  def join(self, examples, predictions):
+    return Prediction(predictions[0].found, tuple(
+        dataclasses.replace(p.meant[0], name=e.expression.name)
+        for e, p in zip(examples, predictions) if e.expression))
+
+  def describe(self, prediction):
+    return json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
+                      ensure_ascii=False)
+
+  def draw(self, example, pixels, prediction):
+    # Boxes are of the picture as it is stored, not as the model is shown it.
+    pixels, size = images.load_within(example.image, _DRAWN)
+    factor = pixels.shape[1] / size[1]
+    ...
+
+  def _shown(self, prediction):
+    return [f for f in prediction.found if f.score >= self._config.threshold]
+
+
+def _plain(found):
+  return {'name': found.name, 'score': round(found.score, 4),
+          'box': [round(side, 2) for side in found.box]}
+
+
+class DetectionHead(nn.Module):
+  """Boxes and scores of queries.
+
+  Attributes:
+    name_tokens: K rows of token numbers, padded to one length.
+    num_queries: of learned queries; 0: one query for each image token.
+    num_layers: of the decoder of learned queries.
+    expressions: whether expressions are read too.
+    pad_id: token number that is no text.
+  """
+
+  name_tokens: tuple[tuple[int, ...], ...]
+  num_queries: int
+  num_layers: int
+  expressions: bool
+  pad_id: int
+
+  @nn.compact
+  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+    """Returns {'names': Queries, 'expression': Queries with K = 1}, each if it is asked for."""
+    outputs = {}
+    find = QueryBoxes(self.num_queries, self.num_layers, name='queries')
+    if self.name_tokens:
+      nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
+      hidden, boxes, mask = find(towers.fused(nothing), deterministic=deterministic)
+      outputs['names'] = Queries(self._name_logits(towers, hidden), boxes, mask)
+    if self.expressions:
+      fused = towers.fused(features['expression']['tokens'])
+      hidden, boxes, mask = find(fused, deterministic=deterministic)
+      logits = nn.Dense(1, dtype=jnp.float32, name='meant')(hidden)
+      outputs['expression'] = Queries(logits, boxes, mask)
+    return outputs
+
+  def _name_logits(self, towers, hidden):
+    """Match of each query with each name: float32 [B, N, K] (cf. arXiv:2205.06230)."""
+    text = towers.text(jnp.asarray(self.name_tokens, jnp.int32))
+    read = towers.align(towers.vision(), text)[1]
+    is_text = text.mask[..., None]
+    names = (read * is_text).sum(1) / is_text.sum(1)
+    seen = nn.Dense(names.shape[-1], dtype=hidden.dtype, name='name_projection')(hidden)
+    # That a query shows anything at all does not hang on names, so unseen ones have it too.
+    thing = nn.Dense(1, dtype=jnp.float32, name='objectness',
+                     bias_init=nn.initializers.constant(-4.0))(hidden)
+    scale = jnp.exp(self.param('log_scale', nn.initializers.zeros, ()))
+    logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
+    return logits * (scale * seen.shape[-1] ** -0.5) + thing
+
+  def predict(self, towers, features: Mapping[str, jax.Array]):
+    """Returns the best (box, name) pairs, [B, 100], and the best box for the expression, [B]."""
+    outputs = self(towers, features, deterministic=True)
+    arrays = {'placement': features['placement']}
+    if 'names' in outputs:
+      scores = jax.nn.sigmoid(outputs['names'].masked_logits())
+      flat = scores.reshape(len(scores), -1)
+      score, pair = jax.lax.top_k(flat, min(_MOST_FOUND, flat.shape[1]))
+      query, name = jnp.divmod(pair, scores.shape[-1])
+      boxes = jnp.take_along_axis(outputs['names'].boxes, query[..., None], axis=1)
+      arrays |= {'score': score, 'name': name, 'boxes': boxes}
+    if 'expression' in outputs:
+      scores = jax.nn.sigmoid(outputs['expression'].masked_logits()[..., 0])
+      best = scores.argmax(-1)[:, None]
+      arrays |= {'meant_score': jnp.take_along_axis(scores, best, axis=1)[:, 0],
+                 'meant_box': jnp.take_along_axis(
+                     outputs['expression'].boxes, best[..., None], axis=1)[:, 0]}
+    return arrays
+
+
+class QueryBoxes(nn.Module):
+  """Queries from fused tokens, and the box that each shows.
+
+  Attributes as of DetectionHead.
+  """
+
+  num_queries: int
+  num_layers: int
+
+  @nn.compact
+  def __call__(self, fused, *, deterministic: bool):
+    """Returns hidden [B, N, D], corners float32 [B, N, 4], and bool [B, N] or None."""
+    width = fused.vision.shape[-1]
+    if self.num_queries:
+      queries, references = LearnedQueries(
+          width, 2 * width, max(width // 16, 1), 0.0, 'xla', fused.vision.dtype,
+          num_queries=self.num_queries, num_layers=self.num_layers, name='decoder')(
+              fused.vision, fused.vision_mask, deterministic=deterministic)
+      mask = None
+    else:
+      rows, columns = fused.grid
+      skip = fused.vision.shape[1] - rows * columns  # a class token lies nowhere
+      queries, references = fused.vision[:, skip:], token_references(fused.grid)
+      mask = None if fused.vision_mask is None else fused.vision_mask[:, skip:]
+    hidden = nn.LayerNorm(dtype=queries.dtype, name='norm')(queries)
+    change = Mlp(width, width, dtype=hidden.dtype, name='boxes')(hidden)
+    change = nn.Dense(4, dtype=jnp.float32, kernel_init=nn.initializers.zeros,
+                      name='box_change')(nn.gelu(change))
+    # Shifts in units of the reference box, sizes as its multiples (R-CNN's, arXiv:1311.2524).
+    size = references[:, 2:] * jnp.exp(jnp.clip(change[..., 2:], -5, 5))
+    center = references[:, :2] + change[..., :2] * references[:, 2:]
+    return hidden, to_corners(jnp.concatenate([center, size], axis=-1)), mask
+
+
+TASK = Detection
