@@ -169,8 +169,9 @@ def test_a_box_without_the_size_of_its_picture_is_only_clipped_where_zero_is(tmp
   assert len(examples.faults) == 1
   # Only the picture itself tells of the first.
   complaints, _ = check.check_source(examples)
-  assert complaints == [*examples.faults, f'{example.image}: objects 1 has box [50.0, 30.0, 100.0, 100.0] '
-                        'outside the picture, wanted [x, y, width, height] inside 60 x 40']
+  assert complaints == [
+      *examples.faults, f'{example.image}: objects 1 has box [50.0, 30.0, 100.0, 100.0] outside '
+      'the picture, wanted [x, y, width, height] inside 60 x 40']
 
 
 def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
@@ -469,9 +470,10 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   (tmp_path / 'voc' / 'JPEGImages' / 'b.jpg').write_text('not a picture')
   assert check.main([root, '--source', 'voc', '--split', 'train']) == 1
   lines = capsys.readouterr().out.splitlines()
-  assert 'b.jpg' in lines[0] and lines[1] == (
-      f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, wanted '
-      '[x, y, width, height] inside 40 x 40') and lines[-1] == '2 faults' and len(lines) == 6
+  assert 'b.jpg' in lines[0] and lines[-1] == '2 faults' and len(lines) == 6
+  assert lines[1] == (
+      f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
+      'wanted [x, y, width, height] inside 40 x 40')
   assert check.main([root, '--source', 'voc', '--split', 'test']) == 2
   assert capsys.readouterr().err.startswith('error: ')
   root = _genome(tmp_path / 'vg', [5], {5: [_thing(1)]}, {5: [_region(1), _region(2)]})
