@@ -27,6 +27,7 @@ from xmodal.errors import UserError
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES = 100
+_AT_ONCE = 4096
 
 
 @dataclasses.dataclass
@@ -73,17 +74,20 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   Decodes every picture once, in threads.
   """
   complaints = list(getattr(source, 'faults', ()))
-  pictures = decode_all({example.image for example in source})
-  complaints += sorted(found for found in pictures.values() if isinstance(found, str))
-  seen, names, ignored = {}, collections.Counter(), 0
-  for example in source:
-    objects = () if example.image in seen else example.objects or ()
-    seen.setdefault(example.image, len(objects))
-    names.update(thing.name for thing in objects)
-    ignored += sum(thing.ignore for thing in objects)
-    if not isinstance(size := pictures[example.image], str):
-      shown = dataclasses.replace(example, objects=objects)
-      complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
+  sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
+  for start in range(0, len(source), _AT_ONCE):  # millions may be made as they are asked for
+    examples = [source[i] for i in range(start, min(start + _AT_ONCE, len(source)))]
+    decoded = decode_all({example.image for example in examples} - sizes.keys())
+    sizes |= decoded
+    complaints += sorted(size for size in decoded.values() if isinstance(size, str))
+    for example in examples:
+      objects = () if example.image in seen else example.objects or ()
+      seen.setdefault(example.image, len(objects))
+      names.update(thing.name for thing in objects)
+      ignored += sum(thing.ignore for thing in objects)
+      if not isinstance(size := sizes[example.image], str):
+        shown = dataclasses.replace(example, objects=objects)
+        complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
   if names:

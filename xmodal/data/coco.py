@@ -103,7 +103,7 @@ def _read_pictures(path, content, faults):
       size = picture_size(record.get('width'), record.get('height'))
       pictures[image_id] = file_name, size
     elif pictures[image_id][0] == file_name:
-      faults.append(fault(f'{path}: image {image_id}', 'is listed twice, kept once'))
+      faults.append(fault(f'{path}: image {shown(image_id)}', 'is listed twice, kept once'))
     else:
       raise UserError(f'{path}: image id {image_id!r} is that of {pictures[image_id][0]} and of '
                       f'{file_name}, wanted one of its own: which of them an annotation means '
@@ -113,10 +113,11 @@ def _read_pictures(path, content, faults):
 
 def _read_categories(path, content):
   """category_id -> name, of those that have one."""
+  records = content.get('categories')
   names = {}
-  for record in content.get('categories') or ():
-    category_id, name = (record.get('id'), record.get('name')) if isinstance(record, dict) else (
-        None, None)
+  for record in records if isinstance(records, list) else ():
+    record = record if isinstance(record, dict) else {}
+    category_id, name = record.get('id'), record.get('name')
     if not _is_id(category_id) or not isinstance(name, str) or not name.strip():
       continue  # its annotations are left out, and said
     name = sys.intern(name.strip())
@@ -158,7 +159,7 @@ def _read_object(record, pictures, names, seen):
     return None, None, 'category_id {} has no name, left out', category_id
   if _is_id(annotation_id):
     if annotation_id in seen:
-      return None, None, 'its id is taken, the first is kept', ''
+      return None, None, 'has the id of an earlier one, left out', ''
     seen.add(annotation_id)
   usable, what = usable_box(box, pictures[image_id][1])
   if usable is None:

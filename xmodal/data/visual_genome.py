@@ -70,7 +70,8 @@ class VisualGenome:
     if self._regions is not None:
       self._order = self._regions.in_turn()
     if not len(self):
-      raise UserError(f'{root}: region_descriptions.json has no region of {split!r} that can be used')
+      raise UserError(f'{root}: region_descriptions.json has no region of {split!r} that can be '
+                      'used')
 
   def __len__(self) -> int:
     return len(self._images) if self._regions is None else len(self._order)
@@ -130,11 +131,11 @@ def _read_pictures(root, split, faults):
   path = os.path.join(root, 'image_data.json')
   content = read_json(path)
   ids = take_records(path, content, ('image_id',))
-  files, found, missing, total = Pictures(root), {}, [], 0
+  files, found, missing = Pictures(root), {}, []
   for (image_id,), record in zip(ids, content):
     if _split_of(image_id) not in split.split('+'):
       continue
-    if image_id in found:
+    if str(image_id) in found:
       faults.append(fault(f'{path}: image_id {image_id}', 'is listed twice, kept once'))
       continue
     name = f'{image_id}.jpg'
@@ -142,12 +143,12 @@ def _read_pictures(root, split, faults):
     image = next((path for path in paths if path), None)
     if image is None:
       missing.append(name)
-    found[image_id] = image, picture_size(record.get('width'), record.get('height'))
+    size = picture_size(record.get('width'), record.get('height'))
+    found[str(image_id)] = image, image_id, size
   check_present(missing, len(found), f'{root} ({", ".join(_FOLDERS)})')
   if not found:
     raise UserError(f'{path}: none of {len(ids)} pictures is in {split!r}')
-  images, sizes = zip(*found.values())
-  return images, list(found), sizes
+  return tuple(zip(*found.values()))
 
 
 def _read_boxes(path, split, kind, numbers, sizes, faults):
@@ -161,8 +162,8 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
     record = dict(pairs)
     if kind not in record:
       return record
-    image_id = str(record.get('image_id', record.get('id')))
-    number = numbers.get(image_id)
+    image_id = record.get('image_id', record.get('id'))
+    number = numbers.get(str(image_id))
     if number is not None:
       for name, box in _usable(path, kind, record[kind], sizes[number], faults):
         boxes.add(number, name, box)
@@ -194,7 +195,7 @@ def _usable(path, kind, items, size, faults):
     box = [item.get(side) for side in sides]
     usable, what = usable_box(box, size)
     if str(item_id) in seen:
-      usable, what = None, 'its id is taken, the first is kept'
+      usable, what = None, 'has the id of an earlier one, left out'
     elif not name:
       usable, what = None, 'has no name, left out'
     seen.add(str(item_id))

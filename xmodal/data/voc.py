@@ -22,10 +22,9 @@ def read_voc(root: str, split: str) -> Examples:
 
   What xmin to ymax mean depends on who wrote them. In the official sets, whose
   files say `<database>The VOC2007 Database</database>` or another year, they are
-  the numbers of the first and last pixel inside, counted from 1 (development
-  kit, section 'Annotation'): the box begins at xmin - 1 and is xmax - xmin + 1
-  wide. Any other file has edges, taken as they are: that is what labelImg
-  writes (database 'Unknown'), the tool behind most sets, and Roboflow. labelImg
+  the numbers of the first and last pixel inside, counted from 1: the box begins
+  at xmin - 1 and is xmax - xmin + 1 wide, as detectron2 reads them. Any other file
+  has edges, taken as they are: so labelImg writes them (database 'Unknown'). It
   writes an edge at 0 as 1, which is not undone: nobody can tell the two apart.
 
   Args:
