@@ -66,6 +66,10 @@ class Detection(Task):
       tokenizer: of names and expressions.
       learned: from training examples, see from_data.
     """
+    if 0 < config.queries < learned['max_objects']:
+      raise UserError(f'config.detection.queries={config.queries}: wanted one at least for each of '
+                      f'{learned["max_objects"]} objects in a picture; raise it, or lower '
+                      'config.detection.max_objects')
     self._config, self._tokenizer, self._learned = config, tokenizer, learned
     self._trained, self.category_ids = frozenset(learned['names']), dict(learned['names'])
     weights = {'names': LOSS_WEIGHTS}
