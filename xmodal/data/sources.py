@@ -28,14 +28,14 @@ def open_source(config, split: str, *, train: bool) -> Source:
       train on, or nothing can be left out of it.
   """
   data = config.data
-  if data.without and not (data.source == 'shapes' and data.crowded):
-    raise UserError(f'config.data.without={tuple(data.without)}: wanted it with '
-                    "config.data.source='shapes' and config.data.crowded=True alone; leave it out")
   if data.source == 'shapes':
     options = dict(size=data.train_examples if train else data.eval_examples,
                    image_size=data.image_size or IMAGE_SIZE, seed=0)
     if data.crowded:
       return crowds.Crowds(split, **options, without=tuple(data.without) if train else ())
+    if data.without:
+      raise UserError(f'config.data.without={tuple(data.without)}: nothing can be left out of the '
+                      'scenes with questions; set config.data.crowded=True')
     return shapes.Shapes(split, **options)
   if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
