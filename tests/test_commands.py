@@ -215,8 +215,10 @@ def test_a_mistake_ends_the_process_with_code_2():
 
 @pytest.fixture(scope='module')
 def own_data(tmp_path_factory):
-  """The pictures and questions of the tiny run as a jsonl folder, one picture cut off."""
+  """The pictures and questions of the tiny run as a jsonl folder: in the third batch of training
+  one picture is cut off, and one has a box outside."""
   folder = tmp_path_factory.mktemp('own')
+  read = order.train_records(order.positions(2, 8), 64, seed=0)
   for split, count in (('train', 64), ('val', 20)):
     source = Shapes(split, size=count, image_size=32)
     lines = []
@@ -227,9 +229,9 @@ def own_data(tmp_path_factory):
           'image': name, 'question': example.question, 'answers': example.answers,
           'question_id': i, 'question_type': example.question_type,
           'caption': example.captions,
-          'objects': [{'name': o.name, 'box': o.box} for o in example.objects]}))
+          'objects': [{'name': o.name, 'box': (40, *o.box[1:]) if (split, i) == ('train', read[4])
+                       else o.box} for o in example.objects]}))
     (folder / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
-  read = order.train_records(order.positions(2, 8), 64, seed=0)
   broken = folder / f'train_{read[3]}.jpg'
   broken.write_bytes(broken.read_bytes()[:200])
   return folder, broken.name
@@ -244,8 +246,12 @@ def test_own_data_with_a_broken_picture_trains(own_data, tmp_path, capsys):
   assert told['step'] == 6 and told['evaluation']['vqa']['examples'] == 20
   reason, = told['unreadable_pictures']['train']
   assert own_data[1] in reason
-  assert any(line.startswith('  ') and own_data[1] in line
-             for line in capsys.readouterr().out.splitlines())
+  outside = told['boxes_outside']
+  assert outside['train'] and all('inside 32 x 32' in line for line in outside['train'])
+  assert not outside['eval']
+  said = capsys.readouterr().out.splitlines()
+  for line in (reason, *outside['train']):
+    assert f'  {line}' in said
   lines = map(json.loads, (tmp_path / 'run' / 'predictions_vqa_val.jsonl').read_text().splitlines())
   assert [line['question_id'] for line in lines] == list(range(20))
 

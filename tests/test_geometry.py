@@ -208,10 +208,12 @@ def test_a_picture_keeps_its_ratio_at_the_top_left(shape):
 
 def test_zoom_stays_in_the_room_that_the_ratio_gives():
   picture = np.full((30, 60, 3), 200, np.uint8)
-  make = maker([Example(picture)], Augmentation(zoom=0.5), keep_aspect=True)
+  make = maker([Example(picture)], Augmentation(zoom=0.5, light=0.2), keep_aspect=True)
   batch = make(np.zeros(20, int), np.arange(20))
-  assert (batch['extent'] == (32, 64)).all()
-  assert (batch['image'][:, :32] == 200).all() and not batch['image'][:, 32:].any()
+  assert (batch['extent'] == (32, 64)).all() and not batch['image'][:, 32:].any()
+  levels = batch['image'][:, 0, 0, 0]
+  assert len(set(levels.tolist())) > 5 and (picture == 200).all()
+  assert (batch['image'][:, :32] == levels.reshape(20, 1, 1, 1)).all()
   windows = np.array([placement.window for _, placement in make.tasks['task'].given])
   assert len(np.unique(windows, axis=0)) == 20 and windows[:, 3].max() <= 32 / 48 + 1e-9
 

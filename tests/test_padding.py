@@ -63,10 +63,10 @@ TOWERS = {
         **VIT, image_size=size, stem='conv', use_cls_token=False),
     'resnet with batch norm': lambda size: ResNet('bottleneck', (1, 1), (16, 32), 8),
     'resnet with group norm': lambda size: ResNet(
-        'basic', (1, 1), (8, 16), 8, norm='group', stem='small'),
+        'basic', (2, 1), (8, 16), 8, norm='group', stem='small'),
     'resnet in training': lambda size: ResNet(
         'basic', (1, 1), (8, 16), 8, frozen_statistics=False),
-    'vgg': lambda size: VGG((1, 1), (8, 16), batch_norm=True),
+    'vgg': lambda size: VGG((2, 2), (8, 16), batch_norm=True),
 }
 
 
