@@ -36,6 +36,7 @@ from xmodal.tasks.task import Task
 _MOST_FOUND = 100  # boxes of one picture that are kept, as many as COCO counts
 _DRAWN = 640  # pixels of the longer side, for people
 _MEANT = '#ffffff'
+_SOMEWHERE = (0, 0, 1, 1)  # a box inside any picture, where the true one is asked for
 _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
 
 
@@ -143,7 +144,7 @@ class Detection(Task):
       raise UserError(f'--text: {expressions[0]!r} means one thing (it begins with "the"), and this '
                       'model learned from data without such texts; name what to find: "dog. cat."')
     names = [part for part in phrases if part not in expressions]
-    examples = [Example(image, expression=Object(part, (0, 0, 0, 0))) for part in expressions]
+    examples = [Example(image, expression=Object(part, _SOMEWHERE)) for part in expressions]
     return self.asking({name: i for i, name in enumerate(names, 1)}), examples or [Example(image)]
 
   # ---- host: features
@@ -167,7 +168,6 @@ class Detection(Task):
     tokens = self._tokenizer.encode([text], self._config.expression_length)[0]
     if not text:
       tokens[:] = self._tokenizer.pad_id
-    # One that is asked and not known has no area, and so does not count.
     kept, boxes = visible_objects([expression] if expression else [], placement)
     return {'tokens': tokens, 'weight': np.float32(len(kept)),
             'box': boxes if kept else np.zeros((1, 4), np.float32)}
