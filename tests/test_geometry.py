@@ -150,7 +150,8 @@ def test_boxes_are_those_of_a_chain_of_matrices(seed):
 def test_boxes_come_back_to_the_thousandth_of_a_pixel(seed):
   rng = np.random.default_rng(seed)
   size, part, area, input_size, turns = random_case(rng)
-  placement, boxes = Placement.of_part(size, part, area, input_size, **turns), random_boxes(rng, size)
+  placement = Placement.of_part(size, part, area, input_size, **turns)
+  boxes = random_boxes(rng, size)
   np.testing.assert_allclose(placement.pixels(placement.boxes(boxes)), boxes, atol=1e-3)
   # What a model predicts may stick out of the picture.
   wild = rng.normal(0.5, 2, (50, 2, 2))
@@ -214,6 +215,9 @@ def test_zoom_stays_in_the_room_that_the_ratio_gives():
   levels = batch['image'][:, 0, 0, 0]
   assert len(set(levels.tolist())) > 5 and (picture == 200).all()
   assert (batch['image'][:, :32] == levels.reshape(20, 1, 1, 1)).all()
+  light = maker([Example(picture)], Augmentation(light=0.2), keep_aspect=True)
+  image, = light(np.zeros(1, int), np.zeros(1, int))['image']
+  assert (image[:32] == image[0, 0]).all() and 0 < image[0, 0, 0] != 200 and not image[32:].any()
   windows = np.array([placement.window for _, placement in make.tasks['task'].given])
   assert len(np.unique(windows, axis=0)) == 20 and windows[:, 3].max() <= 32 / 48 + 1e-9
 

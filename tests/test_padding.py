@@ -70,8 +70,8 @@ TOWERS = {
 }
 
 
-def tokens_of(features, grid=None):
-  """Of a feature map or of tokens: those outside the grid, and those on it [B, rows, columns, D]."""
+def tokens_of(features, grid):
+  """Of tokens or a feature map: those that lie nowhere, and the others [B, rows, columns, D]."""
   if features.ndim == 4:
     return features[:, :0, 0], features
   extra = features.shape[1] - grid[0] * grid[1]
@@ -228,9 +228,9 @@ def test_a_run_gives_its_model_the_extent_of_each_picture(examples, tmp_path):
     lines = []
     for i, example in enumerate(examples):
       Image.fromarray(example.image).save(tmp_path / f'{i}.png')
+      objects = [{'name': o.name, 'box': o.box} for o in example.objects]
       lines.append(json.dumps({'image': f'{i}.png', 'question': example.question,
-                               'answers': example.answers,
-                               'objects': [{'name': o.name, 'box': o.box} for o in example.objects]}))
+                               'answers': example.answers, 'objects': objects}))
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
   run = Run(tiny.changed(data__source='jsonl', data__root=str(tmp_path), data__keep_aspect=True),
             str(tmp_path / 'run'))

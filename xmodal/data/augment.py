@@ -27,11 +27,11 @@ _MIRROR_WORDS = frozenset(
     'sided read reads letter letters word words written write writing number numbers say says sign '
     'spell text time clock lateral laterality unilateral'.split())
 _FLIP_WORDS = _MIRROR_WORDS | frozenset(
-    'up upper uppermost upward upwards upright upside uphill upstairs top topmost high higher highest '
-    'low lower lowest lowermost on onto off over overhead overlie overlying under underneath '
-    'above below beneath north south northern southern superior inferior superiorly inferiorly sky '
-    'ground floor ceiling stand stands standing lie lies lying hang hangs hanging fall falls '
-    'falling rise rises rising tilt tilted slope sloping'.split())
+    'up upper uppermost upward upwards upright upside uphill upstairs top topmost high higher '
+    'highest low lower lowest lowermost on onto off over overhead overlie overlying under '
+    'underneath above below beneath north south northern southern superior inferior superiorly '
+    'inferiorly sky ground floor ceiling stand stands standing lie lies lying hang hangs hanging '
+    'fall falls falling rise rises rising tilt tilted slope sloping'.split())
 _FLIP_STEMS = ('down', 'bottom', 'vertical')
 _PLACE_WORDS = _MIRROR_WORDS | frozenset(
     'top topmost bottom bottommost upper uppermost lower lowermost lowest middle center centre '
@@ -39,12 +39,12 @@ _PLACE_WORDS = _MIRROR_WORDS | frozenset(
     'positioned place size big bigger biggest large larger largest small smaller smallest tiny '
     'huge near nearer nearest close closer closest far farther farthest furthest high higher '
     'highest low tall taller tallest'.split())
-# An example that has any of these speaks of the picture as a whole.
-_WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 'reason')
 _LIGHT_WORDS = frozenset(
     'light lights lighter lightest lighting daylight lit dim dimmer dimly sunny day daytime night '
     'nighttime'.split())
 _LIGHT_STEMS = ('bright', 'dark', 'shad', 'contrast', 'intens', 'dens', 'opac', 'opaq', 'lucen')
+# An example that has any of these speaks of the picture as a whole.
+_WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 'reason')
 
 
 @dataclasses.dataclass(frozen=True)

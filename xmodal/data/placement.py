@@ -47,7 +47,9 @@ class Placement:
         object.__setattr__(self, field, 1 / side)
 
   @classmethod
-  def of_part(cls, size, part, area, input_size, *, mirrored=False, flipped=False) -> 'Placement':
+  def of_part(cls, size: tuple[int, int], part: tuple[float, float, float, float],
+              area: tuple[float, float, float, float], input_size: tuple[int, int], *,
+              mirrored: bool = False, flipped: bool = False) -> 'Placement':
     """A part of a picture, laid over an area of the input.
 
     Args:

@@ -71,7 +71,7 @@ class SumPool(nn.Module):
 
   @nn.compact
   def __call__(self, vision, text, text_mask, vision_mask=None):
-    """vision [B, N, D], text [B, L, D], text_mask bool [B, L], vision_mask bool [B, N] -> [B, D]."""
+    """vision [B, N, D], text [B, L, D], their masks bool [B, L] and [B, N] or None -> [B, D]."""
     width = vision.shape[-1]
     # Of the real tokens only: the amount of padding must not matter.
     if vision_mask is None:
@@ -84,7 +84,7 @@ class SumPool(nn.Module):
 
 
 def _masked_sum(tokens, mask):
-  """[B, N, D] and bool [B, N] to the sum [B, D] over those that count, by the root of their number."""
+  """Tokens [B, N, D], mask bool [B, N] -> their sum by the root of their number, [B, D]."""
   counts = mask[..., None].astype(tokens.dtype)
   return (tokens * counts).sum(1) * jnp.maximum(counts.sum(1), 1) ** -0.5
 
@@ -142,11 +142,8 @@ class Backbone(nn.Module):
     else:
       patch = self.vision_tower.patch_size
       grid = (image.shape[1] // patch, image.shape[2] // patch)
-    mask = Padding(extent, image.shape[1:3]).mask(grid)
-    if mask is not None:  # a class token is no padding
-      mask = mask.reshape(mask.shape[0], -1)
-      mask = jnp.pad(mask, ((0, 0), (tokens.shape[1] - mask.shape[1], 0)), constant_values=True)
-    return Vision(tokens, grid, mask)
+    extra = tokens.shape[1] - grid[0] * grid[1]
+    return Vision(tokens, grid, Padding(extent, image.shape[1:3]).token_mask(grid, extra))
 
   def text(self, tokens: jax.Array, *, deterministic: bool) -> Text:
     """Token numbers, int32 [B, L], through the text tower's encoder."""

@@ -135,7 +135,8 @@ class CrossModal(nn.Module):
                  self.dtype, name='layers')
     stack = dict(num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     if self.variant == 'co_attention':
-      masks = [None if mask is None else mask[:, None, None, :] for mask in (vision_mask, text_mask)]
+      masks = [None if mask is None else mask[:, None, None, :]
+               for mask in (vision_mask, text_mask)]
       (vision, text), _ = scan_layers(
           lambda layer, streams, _: (layer(*streams, *masks, deterministic=deterministic), None),
           layer, (vision, text), **stack)

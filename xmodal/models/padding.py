@@ -31,6 +31,13 @@ class Padding:
                      for i, (cells, pixels) in enumerate(zip(grid, self.size)))
     return rows[:, :, None] & columns[:, None]
 
+  def token_mask(self, grid: tuple[int, int], extra: int) -> jax.Array | None:
+    """The same in a row, after `extra` tokens that lie nowhere: bool [B, extra + N], or None."""
+    mask = self.mask(grid)
+    if mask is None:
+      return None
+    return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (extra, 0)), constant_values=True)
+
   def mask_like(self, x: jax.Array) -> jax.Array | None:
     """The mask of a feature map [B, H', W', C], in its shape."""
     mask = self.mask(x.shape[1:3])

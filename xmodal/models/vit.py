@@ -165,7 +165,7 @@ class ViT(nn.Module):
     self._check(images)
     padding = Padding(extent, images.shape[1:3])
     x = self._stem()(padding.clear(images.astype(self.dtype)), padding)
-    mask = padding.mask(x.shape[1:3])
+    grid = x.shape[1:3]
     x = x.reshape(x.shape[0], -1, self.hidden_dim)
     num_patches = x.shape[1]
     if self.use_distillation_token:
@@ -179,10 +179,9 @@ class ViT(nn.Module):
       registers = self._extra_tokens('registers', self.num_registers, x)
       x = jnp.concatenate([first, registers, patches], axis=1)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
+    mask = padding.token_mask(grid, x.shape[1] - num_patches)
     if mask is not None:
-      mask = mask.reshape(mask.shape[0], 1, 1, -1)
-      extra = x.shape[1] - num_patches
-      mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra, 0)], constant_values=True)
+      mask = mask[:, None, None, :]
     layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
                      self.dropout_rate, self.gelu, self.swiglu, self.layer_scale, self.qkv_bias,
                      self.attention, self.dtype, name='layers')
