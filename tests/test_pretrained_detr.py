@@ -151,7 +151,7 @@ class Bottleneck(nn.Module):
 
 
 class TimmResNet(nn.Module):
-  """What timm's resnet50 computes and how it calls its tensors; dilated: its output_stride is 16."""
+  """What timm's resnet50 computes, by its names; dilated: its output_stride is 16."""
 
   def __init__(self, sizes, width, dilated):
     super().__init__()
@@ -265,7 +265,7 @@ def test_show_says_what_it_is_for(saved, capsys):
 @pytest.mark.parametrize('name', [
     'model.decoder.layers.2.encoder_attn.k_proj.weight', 'bbox_predictor.layers.1.bias',
     'model.query_position_embeddings.weight', 'model.input_projection.weight',
-    'model.backbone.conv_encoder.model.encoder.stages.1.layers.0.shortcut.normalization.running_var'])
+    'model.backbone.conv_encoder.model.embedder.embedder.normalization.running_var'])
 def test_a_tensor_that_is_missing_or_misshapen_is_named(saved, tmp_path, name):
   _, folder = saved(PADDED)
   dotted = name.replace('.', r'\.')
@@ -301,7 +301,7 @@ def test_configs_that_cannot_be_followed_are_refused(saved, tmp_path, config, me
 
 def test_a_detector_is_no_tower(saved):
   folder = saved(PADDED)[1]
-  with pytest.raises(UserError, match='vision.pretrained=.* is a detector, a vision tower is wanted'):
+  with pytest.raises(UserError, match='vision.pretrained=.* is a detector, a vision tower is'):
     Run(tiny.changed(model__vision__pretrained=str(folder)), 'unused')
 
 

@@ -1,4 +1,4 @@
-"""The DETR of PyTorch that detection is raced against: trained as the paper says, and as ours is."""
+"""The DETR of PyTorch that detection is raced against: trained as in the paper, and as ours."""
 
 import types
 

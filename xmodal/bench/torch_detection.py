@@ -113,7 +113,7 @@ def to_torch(images: np.ndarray, mask: np.ndarray, boxes: np.ndarray, names: np.
 
   Returns:
     pixel_values float32 [B, 3, H, W], whose colours lie together in memory
-    still (torch's channels_last, the fastest for convolutions), pixel_mask int64
+    still (channels_last, which makes convolutions faster), pixel_mask int64
     [B, H, W], and labels, a dict a picture: class_labels int64 [n] and boxes
     float32 [n, 4], centre and size.
   """

@@ -12,7 +12,7 @@ from xmodal.models.resnet import ResNet
 
 
 class _Layer(nn.Module):
-  """What both kinds of layer share: sublayers, each residual and post-norm; attributes as in Detr."""
+  """Sublayers of both kinds of layer, each residual and post-norm; attributes as in Detr."""
 
   hidden_dim: int
   mlp_dim: int
@@ -30,7 +30,7 @@ class _Layer(nn.Module):
     y = layer(x + positions, context + context_positions, values=context, mask=mask)
     return self._add(name, x, y, deterministic)
 
-  def _think(self, x, deterministic):
+  def _mlp(self, x, deterministic):
     mlp = Mlp(self.mlp_dim, self.hidden_dim, self.activation, dtype=self.dtype,
               kernel_init=nn.initializers.xavier_uniform(), name='mlp')
     return self._add('mlp', x, mlp(x, deterministic=deterministic), deterministic)
@@ -50,7 +50,7 @@ class EncoderLayer(_Layer):
   @nn.compact
   def __call__(self, x, positions, *, mask, deterministic):
     x = self._attend('attention', x, positions, x, positions, mask, deterministic)
-    return self._think(x, deterministic)
+    return self._mlp(x, deterministic)
 
 
 class DecoderLayer(_Layer):
@@ -61,7 +61,7 @@ class DecoderLayer(_Layer):
     x = self._attend('attention', x, positions, x, positions, None, deterministic)
     x = self._attend('cross_attention', x, positions, picture, picture_positions, mask,
                      deterministic)
-    return self._think(x, deterministic)
+    return self._mlp(x, deterministic)
 
 
 class Detr(nn.Module):

@@ -52,7 +52,8 @@ class Checkpoint:
     config: config.json, what it leaves out filled in with the family's defaults.
     part: 'vision', 'text' or 'detector'.
     module: the Flax module that the config describes.
-    preprocessing: of a vision tower's pictures; None for text, and for a detector: see `detections`.
+    preprocessing: of a vision tower's pictures; None for text, and for a detector, which takes
+      any size: see `detections.pad_pictures`.
   """
 
   def __init__(self, name: str):

@@ -83,6 +83,7 @@ def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_name
   sides = np.array([(width, height) for height, width in image_sizes])[:, None]
   centres, halves = boxes[..., :2] * sides, boxes[..., 2:] * sides / 2
   corners = np.concatenate([centres - halves, centres + halves], axis=-1)
-  return [[Detection(class_names[score[i].argmax()], float(score[i].max()), tuple(map(float, box[i])))
-           for i in np.argsort(-score.max(-1), kind='stable') if score[i].max() > threshold]
-          for score, box in zip(scores, corners)]
+  best, labels = scores.max(-1), scores.argmax(-1)
+  return [[Detection(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
+           for i in np.argsort(-score, kind='stable') if score[i] > threshold]
+          for score, label, box in zip(best, labels, corners)]

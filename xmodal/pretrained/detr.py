@@ -32,7 +32,8 @@ RENAMES = (
     (r'^model\.backbone\.model\.', _BACKBONE), (r'\.o_proj\.', '.out_proj.'),
     (r'\.mlp\.fc', '.fc'),
     # timm's names, which most published ones have.
-    (rf'(?<={re.escape(_BACKBONE)})(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.', _from_timm))
+    (rf'(?<={re.escape(_BACKBONE)})(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.',
+     _from_timm))
 IGNORE = r'(mask_head|bbox_attention)\..*|.*\.num_batches_tracked'
 _BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 TIMM = {'resnet18': ResNet('basic', (2, 2, 2, 2), _BASIC),
@@ -82,7 +83,8 @@ def entries(module: Detr, source: Detr):
   """The table of tensors."""
   for entry in resnet.entries(module.backbone, source.backbone):
     collection, path = entry.path.split('/', 1)
-    yield dataclasses.replace(entry, path=f'{collection}/resnet/{path}', name=_BACKBONE + entry.name)
+    yield dataclasses.replace(entry, path=f'{collection}/resnet/{path}',
+                              name=_BACKBONE + entry.name)
   yield Entry('params/input_projection/kernel', 'model.input_projection.weight', 'pointwise')
   yield Entry('params/input_projection/bias', 'model.input_projection.bias')
   yield Entry('params/query_position_embedding', 'model.query_position_embeddings.weight')
