@@ -1,4 +1,4 @@
-"""How far our towers are from their PyTorch originals: python -m xmodal.bench.parity [--published].
+"""How far our models are from their PyTorch originals: python -m xmodal.bench.parity [--published].
 
 Of each family, models of odd configurations with random weights are saved in
 HuggingFace's layout and read with xmodal.pretrained; both compute the same
@@ -16,7 +16,7 @@ import tempfile
 import jax
 import numpy as np
 
-from xmodal.bench import parity_text, parity_vision
+from xmodal.bench import parity_detection, parity_text, parity_vision
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.export import save
 
@@ -28,7 +28,7 @@ class Difference:
   """What one case gave.
 
   Attributes:
-    parameters: of the tower.
+    parameters: of the tower or detector.
     read: relative difference of our numbers from PyTorch's.
     exported: of PyTorch's numbers from our export, from its own.
   """
@@ -39,7 +39,7 @@ class Difference:
 
 
 def compare(case) -> Difference:
-  """Reads, computes, exports and reads again one case of parity_text or parity_vision."""
+  """Reads, computes, exports and reads again one case of parity_text, _vision or _detection."""
   theirs = case.make()
   with tempfile.TemporaryDirectory() as folder:
     original, exported = (os.path.join(folder, name) for name in ('original', 'exported'))
@@ -52,9 +52,9 @@ def compare(case) -> Difference:
       inputs, seen = _texts(case)
       ours = case.run_ours(checkpoint.module, variables, *inputs)
     else:
-      inputs, seen = (case.images(),), slice(None)
+      inputs, seen = case.inputs(), slice(None)
       module = checkpoint.module.clone(**case.fields)
-      ours = np.asarray(jax.jit(module.apply)(checkpoint.load(module)[0], *inputs))
+      ours = jax.device_get(jax.jit(module.apply)(checkpoint.load(module)[0], *inputs))
     expected, again = case.run(theirs, *inputs), case.run(case.load(exported), *inputs)
   count = sum(x.size for x in jax.tree.leaves(variables))
   return Difference(count, *(_difference(x[seen], expected[seen]) for x in (ours, again)))
@@ -68,7 +68,9 @@ def _texts(case):
 
 
 def _difference(ours, theirs):
-  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+  """The largest, of several outputs that of the worst."""
+  return max(float(np.abs(a - b).max() / np.abs(b).max())
+             for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
 def main(arguments=None) -> int:
@@ -79,7 +81,7 @@ def main(arguments=None) -> int:
   parser.add_argument('--families', nargs='+', help='only these')
   options = parser.parse_args(arguments)
   cases = {}
-  for module in (parity_vision, parity_text):
+  for module in (parity_vision, parity_text, parity_detection):
     for case in module.CASES + (module.PUBLISHED if options.published else ()):
       cases.setdefault(case.family, []).append(case)
   families = options.families or list(cases)

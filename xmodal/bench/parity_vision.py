@@ -44,6 +44,10 @@ class Case:
     shape = (count, *self.image_size, 3)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
+  def inputs(self) -> tuple[np.ndarray]:
+    """What ours and torch's compute on."""
+    return (self.images(),)
+
 
 def randomise(model, scale=0.2):
   """Fresh models have zero biases, unit norms, unit variances: nothing would show."""

@@ -162,19 +162,25 @@ class MultiHeadAttention(nn.Module):
     self.value = dense(width)
     self.out = dense(self.out_dim, self.out_init or self.kernel_init, out_bias)
 
-  def __call__(self, inputs, context=None, *, bias=None, mask=None, query_scale=None,
+  def __call__(self, inputs, context=None, *, values=None, bias=None, mask=None, query_scale=None,
                deterministic=True):
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).
 
-    bias, mask: as `attention` takes them; query_scale: as `attend`. Returns [B, Q, out_dim].
+    values: as `keys_values`; bias, mask: as `attention` takes them; query_scale: as `attend`.
+    Returns [B, Q, out_dim].
     """
-    key, value = self.keys_values(inputs if context is None else context)
+    key, value = self.keys_values(inputs if context is None else context, values)
     return self.attend(inputs, key, value, bias=bias, mask=mask, query_scale=query_scale,
                        deterministic=deterministic)
 
-  def keys_values(self, context):
-    """Projects [B, K, C] to key and value, each [B, K, H, head_dim]."""
-    return self._heads(self.key(context)), self._heads(self.value(context))
+  def keys_values(self, context, values=None):
+    """Projects [B, K, C] to key and value, each [B, K, H, head_dim].
+
+    values: [B, K, C] that the values are made of, where it is not the context
+    (a context with positions, which say where to look and not what is there).
+    """
+    return self._heads(self.key(context)), self._heads(
+        self.value(context if values is None else values))
 
   def attend(self, inputs, key, value, *, bias=None, mask=None, query_scale=None,
              deterministic=True):

@@ -15,13 +15,15 @@ class Block(nn.Module):
 
   'basic': two 3x3 convolutions. 'bottleneck': 1x1 to a quarter of the
   features, 3x3, 1x1; the stride sits in the 3x3 (v1.5) or, with
-  downsample_in_bottleneck, in the first 1x1 (v1).
+  downsample_in_bottleneck, in the first 1x1 (v1). The 3x3 convolutions look at
+  every dilation-th pixel.
   """
 
   kind: str
   features: int
   stride: int
   downsample_in_bottleneck: bool
+  dilation: int
   norm: Callable
   dtype: jnp.dtype
 
@@ -36,7 +38,7 @@ class Block(nn.Module):
       convs = [(narrow, 1, strides[0]), (narrow, 3, strides[1]), (self.features, 1, 1)]
     y = x
     for i, (features, size, stride) in enumerate(convs, start=1):
-      y = _conv(features, size, stride, self.dtype, f'conv{i}')(y)
+      y = _conv(features, size, stride, self.dtype, f'conv{i}', self.dilation)(y)
       if i < len(convs):
         y = self.norm(features, name=f'conv{i}_norm')(y, mask=padding.mask_like(y))
         y = padding.clear(nn.relu(y))
@@ -49,10 +51,12 @@ class Block(nn.Module):
     return padding.clear(nn.relu(x + y))
 
 
-def _conv(features, size, stride, dtype, name):
+def _conv(features, size, stride, dtype, name, dilation=1):
   # Padding as PyTorch has it: 'SAME' differs for even sides and stride 2.
-  return nn.Conv(features, (size, size), stride, [(size // 2, size // 2)] * 2, use_bias=False,
-                 dtype=dtype, kernel_init=nn.initializers.he_normal(), name=name)
+  padding = size // 2 * dilation
+  return nn.Conv(features, (size, size), stride, [(padding, padding)] * 2, use_bias=False,
+                 kernel_dilation=dilation, dtype=dtype, kernel_init=nn.initializers.he_normal(),
+                 name=name)
 
 
 class ResNet(nn.Module):
@@ -70,6 +74,9 @@ class ResNet(nn.Module):
     frozen_statistics: batch norm uses its stored statistics in training too.
     downsample_in_first_stage: the first stage halves the sides as well.
     downsample_in_bottleneck: where a bottleneck strides, see Block.
+    dilate_last_stage: the last stage keeps the sides, and all its blocks but
+      the first look at every second pixel (DC5 of arXiv:2005.12872, as
+      torchvision and timm do it); for 'bottleneck'.
     stem: 'imagenet' (7x7 convolution of stride 2 and max pooling of stride 2)
       or 'small' (3x3 convolution of stride 1, for small pictures).
     dtype: of the computation; parameters and statistics are float32.
@@ -83,6 +90,7 @@ class ResNet(nn.Module):
   frozen_statistics: bool = True
   downsample_in_first_stage: bool = False
   downsample_in_bottleneck: bool = False
+  dilate_last_stage: bool = False
   stem: str = 'imagenet'
   dtype: jnp.dtype = jnp.float32
 
@@ -96,7 +104,7 @@ class ResNet(nn.Module):
     padding are 0.
 
     Raises:
-      UserError: there is no such block, norm or stem.
+      UserError: there is no such block, norm or stem, or none that dilates.
     """
     self._check()
     norm = self._norm(deterministic)
@@ -109,10 +117,12 @@ class ResNet(nn.Module):
     if self.stem == 'imagenet':
       x = padding.clear(nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
     for i, (num_blocks, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+      dilate = self.dilate_last_stage and i == len(self.stage_sizes) - 1
       for j in range(num_blocks):
-        halve = j == 0 and (i > 0 or self.downsample_in_first_stage)
-        x = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck, norm,
-                  self.dtype, name=f'stage{i + 1}_block{j + 1}')(x, padding)
+        halve = j == 0 and not dilate and (i > 0 or self.downsample_in_first_stage)
+        x = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck,
+                  2 if dilate and j > 0 else 1, norm, self.dtype,
+                  name=f'stage{i + 1}_block{j + 1}')(x, padding)
     return x
 
   def _norm(self, deterministic):
@@ -132,3 +142,6 @@ class ResNet(nn.Module):
                          ('stem', ('imagenet', 'small'))):
       if getattr(self, field) not in known:
         raise UserError(f'ResNet: {field} {getattr(self, field)!r} is unknown; use one of {known}')
+    if self.dilate_last_stage and self.block != 'bottleneck':
+      raise UserError(f"ResNet: dilate_last_stage is of blocks 'bottleneck', found {self.block!r}; "
+                      'leave it out')

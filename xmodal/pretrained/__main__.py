@@ -48,8 +48,10 @@ def _export(options):
 def _show(options):
   from xmodal.pretrained.checkpoint import Checkpoint
   checkpoint = Checkpoint(options.name)
-  print(f'{checkpoint.folder}: a {checkpoint.config["model_type"]}, for config.model.'
-        f'{checkpoint.part}.pretrained\n{checkpoint.module}\n{checkpoint.plan().report}')
+  use = ('xmodal.pretrained.load' if checkpoint.part == 'detector'
+         else f'config.model.{checkpoint.part}.pretrained')
+  print(f'{checkpoint.folder}: a {checkpoint.config["model_type"]}, for {use}\n'
+        f'{checkpoint.module}\n{checkpoint.plan().report}')
 
 
 if __name__ == '__main__':

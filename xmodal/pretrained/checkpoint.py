@@ -50,9 +50,10 @@ class Checkpoint:
   Attributes:
     folder: where the files are.
     config: config.json, what it leaves out filled in with the family's defaults.
-    part: 'vision' or 'text'.
+    part: 'vision', 'text' or 'detector'.
     module: the Flax module that the config describes.
-    preprocessing: of a vision tower's pictures; None for text.
+    preprocessing: of a vision tower's pictures; None for text, and for a detector, which takes
+      any size: see `detections.pad_pictures`.
   """
 
   def __init__(self, name: str):
@@ -162,7 +163,8 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
       encoded = t5.apply(variables, tokens, mask, method='encode')   # [B, L, D]
 
   Vision towers take normalised float images [B, H, W, 3] (Checkpoint.preprocessing
-  says how), text towers int32 tokens and a bool mask [B, L].
+  says how), text towers int32 tokens and a bool mask [B, L], detectors what
+  `detections.pad_pictures` gives.
 
   Args:
     name: folder with config.json and model.safetensors, or the hub's name of one.

@@ -9,7 +9,7 @@ from xmodal.errors import UserError
 from xmodal.pretrained.files import read_json
 
 # What config.json calls a family, and the file that knows it. Each such file has
-#   PART      'vision' or 'text'
+#   PART      'vision', 'text' or, for what is no tower but a whole model, 'detector'
 #   PREFIXES  what files put before every tensor's name, some of them
 #   RENAMES   (regex, replacement) for the names that files of other years use
 #   IGNORE    regex of the tensors that are no part of the tower: other tasks' heads
@@ -27,7 +27,7 @@ from xmodal.pretrained.files import read_json
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'deit',
     'siglip': 'siglip', 'siglip_vision_model': 'siglip', 'dinov2': 'dinov2',
-    'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg'}
+    'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg', 'detr': 'detr'}
 
 
 def read_config(folder: str, tensors) -> dict:
@@ -43,7 +43,9 @@ def read_config(folder: str, tensors) -> dict:
   if model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
-  filled = CONFIG_MAPPING[model_type].from_dict(config).to_dict()
+  # What transformers 4 said of a timm backbone with these, 5 asks the hub about.
+  known = {key: value for key, value in config.items() if key != 'backbone_kwargs'}
+  filled = CONFIG_MAPPING[model_type].from_dict(known).to_dict()
   # transformers sets T5's tie_word_embeddings to True whatever the file says.
   return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 

@@ -76,9 +76,10 @@ def batch_counters(table) -> dict[str, np.ndarray]:
 
 def config_from_module(module: ResNet) -> dict:
   """config.json of a checkpoint of this module; UserError if transformers has no such ResNet."""
-  if module.norm != 'batch' or module.stem != 'imagenet':
-    raise UserError(f'ResNet: norm {module.norm!r} and stem {module.stem!r} have no counterpart in '
-                    "transformers, which has 'batch' and 'imagenet'; it cannot be exported")
+  if module.norm != 'batch' or module.stem != 'imagenet' or module.dilate_last_stage:
+    raise UserError(f'ResNet: norm {module.norm!r}, stem {module.stem!r} and dilate_last_stage '
+                    f'{module.dilate_last_stage} have no counterpart in transformers, which has '
+                    "'batch', 'imagenet' and False; it cannot be exported")
   return {
       'architectures': ['ResNetModel'], 'model_type': 'resnet', 'layer_type': module.block,
       'depths': list(module.stage_sizes), 'hidden_sizes': list(module.widths),

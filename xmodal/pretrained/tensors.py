@@ -79,6 +79,9 @@ LAYOUTS = {
     # A convolution [D, 3, P, P] and a linear layer over a patch's pixels [P * P * 3, D].
     'patch': Layout(_patch_file_shape, lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
                     _patch_to_file),
+    # A convolution of 1 x 1 [out, in, 1, 1] and a linear layer [in, out].
+    'pointwise': Layout(lambda s: (s[1], s[0], 1, 1), lambda x: x[:, :, 0, 0].T,
+                        lambda x: x.T[:, :, None, None]),
     'batched': Layout(lambda s: (1, *s), lambda x: x[0], lambda x: x[None]),  # [1, ...], [...]
 }
 

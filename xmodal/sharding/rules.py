@@ -18,12 +18,12 @@ import optax
 # each pair of linear layers needs one sum; the other side over `fsdp`.
 RULES = (
     (r'vision_gate/(kernel|bias)$', ()),
-    (r'(query|key|value|up|gate|hidden)/kernel$', ('fsdp', 'tensor')),
+    (r'(query|key|value|up|gate|hidden\d?)/kernel$', ('fsdp', 'tensor')),
     (r'(out|down)/kernel$', ('tensor', 'fsdp')),
-    (r'(query|key|value|up|gate|hidden)/bias$', (('tensor', 'fsdp'),)),
+    (r'(query|key|value|up|gate|hidden\d?)/bias$', (('tensor', 'fsdp'),)),
     (r'(out|down)/bias$', ()),
-    (r'(answers|lm_head)/kernel$', ('fsdp', 'tensor')),
-    (r'(answers|lm_head)/bias$', ('tensor',)),
+    (r'(answers|lm_head|class_head)/kernel$', ('fsdp', 'tensor')),
+    (r'(answers|lm_head|class_head)/bias$', ('tensor',)),
     (r'token_embedding/embedding$', ('tensor', 'fsdp')),
     (r'relative_bias/embedding$', ()),
     # A patch of 14 x 14 x 3 values divides by little; the width does.

@@ -46,15 +46,19 @@ def open_checkpoints(config) -> dict[str, Checkpoint]:
   """The checkpoints that config.model.vision.pretrained and .text.pretrained name, by part.
 
   Raises:
-    UserError: one cannot be read, or is of the other part.
+    UserError: one cannot be read, is of the other part, or is no tower.
   """
   opened = {}
   for part in PARTS:
     if name := config.model[part].pretrained:
       opened[part] = Checkpoint(name)
-      if opened[part].part != part:
-        raise UserError(f'config.model.{part}.pretrained={name!r} is a {opened[part].part} tower; '
-                        f'give it as config.model.{opened[part].part}.pretrained')
+      found = opened[part].part
+      if found not in PARTS:
+        raise UserError(f'config.model.{part}.pretrained={name!r} is a {found}, a {part} tower is '
+                        'wanted; use it as it is, with xmodal.pretrained.load')
+      if found != part:
+        raise UserError(f'config.model.{part}.pretrained={name!r} is a {found} tower; '
+                        f'give it as config.model.{found}.pretrained')
   return opened
 
 

@@ -1,0 +1,89 @@
+"""Pictures for a detector, and what it found in them.
+
+    module, variables = pretrained.load('facebook/detr-resnet-50')
+    images, mask = pad_pictures(pictures)
+    logits, boxes = jax.jit(module.apply)(variables, images, mask)
+    found = detections(logits, boxes, [p.shape[:2] for p in pictures], module.class_names)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from xmodal.errors import UserError
+from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+
+def pad_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int] | None = None, *,
+                 mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD) -> tuple[np.ndarray, np.ndarray]:
+  """Normalises pictures of any sizes and pads them right and below to one.
+
+  Resizes nothing: the published DETRs were trained on pictures with a shorter
+  side of 800 pixels, or a longer one of 1333 where that is less.
+
+  Args:
+    pictures: uint8 [H, W, 3] each.
+    size: (height, width) of the batch, pixels; the least that holds all, if not
+      given. The same size for all batches compiles once.
+    mean, std: of each colour channel, for pixels in 0..1.
+
+  Returns:
+    Images float32 [B, height, width, 3], 0 where padded, and a mask bool
+    [B, height, width], False there.
+
+  Raises:
+    UserError: a picture is larger than the size.
+  """
+  height, width = size or np.max([picture.shape[:2] for picture in pictures], axis=0)
+  images = np.zeros((len(pictures), height, width, 3), np.float32)
+  mask = np.zeros((len(pictures), height, width), bool)
+  for i, picture in enumerate(pictures):
+    rows, columns = picture.shape[:2]
+    if rows > height or columns > width:
+      raise UserError(f'picture {i} is {rows} x {columns} pixels, {height} x {width} or less is '
+                      'wanted; resize it, or leave out the size')
+    images[i, :rows, :columns] = (picture / 255 - mean) / np.asarray(std)
+    mask[i, :rows, :columns] = True
+  return images, mask
+
+
+class Detection(NamedTuple):
+  """An object in a picture.
+
+  Attributes:
+    name: of its class.
+    score: probability of that class, 0..1.
+    box: left, top, right, bottom in pixels; may reach out of the picture.
+  """
+
+  name: str
+  score: float
+  box: tuple[float, float, float, float]
+
+
+def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_names: Sequence[str],
+               threshold: float = 0.5) -> list[list[Detection]]:
+  """What a Detr found in each picture: the likeliest class of each query, if likely enough.
+
+  Args:
+    logits: [B, Q, C + 1], the last for "no object".
+    boxes: [B, Q, 4], centre x, centre y, width and height in 0..1.
+    image_sizes: (height, width) of each picture without padding, pixels; boxes come out in these.
+    class_names: the C names.
+    threshold: of the probability, which counts "no object" in; what is above it is given.
+
+  Returns:
+    A list a picture, the surest first.
+  """
+  logits, boxes = np.asarray(logits, np.float32), np.asarray(boxes, np.float32)
+  odds = np.exp(logits - logits.max(-1, keepdims=True))
+  scores = (odds / odds.sum(-1, keepdims=True))[..., :-1]
+  sides = np.array([(width, height) for height, width in image_sizes])[:, None]
+  centres, halves = boxes[..., :2] * sides, boxes[..., 2:] * sides / 2
+  corners = np.concatenate([centres - halves, centres + halves], axis=-1)
+  best, labels = scores.max(-1), scores.argmax(-1)
+  return [[Detection(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
+           for i in np.argsort(-score, kind='stable') if score[i] > threshold]
+          for score, label, box in zip(best, labels, corners)]
