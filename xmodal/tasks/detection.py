@@ -364,13 +364,15 @@ class DetectionHead(nn.Module):
     """Match of each query with each name: float32 [B, N, K] (cf. arXiv:2205.06230)."""
     text = towers.text(jnp.asarray(self.name_tokens, jnp.int32))
     read = towers.align(towers.vision(), text)[1]
-    is_text = text.mask[..., None]
-    names = (read * is_text).sum(1) / is_text.sum(1)
+    # Without the end token, which all names share: what they differ in counts for more.
+    rest = jnp.roll(text.mask, -1, axis=1).at[:, -1].set(False)
+    is_word = jnp.where(rest.any(1, keepdims=True), rest, text.mask)[..., None]
+    names = (read * is_word).sum(1) / is_word.sum(1)
     seen = nn.Dense(names.shape[-1], dtype=hidden.dtype, name='name_projection')(hidden)
     # That a query shows anything at all does not hang on names, so unseen ones have it too.
     thing = nn.Dense(1, dtype=jnp.float32, name='objectness',
                      bias_init=nn.initializers.constant(-4.0))(hidden)
-    scale = jnp.exp(self.param('log_scale', nn.initializers.zeros, ()))
+    scale = jnp.exp(self.param('log_scale', nn.initializers.constant(1.0), ()))
     logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
     return logits * (scale * seen.shape[-1] ** -0.5) + thing
 
