@@ -1,0 +1,112 @@
+"""Detection as people run it: trained on crowded scenes, scored by pycocotools, asked by predict."""
+
+import contextlib
+import io
+import json
+import os
+
+import numpy as np
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+import pytest
+
+import tiny
+from xmodal import predict
+from xmodal.data.sources import open_source
+
+UNSEEN = 'red circle'
+
+
+def config():
+  return tiny.changed(
+      mixer__tasks=('detection',), mixer__weights=(1.0,), data__crowded=True,
+      data__without=(UNSEEN,), data__keep_aspect=True, data__eval_examples=30, train__steps=4,
+      train__eval_every=4, train__checkpoint_every=4)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(workdir, what final.json says of the task)."""
+  workdir = tmp_path_factory.mktemp('detection') / 'run'
+  return workdir, tiny.train(workdir, config())['evaluation']['detection']
+
+
+def test_the_scores_are_those_of_pycocotools_on_the_files_written(run):
+  workdir, scores = run
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(workdir / 'detection_val_instances.json')
+    judge = COCOeval(truth, truth.loadRes(str(workdir / 'detection_val_results.json')), 'bbox')
+    judge.evaluate(), judge.accumulate(), judge.summarize()
+  assert scores['mAP'] == pytest.approx(judge.stats[0], abs=1e-12)
+  assert scores['mAP50'] == pytest.approx(judge.stats[1], abs=1e-12)
+  source = open_source(config(), 'val', train=False)
+  assert len(truth.getAnnIds()) == sum(len(source[i].objects) for i in range(30))
+  assert scores['examples'] == scores['referring_examples'] == 30
+  assert {'mAP_seen', 'mAP_unseen', 'referring/relation'} <= scores.keys()
+
+
+def test_results_are_as_the_server_takes_them(run):
+  workdir, _ = run
+  results = json.loads((workdir / 'detection_val_results.json').read_text())
+  assert {line['image_id'] for line in results} == set(range(30))
+  for line in results:
+    assert line.keys() == {'image_id', 'category_id', 'bbox', 'score'}
+    x, y, width, height = line['bbox']
+    assert min(x, y, width, height) >= 0 and max(x + width, y + height) <= 32.01
+    assert 0 <= line['score'] <= 1 and 1 <= line['category_id'] <= 24
+
+
+def test_pictures_for_people_are_drawn(run):
+  sheet = Image.open(run[0] / 'samples' / 'detection_val_0000004.png')
+  assert sheet.width > 1000 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize('text,names', [
+    ('red circle. purple cow', {'red circle', 'purple cow'}),
+    ('the square left of the red circle. the cross', {'the square left of the red circle', 'the cross'}),
+])
+def test_predict_finds_what_a_text_names(run, tmp_path, capsys, text, names):
+  picture, drawn = tmp_path / 'wide.png', tmp_path / 'found.png'
+  Image.new('RGB', (300, 100), 'white').save(picture)
+  arguments = ['--checkpoint', str(run[0]), '--task', 'detection', '--image', str(picture),
+               '--text', text, '--output', str(drawn)]
+  assert predict.main(arguments) == 0
+  found = json.loads(capsys.readouterr().out)
+  if text.startswith('the'):
+    assert {f['name'] for f in found} == names
+  for f in found:
+    x, y, width, height = f['box']
+    assert f['name'] in names and 0 <= f['score'] <= 1
+    assert min(x, y) >= 0 and x + width <= 300.01 and y + height <= 100.01
+  assert Image.open(drawn).width >= 300
+
+
+def test_predict_says_what_is_wrong_with_a_text(run, tmp_path, capsys):
+  picture = tmp_path / 'a.png'
+  Image.new('RGB', (30, 10)).save(picture)
+  assert predict.main(['--checkpoint', str(run[0]), '--image', str(picture), '--text', '. .']) == 2
+  assert 'names nothing' in capsys.readouterr().err
+
+
+def test_data_of_ones_own_with_boxes_trains(tmp_path, capsys):
+  """Two pictures in COCO's layout, one without any box, one with boxes that cannot be used."""
+  os.makedirs(tmp_path / 'train')
+  for name in 'ab':
+    Image.new('RGB', (60, 40), 'red').save(tmp_path / 'train' / f'{name}.png')
+  boxes = [[5, 5, 20, 10], [5, 5, 0, 9], [70, 5, 9, 9]]
+  (tmp_path / 'train.json').write_text(json.dumps({
+      'images': [{'id': i, 'file_name': f'{n}.png', 'width': 60, 'height': 40}
+                 for i, n in ((11, 'a'), (12, 'b'))],
+      'annotations': [{'id': i, 'image_id': 11, 'category_id': 90, 'bbox': box, 'iscrowd': 0,
+                       'area': box[2] * box[3]} for i, box in enumerate(boxes, 1)],
+      'categories': [{'id': 90, 'name': 'brick'}]}))
+  c = tiny.changed(
+      mixer__tasks=('detection',), mixer__weights=(1.0,), data__source='coco',
+      data__root=str(tmp_path), data__eval_split='train', data__keep_aspect=True,
+      train__batch_size=2, train__steps=2, train__eval_every=2, train__checkpoint_every=2)
+  scores = tiny.train(tmp_path / 'run', c)['evaluation']['detection']
+  assert scores['examples'] == 2 and 'AP/brick' in scores
+  assert 'box has no area, left out' in capsys.readouterr().out
+  results = json.loads((tmp_path / 'run' / 'detection_train_results.json').read_text())
+  assert {(line['image_id'], line['category_id']) for line in results} == {(11, 90), (12, 90)}
