@@ -421,8 +421,8 @@ class QueryBoxes(nn.Module):
       queries, references = fused.vision[:, skip:], token_references(fused.grid)
       mask = None if fused.vision_mask is None else fused.vision_mask[:, skip:]
     hidden = nn.LayerNorm(dtype=queries.dtype, name='norm')(queries)
-    if not self.num_queries:
-      hidden += self._near(hidden, fused.grid, mask)
+    for i in range(0 if self.num_queries else 2):
+      hidden += self._near(hidden, fused.grid, mask, f'conv{i + 1}')
     change = Mlp(width, width, dtype=hidden.dtype, name='boxes')(hidden)
     change = nn.Dense(4, dtype=jnp.float32, kernel_init=nn.initializers.zeros,
                       name='box_change')(nn.gelu(change))
@@ -431,11 +431,11 @@ class QueryBoxes(nn.Module):
     center = references[:, :2] + change[..., :2] * references[:, 2:]
     return hidden, to_corners(jnp.concatenate([center, size], axis=-1)), mask
 
-  def _near(self, hidden, grid, mask):
+  def _near(self, hidden, grid, mask, name):
     """What the tokens around each say of it, [B, N, D]: edges of things lie beyond one token."""
     if mask is not None:
       hidden = hidden * mask[..., None]
-    near = nn.Conv(hidden.shape[-1], (3, 3), dtype=hidden.dtype, name='conv')(
+    near = nn.Conv(hidden.shape[-1], (3, 3), dtype=hidden.dtype, name=name)(
         hidden.reshape(-1, *grid, hidden.shape[-1]))
     return nn.gelu(near).reshape(hidden.shape)
 
