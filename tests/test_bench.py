@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal.bench import data, generate, torch_reference, train_step
+from xmodal.bench import data, detection, generate, torch_detection, torch_reference, train_step
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
 from xmodal.train.optimizer import decays
@@ -147,3 +147,30 @@ def test_generate_says_what_it_cannot_measure(capsys, arguments, message):
   assert generate.main(arguments) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error
+
+
+def detection_tables(output):
+  """{'train': {way: the numbers after it}, 'infer': ...} of what bench.detection prints."""
+  train, infer = output[output.index('   train '):].split('   infer')
+  return {'train': table(train, 'train'), 'infer': table(infer, 'pictures/s')}
+
+
+def test_detection_measures_both_ways_with_the_same_weights(capsys):
+  """main asserts equal logits and boxes."""
+  assert detection.main(['--size', 'tiny', '--pixels', '64x96', '--rounds', '1']) == 0
+  output = capsys.readouterr().out
+  for rows in detection_tables(output).values():
+    assert rows.keys() == {'ours', 'eager'}
+    (ours,), (theirs, *ratios) = rows.values()
+    assert ratios == [pytest.approx(ours / theirs, rel=0.02)] * 3  # of the one round
+  model = torch_detection.make_model(*detection.SIZES['tiny'])
+  trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
+  assert f'{trained / 1e6:.2f}M of them trained' in output
+
+
+def test_detection_without_torch_measures_ours_alone(capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
+  monkeypatch.setattr(train_step.importlib.util, 'find_spec', lambda name: None)
+  assert detection.main(['--size', 'tiny', '--pixels', '64x96', '--rounds', '1']) == 0
+  for rows in detection_tables(capsys.readouterr().out).values():
+    assert rows['ours'][0] > 0 and len(rows) == 1
