@@ -33,8 +33,8 @@ from xmodal.errors import UserError
 # Of transformers' ResNetConfig, and of its DetrConfig beside it; what is left out is the paper's.
 SIZES = {
     'r50': (dict(out_features=['stage4']), dict(num_labels=91)),
-    'tiny': (dict(embedding_size=8, hidden_sizes=[8, 16, 32], depths=[1, 2, 1],
-                  out_features=['stage3']),
+    'tiny': (dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type='basic',
+                  out_features=['stage2']),
              dict(num_labels=7, num_queries=20, d_model=16, encoder_layers=1, decoder_layers=1,
                   encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
                   decoder_ffn_dim=24))}
@@ -278,8 +278,7 @@ def _run(options):
   print(f'DETR {options.size}, batch {size} of {pixels[0]}x{pixels[1]} pixels, {dtype}, '
         f'{options.rounds} rounds; {jax.devices()[0].device_kind}, {num_threads()} processors')
   if 'ours' in ways:
-    print('{:.2f}M parameters, {:.2f}M of them trained'.format(
-        *(count / 1e6 for count in ways['ours'].num_parameters)))
+    print('{:,} parameters, {:,} of them trained'.format(*ways['ours'].num_parameters))
   if len(ways) > 1:
     difference = largest_difference(ways)
     print(f'largest difference of logits and boxes: {difference:.1e}')
