@@ -174,3 +174,14 @@ def test_detection_without_torch_has_a_model_of_the_same_size(monkeypatch):
   assert ours.num_parameters[1] == sum(x.numel() for x in model.parameters() if x.requires_grad)
   logits, boxes = ours.infer()
   assert logits.shape == (2, 20, 8) and np.ptp(boxes) > 0
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--size', 'huge'], '--size=huge: wanted one of r50, tiny'),
+    (['--pixels', '640'], '--pixels=640: wanted HEIGHTxWIDTH'),
+    (['--pixels', '16x64'], '--pixels=16x64: wanted'), (['--rounds', '0'], '--rounds=0: wanted 1'),
+    (['--ways', 'theirs'], '--ways=theirs: wanted some of'), (['--threads', '0'], '--threads=0')])
+def test_detection_says_what_it_cannot_measure(capsys, arguments, message):
+  assert detection.main(arguments) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith('error: ') and message in error

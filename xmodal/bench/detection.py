@@ -14,7 +14,8 @@ float32 it ends there. Both train all but the stem, the first stage and the
 backbone's norms. Without torch, or with --ways ours, it measures ours alone.
 float32 on a CPU, bfloat16 with float32 parameters on a GPU, both on one and the
 same device. 'ours/' is the median over rounds of the ratio of pictures/s within a
-round: above 1 ours is faster.
+round: above 1 ours is faster. Where others compute too, take --threads 1: torch's
+threads wait for each other at every operation, and the ratio would flatter ours.
 """
 
 import argparse
@@ -162,7 +163,7 @@ class Torch:
 
 
 def make_ways(names, size: str, config, batch) -> dict:
-  """All by name, ours first, with the same weights.
+  """All by name, with the same weights.
 
   Args:
     names: some of train_step.WAYS.
