@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from xmodal.bench import data, generate, torch_reference, train_step
+from xmodal import config as configs
+from xmodal.bench import data, detection, generate, torch_detection, torch_reference, train_step
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
 from xmodal.train.optimizer import decays
@@ -145,5 +146,42 @@ def test_generate_without_torch_measures_ours_alone(capsys, monkeypatch):
     (['--threads', '0'], '--threads=0')])
 def test_generate_says_what_it_cannot_measure(capsys, arguments, message):
   assert generate.main(arguments) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith('error: ') and message in error
+
+
+def test_detection_measures_both_ways_with_the_same_weights(capsys):
+  """main asserts equal logits and boxes."""
+  assert detection.main(['--size', 'tiny', '--pixels', '64x96', '--rounds', '1']) == 0
+  output = capsys.readouterr().out
+  model = torch_detection.make_model(*detection.SIZES['tiny'])
+  trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
+  assert f' {trained:,} of them trained' in output
+  train, infer = output[output.index('   train '):].split('   infer ')
+  for rows in table(train, 'pictures/s'), table(infer, 'pictures/s'):
+    assert rows.keys() == {'ours', 'eager'}
+    (ours,), (theirs, *ratios) = rows.values()
+    assert ratios == pytest.approx([ours / theirs] * 3, rel=0.02)  # of the one round
+
+
+def test_detection_without_torch_has_a_model_of_the_same_size(monkeypatch):
+  batch = detection.make_batch(2, (64, 96), 7, 20)
+  model = torch_detection.make_model(*detection.SIZES['tiny'])
+  monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
+  monkeypatch.setattr(train_step.importlib.util, 'find_spec', lambda name: None)
+  names = detection.chosen_ways('ours,eager')
+  ours, = detection.make_ways(names, 'tiny', configs.base(), batch).values()
+  assert ours.num_parameters[1] == sum(x.numel() for x in model.parameters() if x.requires_grad)
+  logits, boxes = ours.infer()
+  assert logits.shape == (2, 20, 8) and np.ptp(boxes) > 0
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--size', 'huge'], '--size=huge: wanted one of r50, tiny'),
+    (['--pixels', '640'], '--pixels=640: wanted HEIGHTxWIDTH'),
+    (['--pixels', '16x64'], '--pixels=16x64: wanted'), (['--rounds', '0'], '--rounds=0: wanted 1'),
+    (['--ways', 'theirs'], '--ways=theirs: wanted some of'), (['--threads', '0'], '--threads=0')])
+def test_detection_says_what_it_cannot_measure(capsys, arguments, message):
+  assert detection.main(arguments) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error

@@ -241,8 +241,8 @@ def measure(ways: dict, rounds: int, steps: int) -> dict[str, list[float]]:
     for name, step in ways.items():
       began = time.perf_counter()
       for _ in range(steps):
-        loss, _ = step()
-      float(loss)  # waits for the device
+        result, _ = step()
+      result.tolist()  # waits for the device
       seconds[name].append((time.perf_counter() - began) / steps)
   return seconds
 
@@ -266,7 +266,8 @@ def limit_threads(count: int) -> None:
   os.sched_setaffinity(0, present[:count])
 
 
-def _chosen_ways(text):
+def chosen_ways(text: str) -> tuple[str, ...]:
+  """Some of WAYS, given with commas; ours alone where torch is not installed."""
   names = tuple(text.split(','))
   if not names or set(names) - set(WAYS):
     raise UserError(f'--ways={text}: wanted some of {",".join(WAYS)}')
@@ -323,7 +324,7 @@ def _run(options):
   for name in ('batch', 'rounds', 'steps'):
     if getattr(options, name) < 1:
       raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
-  names = _chosen_ways(options.ways)
+  names = chosen_ways(options.ways)
   config = make_config(options.size, options.batch, options.changes)
   ways = make_ways(names, config, make_batch(config))
   if 'ours' in ways:
