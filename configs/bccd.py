@@ -23,9 +23,9 @@ def get_config():
   c.model.cross.hidden_dim = 96
   c.model.cross.mlp_dim = 256
   c.train.batch_size = 16
-  c.train.steps = 6000
-  c.train.eval_every = 1000
+  c.train.steps = 2500
+  c.train.eval_every = 500
   c.train.ema_decay = 0.998
-  c.optimizer.learning_rate = 1e-3
+  c.optimizer.learning_rate = 2e-3
   c.optimizer.weight_decay = 0.1
   return c

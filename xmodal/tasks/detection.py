@@ -319,7 +319,9 @@ class Detection(Task):
     return boxes_card.draw_boxes_card(pixels, found, truths, lines)
 
   def _shown(self, prediction):
-    return [f for f in prediction.found if f.score >= self._config.threshold]
+    """What is sure enough, each box by its likeliest name."""
+    best = {f.box: f for f in reversed(prediction.found) if f.score >= self._config.threshold}
+    return sorted(best.values(), key=lambda f: -f.score)
 
 
 def _plain(found):
