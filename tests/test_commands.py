@@ -169,7 +169,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', '/nowhere/vqa.py'], ['/nowhere/vqa.py', 'configs/vqa.py']),
     (['--config', '/nowhere/vqa.py', '--config.seed=3'], ['/nowhere/vqa.py', 'configs/vqa.py']),
     (['--config', TINY, '--config.mesh.data=3'], ['config.mesh', 'data=3']),
-    (['--config', TINY, '--config.train.accumulation=3'], ['batch_size=8', 'multiple of 3']),
+    (['--config', TINY, '--config.train.accumulation=3'], ['batch_size=8', '3 micro-batches over', 'take a multiple of']),
     (['--config', TINY, '--config.train.batch_size=0'], ['batch_size=0']),
     (['--config', TINY, '--config.data.source=jsonl'], ['config.data.root']),
     (['--config', TINY, '--config.data.source=shaeps'], ['shaeps', 'jsonl']),

@@ -1,5 +1,6 @@
 """Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py."""
 
+import contextlib
 import os
 import sys
 
@@ -103,7 +104,8 @@ def _use_two_cores(config):
   asked = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
   if cores > 1 and not chosen and not asked and (
       config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0):
-    jax.config.update('jax_num_cpu_devices', 2)
+    with contextlib.suppress(RuntimeError):  # another part of the program uses JAX already
+      jax.config.update('jax_num_cpu_devices', 2)
 
 
 def _join_hosts():
