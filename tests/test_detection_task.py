@@ -10,6 +10,8 @@ from xmodal.data.placement import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics.detection import Found
+from xmodal.sharding.mesh import make_mesh
+from xmodal.sharding.rules import shard_tree
 from xmodal.tasks.detection import Detection, Prediction
 from xmodal.train import build
 
@@ -123,6 +125,7 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
         lambda x: np.stack([x, x]), asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40)))}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, deterministic=True))
     shapes.append(jax.tree.map(lambda x: x.shape, variables))
+    shard_tree(variables, make_mesh(-1, 1, 1))  # a KeyError if no rule names a parameter
     found = jax.eval_shape(lambda v: model.apply(v, batch, deterministic=True), variables)
     assert found['detection']['names'].logits.shape == (2, queries or 16, len(asked.names))
   assert shapes[0] == shapes[1] == shapes[2]

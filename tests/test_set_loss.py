@@ -7,6 +7,7 @@ import torch
 from transformers.loss import loss_deformable_detr as theirs
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
+from xmodal.errors import UserError
 from xmodal.models import boxes as box_maths
 from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, match, set_losses
 
@@ -105,5 +106,5 @@ def test_numbers_that_are_no_numbers_end_the_search(case):
 
 def test_more_objects_than_queries_are_refused(case):
   found, boxes, names = case
-  with pytest.raises(ValueError, match='4 queries for 5 objects'):
+  with pytest.raises(UserError, match='4 queries for 5 objects'):
     match(Queries(found.logits[:, :4], found.boxes[:, :4]), boxes, names)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xmodal.errors import UserError
 from xmodal.models.boxes import generalized_iou, iou_and_hull, to_center
 
 # Of the matching costs and of the losses alike, as in Deformable DETR (arXiv:2010.04159).
@@ -45,10 +46,12 @@ def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
     names: int32 [B, M], -1 for no object: it gets some query that is left.
 
   Raises:
-    ValueError: fewer queries than places for objects.
+    UserError: fewer queries than places for objects.
   """
   if boxes.shape[1] > found.boxes.shape[1]:
-    raise ValueError(f'{found.boxes.shape[1]} queries for {boxes.shape[1]} objects')
+    raise UserError(f'{found.boxes.shape[1]} queries for {boxes.shape[1]} objects in a picture: raise '
+                    'config.detection.queries, or config.data.image_size where each image token is '
+                    'one, or lower config.detection.max_objects')
   found = jax.lax.stop_gradient(found)
   p = jax.nn.sigmoid(found.logits)
   cost_if_named = (_ALPHA * (1 - p) ** _GAMMA * -jax.nn.log_sigmoid(found.logits)
