@@ -25,9 +25,7 @@ from xmodal.data.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
-from xmodal.models.boxes import to_corners
-from xmodal.models.layers import Mlp
-from xmodal.models.queries import LearnedQueries, token_references
+from xmodal.models.queries import QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
@@ -396,50 +394,6 @@ class DetectionHead(nn.Module):
                  'meant_box': jnp.take_along_axis(
                      outputs['expression'].boxes, best[..., None], axis=1)[:, 0]}
     return arrays
-
-
-class QueryBoxes(nn.Module):
-  """Queries from fused tokens, and the box that each shows.
-
-  Attributes as of DetectionHead.
-  """
-
-  num_queries: int
-  num_layers: int
-
-  @nn.compact
-  def __call__(self, fused, *, deterministic: bool):
-    """Returns hidden [B, N, D], corners float32 [B, N, 4], and bool [B, N] or None."""
-    width = fused.vision.shape[-1]
-    if self.num_queries:
-      queries, references = LearnedQueries(
-          width, 2 * width, max(width // 16, 1), 0.0, 'xla', fused.vision.dtype,
-          num_queries=self.num_queries, num_layers=self.num_layers, name='decoder')(
-              fused.vision, fused.vision_mask, deterministic=deterministic)
-      mask = None
-    else:
-      rows, columns = fused.grid
-      skip = fused.vision.shape[1] - rows * columns  # a class token lies nowhere
-      queries, references = fused.vision[:, skip:], token_references(fused.grid)
-      mask = None if fused.vision_mask is None else fused.vision_mask[:, skip:]
-    hidden = nn.LayerNorm(dtype=queries.dtype, name='norm')(queries)
-    for i in range(0 if self.num_queries else 2):
-      hidden += self._near(hidden, fused.grid, mask, f'conv{i + 1}')
-    change = Mlp(width, width, dtype=hidden.dtype, name='boxes')(hidden)
-    change = nn.Dense(4, dtype=jnp.float32, kernel_init=nn.initializers.zeros,
-                      name='box_change')(nn.gelu(change))
-    # Shifts in units of the reference box, sizes as its multiples (R-CNN's, arXiv:1311.2524).
-    size = references[:, 2:] * jnp.exp(jnp.clip(change[..., 2:], -5, 5))
-    center = references[:, :2] + change[..., :2] * references[:, 2:]
-    return hidden, to_corners(jnp.concatenate([center, size], axis=-1)), mask
-
-  def _near(self, hidden, grid, mask, name):
-    """What the tokens around each say of it, [B, N, D]: edges of things lie beyond one token."""
-    if mask is not None:
-      hidden = hidden * mask[..., None]
-    near = nn.Conv(hidden.shape[-1], (3, 3), dtype=hidden.dtype, name=name)(
-        hidden.reshape(-1, *grid, hidden.shape[-1]))
-    return nn.gelu(near).reshape(hidden.shape)
 
 
 TASK = Detection
