@@ -97,7 +97,7 @@ def _run(config, workdir, mode):
 
 def _use_two_cores(config):
   """On a CPU, halves of a batch go to two devices: one alone leaves a second core idle in small
-  models (two take 149 ms for a step of configs/detection.py, one 269)."""
+  models (two took 143 ms for a step of configs/detection.py, one 170)."""
   import jax
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   chosen = jax.config.jax_num_cpu_devices > 0 or 'device_count' in os.environ.get('XLA_FLAGS', '')
