@@ -1,15 +1,17 @@
-"""Matching and losses of set prediction, against scipy's and transformers' (Deformable DETR's)."""
+"""Matching and losses of set prediction, against scipy's and transformers' (Deformable and RT-DETR's)."""
 
 import jax
 import numpy as np
 import pytest
 import torch
+from transformers import RTDetrConfig
 from transformers.loss import loss_deformable_detr as theirs
 from transformers.loss.loss_for_object_detection import generalized_box_iou
+from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from xmodal.errors import UserError
 from xmodal.models import boxes as box_maths
-from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, match, set_losses
+from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
 
 B, N, M, K = 6, 12, 5, 3
 COUNTS = (5, 3, 0, 1, 5, 2)
@@ -65,15 +67,41 @@ def test_every_object_is_matched_as_transformers_and_scipy_match_it(case):
 
 def test_losses_equal_transformers(case):
   outputs, targets = as_theirs(*case)
-  criterion = theirs.DeformableDetrImageLoss(
-      matcher(), num_classes=K, focal_alpha=0.25, losses=['labels', 'boxes'])
-  expected = criterion(outputs, targets)
+  of_boxes = theirs.DeformableDetrImageLoss(matcher(), num_classes=K, focal_alpha=0.25,
+                                            losses=['boxes'])
+  expected = of_boxes(outputs, targets) | RTDetrLoss(RTDetrConfig(
+      num_labels=K, focal_loss_alpha=0.75, focal_loss_gamma=2.0)).loss_labels_vfl(
+          outputs, targets, matcher()(outputs, targets), sum(COUNTS))
   ours, count = losses(*case), np.array(COUNTS)
   # They sum over the batch and divide by all its objects.
-  for term, name, weight in (('scores', 'loss_ce', np.maximum(count, 1)),
+  for term, name, weight in (('scores', 'loss_vfl', np.maximum(count, 1)),
                              ('boxes', 'loss_bbox', count), ('overlap', 'loss_giou', count)):
     np.testing.assert_allclose((ours[term] * weight).sum() / count.sum(), expected[name].item(),
                                rtol=2e-5, err_msg=term)
+
+
+def test_proposals_learn_the_boxes_of_what_their_queries_are_matched_to(case):
+  found, boxes, names = case
+  without, alike = losses(*case), losses(found._replace(proposals=found.boxes), boxes, names)
+  for term in ('boxes', 'overlap'):
+    np.testing.assert_allclose(alike[term], 2 * without[term], rtol=1e-6)
+  for term in ('scores', 'iou'):
+    np.testing.assert_allclose(alike[term], without[term])
+
+
+def test_any_query_that_shows_the_thing_meant_is_right():
+  box = np.float32([[0.2, 0.2, 0.6, 0.6]])
+  near, far = [0.2, 0.2, 0.6, 0.5], [0.7, 0.7, 0.9, 0.9]
+  found = Queries(np.float32([[[2], [1], [0], [3]]]), np.float32([[far, near, box[0], far]]))
+  share = torch.softmax(torch.tensor([2.0, 1, 0, 3]), 0)
+  terms = meant_losses(found, box)
+  np.testing.assert_allclose(terms['scores'], -np.log(float(share[1] + share[2])), rtol=1e-5)
+  assert abs(terms['boxes'][0]) < 1e-6  # of the nearest
+  # Where none shows it yet, the nearest is to.
+  gone = found._replace(mask=np.array([[True, False, False, True]]))
+  overlapping = gone._replace(boxes=np.float32([[[0.5, 0.5, 0.9, 0.9], near, box[0], far]]))
+  np.testing.assert_allclose(meant_losses(overlapping, box)['scores'],
+                             -np.log(float(torch.softmax(torch.tensor([2.0, 3]), 0)[0])), rtol=1e-5)
 
 
 def test_queries_at_padding_find_nothing_and_learn_nothing(case):

@@ -145,6 +145,7 @@ def base() -> ConfigDict:
   c.detection.max_objects = 100  # of one picture, in training
   c.detection.queries = 0  # learned ones; 0: one for each image token
   c.detection.layers = 1  # of the decoder of learned queries
+  c.detection.glimpse = 12  # cells across, of a query's look at the pixels around its box; 0: none
   c.detection.expression_length = 16  # tokens
   c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
   c.detection.threshold = 0.3  # of the scores that are shown to people
@@ -198,6 +199,7 @@ _RANGES = {
     'objects.max_names': (1, None), 'objects.max_objects': (1, None),
     'detection.max_names': (1, None), 'detection.max_objects': (1, None),
     'detection.queries': (0, None), 'detection.layers': (1, None),
+    'detection.glimpse': (0, None),
     'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
     'detection.threshold': (0, 1),
     'train.steps': (1, None),

@@ -132,9 +132,7 @@ class Backbone(nn.Module):
     corner, that is not padding; None: all. Rows and columns count from that
     corner, so a picture's tokens have the same positions in an input of any size.
     """
-    if image.dtype == jnp.uint8:
-      image = image.astype(jnp.float32) / 255
-    image = (image - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
+    image = self.pixels(image)
     tokens = self.vision_tower(image, extent, deterministic=deterministic)
     if tokens.ndim == 4:  # a feature map: convolutions do not say where they are
       grid = tokens.shape[1:3]
@@ -144,6 +142,12 @@ class Backbone(nn.Module):
       grid = (image.shape[1] // patch, image.shape[2] // patch)
     extra = tokens.shape[1] - grid[0] * grid[1]
     return Vision(tokens, grid, Padding(extent, image.shape[1:3]).token_mask(grid, extra))
+
+  def pixels(self, image: jax.Array) -> jax.Array:
+    """Pictures, uint8 [B, H, W, 3] or float in 0..1, as the vision tower sees them: float32."""
+    if image.dtype == jnp.uint8:
+      image = image.astype(jnp.float32) / 255
+    return (image - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
 
   def text(self, tokens: jax.Array, *, deterministic: bool) -> Text:
     """Token numbers, int32 [B, L], through the text tower's encoder."""
@@ -221,6 +225,10 @@ class SharedTowers:
     if key not in self._made:
       self._made[key] = make()
     return self._made[key]
+
+  def pixels(self) -> tuple[jax.Array, jax.Array | None]:
+    """The pictures as the vision tower sees them, and their extent (see Backbone.vision)."""
+    return self._once('pixels', lambda: self._backbone.pixels(self._image)), self._extent
 
   def vision(self) -> Vision:
     """The pictures through the vision tower."""

@@ -2,13 +2,15 @@
 
 Both give, for image tokens [B, N', D] on a grid, queries [B, N, D] and a
 reference box for each, float32 [N, 4]: centre x, centre y, width and height in
-0..1 of the input, from which a head predicts the difference.
+0..1 of the input, from which a head predicts the difference. A query then looks
+at the pixels around the box that it proposes, and corrects it.
 """
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
-from xmodal.models.boxes import to_corners
+from xmodal.models.boxes import to_center, to_corners
 from xmodal.models.cross_modal import Sublayers
 from xmodal.models.layers import Mlp
 
@@ -51,8 +53,8 @@ class LearnedQueries(Sublayers):
     return queries, jnp.concatenate([place, jnp.full_like(place, 0.2)], axis=-1)
 
 
-class QueryBoxes(nn.Module):
-  """Queries from fused tokens, and the box that each shows.
+class ImageQueries(nn.Module):
+  """Queries from fused tokens.
 
   Attributes:
     num_queries: learned queries; 0: one for each image token.
@@ -64,12 +66,8 @@ class QueryBoxes(nn.Module):
 
   @nn.compact
   def __call__(self, fused, *, deterministic: bool):
-    """Of a backbone.Fused, the queries.
-
-    Returns:
-      hidden [B, N, D], boxes float32 [B, N, 4] as corners in 0..1 of the input, and bool [B, N],
-      False for queries at padding, or None.
-    """
+    """Of a backbone.Fused: queries [B, N, D], their references [N, 4], and bool [B, N], False for
+    queries at padding, or None."""
     width = fused.vision.shape[-1]
     if self.num_queries:
       queries, references = LearnedQueries(
@@ -82,21 +80,105 @@ class QueryBoxes(nn.Module):
       skip = fused.vision.shape[1] - rows * columns  # a class token lies nowhere
       queries, references = fused.vision[:, skip:], token_references(fused.grid)
       mask = None if fused.vision_mask is None else fused.vision_mask[:, skip:]
-    hidden = nn.LayerNorm(dtype=queries.dtype, name='norm')(queries)
+    queries = nn.LayerNorm(dtype=queries.dtype, name='norm')(queries)
     for i in range(0 if self.num_queries else 2):
-      hidden += self._near(hidden, fused.grid, mask, f'conv{i + 1}')
-    change = Mlp(width, width, dtype=hidden.dtype, name='boxes')(hidden)
-    change = nn.Dense(4, dtype=jnp.float32, kernel_init=nn.initializers.zeros,
-                      name='box_change')(nn.gelu(change))
-    # Shifts in units of the reference box, sizes as its multiples (R-CNN's, arXiv:1311.2524).
-    size = references[:, 2:] * jnp.exp(jnp.clip(change[..., 2:], -5, 5))
-    center = references[:, :2] + change[..., :2] * references[:, 2:]
-    return hidden, to_corners(jnp.concatenate([center, size], axis=-1)), mask
+      queries += self._near(queries, fused.grid, mask, f'conv{i + 1}')
+    return queries, references, mask
 
-  def _near(self, hidden, grid, mask, name):
+  def _near(self, queries, grid, mask, name):
     """What the tokens around each say of it, [B, N, D]: edges of things lie beyond one token."""
     if mask is not None:
-      hidden = hidden * mask[..., None]
-    near = nn.Conv(hidden.shape[-1], (3, 3), dtype=hidden.dtype, name=name)(
-        hidden.reshape(-1, *grid, hidden.shape[-1]))
-    return nn.gelu(near).reshape(hidden.shape)
+      queries = queries * mask[..., None]
+    near = nn.Conv(queries.shape[-1], (3, 3), dtype=queries.dtype, name=name)(
+        queries.reshape(-1, *grid, queries.shape[-1]))
+    return nn.gelu(near).reshape(queries.shape)
+
+
+class QueryBoxes(nn.Module):
+  """The box that each query shows: a proposal, and after a look at its pixels a better one.
+
+  The second stage of Faster R-CNN (arXiv:1506.01497), on pixels: a token has
+  lost the last pixel of an edge, which boxes that fit to a tenth hang on.
+
+  Attributes:
+    cells: rows and columns of what is looked at; 0: the proposal stays.
+  """
+
+  cells: int
+
+  @nn.compact
+  def __call__(self, queries, references, pixels, extent):
+    """From queries [B, N, D], references [N, 4], pixels [B, H, W, 3] and extent (see `glimpse`).
+
+    Returns:
+      queries [B, N, D], boxes and proposals float32 [B, N, 4], as corners in 0..1 of the input.
+    """
+    width, dtype = queries.shape[-1], queries.dtype
+    boxes = proposals = self._box(queries, references, 'proposal')
+    if self.cells:
+      place = jax.lax.stop_gradient(proposals)
+      seen = glimpse(pixels, place, self.cells, extent).astype(dtype).reshape(*queries.shape[:2], -1)
+      known = nn.LayerNorm(dtype=dtype, name='norm')(queries)
+      queries += Mlp(2 * width, width, dtype=dtype, name='glimpse')(
+          jnp.concatenate([known, seen], axis=-1))
+      boxes = self._box(queries, to_center(place), 'box')
+    return queries, boxes, proposals
+
+  def _box(self, queries, references, name):
+    width = queries.shape[-1]
+    change = nn.gelu(Mlp(width, width, dtype=queries.dtype, name=name)(queries))
+    change = nn.Dense(4, dtype=jnp.float32, kernel_init=nn.initializers.zeros,
+                      name=f'{name}_change')(change)
+    # Shifts in units of the reference box, sizes as its multiples (R-CNN's, arXiv:1311.2524).
+    size = references[..., 2:] * jnp.exp(jnp.clip(change[..., 2:], -5, 5))
+    center = references[..., :2] + change[..., :2] * references[..., 2:]
+    return to_corners(jnp.concatenate([center, size], axis=-1))
+
+
+class MeantQuery(Sublayers):
+  """How well what each query shows fits an expression that has been read.
+
+  A relation ('left of the red circle') is between things: the queries look at each
+  other, after each knows what it shows, where, and what the expression says of that.
+  """
+
+  @nn.compact
+  def __call__(self, queries, read, boxes, mask, *, deterministic):
+    """Queries [B, N, D], the same of tokens that read the expression, boxes [B, N, 4] and mask,
+    bool [B, N] or None: logits float32 [B, N, 1]."""
+    width = queries.shape[-1]
+    place = nn.Dense(width, dtype=self.dtype, name='place_projection')(
+        jax.lax.stop_gradient(to_center(boxes)).astype(self.dtype))
+    known = jnp.concatenate([read, self.norm(queries, 'norm')], axis=-1)
+    both = place + Mlp(self.mlp_dim, width, dtype=self.dtype, name='both')(known)
+    mask = None if mask is None else mask[:, None, None, :]
+    both += self.attend(self.norm(both, 'norm_self'), None, mask, 'self', deterministic)
+    both += self.mlp(both, 'mlp', deterministic)
+    return nn.Dense(1, dtype=jnp.float32, name='meant')(self.norm(both, 'norm_out'))
+
+
+def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
+  """Pictures [B, H, W, C] around each of their boxes: [B, N, cells, cells, C].
+
+  What is seen is `zoom` times as wide and high as the box, corners float32
+  [B, N, 4] in 0..1 of the input. Bilinear, with as wide a filter as a cell where
+  that is wider than a pixel, as Pillow resizes; cells beyond the picture's edges, or
+  beyond its extent, int32 [B, 2] (height, width) in pixels, are 0. It is two products
+  of matrices, as accelerators like them, and no gradient goes to the boxes.
+  """
+  if extent is None:
+    extent = jnp.array([pixels.shape[1:3]])
+  center, size = jnp.split(to_center(jax.lax.stop_gradient(boxes)), 2, axis=-1)
+  places = center[..., None] + zoom * size[..., None] * ((jnp.arange(cells) + 0.5) / cells - 0.5)
+
+  def weights(axis, count):
+    """How much each of `count` pixels counts in each cell: [B, N, cells, count]."""
+    middle, limit = places[..., axis, :, None] * count, extent[:, 1 - axis, None, None, None]
+    reach = jnp.maximum(zoom * size[..., axis, None, None] * count / cells, 1)
+    pixel = jnp.arange(count)
+    near = jnp.maximum(1 - jnp.abs(middle - 0.5 - pixel) / reach, 0) * (pixel < limit)
+    inside = (middle > 0) & (middle < limit)
+    return (inside * near / jnp.maximum(near.sum(-1, keepdims=True), 1e-6)).astype(pixels.dtype)
+
+  rows = jnp.einsum('bnyh,bhwc->bnywc', weights(1, pixels.shape[1]), pixels)
+  return jnp.einsum('bnywc,bnxw->bnyxc', rows, weights(0, pixels.shape[2]))

@@ -25,10 +25,10 @@ from xmodal.data.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
-from xmodal.models.queries import QueryBoxes
+from xmodal.models.queries import ImageQueries, MeantQuery, QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
-from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
+from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, meant_losses, set_losses
 from xmodal.tasks.task import Task
 
 _MOST_FOUND = 100  # boxes of one picture that are kept, as many as COCO counts
@@ -73,7 +73,8 @@ class Detection(Task):
     self._trained, self.category_ids = frozenset(learned['names']), dict(learned['names'])
     weights = {'names': LOSS_WEIGHTS}
     if learned['expressions']:
-      weights['expression'] = {t: w * config.expression_weight for t, w in LOSS_WEIGHTS.items()}
+      weights['expression'] = {t: w * config.expression_weight
+                               for t, w in (LOSS_WEIGHTS | {'scores': 1.0}).items()}
     self.loss_weights = {f'{kind}_{term}': weight for kind, terms in weights.items()
                          for term, weight in terms.items()} | {'iou': 0.0}  # to be seen
 
@@ -158,16 +159,19 @@ class Detection(Task):
     features = {'boxes': boxes, 'names': names, 'weight': np.float32(example.objects is not None),
                 'placement': np.float32([getattr(placement, field) for field in _PLACEMENT])}
     if self._learned['expressions']:
-      features['expression'] = self._encode_expression(example.expression, placement)
+      features['expression'] = self._encode_expression(example, placement)
     return features
 
-  def _encode_expression(self, expression, placement):
+  def _encode_expression(self, example, placement):
+    expression = example.expression
     text = expression.name if expression else ''
     tokens = self._tokenizer.encode([text], self._config.expression_length)[0]
     if not text:
       tokens[:] = self._tokenizer.pad_id
     kept, boxes = visible_objects([expression] if expression else [], placement)
-    return {'tokens': tokens, 'weight': np.float32(len(kept)),
+    # Boxes learn from objects; from an expression too where it means none of those.
+    alone = kept and all(o.box != expression.box for o in example.objects or ())
+    return {'tokens': tokens, 'weight': np.float32(len(kept)), 'box_weight': np.float32(bool(alone)),
             'box': boxes if kept else np.zeros((1, 4), np.float32)}
 
   def notes(self, example):
@@ -186,7 +190,8 @@ class Detection(Task):
                                    ) if self.names else np.zeros((0, 1), np.int32)
     return DetectionHead(
         name_tokens=tuple(map(tuple, names.tolist())), num_queries=self._config.queries,
-        num_layers=self._config.layers, expressions=self._learned['expressions'],
+        num_layers=self._config.layers, glimpse=self._config.glimpse,
+        expressions=self._learned['expressions'],
         pad_id=self._tokenizer.pad_id)
 
   def weights(self, features):
@@ -195,15 +200,17 @@ class Detection(Task):
     weights = {'names_scores': jnp.maximum(count, features['weight']), 'names_boxes': count,
                'names_overlap': count, 'iou': count}
     if self._learned['expressions']:
-      weights |= {f'expression_{t}': features['expression']['weight'] for t in LOSS_WEIGHTS}
+      expression = features['expression']
+      weights |= {'expression_scores': expression['weight'],
+                  'expression_boxes': expression['box_weight'],
+                  'expression_overlap': expression['box_weight']}
     return weights
 
   def losses(self, outputs, features):
     terms = set_losses(outputs['names'], features['boxes'], features['names'])
     losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS} | {'iou': terms['iou']}
     if self._learned['expressions']:
-      box = features['expression']['box']
-      terms = set_losses(outputs['expression'], box, jnp.zeros(box.shape[:2], jnp.int32))
+      terms = meant_losses(outputs['expression'], features['expression']['box'][:, 0])
       losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
     return losses
 
@@ -334,6 +341,7 @@ class DetectionHead(nn.Module):
     name_tokens: K rows of token numbers, padded to one length.
     num_queries: of learned queries; 0: one query for each image token.
     num_layers: of the decoder of learned queries.
+    glimpse: cells across in which a query looks at the pixels around its box; 0: it does not.
     expressions: whether expressions are read too.
     pad_id: token number that is no text.
   """
@@ -341,6 +349,7 @@ class DetectionHead(nn.Module):
   name_tokens: tuple[tuple[int, ...], ...]
   num_queries: int
   num_layers: int
+  glimpse: int
   expressions: bool
   pad_id: int
 
@@ -348,16 +357,19 @@ class DetectionHead(nn.Module):
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns {'names': Queries, 'expression': Queries with K = 1}, each if it is asked for."""
     outputs = {}
-    find = QueryBoxes(self.num_queries, self.num_layers, name='queries')
+    find = ImageQueries(self.num_queries, self.num_layers, name='queries')
+    nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
+    queries, references, mask = find(towers.fused(nothing), deterministic=deterministic)
+    queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
+        queries, references, *towers.pixels())
     if self.name_tokens:
-      nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
-      hidden, boxes, mask = find(towers.fused(nothing), deterministic=deterministic)
-      outputs['names'] = Queries(self._name_logits(towers, hidden), boxes, mask)
+      outputs['names'] = Queries(self._name_logits(towers, queries), boxes, mask, proposals)
     if self.expressions:
-      fused = towers.fused(features['expression']['tokens'])
-      hidden, boxes, mask = find(fused, deterministic=deterministic)
-      logits = nn.Dense(1, dtype=jnp.float32, name='meant')(hidden)
-      outputs['expression'] = Queries(logits, boxes, mask)
+      read = find(towers.fused(features['expression']['tokens']), deterministic=deterministic)[0]
+      width = queries.shape[-1]
+      logits = MeantQuery(width, 2 * width, max(width // 16, 1), 0.0, 'xla', queries.dtype,
+                          name='expression')(queries, read, boxes, mask, deterministic=deterministic)
+      outputs['expression'] = Queries(logits, boxes, mask, proposals)
     return outputs
 
   def _name_logits(self, towers, hidden):
@@ -388,7 +400,7 @@ class DetectionHead(nn.Module):
       boxes = jnp.take_along_axis(outputs['names'].boxes, query[..., None], axis=1)
       arrays |= {'score': score, 'name': name, 'boxes': boxes}
     if 'expression' in outputs:
-      scores = jax.nn.sigmoid(outputs['expression'].masked_logits()[..., 0])
+      scores = jax.nn.softmax(outputs['expression'].masked_logits()[..., 0])
       best = scores.argmax(-1)[:, None]
       arrays |= {'meant_score': jnp.take_along_axis(scores, best, axis=1)[:, 0],
                  'meant_box': jnp.take_along_axis(

@@ -14,7 +14,8 @@ from xmodal.models.boxes import generalized_iou, iou_and_hull, to_center
 
 # Of the matching costs and of the losses alike, as in Deformable DETR (arXiv:2010.04159).
 LOSS_WEIGHTS = {'scores': 2.0, 'boxes': 5.0, 'overlap': 2.0}
-_ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002)
+_ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002), which matching costs are of
+_VARIFOCAL_ALPHA = 0.75
 # More than any sum of costs, and little enough for float32 to keep those apart.
 _FORBIDDEN = 1e4
 
@@ -26,11 +27,13 @@ class Queries(NamedTuple):
     logits: float32 [B, N, K], of each query showing each name.
     boxes: float32 [B, N, 4], corners in 0..1 of the input.
     mask: bool [B, N], False for queries at padding; None: all are in the picture.
+    proposals: boxes before a look at them, which learn too; None: there are none.
   """
 
   logits: jax.Array
   boxes: jax.Array
   mask: jax.Array | None = None
+  proposals: jax.Array | None = None
 
   def masked_logits(self) -> jax.Array:
     """The logits, those of queries at padding too low to be found."""
@@ -77,9 +80,11 @@ def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
 def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, jax.Array]:
   """Losses of each picture, float32 [B], by term, as means over its objects (at least one).
 
-  'scores': focal loss of all queries and names. 'boxes': L1 distance of centre
-  and size. 'overlap': 1 - generalised IoU. And 'iou', the mean IoU of the
-  matched, which is no loss. Arguments as for `match`.
+  'scores': varifocal loss (arXiv:2008.13367) of all queries and names: the score of
+  a matched query learns to be the IoU of its box, so that scores also rank boxes by
+  how well they fit. 'boxes': L1 distance of centre and size. 'overlap': 1 -
+  generalised IoU; both also of the proposals. And 'iou', the mean IoU of the matched,
+  which is no loss. Arguments as for `match`.
   """
   num_names = found.logits.shape[-1]
   query = match(found, boxes, names)
@@ -88,20 +93,51 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
     real &= jnp.take_along_axis(found.mask, query, axis=1)
   count = jnp.maximum(real.sum(-1), 1)
 
-  rows = jnp.arange(len(query))[:, None]
-  # A name out of range is dropped: places without an object leave no trace.
-  targets = jnp.zeros(found.logits.shape).at[
-      rows, query, jnp.where(real, names, num_names)].set(1, mode='drop')
-  focal = optax.sigmoid_focal_loss(found.logits, targets, alpha=_ALPHA, gamma=_GAMMA)
-  if found.mask is not None:
-    focal = jnp.where(found.mask[..., None], focal, 0)
-
-  matched = jnp.take_along_axis(found.boxes, query[..., None], axis=1)
-  distance = jnp.abs(to_center(matched) - to_center(boxes)).sum(-1)
-
   def mean(values):
     return jnp.where(real, values, 0).sum(-1) / count
 
-  return {'scores': focal.sum((1, 2)) / count, 'boxes': mean(distance),
-          'overlap': mean(1 - generalized_iou(matched, boxes)),
-          'iou': mean(iou_and_hull(matched, boxes)[0])}
+  distance, overlap, iou = box_losses(found, query, boxes)
+  rows = jnp.arange(len(query))[:, None]
+  # A name out of range is dropped: places without an object leave no trace.
+  place = (rows, query, jnp.where(real, names, num_names))
+  is_match = jnp.zeros(found.logits.shape, bool).at[place].set(True, mode='drop')
+  target = jnp.zeros(found.logits.shape).at[place].set(jax.lax.stop_gradient(iou), mode='drop')
+  p = jax.lax.stop_gradient(jax.nn.sigmoid(found.logits))
+  scores = (jnp.where(is_match, target, _VARIFOCAL_ALPHA * p**_GAMMA)
+            * optax.sigmoid_binary_cross_entropy(found.logits, target))
+  if found.mask is not None:
+    scores = jnp.where(found.mask[..., None], scores, 0)
+  return {'scores': scores.sum((1, 2)) / count, 'boxes': mean(distance), 'overlap': mean(overlap),
+          'iou': mean(iou)}
+
+
+def box_losses(found: Queries, query: jax.Array, boxes: jax.Array
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """L1 distance, 1 - generalised IoU, and IoU of boxes [B, M, 4] and of queries [B, M]: [B, M].
+
+  The first two are sums of those of the queries' boxes and of their proposals.
+  """
+  distance = overlap = 0
+  for ours in (found.proposals, found.boxes):
+    if ours is not None:
+      ours = jnp.take_along_axis(ours, query[..., None], axis=1)
+      distance += jnp.abs(to_center(ours) - to_center(boxes)).sum(-1)
+      overlap += 1 - generalized_iou(ours, boxes)
+  return distance, overlap, iou_and_hull(ours, boxes)[0]
+
+
+def meant_losses(found: Queries, box: jax.Array) -> dict[str, jax.Array]:
+  """Losses of each picture of the one box [B, 4] that is meant, float32 [B], by term.
+
+  'scores': minus the log of the share (softmax over all queries, K = 1) that those
+  have whose boxes show it, at an IoU of half or more, or are nearest to that.
+  'boxes' and 'overlap' of the box that is nearest.
+  """
+  iou = jax.lax.stop_gradient(iou_and_hull(found.boxes, box[:, None])[0])
+  if found.mask is not None:
+    iou = jnp.where(found.mask, iou, -1)
+  right = iou >= jnp.minimum(iou.max(-1, keepdims=True), 0.5)
+  share = jax.nn.log_softmax(found.masked_logits()[..., 0])
+  distance, overlap, _ = box_losses(found, iou.argmax(-1)[:, None], box[:, None])
+  return {'scores': -jax.nn.logsumexp(jnp.where(right, share, -1e4), axis=-1),
+          'boxes': distance[:, 0], 'overlap': overlap[:, 0]}
