@@ -149,6 +149,14 @@ def base() -> ConfigDict:
   c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
   c.detection.threshold = 0.3  # of the scores that are shown to people
 
+  c.captioning = ConfigDict()
+  c.captioning.caption_length = 32  # tokens
+  c.captioning.max_captions = 5  # of one picture, in training
+  c.captioning.beams = 1  # of the search; 1: the likeliest token each time
+  c.captioning.temperature = 0.0  # above 0: tokens are drawn at random instead
+  c.captioning.top_k = 0  # of those, only from the k likeliest; 0: all
+  c.captioning.top_p = 1.0  # and from the fewest that hold this probability; 1: all
+
   c.train = ConfigDict()
   c.train.steps = 1000
   c.train.batch_size = 64
@@ -200,6 +208,9 @@ _RANGES = {
     'detection.queries': (0, None), 'detection.layers': (1, None),
     'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
     'detection.threshold': (0, 1),
+    'captioning.caption_length': (2, None), 'captioning.max_captions': (1, None),
+    'captioning.beams': (1, None), 'captioning.temperature': (0, None),
+    'captioning.top_k': (0, None), 'captioning.top_p': (0, 1),
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
