@@ -23,9 +23,9 @@ TREEBANK = {
     'two people,one dog ;see: a [b] {c}': 'two people one dog see a -lsb- b -rsb- -lcb- c -rcb-',
     'A cat on a mat.A dog': 'a cat on a mat.a dog',
     'St. Louis vs. the no. 5 street sign.': 'st. louis vs. the no. 5 street sign',
-    'caf\u00e9 na\u00efve \u2014 em \u2013 en \u2026 \u201cquote\u201d \u2018single\u2019 it\u2019s':
-        "caf\u00e9 na\u00efve em en quote single it 's",
-    '20-foot 3D 4x4 1st 1.5 .5 -5 +5 a+b a=b 5*6': '20-foot 3d 4x4 1st 1.5 .5 -5 +5 a + b a = b 5 * 6',
+    'caf\u00e9 \u2014 em \u2013 en \u2026 \u201cquote\u201d \u2018single\u2019 it\u2019s':
+        "caf\u00e9 em en quote single it 's",
+    '20-foot 3D 4x4 1st 1.5 .5 -5 +5 a+b 5*6': '20-foot 3d 4x4 1st 1.5 .5 -5 +5 a + b 5 * 6',
     'A man , riding a wave . A   woman.\n': 'a man riding a wave a woman',
     ' . ': ''}
 

@@ -64,3 +64,17 @@ def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key:
     return []
   return [f'{cut} of {len(texts)} {kind} are longer than {limit} tokens (the longest has '
           f'{lengths.max()}) and lose their end: config.{key} sets the limit']
+
+
+def number_text(number: float) -> str:
+  """A number as it is written: four digits that count, no exponent ('0.25', '12350')."""
+  return np.format_float_positional(number, precision=4, fractional=False, trim='-')
+
+
+def read_number(text: str) -> float | None:
+  """The number that a text is; None if it is none."""
+  try:
+    number = float(text.replace(' ', ''))
+  except ValueError:
+    return None
+  return number if np.isfinite(number) else None

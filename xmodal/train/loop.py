@@ -38,7 +38,7 @@ _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'tra
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
-               'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'regression.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:
