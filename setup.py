@@ -23,8 +23,9 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'notebook': ['notebook', 'matplotlib'],
+        'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'scikit-learn', 'scipy', 'torch==2.13.0', 'nbclient',
-                 'nbformat', 'ipykernel', 'matplotlib'],
+                 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap'],
     },
 )

@@ -293,6 +293,12 @@ def test_predict_needs_the_checkpoint_folder_alone(moved, tmp_path, capsys):
   assert Image.open(tmp_path / 'card.png').width > 300
 
 
+def test_a_task_without_a_question_needs_no_text(moved, tmp_path, capsys):
+  Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
+  arguments = ['--checkpoint', str(moved), '--image', str(tmp_path / 'a.png'), '--task', 'objects']
+  assert predict.main(arguments) == 0 and '%' in capsys.readouterr().out
+
+
 def test_predictions_are_those_of_the_evaluation(predictor, finished):
   source = Shapes('val', size=20, image_size=32)
   _, predictions = predictor([source[i] for i in range(20)], 'vqa')

@@ -111,6 +111,7 @@ def base() -> ConfigDict:
   c.data.train_examples = 40_000  # shapes only
   c.data.eval_examples = 2_100  # shapes only
   c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
+  c.data.numbers = False  # shapes only: questions that a number answers
   c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
@@ -149,6 +150,20 @@ def base() -> ConfigDict:
   c.detection.expression_length = 16  # tokens
   c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
   c.detection.threshold = 0.3  # of the scores that are shown to people
+
+  c.captioning = ConfigDict()
+  c.captioning.caption_length = 32  # tokens
+  c.captioning.max_captions = 5  # of one picture, in training
+  c.captioning.beams = 1  # of the search; 1: the likeliest token each time
+  c.captioning.temperature = 0.0  # above 0: tokens are drawn at random instead
+  c.captioning.top_k = 0  # of those, only from the k likeliest; 0: all
+  c.captioning.top_p = 1.0  # and from the fewest that hold this probability; 1: all
+
+  c.regression = ConfigDict()
+  c.regression.generation_weight = 0.1  # lambda of l_reg + lambda * l_gen; 0: no decoder
+  c.regression.question_length = 24  # tokens
+  c.regression.number_length = 8  # tokens of a written number
+  c.regression.beams = 1  # of the search for the written number
 
   c.train = ConfigDict()
   c.train.steps = 1000
@@ -202,6 +217,11 @@ _RANGES = {
     'detection.glimpse': (0, None),
     'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
     'detection.threshold': (0, 1),
+    'captioning.caption_length': (2, None), 'captioning.max_captions': (1, None),
+    'captioning.beams': (1, None), 'captioning.temperature': (0, None),
+    'captioning.top_k': (0, None), 'captioning.top_p': (0, 1),
+    'regression.generation_weight': (0, None), 'regression.question_length': (2, None),
+    'regression.number_length': (2, None), 'regression.beams': (1, None),
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),

@@ -1,4 +1,4 @@
-"""Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F --text "..."."""
+"""Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
 
 import argparse
 from collections.abc import Mapping
@@ -102,8 +102,9 @@ def main(argv=None) -> int:
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
   parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens')
-  parser.add_argument('--text', required=True, help='the question; for detection, names with a full '
-                      'stop after each, or what means one thing: "the square left of the cross"')
+  parser.add_argument('--text', default='', help='the question; for detection, names with a full '
+                      'stop after each, or what means one thing: "the square left of the cross"; '
+                      'captioning needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
   args = parser.parse_args(argv)
@@ -116,8 +117,6 @@ def main(argv=None) -> int:
 
 
 def _answer(args):
-  if not args.text.strip():
-    raise UserError('--text is empty; wanted what to ask of the picture')
   if not os.path.isfile(args.image):
     raise UserError(f'--image {args.image}: no such file')
   if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):

@@ -3,9 +3,9 @@
 A change is allowed only where no text of the example speaks of what it would
 change: no mirror image where a question or answer says 'left', no turning upside
 down where it says 'above', neither where letters or clocks are read; no shift or
-zoom where a text speaks of a place or a size; no change of light where it speaks
-of brightness or contrast. A word is taken at its worst: 'upright' costs a mirror
-image, and no more. Only what has no text but the names of its objects is
+zoom where a text speaks of a place or a size, or the answer is a number; no change
+of light where it speaks of brightness or contrast. A word is taken at its worst:
+'upright' costs a mirror image, and no more. Only what has no text but the names of its objects is
 cropped, and the objects that are cut off are no longer there; of all else
 nothing is ever cut off, so that counts and objects stay.
 """
@@ -74,7 +74,9 @@ class Augmentation:
         (example.question, *example.answers, *example.captions, *(o.name for o in named),
          example.reason)).lower()))
     mirror = self.mirror and draws[0] < 0.5 and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS)
-    zoom = 0.0 if _any_of(words, _PLACE_WORDS, _SIDE_STEMS) else self.zoom
+    # A number may measure the picture.
+    still = example.number is not None or _any_of(words, _PLACE_WORDS, _SIDE_STEMS)
+    zoom = 0.0 if still else self.zoom
     light = 0.0 if _any_of(words, _LIGHT_WORDS, _LIGHT_STEMS) else self.light
     crop = 0.0 if any(map(example.has, _WHOLE_PICTURE)) else self.crop
     flip = self.flip and draws[10] < 0.5 and not _any_of(words, _FLIP_WORDS, _FLIP_STEMS)

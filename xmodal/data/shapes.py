@@ -4,6 +4,7 @@ It needs no file. Behind every picture stands its scene graph, from which the
 question, the caption and the boxes come; it can be asked for by itself.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
 import random
@@ -117,25 +118,27 @@ class Shapes:
     return rng, plan, lay_out(rng, plan, self._image_size)
 
 
-def lay_out(rng: random.Random, plan: shape_questions.Plan, image_size: int) -> Scene:
-  """Finds a place for every thing of the plan, by rejection."""
-  while (places := _try_places(rng, plan)) is None:
+def lay_out(rng: random.Random, plan: shape_questions.Plan, image_size: int,
+            radius: Mapping[str, tuple[float, float]] = RADIUS) -> Scene:
+  """Finds a place for every thing of the plan, by rejection; radius says how large each is."""
+  while (places := _try_places(rng, plan, radius)) is None:
     pass
   objects = []
-  for thing, (x, y, radius) in zip(plan.things, places):
-    x, y, radius = x * image_size, y * image_size, radius * image_size
+  for thing, (x, y, r) in zip(plan.things, places):
+    x, y, r = x * image_size, y * image_size, r * image_size
     objects.append(SceneObject(thing.shape, thing.color, thing.size, (x, y),
-                               (x - radius, y - radius, 2 * radius, 2 * radius)))
+                               (x - r, y - r, 2 * r, 2 * r)))
   rng.shuffle(objects)  # The plan's order would give the asked one away.
   return Scene(tuple(objects), image_size)
 
 
-def _try_places(rng: random.Random, plan: shape_questions.Plan
+def _try_places(rng: random.Random, plan: shape_questions.Plan,
+                radii: Mapping[str, tuple[float, float]]
                 ) -> list[tuple[float, float, float]] | None:
   """[(x, y, radius)] in units of the picture's side, or None if it got stuck."""
   places, centers = [], []
   for thing in plan.things:
-    radius = rng.uniform(*RADIUS[thing.size])
+    radius = rng.uniform(*radii[thing.size])
     low, span = radius + BORDER, 1 - 2 * (radius + BORDER)
     for _ in range(TRIES):
       x, y = low + span * rng.random(), low + span * rng.random()

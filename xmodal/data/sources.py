@@ -3,7 +3,8 @@
 import shlex
 
 from xmodal.config import IMAGE_SIZE
-from xmodal.data import coco, crowds, jsonl, shapes, visual_genome, voc, vqa_rad, vqa_v2
+from xmodal.data import (
+    coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
 from xmodal.data.example import Source
 from xmodal.data.faults import check_left
 from xmodal.errors import UserError
@@ -31,12 +32,15 @@ def open_source(config, split: str, *, train: bool) -> Source:
   if data.source == 'shapes':
     options = dict(size=data.train_examples if train else data.eval_examples,
                    image_size=data.image_size or IMAGE_SIZE, seed=0)
+    if data.crowded and data.numbers:
+      raise UserError('config.data.crowded=True and config.data.numbers=True are two kinds of '
+                      'scenes; set one of them to False')
     if data.crowded:
       return crowds.Crowds(split, **options, without=tuple(data.without) if train else ())
     if data.without:
       raise UserError(f'config.data.without={tuple(data.without)}: nothing can be left out of the '
                       'scenes with questions; set config.data.crowded=True')
-    return shapes.Shapes(split, **options)
+    return (shape_numbers.Numbers if data.numbers else shapes.Shapes)(split, **options)
   if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
                     f'{", ".join(["shapes", *READERS])}')

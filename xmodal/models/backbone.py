@@ -59,6 +59,15 @@ class Fused:
     return (jnp.concatenate([self.vision, self.text], axis=1),
             jnp.concatenate([seen, self.mask], axis=1))
 
+  def repeat(self, number: int) -> 'Fused':
+    """Each row `number` times, one after the other."""
+    if number == 1:
+      return self
+    return dataclasses.replace(self, **{
+        name: jnp.repeat(getattr(self, name), number, axis=0)
+        for name in ('vision', 'text', 'mask', 'pooled', 'vision_mask')
+        if getattr(self, name) is not None})
+
 
 class SumPool(nn.Module):
   """Both streams summed over their tokens, each through a linear layer: one vector [B, D].

@@ -15,8 +15,7 @@ from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import classification, vqa as vqa_metric
-from xmodal.models.generate import beam_search, greedy
-from xmodal.tasks import card
+from xmodal.tasks import card, writing
 from xmodal.tasks.task import Task
 
 _TOP = 5
@@ -99,11 +98,7 @@ class VQA(Task):
     if 'gen' in self.loss_weights:
       texts['answer'] = [_commonest(e.answers) for e in answered], self._answer_length
     for kind, (of_kind, limit) in texts.items():
-      lengths = self.tokenizer.lengths(of_kind)
-      if cut := int((lengths > limit).sum()):
-        said.append(f'{cut} of {len(of_kind)} {kind}s are longer than {limit} tokens (the longest '
-                    f'has {lengths.max()}) and lose their end: config.vqa.{kind}_length sets the '
-                    'limit')
+      said += writing.cut_note(self.tokenizer, of_kind, f'{kind}s', limit, f'vqa.{kind}_length')
     if 'cls' in self.loss_weights:
       outside = sum(not any(vqa_metric.answer_key(a) in self._index for a in e.answers)
                     for e in answered)
@@ -157,11 +152,8 @@ class VQA(Task):
       target = target / jnp.maximum(target.sum(-1, keepdims=True), 1e-6)
       losses['cls'] = -(target * log_probabilities).sum(-1)
     if 'gen' in self.loss_weights:
-      log_probabilities = jax.nn.log_softmax(outputs['gen'].astype(jnp.float32))
-      tokens = features['answer']
-      of_token = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
-      is_text = tokens != self.tokenizer.pad_id
-      losses['gen'] = -(of_token * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
+      losses['gen'] = writing.token_loss(outputs['gen'], features['answer'],
+                                         self.tokenizer.pad_id)
     return losses
 
   def progress(self, outputs, features):
@@ -178,8 +170,7 @@ class VQA(Task):
     count = len(next(iter(arrays.values())))
     written = top = None
     if 'tokens' in arrays:
-      texts = self.tokenizer.decode(arrays['tokens'])
-      written = list(zip(texts, np.exp(arrays['log_probability']).tolist()))
+      written = writing.read_texts(self.tokenizer, arrays)
     if 'top_index' in arrays:
       top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
              for row in zip(arrays['top_index'], arrays['top_probability'])]
@@ -319,9 +310,7 @@ class VQAHead(nn.Module):
       outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',
                                 kernel_init=nn.initializers.zeros)(hidden)
     if self.written:
-      tokens = features['answer']
-      start = jnp.full_like(tokens[:, :1], self.pad_id)
-      outputs['gen'] = towers.decode(jnp.concatenate([start, tokens[:, :-1]], axis=1), fused)
+      outputs['gen'] = writing.read_along(towers, fused, features['answer'], self.pad_id)
     return outputs
 
   def predict(self, towers, features: Mapping[str, jax.Array]):
@@ -332,15 +321,8 @@ class VQAHead(nn.Module):
       arrays['top_probability'], arrays['top_index'] = jax.lax.top_k(
           jax.nn.softmax(logits), min(_TOP, self.num_answers))
     if self.written:
-      step, cache = towers.decoder(towers.fused(features['question']), self.answer_length,
-                                   self.beams)
-      options = dict(start_token=jnp.full_like(features['question'][:, 0], self.pad_id),
-                     eos_token=self.eos_id, pad_token=self.pad_id, max_length=self.answer_length)
-      if self.beams == 1:
-        tokens, log_probability = greedy(step, cache, **options)
-      else:
-        tokens, _, log_probability = (x[:, 0] for x in beam_search(step, cache, **options))
-      arrays |= {'tokens': tokens, 'log_probability': log_probability}
+      arrays |= writing.write(towers, towers.fused(features['question']), self.answer_length,
+                              pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
 
 

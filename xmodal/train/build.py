@@ -15,6 +15,7 @@ from xmodal.models.cross_modal import CrossModal
 from xmodal.models.lora import Lora
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
+from xmodal.tasks.writing import number_text
 from xmodal.train.towers import decoder_tower, stack, text_tower, vision_tower
 from xmodal.train.weights import Tower, save_towers
 
@@ -59,7 +60,8 @@ def learn(config, examples: Sequence[Example],
 def _texts(example):
   names = dict.fromkeys(o.name for o in example.objects or ())
   expression = example.expression.name if example.expression else ''
-  return example.question, *example.answers, *example.captions, *names, expression
+  number = '' if example.number is None else number_text(example.number)
+  return example.question, *example.answers, *example.captions, *names, expression, number
 
 
 def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],

@@ -36,7 +36,9 @@ _MOST_BOXES = 20  # bad ones that are shown
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
-               'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
+               'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
+               'regression.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
 class Run:

@@ -1,0 +1,186 @@
+"""Scores of captions: BLEU, ROUGE-L, CIDEr and METEOR, as COCO's evaluation defines them.
+
+Microsoft COCO Captions (arXiv:1504.00325) and the code its authors publish
+(tylin/coco-caption, on PyPI as pycocoevalcap), followed to the letter. That
+package is 104 MB and splits text with a Java program, so all but METEOR is
+written here; METEOR is its own Java program, and is there where that package
+and Java are.
+"""
+
+import collections
+import importlib.util
+import math
+import re
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+_ORDER = 4  # of the longest n-grams
+_SIGMA = 6.0  # of CIDEr's penalty on lengths, in 2-grams
+_BETA = 1.2  # of ROUGE-L: how much recall counts beside precision
+
+_ABBREVIATIONS = 'mr mrs ms dr prof st mt ft jr sr vs etc inc ltd co corp ave blvd rd gen lt col al'
+# What the Treebank splits although no apostrophe stands there.
+_TWO_WORDS = {'cannot': 'can not', 'gonna': 'gon na', 'gotta': 'got ta', 'wanna': 'wan na',
+              'gimme': 'gim me', 'lemme': 'lem me'}
+_BRACKETS = {'(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-'}
+_TOKEN = re.compile(rf"""
+    (?:{'|'.join(_ABBREVIATIONS.split())})\.(?![^\W_])  # mr.
+  | no\.(?=\s\d)
+  | [^\W\d_](?:\.[^\W\d_])*\.(?![^\W_])               # a.m.
+  | [^\W_]+(?=n't(?!\w))                                # is|n't
+  | n't(?!\w)
+  | '(?:s|m|d|re|ve|ll)(?!\w)
+  | '(?:em|n'|\d\ds?)(?!\w)
+  | o'[^\W_]+ | ma'am(?!\w) | y'(?=all)
+  | (?:(?<![^\s(])[-+]?\.?)?\d+(?:[.,:/]\d+)*(?![-./]?\w)  # 10:30, 1,000, -.5
+  | [^\W_]+(?:[-._/][^\W_]+)*
+  | [^\w\s]
+""", re.VERBOSE)
+_DROPPED = frozenset("'`\".?!,:-;\N{HORIZONTAL ELLIPSIS}\N{EN DASH}\N{EM DASH}")
+_QUOTES = str.maketrans('\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}'
+                        '\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}', "''\"\"")
+
+
+def tokenize(text: str) -> list[str]:
+  """Lower case words without punctuation, as the Penn Treebank splits them ("is n't").
+
+  Of ordinary captions these are the tokens of coco-caption, which calls Stanford's
+  PTBTokenizer. A bracket stays a token ('-lrb-'), as there.
+  """
+  tokens = []
+  for token in _TOKEN.findall(text.lower().translate(_QUOTES)):
+    if token not in _DROPPED:
+      tokens += _TWO_WORDS.get(token, _BRACKETS.get(token, token)).split()
+  return tokens
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]
+                   ) -> dict[str, float]:
+  """Scores of N captions as coco-caption gives them, and how many are word for word right.
+
+  Args:
+    captions: one a picture.
+    references: of each picture, what people wrote: one text at least.
+
+  Returns:
+    BLEU-1 to BLEU-4, ROUGE-L and METEOR (if `meteor` can), 0..1; CIDEr, 0..10,
+    which weighs n-grams by how few pictures have them and is 0 for a single
+    picture; exact, the share of captions that equal a reference but for case
+    and punctuation.
+
+  Raises:
+    ValueError: no captions, another number of references, or a picture without one.
+  """
+  if not captions or len(captions) != len(references) or not all(references):
+    raise ValueError(f'wanted captions and for each of them a reference or more, found '
+                     f'{len(captions)} captions and references of {len(references)} pictures')
+  ours = [tokenize(text) for text in captions]
+  theirs = [[tokenize(text) for text in texts] for texts in references]
+  scores = {f'BLEU-{n}': score for n, score in enumerate(bleu(ours, theirs), 1)}
+  scores |= {'ROUGE-L': rouge_l(ours, theirs), 'CIDEr': cider(ours, theirs)}
+  if (score := meteor(ours, theirs)) is not None:
+    scores['METEOR'] = score
+  return scores | {'exact': float(np.mean([text in texts for text, texts in zip(ours, theirs)]))}
+
+
+def bleu(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
+  """BLEU-1 to BLEU-4 of the whole (Papineni et al., ACL 2002), each with its nearest reference's
+  length; words in, see caption_scores."""
+  correct, guessed, length, wanted = np.zeros(_ORDER), np.zeros(_ORDER), 0, 0
+  for words, texts in zip(captions, references):
+    known = collections.Counter()
+    for text in texts:
+      known |= _ngrams(text)  # the largest count of any text
+    for ngram, count in _ngrams(words).items():
+      correct[len(ngram) - 1] += min(count, known[ngram])
+    guessed += [max(0, len(words) - n) for n in range(_ORDER)]
+    length += len(words)
+    wanted += min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
+  # The official code's own way round a division by 0.
+  precision = np.cumprod((correct + 1e-15) / (guessed + 1e-9)) ** (1 / np.arange(1, _ORDER + 1))
+  ratio = (length + 1e-15) / (wanted + 1e-9)
+  return (precision * math.exp(min(0, 1 - 1 / ratio))).tolist()
+
+
+def rouge_l(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> float:
+  """ROUGE-L (Lin, 2004), the mean over captions; words in, see caption_scores."""
+  scores = []
+  for words, texts in zip(captions, references):
+    common = [_longest_common(words, text) for text in texts]
+    # A text without words counts as one word, as in the official code.
+    precision = max(common) / max(len(words), 1)
+    recall = max(found / max(len(text), 1) for found, text in zip(common, texts))
+    below = recall + _BETA ** 2 * precision
+    scores.append((1 + _BETA ** 2) * precision * recall / below if below else 0.0)
+  return float(np.mean(scores))
+
+
+def _longest_common(one, other):
+  """Length of the longest common subsequence."""
+  row = [0] * (len(other) + 1)
+  for word in one:
+    before, row = row, [0]
+    for k, also in enumerate(other):
+      row.append(before[k] + 1 if word == also else max(row[k], before[k + 1]))
+  return row[-1]
+
+
+def cider(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> float:
+  """CIDEr (arXiv:1411.5726), with the clipping and the penalty on lengths that the official code
+  has, 0..10; words in, see caption_scores."""
+  counts = [[_ngrams(text) for text in texts] for texts in references]
+  pictures = collections.Counter(ngram for texts in counts for ngram in set().union(*texts))
+  scores = []
+  for words, texts in zip(captions, counts):
+    ours = _Weighed(_ngrams(words), pictures, len(captions))
+    theirs = (_Weighed(text, pictures, len(captions)) for text in texts)
+    scores.append(np.mean([ours.likeness(text) for text in theirs]))
+  return 10 * float(np.mean(scores))
+
+
+class _Weighed:
+  """A text's n-grams, each with its count times the logarithm of (pictures / those with it)."""
+
+  def __init__(self, counts, pictures, total):
+    self._weights = {ngram: count * (math.log(total) - math.log(max(pictures[ngram], 1)))
+                     for ngram, count in counts.items()}
+    self._length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
+    squares = np.zeros(_ORDER)
+    for ngram, weight in self._weights.items():
+      squares[len(ngram) - 1] += weight ** 2
+    self._norm = np.sqrt(squares)
+
+  def likeness(self, other):
+    """The mean over n of the cosines of n-grams, less for lengths that differ."""
+    common = np.zeros(_ORDER)
+    for ngram, weight in self._weights.items():
+      there = other._weights.get(ngram, 0.0)
+      common[len(ngram) - 1] += min(weight, there) * there
+    norms = self._norm * other._norm
+    common = np.divide(common, norms, out=common, where=norms > 0)
+    return common.mean() * math.exp(-(self._length - other._length) ** 2 / (2 * _SIGMA ** 2))
+
+
+def _ngrams(words):
+  return collections.Counter(tuple(words[i:i + n]) for n in range(1, _ORDER + 1)
+                             for i in range(len(words) - n + 1))
+
+
+def meteor(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]
+           ) -> float | None:
+  """METEOR 1.5 (Denkowski and Lavie, 2014), 0..1; words in, see caption_scores.
+
+  None where pycocoevalcap, which has its Java program, is not installed, or
+  there is no Java that runs it.
+  """
+  if not (importlib.util.find_spec('pycocoevalcap') and shutil.which('java')):
+    return None
+  from pycocoevalcap.meteor.meteor import Meteor
+  found = {i: [' '.join(words)] for i, words in enumerate(captions)}
+  known = {i: [' '.join(text) for text in texts] for i, texts in enumerate(references)}
+  try:
+    return Meteor().compute_score(known, found)[0]
+  except (OSError, ValueError):  # a Java too old, or without the 2 GB it asks for
+    return None

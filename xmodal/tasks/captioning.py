@@ -1,0 +1,221 @@
+"""Captioning: the T5 decoder writes what a picture shows."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.data.example import Example
+from xmodal.data.tokenizer import Tokenizer
+from xmodal.errors import UserError
+from xmodal.metrics import captioning as metrics
+from xmodal.tasks import card, writing
+from xmodal.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """A caption and the probability that the model gives it, the product over its tokens."""
+
+  caption: str
+  probability: float
+
+
+class Captioning(Task):
+  """Describes pictures.
+
+  An example's loss is the mean over its captions of each one's cross-entropy
+  per token: every visit to a picture learns from all that people wrote of it
+  (up to config.captioning.max_captions), and the vision tower runs once for them.
+  """
+
+  name = 'captioning'
+  needs = ('captions',)
+  loss_weights = {'gen': 1.0}
+
+  def __init__(self, config, tokenizer: Tokenizer, max_captions: int, seed: int = 0):
+    """A task whose training looks at up to max_captions texts of each picture.
+
+    Args:
+      config: config.captioning.
+      tokenizer: of captions.
+      max_captions: see from_data.
+      seed: of captions that are drawn at random.
+    """
+    if config.temperature and config.beams > 1:
+      raise UserError(f'config.captioning.beams={config.beams} searches and '
+                      f'config.captioning.temperature={config.temperature} draws at random; set '
+                      'the first to 1 or the second to 0')
+    self._config, self._tokenizer = config, tokenizer
+    self._max_captions, self._seed = max_captions, seed
+
+  # ---- what is learned from the data
+
+  @classmethod
+  def from_data(cls, config, tokenizer, examples):
+    most = max((len(e.captions) for e in examples), default=0)
+    return cls(config.captioning, tokenizer, max(1, min(most, config.captioning.max_captions)),
+               config.seed)
+
+  @classmethod
+  def from_files(cls, config, tokenizer, folder):
+    with open(os.path.join(folder, 'captions.json'), encoding='utf-8') as f:
+      return cls(config.captioning, tokenizer, json.load(f)['max_captions'], config.seed)
+
+  def save(self, folder):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, 'captions.json'), 'w', encoding='utf-8') as f:
+      json.dump({'max_captions': self._max_captions}, f)
+
+  def survey(self, examples):
+    said = super().survey(examples)
+    captions = [text for e in examples for text in e.captions]
+    said += writing.cut_note(self._tokenizer, captions, 'captions', self._config.caption_length,
+                             'captioning.caption_length')
+    if many := [n for e in examples if (n := len(e.captions)) > self._max_captions]:
+      said.append(f'{len(many)} of {len(examples)} pictures have more than {self._max_captions} '
+                  f'captions (up to {max(many)}); training reads the first of them: '
+                  'config.captioning.max_captions sets the limit')
+    return said
+
+  # ---- host: features
+
+  def encode(self, example, placement):
+    del placement
+    captions = np.full((self._max_captions, self._config.caption_length), self._tokenizer.pad_id,
+                       np.int32)
+    texts = example.captions[:self._max_captions]
+    if texts:
+      captions[:len(texts)] = self._tokenizer.encode(texts, self._config.caption_length)
+    return {'captions': captions, 'weight': np.float32(bool(texts))}
+
+  def notes(self, example):
+    return ['captioning reads no text: --text is not used'] if example.question else []
+
+  # ---- device: model and losses
+
+  def head(self):
+    own = self._config
+    return CaptioningHead(
+        caption_length=own.caption_length, pad_id=self._tokenizer.pad_id,
+        eos_id=self._tokenizer.eos_id, beams=own.beams, temperature=own.temperature,
+        top_k=own.top_k, top_p=own.top_p, seed=self._seed)
+
+  def weights(self, features):
+    return {'gen': features['weight']}
+
+  def losses(self, outputs, features):
+    pad_id, captions = self._tokenizer.pad_id, features['captions']
+    of_caption = jax.vmap(lambda logits, tokens: writing.token_loss(logits, tokens, pad_id),
+                          in_axes=1, out_axes=1)(outputs, captions)
+    count = (captions != pad_id).any(-1).sum(-1)
+    return {'gen': of_caption.sum(-1) / jnp.maximum(count, 1)}
+
+  def progress(self, outputs, features):
+    """Share of the captions' tokens that are the likeliest ones."""
+    tokens = features['captions']
+    is_text = tokens != self._tokenizer.pad_id
+    right = (outputs.argmax(-1) == tokens) & is_text
+    return {'accuracy': right.sum((1, 2)) / jnp.maximum(is_text.sum((1, 2)), 1)}
+
+  # ---- host: predictions
+
+  def decode(self, arrays):
+    return [Prediction(*pair) for pair in writing.read_texts(self._tokenizer, arrays)]
+
+  def score(self, examples, predictions):
+    pairs = [(e, p) for e, p in zip(examples, predictions) if e.captions]
+    if not pairs:
+      return {}
+    scores = metrics.caption_scores([p.caption for _, p in pairs], [e.captions for e, _ in pairs])
+    return scores | {'examples': len(pairs)}
+
+  def headline(self, scores):
+    if 'CIDEr' not in scores:
+      return ''
+    return (f'CIDEr {scores["CIDEr"]:.2f}, BLEU-4 {scores["BLEU-4"]:.1%}, '
+            f'{scores["exact"]:.1%} of {scores["examples"]} word for word')
+
+  def table(self, scores):
+    rows = [f'{"captions":<10}{scores["examples"]:>8}']
+    for name, score in scores.items():
+      if name != 'examples':
+        rows.append(f'{name:<10}{score:>8.3f}' if name == 'CIDEr' else f'{name:<10}{score:>8.1%}')
+    return '\n'.join(rows)
+
+  def record(self, example, prediction):
+    return {'image_id': example.image_id, 'caption': prediction.caption,
+            'probability': float(f'{prediction.probability:.6g}'),
+            'captions': list(example.captions)}
+
+  def files(self, examples, predictions):
+    """COCO's results file; a picture that several examples show is in it once."""
+    captions = {e.image_id: p.caption for e, p in zip(examples, predictions)
+                if e.image_id is not None}
+    return {'results': [{'image_id': image_id, 'caption': caption}
+                        for image_id, caption in captions.items()]} if captions else {}
+
+  def describe(self, prediction):
+    return f'{prediction.caption} ({prediction.probability:.1%})'
+
+  def draw(self, example, pixels, prediction):
+    colour = card.PLAIN
+    if example.captions:
+      known = [metrics.tokenize(text) for text in example.captions]
+      colour = card.RIGHT if metrics.tokenize(prediction.caption) in known else card.WRONG
+    lines = [(f'model: {self.describe(prediction)}', colour)]
+    lines += [(f'truth: {text}', card.PLAIN) for text in example.captions[:1]]
+    return card.draw_card(pixels, lines)
+
+
+class CaptioningHead(nn.Module):
+  """The decoder over a picture that was joined with no text; it has no parameters of its own.
+
+  Attributes:
+    caption_length: longest caption, in tokens.
+    pad_id, eos_id: token numbers.
+    beams: of the search; 1: none.
+    temperature, top_k, top_p: of tokens drawn at random; temperature 0: none are.
+    seed: of what is drawn.
+  """
+
+  caption_length: int
+  pad_id: int
+  eos_id: int
+  beams: int = 1
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+
+  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+    """Returns logits, float32 [B, N, T, V], of each of N captions."""
+    del deterministic
+    captions = features['captions']
+    batch, number, length = captions.shape
+    # Each caption is written about the same tokens.
+    fused = self._fused(towers).repeat(number)
+    logits = writing.read_along(towers, fused, captions.reshape(-1, length), self.pad_id)
+    return logits.reshape(batch, number, length, -1)
+
+  def _fused(self, towers):
+    vision = towers.vision().tokens
+    return towers.fused(jnp.full((vision.shape[0], 1), self.pad_id, jnp.int32))
+
+  def predict(self, towers, features: Mapping[str, jax.Array]):
+    """Returns a caption of each picture, see writing.write."""
+    del features
+    drawn = {}
+    if self.temperature:
+      drawn = dict(rng=jax.random.key(self.seed), temperature=self.temperature, top_k=self.top_k,
+                   top_p=self.top_p)
+    return writing.write(towers, self._fused(towers), self.caption_length, pad_id=self.pad_id,
+                         eos_id=self.eos_id, beams=self.beams, **drawn)
+
+
+TASK = Captioning

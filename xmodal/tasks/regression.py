@@ -1,0 +1,255 @@
+"""Regression: a number that answers a question about a picture."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xmodal.data.example import Example
+from xmodal.data.tokenizer import Tokenizer
+from xmodal.errors import UserError
+from xmodal.metrics import regression as metrics
+from xmodal.tasks import card, writing
+from xmodal.tasks.task import Task
+
+# Of the standard deviation: smaller errors count by their squares, so that l_reg has no corner.
+_SMOOTH = 0.1
+_SHOWN = ('MAE', 'RMSE', 'R2', 'within_10%', 'within_0.5', 'constant_MAE')
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """A number, and what the decoder wrote for it, with its probability."""
+
+  number: float
+  written: tuple[str, float] | None = None
+
+
+class Regression(Task):
+  """Answers questions with numbers.
+
+  loss = l_reg + lambda * l_gen. l_reg is the smooth L1 loss (Girshick, 2015) of
+  numbers in units of the training numbers' standard deviation: their absolute
+  difference, but for a rounded tip below a tenth. l_gen is the T5 decoder's
+  cross-entropy on the number written as text.
+  """
+
+  name = 'regression'
+  needs = ('question', 'number')
+
+  def __init__(self, config, tokenizer: Tokenizer, mean: float, std: float,
+               dropout_rate: float = 0.0):
+    """A task on numbers of about this mean and standard deviation.
+
+    Args:
+      config: config.regression.
+      tokenizer: of questions and written numbers.
+      mean, std: of the training numbers.
+      dropout_rate: before the number.
+    """
+    self._config, self._tokenizer = config, tokenizer
+    self._mean, self._std, self._dropout_rate = mean, std, dropout_rate
+    self.loss_weights = {'reg': 1.0} | (
+        {'gen': config.generation_weight} if config.generation_weight else {})
+
+  # ---- what is learned from the data
+
+  @classmethod
+  def from_data(cls, config, tokenizer, examples):
+    numbers = np.array([e.number for e in examples if e.number is not None], np.float64)
+    if not len(numbers):
+      raise UserError(f'regression: none of {len(examples)} training examples has a number; it '
+                      'needs the field "number" (of the embedded data: config.data.numbers=True)')
+    # Numbers that are all alike have no unit of their own.
+    return cls(config.regression, tokenizer, float(numbers.mean()), float(numbers.std()) or 1.0,
+               config.model.dropout_rate)
+
+  @classmethod
+  def from_files(cls, config, tokenizer, folder):
+    with open(os.path.join(folder, 'numbers.json'), encoding='utf-8') as f:
+      learned = json.load(f)
+    return cls(config.regression, tokenizer, learned['mean'], learned['std'],
+               config.model.dropout_rate)
+
+  def save(self, folder):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, 'numbers.json'), 'w', encoding='utf-8') as f:
+      json.dump({'mean': self._mean, 'std': self._std}, f)
+
+  def survey(self, examples):
+    said = super().survey(examples)
+    known = [e for e in examples if e.has(*self.needs)]
+    said += writing.cut_note(self._tokenizer, [e.question for e in known], 'questions',
+                             self._config.question_length, 'regression.question_length')
+    if 'gen' in self.loss_weights:
+      said += writing.cut_note(
+          self._tokenizer, [writing.number_text(e.number) for e in known], 'written numbers',
+          self._config.number_length, 'regression.number_length')
+    return said
+
+  # ---- host: features
+
+  def encode(self, example, placement):
+    del placement
+    known = example.number is not None
+    number = example.number if known else self._mean
+    features = {
+        'question': self._tokenizer.encode([example.question], self._config.question_length)[0],
+        'number': np.float32((number - self._mean) / self._std), 'weight': np.float32(known)}
+    if 'gen' in self.loss_weights:
+      features['text'] = self._tokenizer.encode([writing.number_text(number)],
+                                                self._config.number_length)[0]
+    return features
+
+  def notes(self, example):
+    length = int(self._tokenizer.lengths([example.question])[0])
+    if length <= self._config.question_length:
+      return []
+    return [f'the question has {length} tokens, the model reads {self._config.question_length}: '
+            'its end is left out']
+
+  # ---- device: model and losses
+
+  def head(self):
+    return RegressionHead(
+        number_length=self._config.number_length if 'gen' in self.loss_weights else 0,
+        pad_id=self._tokenizer.pad_id, eos_id=self._tokenizer.eos_id, beams=self._config.beams,
+        dropout_rate=self._dropout_rate)
+
+  def weights(self, features):
+    return {term: features['weight'] for term in self.loss_weights}
+
+  def losses(self, outputs, features):
+    losses = {'reg': optax.huber_loss(outputs['reg'], features['number'], delta=_SMOOTH) / _SMOOTH}
+    if 'gen' in self.loss_weights:
+      losses['gen'] = writing.token_loss(outputs['gen'], features['text'], self._tokenizer.pad_id)
+    return losses
+
+  def progress(self, outputs, features):
+    """Absolute error, in the numbers' own unit."""
+    error = jnp.abs(outputs['reg'] - features['number']) * self._std
+    return {'MAE': error * features['weight']}
+
+  # ---- host: predictions
+
+  def decode(self, arrays):
+    numbers = (arrays['number'].astype(np.float64) * self._std + self._mean).tolist()
+    written = writing.read_texts(self._tokenizer, arrays) if 'tokens' in arrays else None
+    return [Prediction(number, written[i] if written else None)
+            for i, number in enumerate(numbers)]
+
+  def score(self, examples, predictions):
+    known = [(e, p) for e, p in zip(examples, predictions) if e.number is not None]
+    if not known:
+      return {}
+    numbers, truths = [p.number for _, p in known], [e.number for e, _ in known]
+    scores = {**metrics.regression_scores(numbers, truths), 'examples': len(known)}
+    if known[0][1].written:
+      read = [(number, e.number) for e, p in known
+              if (number := writing.read_number(p.written[0])) is not None]
+      scores['written_share'] = len(read) / len(known)  # of texts that are numbers at all
+      if read:
+        scores['written_MAE'] = metrics.regression_scores(*zip(*read))['MAE']
+    groups = metrics.scores_by_group(numbers, truths, [e.question_type or 'all' for e, _ in known])
+    return scores | {f'{name}/{group}': score for group, of_group in groups.items()
+                     for name, score in of_group.items()}
+
+  def headline(self, scores):
+    if 'MAE' not in scores:
+      return ''
+    return (f'mean error {scores["MAE"]:.3g} (of their mean: {scores["constant_MAE"]:.3g}), '
+            f'{scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
+
+  def table(self, scores):
+    groups = [key.removeprefix('examples/') for key in scores if key.startswith('examples/')]
+    rows = [f'{"question":<16}{"number":>8}' + ''.join(f'{name:>13}' for name in _SHOWN)]
+    for label, end in (*((group, f'/{group}') for group in groups), ('all', '')):
+      cells = [(scores.get(f'{name}{end}'), '.1%' if name.startswith('within') else '.3g')
+               for name in _SHOWN]
+      rows.append(f'{label[:15]:<16}{scores[f"examples{end}"]:>8}' + ''.join(
+          f'{"" if value is None else format(value, form):>13}' for value, form in cells))
+    if 'written_MAE' in scores:
+      rows.append(f'written: MAE {scores["written_MAE"]:.3g}; '
+                  f'{scores["written_share"]:.1%} of the texts are numbers')
+    return '\n'.join(rows)
+
+  def record(self, example, prediction):
+    if not example.question:
+      return None
+    line = {'question_id': example.question_id, 'question': example.question,
+            'question_type': example.question_type, 'number': example.number,
+            'predicted': float(f'{prediction.number:.6g}')}
+    if prediction.written:
+      line['written'] = prediction.written[0]
+    return line
+
+  def describe(self, prediction):
+    line = writing.number_text(prediction.number)
+    if not prediction.written:
+      return line
+    text, probability = prediction.written
+    return f'{line}\nwritten: {text} ({probability:.1%})'
+
+  def draw(self, example, pixels, prediction):
+    lines = [(example.question, card.PLAIN)]
+    colour = card.PLAIN
+    if example.number is not None:
+      error = abs(prediction.number - example.number)
+      near = error <= max(0.5, 0.1 * abs(example.number))
+      colour = card.RIGHT if near else card.WRONG
+    lines.append((f'model: {writing.number_text(prediction.number)}', colour))
+    if prediction.written:
+      lines.append((f'written: {prediction.written[0]}', card.PLAIN))
+    if example.number is not None:
+      lines.append((f'truth: {writing.number_text(example.number)}', card.PLAIN))
+    return card.draw_card(pixels, lines)
+
+
+class RegressionHead(nn.Module):
+  """A number from the fused vector of picture and question, and a T5 decoder that writes it.
+
+  Attributes:
+    number_length: longest written number, in tokens; 0: none is written.
+    pad_id, eos_id: token numbers.
+    beams: of the search for the written number; 1: greedy.
+    dropout_rate: before the number.
+  """
+
+  number_length: int
+  pad_id: int
+  eos_id: int
+  beams: int = 1
+  dropout_rate: float = 0.0
+
+  @nn.compact
+  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+    """Returns {'reg': float32 [B], standardised, 'gen': logits [B, T, V] if there is a decoder}."""
+    fused = towers.fused(features['question'])
+    pooled = fused.pooled
+    hidden = nn.Dense(pooled.shape[-1], dtype=pooled.dtype, name='hidden')(pooled)
+    hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
+    # Begins at the mean of the training numbers.
+    number = nn.Dense(1, dtype=jnp.float32, name='number',
+                      kernel_init=nn.initializers.zeros)(hidden)
+    outputs = {'reg': number[:, 0]}
+    if 'text' in features and self.number_length:
+      outputs['gen'] = writing.read_along(towers, fused, features['text'], self.pad_id)
+    return outputs
+
+  def predict(self, towers, features: Mapping[str, jax.Array]):
+    """Returns the standardised number, [B], and what is written, see writing.write."""
+    question = {'question': features['question']}  # the text is the truth's
+    arrays = {'number': self(towers, question, deterministic=True)['reg']}
+    if self.number_length:
+      arrays |= writing.write(towers, towers.fused(features['question']), self.number_length,
+                              pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
+    return arrays
+
+
+TASK = Regression

@@ -1,0 +1,80 @@
+"""What tasks that write share: a text's loss, and the writing of it by the T5 decoder.
+
+Texts are token numbers, int32 [B, T], with an end token and then padding; the
+pad token starts a text, as in T5.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.data.tokenizer import Tokenizer
+from xmodal.models.generate import beam_search, greedy, sample
+
+
+def read_along(towers, fused, tokens: jax.Array, pad_id: int) -> jax.Array:
+  """Logits [B, T, V] of the decoder, at each token told those before it."""
+  start = jnp.full_like(tokens[:, :1], pad_id)
+  return towers.decode(jnp.concatenate([start, tokens[:, :-1]], axis=1), fused)
+
+
+def token_loss(logits: jax.Array, tokens: jax.Array, pad_id: int) -> jax.Array:
+  """Cross-entropy of texts, the mean over each one's tokens: float32 [B], 0 for an empty one."""
+  log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+  of_token = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+  is_text = tokens != pad_id
+  return -(of_token * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
+
+
+def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 1,
+          rng: jax.Array | None = None, **filters) -> dict[str, jax.Array]:
+  """Texts of up to `length` tokens about what was fused.
+
+  Args:
+    beams: of a search; 1: the likeliest token each time, or a drawn one.
+    rng: draws tokens at random, through `filters` (temperature, top_k, top_p; see
+      models.generate.filter_logits); None: nothing is drawn.
+
+  Returns:
+    {'tokens': int32 [B, length], 'log_probability': float32 [B]}, as read_texts takes them.
+  """
+  step, cache = towers.decoder(fused, length, beams)
+  options = dict(start_token=jnp.full(len(fused.text), pad_id, jnp.int32), eos_token=eos_id,
+                 pad_token=pad_id, max_length=length)
+  if rng is not None:
+    tokens, log_probability = sample(step, cache, rng, **options, **filters)
+  elif beams == 1:
+    tokens, log_probability = greedy(step, cache, **options)
+  else:
+    tokens, _, log_probability = (x[:, 0] for x in beam_search(step, cache, **options))
+  return {'tokens': tokens, 'log_probability': log_probability}
+
+
+def read_texts(tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:
+  """(text, probability) of each text that `write` gave."""
+  return list(zip(tokenizer.decode(arrays['tokens']), np.exp(arrays['log_probability']).tolist()))
+
+
+def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key: str) -> list[str]:
+  """One line if any of these texts is longer than `limit` tokens, which config.`key` sets."""
+  lengths = tokenizer.lengths(texts)
+  if not (cut := int((lengths > limit).sum())):
+    return []
+  return [f'{cut} of {len(texts)} {kind} are longer than {limit} tokens (the longest has '
+          f'{lengths.max()}) and lose their end: config.{key} sets the limit']
+
+
+def number_text(number: float) -> str:
+  """A number as it is written: four digits that count, no exponent ('0.25', '12350')."""
+  return np.format_float_positional(number, precision=4, fractional=False, trim='-')
+
+
+def read_number(text: str) -> float | None:
+  """The number that a text is; None if it is none."""
+  try:
+    number = float(text.replace(' ', ''))
+  except ValueError:
+    return None
+  return number if np.isfinite(number) else None
