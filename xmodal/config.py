@@ -149,6 +149,12 @@ def base() -> ConfigDict:
   c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
   c.detection.threshold = 0.3  # of the scores that are shown to people
 
+  c.retrieval = ConfigDict()
+  c.retrieval.loss = 'sigmoid'  # of all pairs (SigLIP), or softmax (CLIP)
+  c.retrieval.embedding_dim = 256  # of the space that pictures and texts share
+  c.retrieval.caption_length = 32  # tokens
+  c.retrieval.max_captions = 5  # of a picture; as many as COCO's evaluation takes
+
   c.train = ConfigDict()
   c.train.steps = 1000
   c.train.batch_size = 64
@@ -200,6 +206,8 @@ _RANGES = {
     'detection.queries': (0, None), 'detection.layers': (1, None),
     'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
     'detection.threshold': (0, 1),
+    'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
+    'retrieval.max_captions': (1, None),
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
