@@ -8,6 +8,34 @@ import jax
 import jax.numpy as jnp
 
 
+# CLIP keeps the scale of the logits below this, so that training stays stable.
+_MAX_SCALE = 100.0
+
+
+def normalise(x: jax.Array) -> jax.Array:
+  """Vectors [..., D] of length 1, float32; zeros stay zeros."""
+  x = x.astype(jnp.float32)
+  # The square root of 0 has no gradient.
+  return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
+
+
+def pair_logits(image: jax.Array, text: jax.Array, log_scale: jax.Array,
+                bias: jax.Array | float = 0.0) -> jax.Array:
+  """Cosine similarity of each picture (row) with each text (column), scaled and shifted.
+
+  Args:
+    image, text: float32 [B, D], of length 1.
+    log_scale: scalar; the scale is at most 100.
+    bias: scalar.
+
+  Returns:
+    float32 [B, B].
+  """
+  scale = jnp.exp(jnp.minimum(log_scale, jnp.log(_MAX_SCALE)))
+  # A scale of 100 makes much of what products of fewer bits lose.
+  return scale * jnp.einsum('id,td->it', image, text, precision='highest') + bias
+
+
 def matching_pairs(tokens: jax.Array, pictures: jax.Array, valid: jax.Array) -> jax.Array:
   """Which pictures and texts of a batch belong together.
 

@@ -24,8 +24,9 @@ from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import retrieval as metrics
+from xmodal.models.pooling import AttentionPool
 from xmodal.tasks import card
-from xmodal.tasks.contrastive import LOSSES, matching_pairs
+from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import Task
 
 _LISTED = 10  # pictures that a folder is searched for
@@ -321,7 +322,7 @@ class RetrievalHead(nn.Module):
   pad_id: int
 
   def setup(self):
-    self.vision_pool, self.text_pool = MeanPool(), MeanPool()
+    self.vision_pool, self.text_pool = AttentionPool(), AttentionPool()
     self.vision_projection = nn.Dense(self.embedding_dim, use_bias=False)
     self.text_projection = nn.Dense(self.embedding_dim, use_bias=False)
     # As SigLIP and CLIP begin.
@@ -338,12 +339,8 @@ class RetrievalHead(nn.Module):
       share = jax.random.uniform(self.make_rng('dropout'), chosen.shape)
       chosen = (share * features['count']).astype(jnp.int32)
     tokens = jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0]
-    # Up to 100, for stability, as CLIP.
-    scale = jnp.exp(jnp.minimum(self.log_scale, np.log(100)))
-    logits = scale * jnp.einsum('id,td->it', self._image(towers), self._text(towers, tokens),
-                                precision='highest')
-    if self.loss == 'sigmoid':
-      logits += self.score_bias
+    bias = self.score_bias if self.loss == 'sigmoid' else 0.0
+    logits = pair_logits(self._image(towers), self._text(towers, tokens), self.log_scale, bias)
     return {'logits': logits, 'tokens': tokens}
 
   def predict(self, towers, features: Mapping[str, jax.Array]):
@@ -354,48 +351,11 @@ class RetrievalHead(nn.Module):
 
   def _image(self, towers):
     vision = towers.vision()
-    mask = vision.mask
-    if mask is None:
-      mask = jnp.ones(vision.tokens.shape[:2], bool)
-    return _normalised(self.vision_projection(self.vision_pool(vision.tokens, mask)))
+    return normalise(self.vision_projection(self.vision_pool(vision.tokens, vision.mask)))
 
   def _text(self, towers, tokens):
     text = towers.text(tokens)
-    return _normalised(self.text_projection(self.text_pool(text.tokens, text.mask)))
-
-
-import os as _os
-POOL = _os.environ.get('POOL', 'mean')
-from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp
-
-class MeanPool(nn.Module):
-  """Mean of what an MLP makes of each token."""
-
-  @nn.compact
-  def __call__(self, tokens, mask):
-    """tokens [B, N, D], mask bool [B, N] -> [B, D], float32."""
-    width = tokens.shape[-1]
-    counts = mask[..., None].astype(jnp.float32)
-    if POOL == 'attention':
-      probe = self.param('query_embedding', nn.initializers.normal(width ** -0.5), (1, 1, width))
-      probe = jnp.broadcast_to(probe, (len(tokens), 1, width))
-      x = MultiHeadAttention(4, width // 4, width, name='attention')(probe, tokens, mask=mask[:, None, None])
-      x = x + Mlp(2 * width, width, name='mlp')(nn.LayerNorm(name='norm')(x))
-      return x[:, 0]
-    if POOL == 'mlp':
-      tokens = Mlp(2 * width, 2 * width, name='mlp')(tokens)
-    if POOL == 'gate':
-      tokens = Mlp(2 * width, 2*width, name='mlp')(tokens) * nn.sigmoid(nn.Dense(1, name='gate')(tokens))
-    if POOL == 'after':
-      tokens = (tokens * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
-      return tokens+Mlp(2*width, width, name='mlp')(tokens)
-    return (tokens * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
-
-
-def _normalised(x):
-  x = x.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    return normalise(self.text_projection(self.text_pool(text.tokens, text.mask)))
 
 
 TASK = Retrieval
