@@ -165,6 +165,12 @@ def base() -> ConfigDict:
   c.regression.number_length = 8  # tokens of a written number
   c.regression.beams = 1  # of the search for the written number
 
+  c.retrieval = ConfigDict()
+  c.retrieval.loss = 'sigmoid'  # of all pairs (SigLIP), or softmax (CLIP)
+  c.retrieval.embedding_dim = 256  # of the space that pictures and texts share
+  c.retrieval.caption_length = 32  # tokens
+  c.retrieval.max_captions = 5  # of a picture; as many as COCO's evaluation takes
+
   c.train = ConfigDict()
   c.train.steps = 1000
   c.train.batch_size = 64
@@ -222,6 +228,8 @@ _RANGES = {
     'captioning.top_k': (0, None), 'captioning.top_p': (0, 1),
     'regression.generation_weight': (0, None), 'regression.question_length': (2, None),
     'regression.number_length': (2, None), 'regression.beams': (1, None),
+    'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
+    'retrieval.max_captions': (1, None),
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),

@@ -21,6 +21,9 @@ from xmodal.train.cache import enable_compilation_cache
 from xmodal.train.weights import load_towers
 
 
+_AT_ONCE = 32  # pictures, whatever the number in a folder
+
+
 class Predictor:
   """A model with its parameters, from a checkpoint folder alone."""
 
@@ -87,9 +90,13 @@ class Predictor:
       UserError: a picture cannot be read, or the model has no such task.
     """
     task = self.task(task) if isinstance(task, str) else task
-    batch = self.batch(examples, {task.name: task})
-    arrays = jax.device_get(self._compiled(task)(self.variables, batch))
-    return batch['image'], task.decode(arrays[task.name])
+    pictures, predictions = [], []
+    for start in range(0, len(examples), _AT_ONCE):
+      batch = self.batch(examples[start:start + _AT_ONCE], {task.name: task})
+      arrays = jax.device_get(self._compiled(task)(self.variables, batch))
+      pictures.append(batch['image'])
+      predictions += task.decode(arrays[task.name])
+    return np.concatenate(pictures), predictions
 
   def _compile(self, task):
     model = build.make_model(self.config, self.tokenizer, {task.name: task}, self.towers)
@@ -101,10 +108,12 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='python -m xmodal.predict', description=__doc__)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
-  parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens')
+  parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens; '
+                      'for retrieval also a folder of them, to be searched for the text')
   parser.add_argument('--text', default='', help='the question; for detection, names with a full '
                       'stop after each, or what means one thing: "the square left of the cross"; '
-                      'captioning needs none')
+                      'for retrieval, texts to be compared, with a full stop after each; captioning '
+                      'needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
   args = parser.parse_args(argv)
@@ -117,18 +126,20 @@ def main(argv=None) -> int:
 
 
 def _answer(args):
-  if not os.path.isfile(args.image):
+  if not os.path.exists(args.image):
     raise UserError(f'--image {args.image}: no such file')
   if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
     raise UserError(f'--output {args.output}: no such folder')
   enable_compilation_cache()
   predictor = Predictor(args.checkpoint)
-  task, examples = predictor.task(args.task or next(iter(predictor.tasks))).ask(args.image, args.text)
+  task = predictor.task(args.task or next(iter(predictor.tasks)))
+  if os.path.isdir(args.image) and not task.takes_folders:
+    raise UserError(f'--image {args.image} is a folder; {task.name} wants one picture')
+  task, examples = task.ask(args.image, args.text)
   pictures, predictions = predictor(examples, task)
   prediction = task.join(examples, predictions)
-  for example in examples:
-    for note in task.notes(example):
-      print(f'note: {note}', file=sys.stderr)
+  for note in dict.fromkeys(note for example in examples for note in task.notes(example)):
+    print(f'note: {note}', file=sys.stderr)
   print(task.describe(prediction))
   if args.output:
     try:

@@ -104,9 +104,12 @@ class BatchMaker:
         self.bad_boxes.add(record, example, complaints)
     else:
       placement = Placement(self.image_size[1], self.image_size[0])
+    valid = readable and record >= 0
+    if not valid:  # nothing is known of it, also where tasks compare examples of a batch
+      example = Example(example.image)
     if self.blank == 'image':
       out[:], extent = 0, self.image_size  # the shape of a picture would tell of it too
-    row = {'valid': np.bool_(record >= 0 and readable)}
+    row = {'valid': np.bool_(valid)}
     if self.keep_aspect:
       row['extent'] = np.array(extent, np.int32)
     for name, task in self.tasks.items():

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 WIDTH = 384
 _MARGIN, _FONT_SIZE = 10, 16
@@ -42,3 +42,26 @@ def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.I
   for row, (text, colour) in enumerate(wrapped):
     pen.text((_MARGIN, picture.height + 2 * _MARGIN + row * step), text, colour, font)
   return card
+
+
+def draw_grid(pictures: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Image.Image:
+  """Pictures (uint8 [H, W, 3]) in rows, each whole in a square with a frame of its colour."""
+  side = WIDTH // columns
+  rows = -(-len(pictures) // columns)
+  grid = Image.new('RGB', (columns * side, rows * side), 'white')
+  for number, (pixels, colour) in enumerate(pictures):
+    tile = Image.new('RGB', (side - 4, side - 4), colour)
+    inside = ImageOps.contain(Image.fromarray(pixels), (side - 12, side - 12))
+    tile.paste(inside, ((tile.width - inside.width) // 2, (tile.height - inside.height) // 2))
+    grid.paste(tile, (number % columns * side + 2, number // columns * side + 2))
+  return grid
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+  """Pictures under each other, at the left."""
+  sheet = Image.new('RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white')
+  top = 0
+  for picture in pictures:
+    sheet.paste(picture, (0, top))
+    top += picture.height
+  return sheet

@@ -26,11 +26,13 @@ class Task(abc.ABC):
     name: how configs, metrics and the batch's features call it.
     needs: fields of Example that training needs filled.
     loss_weights: weight of each loss term in the task's loss.
+    takes_folders: whether `ask` takes a folder of pictures for a picture.
   """
 
   name: str
   needs: tuple[str, ...]
   loss_weights: Mapping[str, float]
+  takes_folders: bool = False
 
   @abc.abstractmethod
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
@@ -60,6 +62,13 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def decode(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
     """Predictions for people, one an example, from what head.predict gave."""
+
+  def relate(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Sequence[Any]:
+    """Predictions that hang on each other (a ranking, say), from those of a whole split.
+
+    What score, draw, record and files are given.
+    """
+    return predictions
 
   def score(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
     """The task's official metrics; {} if it has none."""

@@ -145,6 +145,8 @@ class Run:
       return None
     records, predictions = predicted
     examples = [make.source[int(record)] for record in records]
+    predictions = {name: task.relate(examples, predictions[name])
+                   for name, task in self.asked.items()}
     scores = evaluate.score_all(self.asked, examples, predictions)
     if jax.process_index() == 0:
       for name, task in self.asked.items():

@@ -1,0 +1,328 @@
+"""Retrieval as people run it: what is learned from, the same on any devices, scored, asked, drawn."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn.metrics import top_k_accuracy_score
+
+import test_sharding
+import tiny
+from xmodal import predict
+from xmodal.data.example import Example
+from xmodal.data.jsonl import read_jsonl
+from xmodal.data.pipeline import BadPictures, BatchMaker
+from xmodal.data.placement import Placement
+from xmodal.data.tokenizer import train_tokenizer
+from xmodal.errors import UserError
+from xmodal.models.backbone import Text, Vision
+from xmodal.predict import Predictor
+from xmodal.sharding import mesh as meshes
+from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.retrieval import Match, Prediction, Retrieval
+
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+CAPTIONS = ('a red circle', 'a blue square', 'two things', 'a dark green cross')
+
+
+def config(**values):
+  return tiny.changed(**{
+      'mixer__tasks': ('retrieval',), 'mixer__weights': (1.0,), 'retrieval__embedding_dim': 16,
+      'retrieval__caption_length': 24, **values})
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer(CAPTIONS, 60)
+
+
+def of(tokenizer, *examples, **values):
+  return Retrieval.from_data(config(**values), tokenizer, examples)
+
+
+def described(*captions, **fields):
+  return Example(IMAGE, captions=captions, **fields)
+
+
+# What is learned from
+
+
+def test_features_of_several_captions(tokenizer):
+  task = of(tokenizer, described(*CAPTIONS[:2]), described(*CAPTIONS[:1]))
+  encoded = task.encode(described('a red circle', ' ', image_id=5), Placement(4, 4))
+  assert encoded['captions'].shape == (2, 24) and encoded['count'] == 1
+  assert tokenizer.decode(encoded['captions']) == ['a red circle', '']
+  assert task.weights(encoded)['contrastive'] == 1
+  without = task.encode(Example(IMAGE), Placement(4, 4))
+  assert without['count'] == task.weights(without)['contrastive'] == 0
+  same, other = (task.encode(described('two things', image_id=i), Placement(4, 4)) for i in (5, 6))
+  assert encoded['picture'] == same['picture'] != other['picture']
+
+
+def test_an_unreadable_picture_is_no_negative(tokenizer, tmp_path):
+  """Its captions would be, if it came into the batch with them."""
+  (tmp_path / 'bad.png').write_bytes(b'no picture')
+  source = [described('two things'), Example(str(tmp_path / 'bad.png'), captions=('a red circle',))]
+  make = BatchMaker(source, {'retrieval': of(tokenizer, *source)}, (32, 32), BadPictures(2, 1.0))
+  batch = make(np.array([0, 1, -1]), np.arange(3))
+  assert batch['valid'].tolist() == [True, False, False]
+  assert batch['retrieval']['count'].tolist() == [1, 0, 0]
+
+
+def test_every_caption_gets_its_turn(tokenizer):
+  """In training one at random; none of those that an example has not."""
+  examples = [described(*CAPTIONS), described(*CAPTIONS[:2])]
+  task = of(tokenizer, *examples)
+  features = jax.tree.map(lambda *x: np.stack(x), *[task.encode(e, Placement(4, 4)) for e in examples])
+  towers = types.SimpleNamespace(
+      vision=lambda: Vision(jnp.ones((2, 4, 8)), (2, 2)),
+      text=lambda tokens: Text(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
+  head = task.head()
+  variables = head.init(jax.random.key(0), towers, features, deterministic=True)
+  tokens = jax.jit(jax.vmap(lambda key: head.apply(
+      variables, towers, features, deterministic=False, rngs={'dropout': key})['tokens']))(
+          jax.random.split(jax.random.key(1), 60))
+  taken = [set(tokenizer.decode(tokens[:, i])) for i in (0, 1)]
+  assert taken == [set(CAPTIONS), set(CAPTIONS[:2])]
+
+
+def test_what_cannot_be_trained_is_said(tokenizer):
+  with pytest.raises(UserError, match="loss='hinge': wanted one of sigmoid, softmax"):
+    of(tokenizer, described('a'), retrieval__loss='hinge')
+  with pytest.raises(UserError, match='accumulation=2 .* micro-batch'):
+    of(tokenizer, described('a'), train__accumulation=2)
+  task = of(tokenizer, described('a'))
+  with pytest.raises(UserError, match='none of 1 examples has "captions"'):
+    task.survey([Example(IMAGE, question='what?')])
+  cut, left = task.survey([described(*['a red circle'] * 6), described('a red circle. ' * 9)])
+  assert cut.startswith('1 of 6 captions are longer than 24 tokens')
+  assert left.startswith('1 captions beyond the first 5')
+
+
+# On any devices
+
+
+def on_devices(folder, count):
+  """What `count` devices make of one batch and of three steps of training.
+
+  Each loss with its gradients, of vectors that lie over the devices, and the metrics of the
+  steps; the gradients of all parameters go into the folder.
+  """
+  mesh = meshes.make_mesh(count, 1, 1)
+  rng = np.random.default_rng(0)
+  batch = meshes.put_batch({
+      'image': rng.normal(size=(16, 8)).astype(np.float32),
+      'text': rng.normal(size=(16, 8)).astype(np.float32),
+      'tokens': rng.integers(0, 6, (16, 1)), 'picture': np.arange(16) // 2,
+      'valid': np.arange(16) % 7 > 0}, mesh, 16)
+
+  def mean_loss(vectors, batch, loss):
+    logits = pair_logits(*(normalise(vectors[key]) for key in ('image', 'text')), 2.0, -1.0)
+    positive = matching_pairs(batch['tokens'], batch['picture'], batch['valid'])
+    return (LOSSES[loss](logits, positive, batch['valid']) * batch['valid']).mean()
+
+  vectors = {key: batch[key] for key in ('image', 'text')}
+  losses = {}
+  for loss in LOSSES:
+    value, gradients = jax.jit(jax.value_and_grad(mean_loss), static_argnums=2)(vectors, batch, loss)
+    losses[loss] = [float(value), *(np.asarray(x).tolist() for x in gradients.values())]
+  steps = test_sharding.three_steps(
+      (count, 1, 1), os.path.join(folder, f'{count}.npz'), config(retrieval__loss='softmax'))
+  return {'losses': losses, 'metrics': steps['metrics']}
+
+
+@pytest.fixture(scope='module')
+def folder_of_steps(tmp_path_factory):
+  return tmp_path_factory.mktemp('steps')
+
+
+@pytest.fixture(scope='module')
+def on_eight(folder_of_steps):
+  out = subprocess.run([sys.executable, __file__, str(folder_of_steps)], capture_output=True,
+                       text=True, cwd=pathlib.Path(__file__).parents[1],
+                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+  assert out.returncode == 0, out.stderr[-3000:]
+  return json.loads(out.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope='module')
+def on_one(folder_of_steps):
+  return on_devices(folder_of_steps, 1)
+
+
+def test_the_loss_on_eight_devices_is_of_the_whole_batch(on_one, on_eight):
+  for loss in LOSSES:
+    for one, eight in zip(on_one['losses'][loss], on_eight['losses'][loss], strict=True):
+      np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-7)
+  for one, eight in zip(on_one['metrics'], on_eight['metrics'], strict=True):
+    for key in one:
+      assert eight[key] == pytest.approx(one[key], rel=2e-4, abs=1e-5), key
+  # One example a device: of that pair alone the loss would be 0.
+  assert on_eight['metrics'][0]['loss'] > 0.5
+
+
+def test_gradients_on_eight_devices_are_those_of_one(on_one, on_eight, folder_of_steps):
+  one, eight = (np.load(folder_of_steps / f'{n}.npz') for n in (1, 8))
+  gradients = {name for name in one if name.startswith('gradient')}
+  assert {f'gradient/heads_retrieval/{part}' for part in (
+      'log_scale', 'vision_projection/kernel', 'text_pool/query_embedding')} <= gradients
+  largest = max(np.linalg.norm(one[name]) for name in gradients)
+  for name in gradients:
+    error = np.linalg.norm(eight[name] - one[name])
+    assert error < 1e-4 * np.linalg.norm(one[name]) + 1e-8 * largest, name
+
+
+# As people run it
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """(workdir, what final.json says of the task)."""
+  workdir = tmp_path_factory.mktemp('retrieval') / 'run'
+  return workdir, tiny.train(workdir, config())['evaluation']['retrieval']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Twelve pictures and a text file."""
+  folder = tmp_path_factory.mktemp('pictures')
+  for i in range(12):
+    Image.new('RGB', (30 + i, 20), (20 * i, 250 - 20 * i, 99)).save(folder / f'{i}.png')
+  (folder / 'notes.txt').write_text('no picture')
+  return folder
+
+
+def test_scores_are_those_of_the_similarities(run):
+  """scikit-learn's on what the model says of each picture and text by itself."""
+  workdir, scores = run
+  predictor = Predictor(str(workdir))
+  source = test_sharding.Shapes('val', size=20, image_size=32)
+  examples = [source[i] for i in range(20)]
+  _, predictions = predictor(examples, 'retrieval')
+  seen = np.stack([p.image for p in predictions])
+  read = np.stack([p.captions[0] for p in predictions])
+  assert len({e.captions for e in examples}) == 20
+  for direction, similarity in (('image_to_text', seen @ read.T), ('text_to_image', read @ seen.T)):
+    for k in (1, 5, 10):
+      assert scores[f'{direction}/recall_at_{k}'] == pytest.approx(top_k_accuracy_score(
+          np.arange(20), similarity, k=k, labels=np.arange(20)))
+      assert scores[f'{direction}/chance_at_{k}'] == pytest.approx(k / 20)
+  lines = [json.loads(line) for line in
+           (workdir / 'predictions_retrieval_val.jsonl').read_text().splitlines()]
+  similarity = seen @ read.T
+  ranks = 1 + (similarity > np.diag(similarity)[:, None]).sum(1)
+  assert [line['text_rank'] for line in lines] == ranks.tolist()
+  assert lines[3]['captions'] == list(examples[3].captions)
+  assert all(line['texts'][0]['right'] == (line['text_rank'] == 1) for line in lines)
+
+
+def test_pictures_for_people_are_drawn(run):
+  sheet = Image.open(run[0] / 'samples' / 'retrieval_val_0000006.png')
+  assert sheet.width > 1000 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
+
+
+def ask(capsys, workdir, image, text, *more):
+  code = predict.main(['--checkpoint', str(workdir), '--task', 'retrieval', '--image', str(image),
+                       '--text', text, *more])
+  out, err = capsys.readouterr()
+  return code, [line.split(maxsplit=1) for line in out.splitlines()], err
+
+
+def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, capsys):
+  drawn = tmp_path / 'drawn.png'
+  code, lines, _ = ask(capsys, run[0], folder / '3.png', 'a red circle. A blue square;  two things.',
+                       '--output', str(drawn))
+  assert code == 0 and Image.open(drawn).width > 300
+  assert {text for _, text in lines} == {'a red circle', 'A blue square', 'two things'}
+  similarity = [float(number) for number, _ in lines]
+  assert similarity == sorted(similarity, reverse=True) and -1 <= similarity[-1] < similarity[0] <= 1
+
+  code, found, _ = ask(capsys, run[0], folder, 'a red circle', '--output', str(drawn))
+  assert code == 0 and Image.open(drawn).width > 300
+  assert len(found) == 10 and len({path for _, path in found}) == 10
+  assert [float(n) for n, _ in found] == sorted((float(n) for n, _ in found), reverse=True)
+  # The same picture and text are as similar, whichever of the two is searched for.
+  of_text = {text: float(number) for number, text in lines}['a red circle']
+  of_picture = {path: float(number) for number, path in found}.get(str(folder / '3.png'))
+  assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
+  alone = ask(capsys, run[0], folder / '0.png', 'a red circle')[1]
+  assert float(alone[0][0]) <= float(found[0][0]) + 2e-3
+
+
+def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
+  assert ask(capsys, run[0], folder / '3.png', '. ;')[::2] == (
+      2, 'error: --text \'. ;\' says nothing; wanted texts with a full stop after each: "a red '
+         'circle. a blue square."\n')
+  code, _, err = ask(capsys, run[0], tmp_path, 'a red circle')
+  assert code == 2 and 'no pictures in that folder' in err
+  assert predict.main(['--checkpoint', str(finished), '--image', str(folder), '--text', 'what?']) == 2
+  assert capsys.readouterr().err == f'error: --image {folder} is a folder; vqa wants one picture\n'
+  _, _, err = ask(capsys, run[0], folder, 'a red circle ' * 30)
+  assert err.count('note: the text has') == 1 and 'the model reads 24' in err
+
+
+def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
+  """Two pictures with two captions, one a line, and one picture without any."""
+  lines = []
+  for name in 'abc':
+    Image.new('RGB', (40, 30)).save(tmp_path / f'{name}.png')
+    lines += [{'image': f'{name}.png', 'caption': f'{text} {name}'} for text in ('a', 'the')]
+  lines[4:] = [{'image': 'c.png', 'question': 'what?', 'answers': ['c']}]
+  (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  examples = read_jsonl(str(tmp_path), 'train')
+  task = of(tokenizer, *examples)
+  x, y = np.eye(2, dtype=np.float32)
+  related = task.relate(examples, [Prediction(*pair) for pair in (
+      (x, x[None]), (x, y[None]), (y, y[None]), (y, x[None]), (y, y[None]))])
+  scores = task.score(examples, related)
+  assert (scores['pictures'], scores['captions']) == (2, 4)
+  assert scores['image_to_text/chance_at_1'] == scores['text_to_image/chance_at_1'] == 0.5
+  # Each picture has a caption of its own and one of the other as its best: the tie is lost.
+  assert [p.text_rank for p in related] == [2, 2, 2, 2, None]
+  assert [p.picture_ranks for p in related] == [(1,), (2,), (1,), (2,), ()]
+  encoded = [task.encode(e, Placement(40, 30))['picture'] for e in examples]
+  assert encoded[0] == encoded[1] != encoded[2] == encoded[3]
+
+
+def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
+  """Three scenes, two of one description: each is a right answer for it."""
+  examples = [described('A cat.', image_id=0), described('a  cat.', image_id=1),
+              described('a dog', image_id=2)]
+  x, y = np.eye(2, dtype=np.float32)
+  predictions = [Prediction(y, x[None]), Prediction(x, x[None]), Prediction(y, y[None])]
+  task = of(tokenizer, *examples)
+  related = task.relate(examples, predictions)
+  # Picture 0 looks like the dog's, so both cats come after that; picture 1 has both before.
+  assert [p.text_rank for p in related] == [2, 1, 1]
+  # Picture 1 is right for both cats; for the dog, picture 0 is as similar as the right one.
+  assert [p.picture_ranks for p in related] == [(1,), (1,), (2,)]
+  assert related[0].pictures[0] == Match(examples[1], 1.0, True)
+  scores = task.score(examples, related)
+  assert scores['image_to_text/recall_at_1'] == scores['text_to_image/recall_at_1'] == (
+      pytest.approx(2 / 3))
+  assert scores['text_to_image/chance_at_1'] == pytest.approx((2 + 2 + 1) / 9)
+  assert task.table(scores).splitlines()[1].split() == [
+      'image', 'to', 'text', '66.7%', '100.0%', '100.0%', '1']
+  assert task.headline(scores) == 'image to text R@1 66.7%, text to image R@1 66.7%'
+
+
+def test_a_split_without_captions_is_not_scored(tokenizer):
+  task, example = of(tokenizer, described('a')), Example(IMAGE, question='what?')
+  prediction = Prediction(np.ones(2, np.float32), np.ones((1, 2), np.float32))
+  related = task.relate([example], [prediction])
+  assert task.score([example], related) == {} and task.headline({}) == ''
+  assert task.record(example, related[0]) is None
+  assert task.draw(example, IMAGE, related[0]).width > 300
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_num_cpu_devices', 8)
+  print(json.dumps(on_devices(sys.argv[1], 8)))
