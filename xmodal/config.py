@@ -127,7 +127,19 @@ def base() -> ConfigDict:
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)
-  c.mixer.weights = (1.0,)  # one a task
+  c.mixer.weights = (1.0,)  # one a task: what its loss counts, before the balance
+  # joint: every task in every step; proportional: one task a step, as large as its source is;
+  # temperature: size ** (1 / temperature); round_robin; alternating: see turns.
+  c.mixer.sampling = 'joint'
+  c.mixer.temperature = 2.0
+  # Of alternating: a regular expression and its number of steps, one turn after the other.
+  c.mixer.turns = ()  # such as (('vision_tower', 100), ('text_tower|cross_modal|heads', 100))
+  c.mixer.turns_of = 'parameters'  # all else stays as it is; tasks: only these are trained
+  c.mixer.balance = 'fixed'  # or uncertainty, dwa, gradnorm, pcgrad, famo: xmodal/mixer/balance.py
+  c.mixer.balance_rate = 0.025  # how fast uncertainty, gradnorm and famo learn their weights
+  c.mixer.gradnorm_alpha = 1.5  # how much tasks that lag behind are pulled along
+  c.mixer.dwa_window = 100  # steps of a task whose mean loss is compared with that of those before
+  c.mixer.measure_every = 100  # steps, gradient norms and cosines of tasks; 0: never
 
   c.vqa = ConfigDict()
   c.vqa.classifier = True
@@ -200,8 +212,22 @@ def base() -> ConfigDict:
   c.mesh.data = -1  # -1: all devices that the other two leave
   c.mesh.fsdp = 1
   c.mesh.tensor = 1
+
+  # What a task reads instead of config.data: --config.mixer.data.detection.source=coco.
+  c.mixer.data = ConfigDict({task: _unset(c.data) for task in c if task not in _NO_TASKS})
   c.lock()
   return c
+
+
+_NO_TASKS = ('seed', 'model', 'data', 'mixer', 'train', 'optimizer', 'mesh')
+# Keys of data that all tasks share: the model's input, and memory of the host.
+DATA_OF_THE_RUN = ('image_size', 'memory_mb')
+
+
+def _unset(section):
+  """The keys of a section, with types and without values."""
+  return {key: _unset(value) if isinstance(value, ConfigDict) else placeholder(type(value))
+          for key, value in section.items() if key not in DATA_OF_THE_RUN}
 
 
 # Of pictures for a vision tower that begins from nothing, where the config names none.
@@ -230,6 +256,9 @@ _RANGES = {
     'regression.number_length': (2, None), 'regression.beams': (1, None),
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
+    'mixer.temperature': (1e-6, None), 'mixer.balance_rate': (0, None),
+    'mixer.gradnorm_alpha': (0, None), 'mixer.dwa_window': (1, None),
+    'mixer.measure_every': (0, None),
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),

@@ -13,6 +13,7 @@ from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
+from xmodal.mixer.feed import task_config
 from xmodal.models import lora
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.tasks.task import Task
@@ -49,11 +50,15 @@ class Predictor:
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None) -> dict:
-    """The batch that the model is given for some examples; for none, one filler."""
+    """The batch that the model is given for some examples; for none, one filler.
+
+    Pictures are fitted to the model's input as those of the first of the tasks are.
+    """
     size = self.config.data.image_size
     source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
-    make = BatchMaker(source, tasks or self.tasks, (size, size), bad=None,
-                      keep_aspect=self.config.data.keep_aspect)
+    tasks = tasks or self.tasks
+    data = task_config(self.config, next(iter(tasks))).data
+    make = BatchMaker(source, tasks, (size, size), bad=None, keep_aspect=data.keep_aspect)
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
 

@@ -108,8 +108,7 @@ def measure(paths: list[str], rounds: int) -> dict[str, float]:
   seen = {name: [] for name in ways}
   for i in range(rounds + 1):
     for name, way in ways.items():
-      # Both make their first batch once more, to learn its shapes.
-      result = _run_once(way(), (steps + 1) * _BATCH)
+      result = _run_once(way(), steps * _BATCH)
       if i:  # The first round warms up.
         seen[name].append(result)
   pairs = list(zip(seen['bare'], seen['pipeline'], strict=True))

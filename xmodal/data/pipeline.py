@@ -87,7 +87,7 @@ class BatchMaker:
       'extent': int32 [B, 2], the (height, width) in pixels of the input, from its top
       left corner, that is not padding.
     """
-    pixels = _aligned_zeros((len(records), *self.image_size, 3))
+    pixels = np.zeros((len(records), *self.image_size, 3), np.uint8)
     rows = [self._row(int(r), int(p), out) for r, p, out in zip(records, positions, pixels)]
     return {'image': pixels, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows)}
 
@@ -139,25 +139,20 @@ class BatchMaker:
     return tuple(math.ceil(side / left) for side in self.image_size)
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
-  """uint8 zeros that start on a 64-byte boundary: tf.data takes them over, and copies others."""
-  memory = np.zeros(np.prod(shape) + 63, np.uint8)
-  start = -memory.ctypes.data % 64
-  return memory[start:start + np.prod(shape)].reshape(shape)
+def train_records(make: BatchMaker, batch_size: int, number: int,
+                  rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """(records, positions) of this host's rows (None: all) of the number-th batch of a stream."""
+  positions = order.positions(number, batch_size, rows)
+  return order.train_records(positions, len(make.source), make.seed), positions
 
 
 def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
                   rows: np.ndarray | None = None) -> Iterator[dict]:
-  """This host's rows (None: all) of the batches of steps start..stop-1, made ahead of time.
+  """This host's rows (None: all) of the batches start..stop-1, made ahead of time.
 
-  The batch of a step depends on (make, batch_size, step) only, and starting
-  late costs nothing.
+  A batch depends on (make, batch_size, its number) only, and starting late costs nothing.
   """
-  def at(step):
-    positions = order.positions(step, batch_size, rows)
-    return make(order.train_records(positions, len(make.source), make.seed), positions)
-
-  return ahead(at, start, stop)
+  return ahead(lambda number: make(*train_records(make, batch_size, number, rows)), start, stop)
 
 
 def eval_batches(make: BatchMaker, batch_size: int,
@@ -179,26 +174,25 @@ def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
   import tensorflow as tf  # takes seconds and 600 MB: only where data is read
   tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
 
-  leaves, tree = jax.tree.flatten(at(start))
-  raised = collections.deque(maxlen=1)
+  made, raised = {}, collections.deque(maxlen=1)
 
-  def flat(step):
+  def make(step):
+    # Beside TensorFlow, not through it: it wants the same arrays of every step.
     try:
-      return jax.tree.leaves(at(int(step)))
+      made[int(step)] = at(int(step))
     except Exception as error:
       raised.append(error)
       raise
-
-  def load(step):
-    return tf.numpy_function(flat, [step], [leaf.dtype for leaf in leaves], stateful=False)
+    return step
 
   # Of those this process may use; a cluster gives out parts of a machine.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   dataset = tf.data.Dataset.range(start, stop).map(
-      load, num_parallel_calls=workers, deterministic=True).prefetch(2)
+      lambda step: tf.numpy_function(make, [step], tf.int64, stateful=False),
+      num_parallel_calls=workers, deterministic=True).prefetch(2)
   try:
-    for batch in dataset.as_numpy_iterator():
-      yield jax.tree.unflatten(tree, batch)
+    for step in dataset.as_numpy_iterator():
+      yield made.pop(int(step))
   except tf.errors.OpError:
     # TensorFlow reports the text of an exception; raise the exception itself.
     if raised:

@@ -269,7 +269,7 @@ class SharedTowers:
 
 
 class MultiTask(nn.Module):
-  """One backbone under the heads of several tasks.
+  """One backbone under the heads of several tasks, of which those count that a batch is for.
 
   Attributes:
     backbone: the shared model.
@@ -286,10 +286,11 @@ class MultiTask(nn.Module):
     towers = SharedTowers(self.backbone, batch, deterministic)
     with adapters(self.lora, deterministic=deterministic):
       return {name: head(towers, batch[name], deterministic=deterministic)
-              for name, head in self.heads.items()}
+              for name, head in self.heads.items() if name in batch}
 
   def predict(self, batch):
     """What each task decodes into predictions: {task name: arrays [B, ...]}."""
     towers = SharedTowers(self.backbone, batch, deterministic=True)
     with adapters(self.lora, deterministic=True):
-      return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()}
+      return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()
+              if name in batch}

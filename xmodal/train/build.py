@@ -39,22 +39,27 @@ def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
   return lines
 
 
-def learn(config, examples: Sequence[Example],
+def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
           tokenizer_folder: str = '') -> tuple[Tokenizer, dict[str, Task]]:
   """Tokenizer and tasks, with their vocabularies learned from training examples.
 
   Args:
     config: the whole config.
-    examples: of the training split.
+    examples: of the training split; by task where they have sources of their own.
     tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer goes before it.
   """
+  names = task_names(config)
+  if not isinstance(examples, Mapping):
+    examples = dict.fromkeys(names, examples)
   if folder := config.model.text.tokenizer or tokenizer_folder:
     tokenizer = load_tokenizer(folder)
   else:
+    different = {id(of_source): of_source for of_source in examples.values()}.values()
     tokenizer = train_tokenizer(
-        (text for e in examples for text in _texts(e) if text), config.model.text.vocab_size)
-  return tokenizer, {name: task_class(name).from_data(config, tokenizer, examples)
-                     for name in _task_names(config)}
+        (text for of_source in different for e in of_source for text in _texts(e) if text),
+        config.model.text.vocab_size)
+  return tokenizer, {name: task_class(name).from_data(config, tokenizer, examples[name])
+                     for name in names}
 
 
 def _texts(example):
@@ -80,7 +85,7 @@ def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
   try:
     return tokenizer, {
         name: task_class(name).from_files(config, tokenizer, os.path.join(folder, name))
-        for name in _task_names(config)}
+        for name in task_names(config)}
   except (OSError, ValueError) as error:
     raise UserError(f'{folder} is damaged ({error}): take the assets folder of another '
                     'checkpoint of the run') from error
@@ -88,17 +93,20 @@ def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
 
 def task_weights(config) -> dict[str, float]:
   """Weight of each task's loss; UserError if they are not one a task, above 0."""
-  names, weights = _task_names(config), tuple(config.mixer.weights)
+  names, weights = task_names(config), tuple(config.mixer.weights)
   if len(names) != len(weights) or min(weights) <= 0:
     raise UserError(f'config.mixer.weights={weights}: wanted a number above 0 for each of '
                     f'config.mixer.tasks={names}')
   return dict(zip(names, map(float, weights)))
 
 
-def _task_names(config) -> tuple[str, ...]:
+def task_names(config) -> tuple[str, ...]:
+  """config.mixer.tasks; UserError if there is none, or one twice, or one that does not exist."""
   names = tuple(config.mixer.tasks)
   if not names or len(set(names)) != len(names):
     raise UserError(f'config.mixer.tasks={names}: wanted one or more different names')
+  for name in names:
+    task_class(name)
   return names
 
 

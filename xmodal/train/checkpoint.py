@@ -1,9 +1,9 @@
 """Checkpoints that are found whole or not at all, and carry all that `predict` needs.
 
 checkpoints/STEP/ holds three items: `model` (parameters, running statistics,
-moving average), `training` (optimiser state, step, random key: with the seed,
-the step is the position in the data), and `assets` (config.json, tokenizer/,
-a folder a task). Orbax writes to a temporary folder and renames it.
+moving average), `training` (optimiser state, weights of tasks, step, random key:
+with the seed, the step is the position in the data), and `assets` (config.json,
+tokenizer/, a folder a task). Orbax writes to a temporary folder and renames it.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ def _split(state: TrainState):
   model = {'params': state.params, 'collections': state.collections}
   if state.ema is not None:
     model['ema'] = state.ema
-  training = {'opt_state': state.opt_state, 'step': state.step, 'rng': state.rng,
-              'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
+  training = {'opt_state': state.opt_state, 'mixer': state.mixer, 'step': state.step,
+              'rng': state.rng, 'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
   return model, training
 
 

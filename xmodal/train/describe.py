@@ -23,9 +23,10 @@ def describe(run) -> str:
 def _memory(run):
   local = sum(_bytes_on_one(x) for x in jax.tree.leaves(run.abstract))
   lines = [f'state (parameters, optimiser, average): {local / 2**20:,.1f} MiB a device']
-  analysis = run.compile_step().memory_analysis()
-  if analysis is not None:
-    lines.append(f'while a step runs: {analysis.temp_size_in_bytes / 2**20:,.1f} MiB more a device')
+  analyses = [run.compile_step(kind).memory_analysis() for kind in run.sampling.kinds]
+  if None not in analyses:
+    most = max(analysis.temp_size_in_bytes for analysis in analyses)
+    lines.append(f'while a step runs: {most / 2**20:,.1f} MiB more a device')
   return lines
 
 

@@ -4,27 +4,29 @@ import collections
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
 
+from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from xmodal import config as configs
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation
-from xmodal.data.boxes import BadBoxes
 from xmodal.data.memory import KeepDecoded
-from xmodal.data.faults import fault_notes
-from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
+from xmodal.mixer.balance import make_balance
+from xmodal.mixer.feed import Feed, Stream, open_feeds
+from xmodal.mixer.sampling import Kind, make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, evaluate, weights
+from xmodal.train import build, checkpoint, evaluate, shares, weights
 from xmodal.train import state as states
 from xmodal.train.frozen import frozen_names, split
+from xmodal.train.gradients import make_measure
 from xmodal.train.optimizer import make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
@@ -38,7 +40,7 @@ _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'tra
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
-               'regression.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
+               'regression.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every')
 
 
 class Run:
@@ -70,28 +72,27 @@ class Run:
     self.config = config = build.settle(config, self.towers)
     if begun:
       _check_continues(config, configs.load(os.path.join(begun, 'config.json')), workdir)
-    splits = {'train': config.data.train_split} if mode != 'eval' else {}
-    splits['eval'] = config.data.eval_split
-    self.sources = {use: open_source(config, split, train=use == 'train')
-                    for use, split in splits.items()}
-    samples = {use: pipeline.sample(source) for use, source in self.sources.items()}
+    names = build.task_names(config)
+    uses = ('eval',) if mode == 'eval' else ('train', 'eval')
+    self.feeds = open_feeds(config, names, uses)
+    self.sampling = make_sampling(config, {
+        name: len(feed.sources[uses[0]]) for name in names for feed in self.feeds
+        if name in feed.tasks})
+    self.balance = make_balance(config, all(kind.tasks == names for kind in self.sampling.kinds))
+    samples = {use: {name: of_source for feed in self.feeds
+                     for of_source in [pipeline.sample(feed.sources[use])] for name in feed.tasks}
+               for use in uses}
     self._learned = not begun
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else build.learn(
             config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
-    self.notes = [line for use, source in self.sources.items()
-                  for line in fault_notes(use, source, check_flags(config, splits[use]))]
+    self.notes = [line for use in uses for feed in self.feeds for line in feed.faults(use)]
     self.notes += _survey(self.tasks, samples)
-    self.asked = {name: task.asked_of(samples['eval']) for name, task in self.tasks.items()}
+    self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
 
-    self.bad = {split: pipeline.BadPictures(len(source), config.data.max_bad_share)
-                for split, source in self.sources.items()}
-    self.bad_boxes = {split: BadBoxes() for split in self.sources}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
-    one = self.maker('eval')(np.array([-1]), np.array([0]))
-    self.batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape[1:]), x.dtype), one)
+    self.batch = self._batch(names)
     variables = states.variables_fn(self.model, self.batch, config.seed)
     params = jax.eval_shape(variables)['params']
     lora.check(config.model.lora, params)
@@ -102,35 +103,67 @@ class Run:
     schedule = make_schedule(config.optimizer, config.train.steps)
     self.optimizer = make_optimizer(config.optimizer, schedule, params)
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
-                               self.frozen)
+                               self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
+    self._recent = {}
     self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
     self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
-    self._step = make_train_step(
-        self.model, self.tasks, task_weights, self.optimizer,
-        accumulation=config.train.accumulation, ema_decay=config.train.ema_decay,
-        frozen=self.frozen)
+    self._task_weights = task_weights
+    self._used = {name: self._parameters_of(name) for name in names} if len(names) > 1 else {}
+    self.resting = {kind: shares.resting(kind, self._used, params, self.frozen)
+                    for kind in self.sampling.kinds}
+    self.notes += [*shares.notes(self.feeds, self.sampling, config.train),
+                   *shares.never_updated(self.resting)]
     self.predict_step = evaluate.make_predict_step(
         build.make_model(config, self.tokenizer, self.asked, self.towers), self.mesh)
 
-  def maker(self, split: str) -> pipeline.BatchMaker:
-    """What turns records of a split ('train' or 'eval') into batches."""
-    data = self.config.data
-    augmentation = Augmentation(**data.augment.to_dict()) if split == 'train' else None
-    return pipeline.BatchMaker(
-        self.sources[split], self.tasks if split == 'train' else self.asked,
-        (data.image_size, data.image_size), self.bad[split], augmentation, data.blank,
-        self.config.seed, self._decode, data.keep_aspect, self.bad_boxes[split])
+  def maker(self, use: str, feed: Feed | None = None) -> pipeline.BatchMaker:
+    """What turns records of a use ('train' or 'eval') into flat batches of a feed (None: the first)."""
+    return (feed or self.feeds[0]).maker(
+        use, self.tasks if use == 'train' else self.asked, self._decode)
 
-  def compile_step(self):
-    """The training step, compiled for the mesh: (state, batch) -> (state, metrics)."""
+  def stream(self, use: str) -> Stream:
+    """What makes batches of all feeds."""
+    return Stream({feed.name: self.maker(use, feed) for feed in self.feeds})
+
+  def _batch(self, tasks):
+    """Shapes and dtypes of a batch of some tasks."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),
+        self.stream('eval').filler(tasks))
+
+  def _parameters_of(self, task):
+    """Paths of the parameters that a task uses: those that a model for it alone would have."""
+    variables = states.variables_fn(self.model, self._batch((task,)), self.config.seed)
+    return frozenset(traverse_util.flatten_dict(jax.eval_shape(variables)['params'], sep='/'))
+
+  def compile_step(self, kind: Kind | None = None):
+    """A training step, compiled for the mesh: (state, batch) -> (state, metrics).
+
+    kind: of self.sampling.kinds; None: the first.
+    """
+    kind = kind or self.sampling.kinds[0]
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+    step = make_train_step(
+        self.model, {name: self.tasks[name] for name in kind.tasks}, self._task_weights,
+        self.optimizer, accumulation=self.config.train.accumulation,
+        ema_decay=self.config.train.ema_decay, frozen=self.frozen, balance=self.balance,
+        resting=self.resting[kind], shared=shares.shared(self._used, self.frozen))
+    return jax.jit(step, donate_argnums=0,
+                   out_shardings=(shardings, meshes.replicated(self.mesh))).lower(
+                       self.abstract, self._laid_out(self._batch(kind.tasks))).compile()
+
+  def compile_measure(self):
+    """What compares the gradients of all tasks, compiled: (state, batch) -> metrics."""
+    measure = make_measure(
+        self.model, self.tasks, self._task_weights, accumulation=self.config.train.accumulation,
+        frozen=self.frozen, shared=shares.shared(self._used, self.frozen))
+    return jax.jit(measure, out_shardings=meshes.replicated(self.mesh)).lower(
+        self.abstract, self._laid_out(self.batch)).compile()
+
+  def _laid_out(self, batch):
     sharding = meshes.batch_sharding(self.mesh)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                         self.batch)
-    step = jax.jit(self._step, donate_argnums=0,
-                   out_shardings=(shardings, meshes.replicated(self.mesh)))
-    return step.lower(self.abstract, batch).compile()
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
   def evaluate(self, variables, step: int, report: Report | None = None,
                stop: threading.Event | None = None) -> dict[str, dict] | None:
@@ -138,7 +171,20 @@ class Run:
 
     Returns {task: scores}, or None if `stop` was set on the way.
     """
-    make, split = self.maker('eval'), self.config.data.eval_split
+    scores = {}
+    for feed in self.feeds:
+      of_feed = self._evaluate(feed, variables, step, stop)
+      if of_feed is None:
+        return None
+      scores |= of_feed
+    if report:
+      report.write(step, 'eval', {f'{name}/{key}': number for name, of_task in scores.items()
+                                  for key, number in of_task.items()})
+    return scores
+
+  def _evaluate(self, feed, variables, step, stop):
+    """The part of evaluate that reads one feed."""
+    make, split = self.maker('eval', feed), feed.split('eval')
     predicted = evaluate.predict_all(self.predict_step, variables, make,
                                      self.config.train.batch_size, self.mesh, stop)
     if predicted is None:
@@ -146,10 +192,10 @@ class Run:
     records, predictions = predicted
     examples = [make.source[int(record)] for record in records]
     predictions = {name: task.relate(examples, predictions[name])
-                   for name, task in self.asked.items()}
-    scores = evaluate.score_all(self.asked, examples, predictions)
+                   for name, task in make.tasks.items()}
+    scores = evaluate.score_all(make.tasks, examples, predictions)
     if jax.process_index() == 0:
-      for name, task in self.asked.items():
+      for name, task in make.tasks.items():
         evaluate.write_predictions(
             os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records,
             examples, predictions[name])
@@ -157,9 +203,6 @@ class Run:
         evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
                                task, make, records, examples, predictions[name],
                                self.config.train.samples)
-    if report:
-      report.write(step, 'eval', {f'{name}/{key}': number for name, of_task in scores.items()
-                                  for key, number in of_task.items()})
     return scores
 
   def tables(self, scores: dict[str, dict]) -> str:
@@ -184,7 +227,7 @@ class Run:
     state = checkpoints.restore(self.abstract, warnings.append)
     start = 0 if state is None else int(state.step)
     report = Report(self.workdir, steps=config.train.steps, start=start,
-                    batch_size=config.train.batch_size)
+                    batch_size=self._rows)
     for line in [*warnings, *self.notes]:
       report.say(line)
     # The other hosts look for the same files when they start.
@@ -196,11 +239,10 @@ class Run:
       configs.save(config, os.path.join(self.workdir, 'config.json'))
     report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
                f'{_count(self.abstract.params) / 1e6:.2f}M parameters, '
-               f'{len(self.sources["train"])} training examples, '
-               f'{len(self.sources["eval"])} to evaluate on; '
+               f'{self._sizes("train")} training examples, {self._sizes("eval")} to evaluate on; '
                + ('compiling' if start < config.train.steps else 'nothing left to train, evaluating'))
-    batches = Prefetch(lambda: pipeline.train_batches(
-        self.maker('train'), config.train.batch_size, start, config.train.steps,
+    batches = Prefetch(lambda: self.stream('train').batches(
+        self.sampling, config.train.batch_size, start, config.train.steps,
         meshes.local_rows(self.mesh, config.train.batch_size)), self.mesh, config.train.batch_size)
     with contextlib.ExitStack() as closing:  # each is closed, whatever befalls the others
       for part in (checkpoints, report, batches):
@@ -213,17 +255,28 @@ class Run:
       return {}
     return self._finish(state, scores, start, time.perf_counter() - began, report)
 
+  @property
+  def _rows(self):
+    """Examples of a step, on average."""
+    return self.config.train.batch_size * sum(map(self.sampling.share, (f.tasks for f in self.feeds)))
+
+  def _sizes(self, use):
+    return ' + '.join(str(len(feed.sources[use])) for feed in self.feeds)
+
   def _steps(self, state, start, batches, checkpoints, report, stop):
     """Steps from start to the end; returns the state and its scores, None if it was stopped."""
     train = self.config.train
     if start >= train.steps:
       return state, self.evaluate(state.variables, start, report, stop)
-    train_step = self.compile_step()
+    steps = [self.compile_step(kind) for kind in self.sampling.kinds]
+    measure = self._measuring(start)
     running, told = collections.deque(), int(state.skipped)
     report.pause(start)
     for step in range(start + 1, train.steps + 1):
-      state, metrics = train_step(state, batches.next())
-      running.append((step, metrics))
+      kind, batch = self.sampling.kind(step - 1), batches.next()
+      measured = measure(step, state, batch)
+      state, metrics = steps[kind](state, batch)
+      running.append((step, metrics | measured))
       last = step == train.steps
       # Two steps stay in flight; looking at the last one would make the device wait.
       while len(running) > (0 if last else 2):
@@ -244,6 +297,27 @@ class Run:
         report.pause(step)
     return state, scores
 
+  def _measuring(self, start):
+    """(step, state, batch) -> what is measured at a step: {} at most of them."""
+    config, names = self.config, tuple(self.tasks)
+    every = config.mixer.measure_every
+    if (len(names) == 1 or every == 0 or self.balance.needs == 'gradients'
+        or start // every == config.train.steps // every):
+      return lambda *_: {}
+    measure, stream = self.compile_measure(), self.stream('train')
+
+    def at(step, state, batch):
+      if step % every:
+        return {}
+      if self.sampling.kinds[self.sampling.kind(step - 1)].tasks != names:  # a batch of all
+        rows = meshes.local_rows(self.mesh, config.train.batch_size)
+        batch = meshes.put_batch(
+            stream.at(names, self.sampling, step - 1, config.train.batch_size, rows), self.mesh,
+            config.train.batch_size)
+      return measure(state, batch)
+
+    return at
+
   def _look(self, step, metrics, report, told):
     """Reports the numbers of one step; returns how many skipped steps have been told of."""
     numbers = {key: float(value) for key, value in jax.device_get(metrics).items()}
@@ -255,8 +329,12 @@ class Run:
           f'gradients were not finite for {_MOST_SKIPPED} steps in a row, the last at step {step}: '
           f'lower config.optimizer.learning_rate={self.config.optimizer.learning_rate} or '
           f'config.optimizer.clip_norm, and start in a new --workdir')
-    if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-      report.train(step, numbers)
+    # Of tasks that are not in each step, the last numbers since the last line.
+    self._recent |= numbers
+    train = self.config.train
+    if step % train.log_every == 0 or step == train.steps or any('cosine' in n for n in numbers):
+      report.train(step, self._recent | shares.of_steps(self.sampling, tuple(self.tasks), step))
+      self._recent = {}
     report.advance(step, numbers)
     return told
 
@@ -265,10 +343,10 @@ class Run:
     steps = int(state.step) - start
     final = {
         'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
-        'examples_per_second': round(steps * self.config.train.batch_size / seconds, 1),
+        'examples_per_second': round(steps * self._rows / seconds, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
-        'unreadable_pictures': {split: bad.told() for split, bad in self.bad.items()},
-        'boxes_outside': {split: bad.told() for split, bad in self.bad_boxes.items()},
+        'unreadable_pictures': {use: feed.bad[of].told() for use, feed, of in self._uses()},
+        'boxes_outside': {use: feed.bad_boxes[of].told() for use, feed, of in self._uses()},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not os.path.exists(path)):
@@ -279,15 +357,21 @@ class Run:
       report.say(line)
     return final
 
+  def _uses(self):
+    """(what to call it, feed, use) of each split of each feed."""
+    for feed in self.feeds:
+      for use in feed.sources:
+        yield use if len(self.feeds) == 1 else f'{use} of {feed.name}', feed, use
+
   def _left_out(self):
     """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
-    lines = [line for split, bad in self.bad.items() if bad.reasons for line in (
-        f'{split}: {len(bad.reasons)} of {len(self.sources[split])} examples were left out, their '
+    lines = [line for use, feed, of in self._uses() if (bad := feed.bad[of]).reasons for line in (
+        f'{use}: {len(bad.reasons)} of {len(feed.sources[of])} examples were left out, their '
         'pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
-    for split, bad in self.bad_boxes.items():
-      if told := bad.told():
-        lines.append(f'{split}: {len(told)} boxes in {len(bad.of_record)} of '
-                     f'{len(self.sources[split])} examples are not inside their pictures; they were '
+    for use, feed, of in self._uses():
+      if told := feed.bad_boxes[of].told():
+        lines.append(f'{use}: {len(told)} boxes in {len(feed.bad_boxes[of].of_record)} of '
+                     f'{len(feed.sources[of])} examples are not inside their pictures; they were '
                      'cut at the edge, or left out where nothing of them is inside:')
         lines += [f'  {line}' for line in told[:_MOST_BOXES]]
         if len(told) > _MOST_BOXES:
@@ -317,10 +401,10 @@ def _count(params):
 def _survey(tasks, samples):
   """What there is to say of the examples; UserError if they cannot be trained on."""
   notes = []
-  for use, examples in samples.items():
+  for use, by_task in samples.items():
     for name, task in tasks.items():
-      if use == 'train' or any(e.has(*task.needs) for e in examples):
-        notes += [f'{use}: {note}' for note in task.survey(examples)]
+      if use == 'train' or any(e.has(*task.needs) for e in by_task[name]):
+        notes += [f'{use}: {note}' for note in task.survey(by_task[name])]
       else:
         notes.append(f'{use}: {name}: no example has {" and ".join(task.needs)}; predictions are '
                      'made but not scored')
@@ -338,7 +422,8 @@ def _check_continues(config, begun, workdir):
 
   now, then = (dict(flat(json.loads(c.to_json()))) for c in (config, begun))
   changed = [key for key in sorted(now.keys() | then.keys())
-             if now.get(key) != then.get(key) and key not in _MAY_CHANGE]
+             if now.get(key) != then.get(key)
+             and re.sub(r'^mixer\.data\.\w+', 'data', key) not in _MAY_CHANGE]
   if changed:
     what = ', '.join(f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
     raise UserError(f'{workdir} holds a run with another config ({what}): give another --workdir, '

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
+from xmodal.mixer.balance import Balance
+from xmodal.mixer.feed import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
-from xmodal.train.frozen import split
+from xmodal.train.frozen import join, split
 
 
 @flax.struct.dataclass
@@ -24,6 +26,7 @@ class TrainState:
     collections: other Flax variables (running statistics of batch norm).
     opt_state: of the optimiser; of the parameters that are trained.
     ema: moving average of params, or None.
+    mixer: what the balance of the tasks has learned, see mixer.balance.
     rng: key of the run; a step folds its number in.
     skipped: int32, steps whose gradients were not finite and changed nothing.
     skipped_in_a_row: int32, of those, the ones since the last good step.
@@ -34,6 +37,7 @@ class TrainState:
   collections: Any
   opt_state: Any
   ema: Any
+  mixer: Any
   rng: jax.Array
   skipped: jax.Array
   skipped_in_a_row: jax.Array
@@ -51,12 +55,15 @@ def variables_fn(model, batch, seed: int):
     init_key, _ = jax.random.split(jax.random.key(seed))
     # Parameters do not depend on the batch: zeros of one example will do.
     dummy = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
-    return model.init(init_key, dummy, deterministic=True)
+    first, *others = (model.init(init_key, part, deterministic=True) for part in parts(dummy))
+    for other in others:  # of several sources, each with the parts of the model that it uses
+      first = join(other, first)
+    return first
   return variables
 
 
 def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: bool,
-            frozen: Set[str] = frozenset()):
+            frozen: Set[str] = frozenset(), balance: Balance = Balance(())):
   """A function without arguments that makes a new TrainState.
 
   Args:
@@ -65,6 +72,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
     seed: of the run.
     ema: whether to keep a moving average of the parameters.
     frozen: paths of the parameters that are not trained.
+    balance: of the tasks.
   """
   def init():
     _, train_key = jax.random.split(jax.random.key(seed))
@@ -74,7 +82,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
     return TrainState(
         step=zero, params=params, collections=collections,
         opt_state=optimizer.init(split(params, frozen)[0]),
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        ema=jax.tree.map(jnp.copy, params) if ema else None, mixer=balance.init(),
         rng=jax.random.key_data(train_key), skipped=zero, skipped_in_a_row=zero)
   return init
 
@@ -87,7 +95,8 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
   return TrainState(
       step=whole, params=params, collections=rules.shard_tree(abstract.collections, mesh),
       opt_state=rules.shard_optimizer(optimizer, abstract.opt_state, split(params, frozen)[0], whole),
-      ema=None if abstract.ema is None else params, rng=whole, skipped=whole,
+      ema=None if abstract.ema is None else params,
+      mixer=jax.tree.map(lambda _: whole, abstract.mixer), rng=whole, skipped=whole,
       skipped_in_a_row=whole)
 
 

@@ -6,101 +6,86 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xmodal.mixer.balance import Balance
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
+from xmodal.train.gradients import compared, make_gradients, products, weighted_sum
 from xmodal.train.state import TrainState
 
 
 def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float],
                     optimizer: optax.GradientTransformation, *, accumulation: int = 1,
-                    ema_decay: float = 0.0, frozen: Set[str] = frozenset()) -> Callable:
+                    ema_decay: float = 0.0, frozen: Set[str] = frozenset(),
+                    balance: Balance | None = None, resting: Set[str] = frozenset(),
+                    shared: Set[str] = frozenset()) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
-  loss = sum over tasks of task_weight * (sum over its terms of term_weight *
-  mean), where a mean is over the examples that count for the term, of the
-  whole batch, however many micro-batches and devices it is split into.
+  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance.
 
   Args:
     model: a models.backbone.MultiTask.
-    tasks: the tasks by name.
+    tasks: the tasks of this step, by name.
     task_weights: weight of each task's loss.
     optimizer: the gradient transformation.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
     ema_decay: of the moving average of the parameters; 0 for none.
     frozen: paths of the parameters that stay as they are; the optimizer is of the others.
+    balance: of all tasks of the run, those that have other steps too; None: all weights are 1.
+    resting: paths of the parameters that this step leaves as they are, and the optimizer's moments
+      of them, though others train them: a gradient of zero would move both.
+    shared: paths of the parameters at which the gradients of tasks are compared.
 
   Returns:
     The step. Its metrics are float32 scalars: 'loss', 'task/term' of each term,
-    'task/progress', 'gradient_norm' (of what is trained), 'skipped' and
-    'skipped_in_a_row'. A step whose gradients are not all finite changes nothing but the counters.
+    'task/progress', of several tasks 'task/loss' and 'task/weight', 'gradient_norm' (of what is
+    trained), 'skipped' and 'skipped_in_a_row'. A step whose gradients are not all finite changes
+    nothing but the counters.
   """
-  def weights_of(batch):
-    """float32 [B] by 'task/term': how much each example counts."""
-    return {f'{name}/{term}': weight * batch['valid']
-            for name, task in tasks.items()
-            for term, weight in task.weights(batch[name]).items()}
+  balance = balance or Balance(tuple(tasks))
+  # The weights of several micro-batches cannot be known before the last one's losses are.
+  separate = balance.needs == 'gradients' or (balance.needs == 'losses' and accumulation > 1)
+  gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation,
+                             separate=separate)
 
-  def term_weight(key):
-    name, term = key.split('/')
-    return task_weights[name] * tasks[name].loss_weights[term]
-
-  def objective(trained, fixed, collections, batch, totals, rng):
-    """Loss of a micro-batch as its part of the whole batch's, and what to report."""
-    outputs, updated = model.apply(
-        {'params': join(trained, fixed), **collections}, batch, deterministic=False,
-        rngs={'dropout': rng}, mutable=list(collections))
-    weights = weights_of(batch)
-    metrics = {}
-    for name, task in tasks.items():
-      for term, values in task.losses(outputs[name], batch[name]).items():
-        key = f'{name}/{term}'
-        metrics[key] = (values * weights[key]).sum() / totals[key]
-      for key, values in task.progress(outputs[name], batch[name]).items():
-        metrics[f'{name}/{key}'] = (values * batch['valid']).sum() / totals['valid']
-    loss = sum(term_weight(key) * metrics[key] for key in weights)
-    return loss, (updated, {'loss': loss, **metrics})
-
-  def gradients(trained, fixed, collections, batch, rng):
-    # Only from data, not from parameters: known before the first micro-batch.
-    totals = {key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(batch).items()}
-    totals['valid'] = jnp.maximum(batch['valid'].sum(), 1.0)
-    grad = jax.grad(objective, has_aux=True)
-    if accumulation == 1:
-      grads, (collections, metrics) = grad(trained, fixed, collections, batch, totals, rng)
-      return grads, collections, metrics
-
-    # Every device keeps its own examples: micro-batch i takes each i-th of them.
-    micro = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0), batch)
-
-    def add(carry, inputs):
-      collections, summed = carry
-      part, index = inputs
-      grads, (collections, metrics) = grad(
-          trained, fixed, collections, part, totals, jax.random.fold_in(rng, index))
-      return (collections, jax.tree.map(jnp.add, summed, (grads, metrics))), None
-
-    shapes = jax.eval_shape(grad, trained, fixed, collections,
-                            jax.tree.map(lambda x: x[0], micro), totals, rng)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
-    (collections, (grads, metrics)), _ = jax.lax.scan(
-        add, (collections, zeros), (micro, jnp.arange(accumulation)))
-    return grads, collections, metrics
+  def gradients_and_weights(mixer, moving, fixed, collections, batch, rng):
+    """(gradients, collections, losses, weights, products of gradients, metrics)"""
+    if not separate:
+      grads, collections, losses, metrics = gradients(
+          moving, fixed, collections, batch, rng, lambda losses: balance.weights(mixer, losses))
+      return grads, collections, losses, balance.weights(mixer, losses), None, metrics
+    grads, collections, losses, metrics = gradients(moving, fixed, collections, batch, rng)
+    grads = {name: grads[name] for name in balance.tasks if name in grads}
+    gram = products(grads, shared) if balance.needs == 'gradients' else None
+    weights = balance.weights(mixer, losses, gram, jax.random.fold_in(rng, 0))
+    if gram is not None:
+      metrics |= compared(grads, gram)
+    total = weighted_sum(grads, weights)
+    if balance.of_shared:
+      whole = weighted_sum(grads, dict.fromkeys(grads, 1.0))
+      total = join(split(total, shared)[1], split(whole, shared)[0])
+    return total, collections, losses, weights, gram, metrics
 
   def train_step(state: TrainState, batch):
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     trained, fixed = split(state.params, frozen)
-    grads, collections, metrics = gradients(trained, fixed, state.collections, batch, rng)
+    moving, still = split(trained, resting)
+    grads, collections, losses, weights, gram, metrics = gradients_and_weights(
+        state.mixer, moving, join(still, fixed), state.collections, batch, rng)
+    loss = sum(weights[name] * losses[name] for name in losses)
     norm = optax.tree.norm(grads)
-    good = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt_state = optimizer.update(
+        join(grads, jax.tree.map(jnp.zeros_like, still)), state.opt_state, trained)
+    moved = optax.apply_updates(trained, updates)
+    if resting:
+      moved = join(split(moved, resting)[0], still)
+      opt_state = _keep_moments(optimizer, opt_state, state.opt_state, trained, resting)
     ema = state.ema
     if ema is not None:
       # Young averages follow quickly, so that they do not remember the start.
       decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
       average, fixed_average = split(ema, frozen)
-      average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, trained)
+      average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, moved)
       ema = join(average, fixed_average)
 
     def keep(new, old):
@@ -108,11 +93,26 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
 
     skipped_in_a_row = jnp.where(good, 0, state.skipped_in_a_row + 1)
     new = state.replace(
-        step=state.step + 1, params=keep(join(trained, fixed), state.params),
+        step=state.step + 1, params=keep(join(moved, fixed), state.params),
         collections=keep(collections, state.collections),
         opt_state=keep(opt_state, state.opt_state), ema=keep(ema, state.ema),
+        mixer=keep(balance.update(state.mixer, losses, gram), state.mixer),
         skipped=state.skipped + ~good, skipped_in_a_row=skipped_in_a_row)
-    metrics |= {'gradient_norm': norm, 'skipped': new.skipped, 'skipped_in_a_row': skipped_in_a_row}
+    if len(balance.tasks) > 1:
+      for name in losses:
+        metrics[f'{name}/loss'] = losses[name] / task_weights[name]
+        metrics[f'{name}/weight'] = weights[name] * task_weights[name]
+    metrics |= {'loss': loss, 'gradient_norm': norm, 'skipped': new.skipped,
+                'skipped_in_a_row': skipped_in_a_row}
     return new, metrics
 
   return train_step
+
+
+def _keep_moments(optimizer, new, old, params, resting):
+  """The optimiser's new state, but of the parameters that rest the old one."""
+  moving, still = split(params, resting)
+  rests = join(jax.tree.map(lambda _: False, moving), jax.tree.map(lambda _: True, still))
+  rests = optax.tree_map_params(optimizer, lambda _, rest: rest, new, rests,
+                                transform_non_params=lambda _: False)
+  return jax.tree.map(lambda rest, a, b: b if rest else a, rests, new, old)

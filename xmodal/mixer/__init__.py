@@ -1,0 +1,1 @@
+"""How tasks share the training of one model: what each step trains, and how losses are weighed."""

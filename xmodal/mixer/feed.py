@@ -1,0 +1,160 @@
+"""Where tasks read: each from a source of its own, or several from one.
+
+Tasks with the same data share one source and one stream of pictures, so that the
+towers see each picture once for all of them. A batch of one source is flat:
+{'image', 'valid', task name: features}; a batch of several is {feed name: flat batch}.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.data import pipeline
+from xmodal.data.augment import Augmentation
+from xmodal.data.boxes import BadBoxes
+from xmodal.data.example import Source
+from xmodal.data.faults import fault_notes
+from xmodal.data.images import Decoded
+from xmodal.data.sources import check_flags, open_source
+from xmodal.errors import UserError
+from xmodal.mixer.sampling import Sampling
+from xmodal.tasks.task import Task
+
+
+def task_config(config: ConfigDict, task: str) -> ConfigDict:
+  """The config as one task reads it: config.mixer.data has what differs from config.data.
+
+  Raises:
+    UserError: a key that data does not have, or a value that it cannot have.
+  """
+  own = config.copy_and_resolve_references()
+  _override(own.data, config.mixer.data.get(task) or {}, f'config.mixer.data.{task}')
+  return own
+
+
+def _override(data, changes, where):
+  for key, value in changes.items():
+    if key not in data or key in configs.DATA_OF_THE_RUN:
+      raise UserError(f'{where}.{key}: wanted one of '
+                      f'{", ".join(k for k in data if k not in configs.DATA_OF_THE_RUN)}')
+    if isinstance(data[key], ConfigDict):
+      _override(data[key], value or {}, f'{where}.{key}')
+    elif value is not None:
+      try:
+        data[key] = value
+      except (TypeError, ValueError) as error:
+        raise UserError(f'{where}.{key}={value!r}: wanted {type(data[key]).__name__}') from error
+
+
+@dataclasses.dataclass
+class Feed:
+  """One source of examples, and the tasks that read it.
+
+  Attributes:
+    name: the tasks', such as 'vqa+objects'.
+    tasks: their names.
+    config: the whole config, with the data of these tasks.
+    sources: one a use, 'train' and 'eval' (or the latter alone).
+    bad: tally of the pictures that cannot be read, by use.
+    bad_boxes: of the boxes that are not inside their pictures, by use.
+  """
+
+  name: str
+  tasks: tuple[str, ...]
+  config: ConfigDict
+  sources: dict[str, Source]
+  bad: dict[str, pipeline.BadPictures]
+  bad_boxes: dict[str, BadBoxes]
+
+  def split(self, use: str) -> str:
+    """What the source calls the split of a use."""
+    return self.config.data[f'{use}_split']
+
+  def faults(self, use: str) -> list[str]:
+    """What a run says of the faults in a split's files."""
+    return fault_notes(use, self.sources[use], check_flags(self.config, self.split(use)))
+
+  def maker(self, use: str, tasks: Mapping[str, Task],
+            decode: Callable[..., Decoded]) -> pipeline.BatchMaker:
+    """What turns records of a use into flat batches; of `tasks`, those that read here count."""
+    data = self.config.data
+    return pipeline.BatchMaker(
+        self.sources[use], {name: tasks[name] for name in self.tasks},
+        (data.image_size, data.image_size), self.bad[use],
+        Augmentation(**data.augment.to_dict()) if use == 'train' else None, data.blank,
+        self.config.seed, decode, data.keep_aspect, self.bad_boxes[use])
+
+
+def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]) -> list[Feed]:
+  """The sources of tasks, each opened once.
+
+  Raises:
+    UserError: config.mixer.data has what cannot be, or a source cannot be used.
+  """
+  if unknown := [task for task, changes in config.mixer.data.items()
+                 if task not in config and changes]:
+    raise UserError(f'config.mixer.data.{unknown[0]}: no such task; config.mixer.tasks={tasks}')
+  shared = {}
+  for task in tasks:
+    own = task_config(config, task)
+    shared.setdefault(own.data.to_json(sort_keys=True), (own, []))[1].append(task)
+  return [_open(own, tuple(names), uses, len(shared) > 1) for own, names in shared.values()]
+
+
+def _open(config, tasks, uses, several):
+  name = '+'.join(tasks)
+  try:
+    configs.check(config)
+    sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train')
+               for use in uses}
+  except UserError as error:
+    raise UserError(f'data of {name}: {error}') from error if several else error
+  return Feed(name, tasks, config, sources,
+              {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
+               for use, source in sources.items()},
+              {use: BadBoxes() for use in uses})
+
+
+class Stream:
+  """The batches of a run: of each step, the tasks that it trains, from all feeds that they read."""
+
+  def __init__(self, makers: Mapping[str, pipeline.BatchMaker]):
+    """makers: what makes the flat batches of each feed, by its name."""
+    self._makers = dict(makers)
+
+  def batch(self, tasks: tuple[str, ...], records: Callable[[pipeline.BatchMaker], tuple]) -> dict:
+    """One batch of some tasks; records: (records, positions) that a maker is given."""
+    parts = {}
+    for name, make in self._makers.items():
+      if chosen := {task: make.tasks[task] for task in make.tasks if task in tasks}:
+        parts[name] = dataclasses.replace(make, tasks=chosen)(*records(make))
+    return parts if len(self._makers) > 1 else next(iter(parts.values()))
+
+  def filler(self, tasks: tuple[str, ...]) -> dict:
+    """A batch of one example that counts nowhere, to see shapes."""
+    return self.batch(tasks, lambda make: (np.array([-1]), np.array([0])))
+
+  def at(self, tasks: tuple[str, ...], sampling: Sampling, step: int, batch_size: int,
+         rows: np.ndarray | None = None) -> dict:
+    """This host's rows (None: all) of a batch of some tasks, as far as each feed is at a step.
+
+    A feed moves on with the steps in which it is read, so that each of its
+    examples comes once in an epoch of its own.
+    """
+    return self.batch(tasks, lambda make: pipeline.train_records(
+        make, batch_size, sampling.taken(make.tasks, step), rows))
+
+  def batches(self, sampling: Sampling, batch_size: int, start: int, stop: int,
+              rows: np.ndarray | None = None) -> Iterator[dict]:
+    """This host's rows of the batches of steps start..stop-1, made ahead of time."""
+    return pipeline.ahead(
+        lambda step: self.at(sampling.kinds[sampling.kind(step)].tasks, sampling, step, batch_size,
+                             rows), start, stop)
+
+
+def parts(batch: Mapping) -> tuple[Mapping, ...]:
+  """The flat batches in a batch."""
+  return (batch,) if 'image' in batch else tuple(batch.values())

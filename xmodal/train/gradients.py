@@ -1,0 +1,167 @@
+"""Losses and gradients of one batch, whatever tasks, sources and micro-batches it has."""
+
+import itertools
+from collections.abc import Callable, Mapping, Set
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+
+from xmodal.mixer.feed import parts
+from xmodal.tasks.task import Task
+from xmodal.train.frozen import join, split
+
+
+def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
+                   accumulation: int = 1, separate: bool = False) -> Callable:
+  """A pure function of a batch's gradients.
+
+  A task's loss = task_weight * (sum over its terms of term_weight * mean), where a
+  mean is over the examples that count for the term, of the whole batch, however
+  many micro-batches and devices it is split into.
+
+  Args:
+    model: a models.backbone.MultiTask.
+    tasks: those of the batch.
+    task_weights: weight of each task's loss.
+    accumulation: micro-batches whose gradients are summed; less memory, same result.
+    separate: whether to give each task's gradient by itself. A forward pass is the same for all
+      tasks of a source; each has a backward pass of its own.
+
+  Returns:
+    (trained, fixed, collections, batch, rng, weigh) -> (gradients of `trained`, collections,
+    losses, metrics). weigh: of losses {task: scalar} their weights in the gradients, and with
+    several micro-batches it may not look at them. With `separate` it is not called, and
+    gradients are {task: tree}.
+  """
+  def weights_of(part):
+    """float32 [B] by 'task/term': how much each example counts."""
+    return {f'{name}/{term}': weight * part['valid']
+            for name, task in tasks.items() if name in part
+            for term, weight in task.weights(part[name]).items()}
+
+  def totals_of(part):
+    return {**{key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(part).items()},
+            'valid': jnp.maximum(part['valid'].sum(), 1.0)}
+
+  def forward(trained, fixed, collections, part, totals, rng):
+    """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
+    outputs, collections = model.apply(
+        {'params': join(trained, fixed), **collections}, part, deterministic=False,
+        rngs={'dropout': rng}, mutable=list(collections))
+    weights, losses, metrics = weights_of(part), {}, {}
+    for name in outputs:
+      task, loss = tasks[name], 0.0
+      for term, values in task.losses(outputs[name], part[name]).items():
+        key = f'{name}/{term}'
+        metrics[key] = (values * weights[key]).sum() / totals[key]
+        loss += task.loss_weights[term] * metrics[key]
+      for key, values in task.progress(outputs[name], part[name]).items():
+        metrics[f'{name}/{key}'] = (values * part['valid']).sum() / totals['valid']
+      losses[name] = task_weights[name] * loss
+    return losses, (collections, metrics)
+
+  def of_micro_batch(trained, fixed, collections, batch, totals, rng, weigh):
+    losses, metrics, pullbacks = {}, {}, []
+    for number, part in enumerate(parts(batch)):
+      key = rng if number == 0 else jax.random.fold_in(rng, number)
+      of_part, pullback, (collections, told) = jax.vjp(
+          lambda x: forward(x, fixed, collections, part, totals[number], key), trained,
+          has_aux=True)
+      pullbacks.append((tuple(of_part), pullback))
+      losses |= of_part
+      metrics |= told
+    if separate:
+      grads = {name: grad for names, pullback in pullbacks
+               for name, grad in _one_by_one(names, pullback).items()}
+    else:
+      weights = weigh(losses)
+      grads = _sum([pullback({name: weights[name] for name in names})[0]
+                    for names, pullback in pullbacks])
+    return (grads, losses, metrics), collections
+
+  def gradients(trained, fixed, collections, batch, rng, weigh=None):
+    # Only from data, not from parameters: known before the first micro-batch.
+    totals = [totals_of(part) for part in parts(batch)]
+    if accumulation == 1:
+      found, collections = of_micro_batch(trained, fixed, collections, batch, totals, rng, weigh)
+      return found[0], collections, *found[1:]
+
+    # Every device keeps its own examples: micro-batch i takes each i-th of them.
+    micro = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0), batch)
+
+    def add(carry, inputs):
+      collections, summed = carry
+      batch, index = inputs
+      found, collections = of_micro_batch(trained, fixed, collections, batch, totals,
+                                          jax.random.fold_in(rng, index), weigh)
+      return (collections, jax.tree.map(jnp.add, summed, found)), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes, _ = jax.eval_shape(lambda: of_micro_batch(trained, fixed, collections, first, totals,
+                                                      rng, weigh))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (collections, (grads, losses, metrics)), _ = jax.lax.scan(
+        add, (collections, zeros), (micro, jnp.arange(accumulation)))
+    return grads, collections, losses, metrics
+
+  return gradients
+
+
+def _one_by_one(names, pullback):
+  """{task: gradient of its loss alone}."""
+  if len(names) == 1:
+    return {names[0]: pullback({names[0]: jnp.float32(1)})[0]}
+  # A loop, so that there is one backward pass to compile and in memory, with kernels of any kind.
+  stacked = jax.lax.map(lambda row: pullback(dict(zip(names, row)))[0], jnp.eye(len(names)))
+  return {name: jax.tree.map(lambda x: x[i], stacked) for i, name in enumerate(names)}
+
+
+def _sum(trees):
+  total, *others = trees
+  for tree in others:
+    total = jax.tree.map(jnp.add, total, tree)
+  return total
+
+
+def weighted_sum(grads: Mapping[str, dict], weights: Mapping[str, jax.Array]):
+  """Of {task: gradients}, one tree."""
+  return _sum([jax.tree.map(lambda x: weights[name] * x, grad) for name, grad in grads.items()])
+
+
+def products(grads: Mapping[str, dict], names: Set[str]) -> jax.Array:
+  """float32 [K, K]: products of the tasks' gradients of the parameters with these paths."""
+  flat = [traverse_util.flatten_dict(split(grad, names)[1]) for grad in grads.values()]
+  gram = [[jnp.zeros(())] * len(flat) for _ in flat]
+  for i, j in itertools.combinations_with_replacement(range(len(flat)), 2):
+    gram[i][j] = gram[j][i] = sum(
+        (jnp.vdot(flat[i][path], flat[j][path]) for path in flat[i]), jnp.zeros(()))
+  return jnp.array(gram)
+
+
+def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
+  """The numbers people look at: each task's gradient norm, and the cosine of each pair."""
+  tasks = tuple(tasks)
+  norms = jnp.sqrt(jnp.diagonal(gram))
+  return {f'{name}/gradient_norm': norms[i] for i, name in enumerate(tasks)} | {
+      f'cosine_{tasks[i]}_{tasks[j]}': gram[i, j] / jnp.maximum(norms[i] * norms[j], 1e-30)
+      for i, j in itertools.combinations(range(len(tasks)), 2)}
+
+
+def make_measure(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
+                 accumulation: int = 1, frozen: Set[str] = frozenset(),
+                 shared: Set[str] = frozenset()) -> Callable:
+  """A pure function (state, batch) -> metrics: norms and cosines of the tasks' gradients, each
+  times its task_weight, at shared parameters; changes nothing."""
+  gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation, separate=True)
+
+  def measure(state, batch):
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    trained, fixed = split(state.params, frozen)
+    at, others = split(trained, shared)[::-1]
+    grads, *_ = gradients(at, join(others, fixed), state.collections, batch, rng)
+    grads = {name: grads[name] for name in tasks}
+    return compared(grads, products(grads, shared))
+
+  return measure
