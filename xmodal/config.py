@@ -161,7 +161,7 @@ def base() -> ConfigDict:
   c.detection.glimpse = 12  # cells across, of a query's look at the pixels around its box; 0: none
   c.detection.expression_length = 16  # tokens
   c.detection.expression_weight = 1.0  # of the losses of expressions, beside those of names
-  c.detection.threshold = 0.3  # of the scores that are shown to people
+  c.detection.threshold = 0.5  # of the scores that are shown to people
 
   c.captioning = ConfigDict()
   c.captioning.caption_length = 32  # tokens
