@@ -181,7 +181,7 @@ class CaptioningHead(nn.Module):
     pad_id, eos_id: token numbers.
     beams: of the search; 1: none.
     temperature, top_k, top_p: of tokens drawn at random; temperature 0: none are.
-    seed: of what is drawn.
+    seed: of what is drawn, the same for every batch.
   """
 
   caption_length: int
