@@ -113,7 +113,7 @@ class Task(abc.ABC):
 
   def ask(self, image: str, text: str) -> tuple['Task', list[Example]]:
     """What a person's text asks of a picture: the task that answers it, and the examples to give
-    it; UserError if the text asks nothing."""
+    it; UserError if the text asks nothing. See takes_folders, too."""
     return self, [Example(image, question=text)]
 
   def join(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Any:

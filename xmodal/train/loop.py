@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -87,7 +88,9 @@ class Run:
     self.bad_boxes = {split: BadBoxes() for split in self.sources}
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
-    one = self.maker('eval')(np.array([-1]), np.array([0]))
+    # As training sees the tasks; there may be no training data.
+    make = dataclasses.replace(self.maker('eval'), tasks=self.tasks)
+    one = make(np.array([-1]), np.array([0]))
     self.batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((config.train.batch_size, *x.shape[1:]), x.dtype), one)
     variables = states.variables_fn(self.model, self.batch, config.seed)
