@@ -28,6 +28,7 @@ from xmodal.predict import Predictor
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.retrieval import Match, Prediction, Retrieval
+from xmodal.train.loop import Run
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 CAPTIONS = ('a red circle', 'a blue square', 'two things', 'a dark green cross')
@@ -86,7 +87,7 @@ def test_every_caption_gets_its_turn(tokenizer):
       vision=lambda: Vision(jnp.ones((2, 4, 8)), (2, 2)),
       text=lambda tokens: Text(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
   head = task.head()
-  variables = head.init(jax.random.key(0), towers, features, deterministic=True)
+  variables = jax.jit(lambda: head.init(jax.random.key(0), towers, features, deterministic=True))()
   tokens = jax.jit(jax.vmap(lambda key: head.apply(
       variables, towers, features, deterministic=False, rngs={'dropout': key})['tokens']))(
           jax.random.split(jax.random.key(1), 60))
@@ -176,6 +177,8 @@ def test_gradients_on_eight_devices_are_those_of_one(on_one, on_eight, folder_of
       'log_scale', 'vision_projection/kernel', 'text_pool/query_embedding')} <= gradients
   largest = max(np.linalg.norm(one[name]) for name in gradients)
   for name in gradients:
+    if name.endswith('key/bias'):  # adds the same to all logits of a query: only rounding is left
+      continue
     error = np.linalg.norm(eight[name] - one[name])
     assert error < 1e-4 * np.linalg.norm(one[name]) + 1e-8 * largest, name
 
@@ -253,8 +256,6 @@ def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, 
   of_text = {text: float(number) for number, text in lines}['a red circle']
   of_picture = {path: float(number) for number, path in found}.get(str(folder / '3.png'))
   assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
-  alone = ask(capsys, run[0], folder / '0.png', 'a red circle')[1]
-  assert float(alone[0][0]) <= float(found[0][0]) + 2e-3
 
 
 def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
@@ -290,6 +291,19 @@ def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
   assert [p.picture_ranks for p in related] == [(1,), (2,), (1,), (2,), ()]
   encoded = [task.encode(e, Placement(40, 30))['picture'] for e in examples]
   assert encoded[0] == encoded[1] != encoded[2] == encoded[3]
+
+
+def test_a_split_with_more_captions_than_training_has(tmp_path):
+  """Steps are compiled for what training gives; the evaluation counts all."""
+  Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+  for split, caption in (('train', 'a cat'), ('val', ['a cat', 'cats', 'one cat'])):
+    (tmp_path / f'{split}.jsonl').write_text(json.dumps({'image': 'a.png', 'caption': caption}))
+  run = Run(config(data__source='jsonl', data__root=str(tmp_path)), str(tmp_path / 'run'))
+  record = np.array([0])
+  assert run.batch['retrieval']['captions'].shape[1:] == (1, 24)
+  assert run.maker('train')(record, record)['retrieval']['captions'].shape == (1, 1, 24)
+  batch = run.maker('eval')(record, record)
+  assert batch['retrieval']['captions'].shape == (1, 3, 24) and batch['retrieval']['count'] == 3
 
 
 def test_a_caption_worded_as_a_right_one_is_right(tokenizer):

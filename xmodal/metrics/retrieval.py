@@ -123,7 +123,9 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
       row[numbers] = True
     truth = np.where(is_right, similarity, -np.inf).max(1, keepdims=True)
     ranks = 1 + (~is_right & (similarity > truth - _TIE)).sum(1)
-    top = np.argsort(-similarity, axis=1, kind='stable')[:, :best]
+    top = np.argpartition(-similarity, best - 1, axis=1)[:, :best]
+    order = np.argsort(-np.take_along_axis(similarity, top, axis=1), axis=1, kind='stable')
+    top = np.take_along_axis(top, order, axis=1)
     parts.append((ranks, top, np.take_along_axis(similarity, top, axis=1)))
   return Ranking(*map(np.concatenate, zip(*parts)))
 

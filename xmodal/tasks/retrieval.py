@@ -136,7 +136,7 @@ class Retrieval(Task):
       raise UserError(f'--text {text!r} says nothing; wanted texts with a full stop after each: "a '
                       'red circle. a blue square."')
     if os.path.isdir(image):
-      known = Image.registered_extensions()
+      known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
       names = sorted(n for n in os.listdir(image) if os.path.splitext(n)[1].lower() in known)
       if not names:
         raise UserError(f'--image {image}: no pictures in that folder; wanted some in a format that '
