@@ -27,7 +27,7 @@ def named(values, tasks=TASKS):
 
 
 def as_array(weights):
-  return np.array([float(x) for x in weights.values()])
+  return np.array([float(weights[task]) for task in TASKS])
 
 
 def follow(rule, losses, grams=None):
@@ -86,12 +86,14 @@ def descend(rule, starts, steps):
   return jax.vmap(from_one)(starts)
 
 
-def test_famo_comes_to_where_neither_loss_can_fall_alone_and_the_sum_gets_stuck():
+def test_famo_comes_to_where_neither_loss_can_fall_alone_and_sooner_than_the_sum():
   """The best compromises have b = -8.4 and a in -7..7 (the bowls, tanh(b / 2) being -1 there)."""
-  ends = {name: np.asarray(descend(balance(name, TASKS[:2]), STARTS, 10_000)[0])
+  ways = {name: np.asarray(descend(balance(name, TASKS[:2]), STARTS, 10_000)[1])
           for name in ('fixed', 'famo')}
-  assert (np.abs(ends['famo'][:, 1] + 8.4) < 0.1).all() and (np.abs(ends['famo'][:, 0]) < 7).all()
-  assert ends['fixed'][2, 1] > 1  # in the valley of the first loss, from (9, 9)
+  ends = ways['famo'][:, -1]
+  assert (np.abs(ends[:, 1] + 8.4) < 0.1).all() and (np.abs(ends[:, 0]) < 7).all()
+  # From (9, 9) the sum sticks in the valley of one loss, along which the other hardly falls.
+  assert ways['fixed'][2, 5000, 1] > 1 > -2 > ways['famo'][2, 5000, 1]
 
 
 def test_famo_goes_the_way_of_the_paper():

@@ -185,9 +185,9 @@ def test_tasks_with_the_same_data_share_a_source():
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'detection': {'rot': 'x'}}, r'mixer\.data\.detection\.rot: wanted one of source, root'),
+    ({'detection': {'rot': 'x'}}, r'mixer\.data\.detection\.rot: wanted one of augment, blank'),
     ({'detection': {'image_size': 64}}, r'mixer\.data\.detection\.image_size: wanted one of'),
-    ({'detection': {'augment': {'twist': 1.0}}}, r'detection\.augment\.twist: wanted one of mirror'),
+    ({'detection': {'augment': {'twist': 1.0}}}, r'detection\.augment\.twist: wanted one of'),
     ({'detection': {'crowded': 'very'}}, r"detection\.crowded='very': wanted bool"),
     ({'detectoin': {'root': 'x'}}, r"mixer\.data\.detectoin: no such task"),
     ({'detection': {'source': 'coco', 'root': '/nowhere'}}, 'data of detection: .*/nowhere'),
