@@ -117,10 +117,10 @@ def three_steps(sizes, file, config=None):
   run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = random_state(run.abstract)
   state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
-  step, make, told = run.compile_step(), run.maker('train'), []
+  step, stream, told = run.compile_step(), run.stream('train'), []
   for i in range(3):
-    batch = make(np.arange(8) + 8 * i, np.arange(8) + 8 * i)
-    state, metrics = step(state, meshes.put_batch(batch, run.mesh, len(batch['valid'])))
+    batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
+    state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))
     told.append({key: float(value) for key, value in metrics.items()})
   moved = jax.tree.map(lambda new, old: np.asarray(new) - old, state.params, first.params)
   np.savez(file, **by_name(optax.tree.get(state.opt_state, 'mu'), 'gradient'),

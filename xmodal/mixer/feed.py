@@ -6,7 +6,7 @@ towers see each picture once for all of them. A batch of one source is flat:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -22,6 +22,8 @@ from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import Sampling
 from xmodal.tasks.task import Task
+
+_MOST_BOXES = 20  # that are not inside their pictures and are shown
 
 
 def task_config(config: ConfigDict, task: str) -> ConfigDict:
@@ -116,6 +118,30 @@ def _open(config, tasks, uses, several):
               {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
                for use, source in sources.items()},
               {use: BadBoxes() for use in uses})
+
+
+def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
+  """(what to call it, feed, use) of each split that feeds read."""
+  for feed in feeds:
+    for use in feed.sources:
+      yield use if len(feeds) == 1 else f'{use} of {feed.name}', feed, use
+
+
+def left_out(feeds: Sequence[Feed]) -> list[str]:
+  """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
+  lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
+           for line in (
+               f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were left out, '
+               'their pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
+  for name, feed, use in each_split(feeds):
+    if told := feed.bad_boxes[use].told():
+      lines.append(f'{name}: {len(told)} boxes in {len(feed.bad_boxes[use].of_record)} of '
+                   f'{len(feed.sources[use])} examples are not inside their pictures; they were '
+                   'cut at the edge, or left out where nothing of them is inside:')
+      lines += [f'  {line}' for line in told[:_MOST_BOXES]]
+      if len(told) > _MOST_BOXES:
+        lines.append(f'  and {len(told) - _MOST_BOXES} more')
+  return lines
 
 
 class Stream:

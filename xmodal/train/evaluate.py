@@ -52,6 +52,38 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
   return np.concatenate(records), predictions
 
 
+def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str, mesh,
+                    step: int, stop: threading.Event | None = None) -> dict[str, dict] | None:
+  """Scores the tasks of one source; writes predictions and sample pictures.
+
+  Args:
+    predict_step, variables, make, mesh, stop: see predict_all.
+    split: what the source calls it.
+    config: the whole config.
+    workdir: of the run.
+    step: that the variables are of.
+
+  Returns:
+    {task: scores}, or None if `stop` was set on the way.
+  """
+  predicted = predict_all(predict_step, variables, make, config.train.batch_size, mesh, stop)
+  if predicted is None:
+    return None
+  records, predictions = predicted
+  examples = [make.source[int(record)] for record in records]
+  predictions = {name: task.relate(examples, predictions[name])
+                 for name, task in make.tasks.items()}
+  scores = score_all(make.tasks, examples, predictions)
+  if jax.process_index() == 0:
+    for name, task in make.tasks.items():
+      write_predictions(os.path.join(workdir, f'predictions_{name}_{split}.jsonl'), task, records,
+                        examples, predictions[name])
+      write_files(workdir, name, split, task, examples, predictions[name])
+      write_samples(os.path.join(workdir, 'samples', f'{name}_{split}_{step:07d}.png'), task, make,
+                    records, examples, predictions[name], config.train.samples)
+  return scores
+
+
 def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mapping) -> dict[str, dict]:
   """Each task's official metrics: {task: {metric: number}}."""
   return {name: task.score(examples, predictions[name]) for name, task in tasks.items()}

@@ -138,30 +138,3 @@ def products(grads: Mapping[str, dict], names: Set[str]) -> jax.Array:
     gram[i][j] = gram[j][i] = sum(
         (jnp.vdot(flat[i][path], flat[j][path]) for path in flat[i]), jnp.zeros(()))
   return jnp.array(gram)
-
-
-def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
-  """The numbers people look at: each task's gradient norm, and the cosine of each pair."""
-  tasks = tuple(tasks)
-  norms = jnp.sqrt(jnp.diagonal(gram))
-  return {f'{name}/gradient_norm': norms[i] for i, name in enumerate(tasks)} | {
-      f'cosine_{tasks[i]}_{tasks[j]}': gram[i, j] / jnp.maximum(norms[i] * norms[j], 1e-30)
-      for i, j in itertools.combinations(range(len(tasks)), 2)}
-
-
-def make_measure(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
-                 accumulation: int = 1, frozen: Set[str] = frozenset(),
-                 shared: Set[str] = frozenset()) -> Callable:
-  """A pure function (state, batch) -> metrics: norms and cosines of the tasks' gradients, each
-  times its task_weight, at shared parameters; changes nothing."""
-  gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation, separate=True)
-
-  def measure(state, batch):
-    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    trained, fixed = split(state.params, frozen)
-    at, others = split(trained, shared)[::-1]
-    grads, *_ = gradients(at, join(others, fixed), state.collections, batch, rng)
-    grads = {name: grads[name] for name in tasks}
-    return compared(grads, products(grads, shared))
-
-  return measure

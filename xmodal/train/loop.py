@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import os
 import re
@@ -20,21 +19,20 @@ from xmodal.data import pipeline
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
 from xmodal.mixer.balance import make_balance
-from xmodal.mixer.feed import Feed, Stream, open_feeds
+from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds
 from xmodal.mixer.sampling import Kind, make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build, checkpoint, evaluate, shares, weights
 from xmodal.train import state as states
 from xmodal.train.frozen import frozen_names, split
-from xmodal.train.gradients import make_measure
+from xmodal.train.measure import Measuring, make_measure
 from xmodal.train.optimizer import make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
 
 _MOST_SKIPPED = 10
-_MOST_BOXES = 20  # bad ones that are shown
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
                'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
@@ -106,7 +104,7 @@ class Run:
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
                                self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
-    self._recent = {}
+    self._recent = {}  # the last numbers of each kind that no line has told yet
     self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
     self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
     self._task_weights = task_weights
@@ -129,9 +127,11 @@ class Run:
 
   def _batch(self, tasks):
     """Shapes and dtypes of a batch of some tasks."""
+    # As training sees the tasks; there may be no training data.
+    stream = Stream({feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),
-        self.stream('eval').filler(tasks))
+        stream.filler(tasks))
 
   def _parameters_of(self, task):
     """Paths of the parameters that a task uses: those that a model for it alone would have."""
@@ -174,36 +174,15 @@ class Run:
     """
     scores = {}
     for feed in self.feeds:
-      of_feed = self._evaluate(feed, variables, step, stop)
+      of_feed = evaluate.evaluate_source(
+          self.predict_step, variables, self.maker('eval', feed), feed.split('eval'), self.config,
+          self.workdir, self.mesh, step, stop)
       if of_feed is None:
         return None
       scores |= of_feed
     if report:
       report.write(step, 'eval', {f'{name}/{key}': number for name, of_task in scores.items()
                                   for key, number in of_task.items()})
-    return scores
-
-  def _evaluate(self, feed, variables, step, stop):
-    """The part of evaluate that reads one feed."""
-    make, split = self.maker('eval', feed), feed.split('eval')
-    predicted = evaluate.predict_all(self.predict_step, variables, make,
-                                     self.config.train.batch_size, self.mesh, stop)
-    if predicted is None:
-      return None
-    records, predictions = predicted
-    examples = [make.source[int(record)] for record in records]
-    predictions = {name: task.relate(examples, predictions[name])
-                   for name, task in make.tasks.items()}
-    scores = evaluate.score_all(make.tasks, examples, predictions)
-    if jax.process_index() == 0:
-      for name, task in make.tasks.items():
-        evaluate.write_predictions(
-            os.path.join(self.workdir, f'predictions_{name}_{split}.jsonl'), task, records,
-            examples, predictions[name])
-        evaluate.write_files(self.workdir, name, split, task, examples, predictions[name])
-        evaluate.write_samples(os.path.join(self.workdir, 'samples', f'{name}_{split}_{step:07d}.png'),
-                               task, make, records, examples, predictions[name],
-                               self.config.train.samples)
     return scores
 
   def tables(self, scores: dict[str, dict]) -> str:
@@ -270,7 +249,7 @@ class Run:
     if start >= train.steps:
       return state, self.evaluate(state.variables, start, report, stop)
     steps = [self.compile_step(kind) for kind in self.sampling.kinds]
-    measure = self._measuring(start)
+    measure = Measuring(self, start)
     running, told = collections.deque(), int(state.skipped)
     report.pause(start)
     for step in range(start + 1, train.steps + 1):
@@ -298,27 +277,6 @@ class Run:
         report.pause(step)
     return state, scores
 
-  def _measuring(self, start):
-    """(step, state, batch) -> what is measured at a step: {} at most of them."""
-    config, names = self.config, tuple(self.tasks)
-    every = config.mixer.measure_every
-    if (len(names) == 1 or every == 0 or self.balance.needs == 'gradients'
-        or start // every == config.train.steps // every):
-      return lambda *_: {}
-    measure, stream = self.compile_measure(), self.stream('train')
-
-    def at(step, state, batch):
-      if step % every:
-        return {}
-      if self.sampling.kinds[self.sampling.kind(step - 1)].tasks != names:  # a batch of all
-        rows = meshes.local_rows(self.mesh, config.train.batch_size)
-        batch = meshes.put_batch(
-            stream.at(names, self.sampling, step - 1, config.train.batch_size, rows), self.mesh,
-            config.train.batch_size)
-      return measure(state, batch)
-
-    return at
-
   def _look(self, step, metrics, report, told):
     """Reports the numbers of one step; returns how many skipped steps have been told of."""
     numbers = {key: float(value) for key, value in jax.device_get(metrics).items()}
@@ -330,10 +288,8 @@ class Run:
           f'gradients were not finite for {_MOST_SKIPPED} steps in a row, the last at step {step}: '
           f'lower config.optimizer.learning_rate={self.config.optimizer.learning_rate} or '
           f'config.optimizer.clip_norm, and start in a new --workdir')
-    # Of tasks that are not in each step, the last numbers since the last line.
     self._recent |= numbers
-    train = self.config.train
-    if step % train.log_every == 0 or step == train.steps or any('cosine' in n for n in numbers):
+    if step % self.config.train.log_every == 0 or step == self.config.train.steps:
       report.train(step, self._recent | shares.of_steps(self.sampling, tuple(self.tasks), step))
       self._recent = {}
     report.advance(step, numbers)
@@ -346,38 +302,19 @@ class Run:
         'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
         'examples_per_second': round(steps * self._rows / seconds, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
-        'unreadable_pictures': {use: feed.bad[of].told() for use, feed, of in self._uses()},
-        'boxes_outside': {use: feed.bad_boxes[of].told() for use, feed, of in self._uses()},
+        'unreadable_pictures': {name: feed.bad[use].told()
+                                for name, feed, use in each_split(self.feeds)},
+        'boxes_outside': {name: feed.bad_boxes[use].told()
+                          for name, feed, use in each_split(self.feeds)},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not os.path.exists(path)):
       with open(f'{path}.part', 'w', encoding='utf-8') as f:
         json.dump(final, f, indent=2)
       os.replace(f'{path}.part', path)
-    for line in self._left_out():
+    for line in left_out(self.feeds):
       report.say(line)
     return final
-
-  def _uses(self):
-    """(what to call it, feed, use) of each split of each feed."""
-    for feed in self.feeds:
-      for use in feed.sources:
-        yield use if len(self.feeds) == 1 else f'{use} of {feed.name}', feed, use
-
-  def _left_out(self):
-    """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
-    lines = [line for use, feed, of in self._uses() if (bad := feed.bad[of]).reasons for line in (
-        f'{use}: {len(bad.reasons)} of {len(feed.sources[of])} examples were left out, their '
-        'pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
-    for use, feed, of in self._uses():
-      if told := feed.bad_boxes[of].told():
-        lines.append(f'{use}: {len(told)} boxes in {len(feed.bad_boxes[of].of_record)} of '
-                     f'{len(feed.sources[of])} examples are not inside their pictures; they were '
-                     'cut at the edge, or left out where nothing of them is inside:')
-        lines += [f'  {line}' for line in told[:_MOST_BOXES]]
-        if len(told) > _MOST_BOXES:
-          lines.append(f'  and {len(told) - _MOST_BOXES} more')
-    return lines
 
   def eval_only(self) -> dict[str, dict]:
     """Scores the newest checkpoint of the workdir; returns {task: scores}."""
@@ -390,7 +327,7 @@ class Run:
         ema=self.config.train.ema_decay > 0)
     scores = self.evaluate(variables, int(os.path.basename(folder)))
     if lead:
-      for line in self._left_out():
+      for line in left_out(self.feeds):
         print(line, flush=True)
     return scores
 

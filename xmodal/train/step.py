@@ -9,7 +9,8 @@ import optax
 from xmodal.mixer.balance import Balance
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
-from xmodal.train.gradients import compared, make_gradients, products, weighted_sum
+from xmodal.train.gradients import make_gradients, products, weighted_sum
+from xmodal.train.measure import compared
 from xmodal.train.state import TrainState
 
 

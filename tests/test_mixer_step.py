@@ -1,0 +1,211 @@
+"""Steps of several tasks on a model of one shared layer: what moves, what rests, what is weighed."""
+
+import functools
+import itertools
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from test_step import Regression, a_batch, assert_close, assert_same
+from xmodal.errors import UserError
+from xmodal.mixer.balance import make_balance
+from xmodal.mixer.sampling import Kind
+from xmodal.train import shares
+from xmodal.train import state as states
+from xmodal.train.measure import make_measure
+from xmodal.train.step import make_train_step
+import tiny
+
+TASKS = ('a', 'b', 'c')
+SGD = optax.sgd(0.1)
+WEIGHTS = {'a': 1.0, 'b': 3.0, 'c': 0.5}
+
+
+class Heads(nn.Module):
+  """A layer that all tasks share, one that a and b do, and a head a task."""
+
+  @nn.compact
+  def __call__(self, batch, *, deterministic):
+    x = nn.tanh(nn.Dense(6, name='tower')(batch['image']))
+    both = nn.tanh(nn.Dense(4, name='fused')(x)) if {'a', 'b'} & batch.keys() else None
+    return {name: nn.Dense(1, name=f'heads_{name}')(x if name == 'c' else both)[:, 0]
+            for name in TASKS if name in batch}
+
+
+USED = {'a': ('tower', 'fused', 'heads_a'), 'b': ('tower', 'fused', 'heads_b'),
+        'c': ('tower', 'heads_c')}
+USED = {task: frozenset(f'{layer}/{name}' for layer in layers for name in ('kernel', 'bias'))
+        for task, layers in USED.items()}
+SHARED = shares.shared(USED, frozenset())
+
+
+def batch_of(tasks=TASKS, seed=0):
+  """Every task has pictures of its own."""
+  parts = {}
+  for task in tasks:
+    part = a_batch(seed=seed + 10 * TASKS.index(task))
+    parts[task] = {'image': part['image'], 'valid': part['valid'], task: part['task']}
+  return parts
+
+
+def balance(name, **values):
+  return make_balance(tiny.changed(mixer__tasks=TASKS, mixer__balance=name, **values), True)
+
+
+@functools.cache
+def start(name='fixed', kind=Kind(TASKS), optimizer=optax.adamw(0.05, weight_decay=0.1), **options):
+  """A new state and the compiled step of a kind."""
+  rule, variables = balance(name), states.variables_fn(Heads(), batch_of(), 0)
+  params = jax.eval_shape(variables)['params']
+  state = states.init_fn(variables, optimizer, 0, False, balance=rule)()
+  step = make_train_step(
+      Heads(), {task: Regression() for task in kind.tasks}, WEIGHTS, optimizer, balance=rule,
+      resting=shares.resting(kind, USED, params, frozenset()), shared=SHARED, **options)
+  return state, jax.jit(step)
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep='/')
+
+
+def task_gradient(params, batch, task):
+  """Of one task by itself, by another formula: {path: array}."""
+  def loss(params):
+    part = batch[task]
+    x = jnp.tanh(part['image'] @ params['tower']['kernel'] + params['tower']['bias'])
+    if task != 'c':
+      x = jnp.tanh(x @ params['fused']['kernel'] + params['fused']['bias'])
+    head = params[f'heads_{task}']
+    error = (x @ head['kernel'] + head['bias'])[:, 0] - part[task]['y']
+    counts = part[task]['counts']
+    return WEIGHTS[task] * (
+        (error ** 2).mean() + 0.5 * (counts * jnp.abs(error)).sum() / counts.sum())
+
+  return {name: np.array(x) for name, x in flat(jax.grad(loss)(params)).items()}
+
+
+def test_the_parameters_of_each_task_are_found():
+  assert SHARED == USED['a'] & USED['b']
+  params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
+  assert flat(params).keys() == set().union(*USED.values())
+
+
+def test_the_sum_over_three_sources_has_the_sum_of_their_gradients():
+  state, step = start(optimizer=SGD)
+  batch = batch_of()
+  new, metrics = step(state, batch)
+  for name, x in flat(new.params).items():
+    total = sum(task_gradient(state.params, batch, task)[name] for task in TASKS)
+    np.testing.assert_allclose(x, flat(state.params)[name] - 0.1 * total, rtol=1e-4, atol=1e-6)
+  told = {key: float(value) for key, value in metrics.items()}
+  assert {task: told[f'{task}/weight'] for task in TASKS} == pytest.approx(WEIGHTS)
+  assert told['loss'] == pytest.approx(
+      sum(told[f'{task}/weight'] * told[f'{task}/loss'] for task in TASKS), rel=1e-5)
+
+
+def test_pcgrad_projects_what_is_shared_and_leaves_the_heads_whole():
+  for seed in range(5):
+    state, step = start('pcgrad', optimizer=SGD)
+    batch = batch_of(seed=seed)
+    new, _ = step(state, batch)
+    grads = {task: task_gradient(state.params, batch, task) for task in TASKS}
+    moved = {name: (flat(state.params)[name] - x) / 0.1 for name, x in flat(new.params).items()}
+
+    def vector(of):
+      return np.concatenate([of[name].ravel() for name in sorted(SHARED)])
+
+    candidates = []
+    for orders in itertools.product(itertools.permutations(TASKS), repeat=3):
+      total = 0
+      for task, order in zip(TASKS, orders):
+        grad = vector(grads[task])
+        for other in order:
+          if other != task and (product := grad @ vector(grads[other])) < 0:
+            grad = grad - product / (vector(grads[other]) @ vector(grads[other])) * vector(
+                grads[other])
+        total = total + grad
+      candidates.append(total)
+    distance = np.abs(np.array(candidates) - vector(moved)).max(-1).min()
+    assert distance < 1e-4
+    for task in TASKS:
+      for name in USED[task] - SHARED:
+        np.testing.assert_allclose(moved[name], grads[task][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind, rest', [
+    (Kind(('c',)), ('fused', 'heads_a', 'heads_b')), (Kind(('a', 'b')), ('heads_c',)),
+    (Kind(TASKS, 'tower|heads_a'), ('fused', 'heads_b', 'heads_c'))], ids=str)
+def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
+  state, joint = start()
+  state, _ = joint(state, batch_of())  # so that momentum and decay would move all
+  _, step = start(kind=kind)
+  new, metrics = step(state, batch_of(kind.tasks))
+  for tree, old in ((new.params, state.params),
+                    *((optax.tree.get(new.opt_state, moment), optax.tree.get(state.opt_state, moment))
+                      for moment in ('mu', 'nu'))):
+    for layer in old:
+      same = all((np.asarray(tree[layer][k]) == np.asarray(old[layer][k])).all() for k in old[layer])
+      assert same == (layer in rest), layer
+  gradients = [task_gradient(state.params, batch_of(), task) for task in kind.tasks]
+  moving = [sum(grad[f'{layer}/{k}'] for grad in gradients)
+            for layer in state.params if layer not in rest for k in ('kernel', 'bias')]
+  norm = np.sqrt(sum((x ** 2).sum() for x in moving))
+  assert metrics['gradient_norm'] == pytest.approx(norm, rel=1e-4)
+
+
+def test_turns_that_match_nothing_are_one_line():
+  params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
+  with pytest.raises(UserError, match="'towre' matches no parameter .* begin with fused/bias"):
+    shares.resting(Kind(TASKS, 'towre'), USED, params, frozenset())
+  with pytest.raises(UserError, match="'tower' matches no parameter that is trained"):
+    shares.resting(Kind(TASKS, 'tower'), USED, params, USED['c'])
+
+
+@pytest.mark.parametrize('name', ['uncertainty', 'gradnorm', 'famo'])
+def test_micro_batches_weigh_tasks_as_the_large_batch_does(name):
+  state, whole = start(name)
+  _, micro = start(name, accumulation=4)
+  for seed in range(3):
+    expected, metrics = whole(state, batch_of(seed=seed))
+    found, of_micro = micro(state, batch_of(seed=seed))
+    assert_close((found.params, found.mixer), (expected.params, expected.mixer))
+    assert_close(of_micro, metrics)
+    state = expected
+
+
+@pytest.mark.parametrize('name', ['uncertainty', 'gradnorm', 'famo'])
+def test_a_gradient_that_is_not_finite_leaves_the_balance_as_it_was(name):
+  state, step = start(name)
+  state, _ = step(state, batch_of())
+  assert jax.tree.leaves(state.mixer)
+  bad = batch_of()
+  bad['b']['b']['y'][0] = np.inf
+  new, _ = step(state, bad)
+  assert new.skipped == 1
+  assert_same((new.mixer, new.params), (state.mixer, state.params))
+  after, _ = step(new, batch_of(seed=1))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.mixer))
+
+
+def test_norms_and_cosines_are_those_of_the_gradients():
+  state, step = start('gradnorm')
+  batch = batch_of()
+  measure = make_measure(Heads(), {task: Regression() for task in TASKS}, WEIGHTS, shared=SHARED)
+  measured = jax.jit(measure)(state, batch)
+  vectors = {task: np.concatenate([grad[name].ravel() for name in sorted(SHARED)])
+             for task in TASKS for grad in [task_gradient(state.params, batch, task)]}
+  for task in TASKS:
+    assert measured[f'{task}/gradient_norm'] == pytest.approx(
+        np.linalg.norm(vectors[task]), rel=1e-4)
+  for one, other in itertools.combinations(TASKS, 2):
+    cosine = vectors[one] @ vectors[other] / np.linalg.norm(vectors[one]) / np.linalg.norm(
+        vectors[other])
+    assert measured[f'cosine_{one}_{other}'] == pytest.approx(cosine, abs=1e-5)
+  _, metrics = step(state, batch)
+  for key, value in measured.items():  # a balance that looks at gradients tells of them as well
+    assert metrics[key] == pytest.approx(float(value), rel=1e-5)
