@@ -372,7 +372,7 @@ def test_a_run_with_adapters_goes_on_bit_for_bit(run, trained, tmp_path):
 
 def test_prediction_from_a_checkpoint_has_adapters(run, base, trained, outputs):
   predictor = Predictor(str(trained))
-  examples = [base.sources['eval'][i] for i in range(4)]  # those of the fixture `batch`
+  examples = [base.feeds[0].sources['eval'][i] for i in range(4)]  # those of the fixture `batch`
   expected = outputs[1](lora.merge(stored(run, trained).ema, run.config.model.lora))[0]['vqa']
   for found, answer in zip(predictor(examples, 'vqa')[1], base.tasks['vqa'].decode(expected),
                            strict=True):

@@ -137,7 +137,7 @@ def test_a_source_without_what_a_task_needs_is_one_line(tmp_path):
         {'image': 'a.png', 'objects': [{'name': 'dot', 'box': [1, 1, 3, 3]}]}) + '\n')
   c = mixed(('objects', 'vqa'))
   c.mixer.data.vqa = dict(source='jsonl', root=str(tmp_path))
-  with pytest.raises(UserError, match='vqa: none of 1 .*question'):
+  with pytest.raises(UserError, match='vqa: none of 1 .*answer'):
     Run(c, 'unused')
 
 

@@ -114,7 +114,7 @@ class Number:
   """A task that gives the number of the record."""
 
   def encode(self, example, placement):
-    return {'number': np.int32(example.number)}
+    return {'number': np.int32(-1 if example.number is None else example.number)}
 
 
 def stream(**sizes):
