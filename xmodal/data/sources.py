@@ -7,6 +7,7 @@ from xmodal.data import (
     coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
 from xmodal.data.example import Source
 from xmodal.data.faults import check_left
+from xmodal.data.made import Joined, check_none_made
 from xmodal.errors import UserError
 
 READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
@@ -16,18 +17,31 @@ _OF_BOXES = ('coco', 'voc', 'visual_genome')
 
 
 def open_source(config, split: str, *, train: bool) -> Source:
-  """Opens one split of the data set that config.data names.
+  """Opens one split of the data set that config.data names, for training with what config.data.more
+  adds to it.
 
   Args:
     config: the whole config.
     split: name of the split, as the source calls it.
-    train: of the embedded data, whether to give the training number of examples, and to
-      leave out what config.data.without names.
+    train: whether to train on it; of the embedded data, also whether to give the training
+      number of examples, and to leave out what config.data.without names.
 
   Raises:
     UserError: there is no such source, folder, file or split, nothing in it to
-      train on, or nothing can be left out of it.
+      train on, nothing can be left out of it, or what is to be evaluated on was made by a model.
   """
+  source = _open(config, split, train)
+  if not train:
+    check_none_made(source, f'{config.data.root}, {split!r}')
+  if not train or not config.data.more:
+    return source
+  try:
+    return Joined([source, *(jsonl.read_jsonl(folder, 'train') for folder in config.data.more)])
+  except UserError as error:
+    raise UserError(f'config.data.more: {error}') from error
+
+
+def _open(config, split, train):
   data = config.data
   if data.source == 'shapes':
     options = dict(size=data.train_examples if train else data.eval_examples,
