@@ -4,7 +4,7 @@ cores.
   python -m xmodal.main --config configs/self_training.py --workdir runs/teacher
   python -m xmodal.augment --checkpoint runs/teacher --images FOLDER --questions FILE --output made
   python -m xmodal.main --config configs/self_training.py --workdir runs/student \
-      --config.data.more="('made',)"
+      --config.data.more=made
 
 For labelled pictures of your own: --config.data.source=jsonl --config.data.root=DIR.
 """

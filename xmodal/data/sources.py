@@ -1,5 +1,6 @@
 """Which data set a config means."""
 
+import os
 import shlex
 
 from xmodal.config import IMAGE_SIZE
@@ -35,10 +36,11 @@ def open_source(config, split: str, *, train: bool) -> Source:
     check_none_made(source, f'{config.data.root}, {split!r}')
   if not train or not config.data.more:
     return source
-  try:
-    return Joined([source, *(jsonl.read_jsonl(folder, 'train') for folder in config.data.more)])
-  except UserError as error:
-    raise UserError(f'config.data.more: {error}') from error
+  for folder in config.data.more:
+    if not os.path.isfile(os.path.join(os.path.expanduser(folder), 'train.jsonl')):
+      raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
+                      'xmodal.augment wrote')
+  return Joined([source, *(jsonl.read_jsonl(folder, 'train') for folder in config.data.more)])
 
 
 def _open(config, split, train):

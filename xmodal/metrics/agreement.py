@@ -1,9 +1,9 @@
 """Whether an answer agrees with a caption of the same picture, by the words of both.
 
 It knows English function words and numbers, and no grammar: a text falls into sentences, and these
-into phrases, the words between function words ('a small red circle' is one; 'the dog on the mat' two).
-What the caption does not name counts as not there, so that captions that tell little agree with
-every 'no'.
+into phrases, the words between function words ('a small red circle' is one, 'the dog on the mat'
+are two). What the caption does not name counts as not there, so that captions that tell little
+agree with every 'no'.
 """
 
 import re
@@ -13,11 +13,11 @@ from xmodal.metrics.vqa import answer_key, normalize_answer
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[.;!?,]")
 _ENDS = frozenset('.;!?')
 _BETWEEN = frozenset(
-    """, the this that these those it its he she they his her their you your i we our my any some and
-    there here is are was were be been being am do does did has have had can could will would should
-    may might in on at of to from with by for as what which who whom whose where when why how many much
-    picture image photo photograph show shows shown showing see seen visible contain contains thing
-    things object objects number""".split())
+    """, the this that these those it its he she they his her their you your i we our my any some
+    and there here is are was were be been being am do does did has have had can could will would
+    should may might in on at of to from with by for as what which who whom whose where when why how
+    many much picture image photo photograph show shows shown showing see seen visible contain
+    contains thing things object objects number""".split())
 # Of these no part can be looked up by itself: 'a dog or a cat', 'no dog'.
 _UNCLEAR = frozenset("or nor not no isn't aren't doesn't don't".split())
 _PROPERTIES = frozenset('color colour shape size material'.split())
@@ -32,17 +32,16 @@ def agrees(question: str, answer: str, caption: str) -> bool | None:
     the sentence of the caption that has most of it.
   - a property ('color', 'shape', 'size', 'material'): whether the answer stands in a phrase of the
     caption that names the thing asked about.
-  - anything else: whether the answer stands within a phrase of the caption, in a sentence that has all
-    words of the question that the caption has, in the question's order ('the cat is left of the dog'
-    tells of the cat).
+  - anything else: whether the answer stands within a phrase of the caption, in a sentence that has
+    all words of the question that the caption has, in the question's order ('the cat is left of the
+    dog' tells of the cat).
 
   Returns:
     None if the caption says nothing of it or the words do not tell: the answer to an open question
     is not in the caption, things are named without a number, the question has 'or' or a negation.
   """
   words = set(_WORD.findall(question.lower()))
-  asked = [part for sentence in _sentences(question) for phrase in sentence if (part := _plain(phrase))]
-  sentences = _sentences(caption)
+  asked, sentences = _parts(question), _sentences(caption)
   there = [[phrase for phrase in sentence if phrase[0] != '0'] for sentence in sentences]
   told = [phrase for sentence in there for phrase in sentence]
   answer = answer_key(answer)
@@ -53,14 +52,16 @@ def agrees(question: str, answer: str, caption: str) -> bool | None:
   if answer.isdecimal() and words & {'many', 'number'}:
     count = _count(asked[0], sentences)
     return None if count is None else str(count) == answer
-  wanted = [word for sentence in _sentences(answer) for phrase in sentence for word in _plain(phrase)]
+  wanted = [word for part in _parts(answer) for word in part]
   if not wanted:
     return None
   if words & _PROPERTIES:
     things = [thing for part in asked if (thing := [w for w in part if w not in _PROPERTIES])]
-    return _any_has([p for p in told if any(_has(p, t) for t in things)], wanted) if things else None
+    naming = [phrase for phrase in told if any(_has(phrase, thing) for thing in things)]
+    return _any_has(naming, wanted) if things else None
   named = [word for part in asked for word in part if _any_has(told, [word])]
-  return any(_any_has(sentence, wanted) and _in_order(sentence, named) for sentence in there) or None
+  return any(_any_has(sentence, wanted) and _in_order(sentence, named)
+             for sentence in there) or None
 
 
 def _sentences(text: str) -> list[list[list[str]]]:
@@ -80,13 +81,14 @@ def _sentences(text: str) -> list[list[list[str]]]:
   return [[phrase for phrase in sentence if phrase] for sentence in sentences]
 
 
-def _plain(phrase):
-  """Without a number that may be an article."""
-  return [word for word in phrase if word != '1']
+def _parts(text):
+  """The phrases of a text that is looked up, without a 1, which may be an article."""
+  phrases = (phrase for sentence in _sentences(text) for phrase in sentence)
+  return [part for phrase in phrases if (part := [word for word in phrase if word != '1'])]
 
 
 def _count(thing, sentences):
-  """How many there are by the sentence that has most; None if it is named, but never with a number."""
+  """How many there are by the sentence that has most; None if named, but never with a number."""
   named = [[phrase for phrase in sentence if _has(phrase, thing)] for sentence in sentences]
   counts = [sum(int(phrase[0]) for phrase in phrases) for phrases in named
             if phrases and all(phrase[0].isdecimal() for phrase in phrases)]
