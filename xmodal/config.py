@@ -106,6 +106,8 @@ def base() -> ConfigDict:
   c.data = ConfigDict()
   c.data.source = 'shapes'  # shapes, jsonl, coco, voc, visual_genome, vqa_v2, vqa_rad
   c.data.root = ''  # folder of the data; shapes needs none
+  # Folders whose train.jsonl is trained on too, such as ('made',): what xmodal.augment writes.
+  c.data.more = ()
   c.data.train_split = 'train'
   c.data.eval_split = 'val'
   c.data.train_examples = 40_000  # shapes only

@@ -1,7 +1,7 @@
 """Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import os
 import sys
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from xmodal import config as configs
+from xmodal.data import images
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
@@ -22,19 +23,23 @@ from xmodal.train.cache import enable_compilation_cache
 from xmodal.train.weights import load_towers
 
 
-_AT_ONCE = 32  # pictures, whatever the number in a folder
+AT_ONCE = 32  # pictures, whatever the number in a folder
 
 
 class Predictor:
   """A model with its parameters, from a checkpoint folder alone."""
 
-  def __init__(self, folder: str):
+  def __init__(self, folder: str, decode: Callable[..., images.Decoded] = images.decode):
     """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
+
+    Args:
+      folder: either of them.
+      decode: what opens pictures: images.decode, or one that remembers.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
-    self._step = checkpoint.find(folder)
+    self._step, self._decode = checkpoint.find(folder), decode
     assets = os.path.join(self._step, checkpoint.ASSETS)
     self.config = configs.load(os.path.join(assets, 'config.json'))
     self.tokenizer, self.tasks = build.load_assets(self.config, assets)
@@ -58,7 +63,8 @@ class Predictor:
     source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
     tasks = tasks or self.tasks
     data = task_config(self.config, next(iter(tasks))).data
-    make = BatchMaker(source, tasks, (size, size), bad=None, keep_aspect=data.keep_aspect)
+    make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
+                      keep_aspect=data.keep_aspect)
     numbers = np.arange(max(len(examples), 1))
     return make(numbers, numbers)
 
@@ -96,8 +102,8 @@ class Predictor:
     """
     task = self.task(task) if isinstance(task, str) else task
     pictures, predictions = [], []
-    for start in range(0, len(examples), _AT_ONCE):
-      batch = self.batch(examples[start:start + _AT_ONCE], {task.name: task})
+    for start in range(0, len(examples), AT_ONCE):
+      batch = self.batch(examples[start:start + AT_ONCE], {task.name: task})
       arrays = jax.device_get(self._compiled(task)(self.variables, batch))
       pictures.append(batch['image'])
       predictions += task.decode(arrays[task.name])

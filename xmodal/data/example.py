@@ -48,6 +48,7 @@ class Example:
       the red circle').
     number: a number to be predicted, or None.
     reason: why the answer is right, in one sentence, or ''.
+    made: whether a model made what is known of the picture (xmodal.augment), and not people.
   """
 
   image: str | np.ndarray
@@ -61,6 +62,7 @@ class Example:
   number: float | None = None
   reason: str = ''
   image_id: int | str | None = None
+  made: bool = False
 
   def has(self, *fields: str) -> bool:
     """Whether all of these fields are filled."""

@@ -5,12 +5,14 @@ One line is one example, any subset of these fields beside the image:
    "question_type": "count", "caption": "..." or ["..."], "number": 3.5, "reason": "...",
    "objects": [{"box": [x, y, width, height], "name": "...", "ignore": true}],
    "expression": {"box": [x, y, width, height], "name": "the cat on the left"},
-   "image_id": 12}
+   "image_id": 12, "made": true, "made_by": ...}
 image is a path from the folder; answers is one entry a person, text or numbers;
 boxes and ignore (false, if not given) are as in xmodal.data.example.Object, the
-expression as in Example. null means not given. Other keys are ignored. Files are
-UTF-8; a byte order mark, blank lines and CRLF are allowed. A box without area is
-left out and told of; whatever else is wrong in a line stops the training.
+expression as in Example. made (false, if not given) says that a model wrote the
+line, and made_by which: nothing here reads it. null means not given. Other keys
+are ignored. Files are UTF-8; a byte order mark, blank lines and CRLF are allowed.
+A box without area is left out and told of; whatever else is wrong in a line stops
+the training.
 """
 
 import json
@@ -90,7 +92,7 @@ class LineParser:
         'image': self._image, 'image_id': _id, 'question': _text, 'answers': _answers,
         'question_id': _id, 'question_type': _text, 'caption': _captions,
         'objects': self._objects, 'expression': self._expression, 'number': _number,
-        'reason': _text}
+        'reason': _text, 'made': _made}
 
   def parse(self, line: bytes) -> tuple[Example | None, list[str]]:
     """One line -> an Example, None where it cannot be used, and all that is wrong with the line.
@@ -103,7 +105,8 @@ class LineParser:
       fields = _json_object(line)
     except _Complaint as complaint:
       return None, [str(complaint)]
-    self.ignored.update((key, None) for key in fields if key not in self._readers)
+    self.ignored.update((key, None) for key in fields
+                        if key not in self._readers and key != 'made_by')
     values, complaints = {}, []
     for key, read in self._readers.items():
       if fields.get(key) is not None:
@@ -234,6 +237,12 @@ def _number(value):
   except (TypeError, OverflowError):
     pass
   raise _Complaint(f'is {shown(value)}, wanted a finite number')
+
+
+def _made(value):
+  if not isinstance(value, bool):
+    raise _Complaint(f'is {shown(value)}, wanted true or false')
+  return value
 
 
 def _id(value):

@@ -14,6 +14,7 @@ import numpy as np
 from xmodal.data import augment, images, order
 from xmodal.data.boxes import BadBoxes, keep_inside
 from xmodal.data.example import Example, Source
+from xmodal.data.made import Joined
 from xmodal.data.placement import Placement
 from xmodal.errors import UserError
 
@@ -204,4 +205,6 @@ def sample(source: Source, count: int = 4096) -> Sequence[Example]:
   """What vocabularies are learned from: all of a list, the first records of a generated source."""
   if isinstance(source, list):
     return source
+  if isinstance(source, Joined):
+    return [example for part in source.parts for example in sample(part, count)]
   return [source[i] for i in range(min(count, len(source)))]

@@ -1,5 +1,6 @@
 """Which data set a config means."""
 
+import os
 import shlex
 
 from xmodal.config import IMAGE_SIZE
@@ -7,6 +8,7 @@ from xmodal.data import (
     coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
 from xmodal.data.example import Source
 from xmodal.data.faults import check_left
+from xmodal.data.made import Joined, check_none_made
 from xmodal.errors import UserError
 
 READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
@@ -16,18 +18,32 @@ _OF_BOXES = ('coco', 'voc', 'visual_genome')
 
 
 def open_source(config, split: str, *, train: bool) -> Source:
-  """Opens one split of the data set that config.data names.
+  """Opens one split of the data set that config.data names, for training with what config.data.more
+  adds to it.
 
   Args:
     config: the whole config.
     split: name of the split, as the source calls it.
-    train: of the embedded data, whether to give the training number of examples, and to
-      leave out what config.data.without names.
+    train: whether to train on it; of the embedded data, also whether to give the training
+      number of examples, and to leave out what config.data.without names.
 
   Raises:
     UserError: there is no such source, folder, file or split, nothing in it to
-      train on, or nothing can be left out of it.
+      train on, nothing can be left out of it, or what is to be evaluated on was made by a model.
   """
+  source = _open(config, split, train)
+  if not train:
+    check_none_made(source, f'{config.data.root}, {split!r}')
+  if not train or not config.data.more:
+    return source
+  for folder in config.data.more:
+    if not os.path.isfile(os.path.join(os.path.expanduser(folder), 'train.jsonl')):
+      raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
+                      'xmodal.augment wrote')
+  return Joined([source, *(jsonl.read_jsonl(folder, 'train') for folder in config.data.more)])
+
+
+def _open(config, split, train):
   data = config.data
   if data.source == 'shapes':
     options = dict(size=data.train_examples if train else data.eval_examples,

@@ -18,6 +18,7 @@ from xmodal.data.boxes import BadBoxes
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
 from xmodal.data.images import Decoded
+from xmodal.data.made import made_notes
 from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import Sampling
@@ -75,9 +76,11 @@ class Feed:
     """What the source calls the split of a use."""
     return self.config.data[f'{use}_split']
 
-  def faults(self, use: str) -> list[str]:
-    """What a run says of the faults in a split's files."""
-    return fault_notes(use, self.sources[use], check_flags(self.config, self.split(use)))
+  def notes(self, use: str) -> list[str]:
+    """What a run says of a split: how much of it a model made, and the faults in its files."""
+    source = self.sources[use]
+    return made_notes(use, source) + fault_notes(
+        use, source, check_flags(self.config, self.split(use)))
 
   def maker(self, use: str, tasks: Mapping[str, Task],
             decode: Callable[..., Decoded]) -> pipeline.BatchMaker:

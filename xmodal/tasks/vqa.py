@@ -35,6 +35,11 @@ class Prediction:
   top: tuple[tuple[str, float], ...] = ()
   written: tuple[str, float] | None = None
 
+  @property
+  def probability(self) -> float:
+    """Of the answer."""
+    return self.top[0][1] if self.top else self.written[1]
+
 
 class VQA(Task):
   """Answers questions about pictures.
@@ -240,10 +245,9 @@ class VQA(Task):
   def record(self, example, prediction):
     if not example.question:
       return None
-    probability = prediction.top[0][1] if prediction.top else prediction.written[1]
     line = {'question_id': example.question_id, 'question': example.question,
             'question_type': example.question_type, 'answers': list(example.answers),
-            'answer': prediction.answer, 'probability': round(probability, 6)}
+            'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line

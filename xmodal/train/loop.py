@@ -85,7 +85,7 @@ class Run:
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else build.learn(
             config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
-    self.notes = [line for use in uses for feed in self.feeds for line in feed.faults(use)]
+    self.notes = [line for use in uses for feed in self.feeds for line in feed.notes(use)]
     self.notes += _survey(self.tasks, samples)
     self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
 

@@ -1,0 +1,50 @@
+"""Examples that a model made (xmodal.augment): trained on beside people's, never evaluated on."""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+
+from xmodal.data.example import Example, Source
+from xmodal.errors import UserError
+
+
+class Joined:
+  """Several sources, one after the other.
+
+  Attributes:
+    parts: the sources.
+    faults: of all of them.
+  """
+
+  def __init__(self, parts: Sequence[Source]):
+    self.parts = tuple(parts)
+    self.faults = tuple(fault for part in parts for fault in getattr(part, 'faults', ()))
+    self._ends = tuple(itertools.accumulate(map(len, parts)))
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> Example:
+    number = bisect.bisect(self._ends, index)
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self.parts[number][index - (self._ends[number - 1] if number else 0)]
+
+
+def count_made(source: Source) -> int:
+  """How many of its examples a model made; a generated source has none."""
+  return sum(example.made for part in getattr(source, 'parts', (source,)) if isinstance(part, list)
+             for example in part)
+
+
+def made_notes(use: str, source: Source) -> list[str]:
+  """What a run says of the examples that a model made."""
+  made = count_made(source)
+  return [f'{use}: {made} of {len(source)} examples were made by a model'] if made else []
+
+
+def check_none_made(source: Source, name: str) -> None:
+  """Raises UserError if an example that is to be evaluated on was made by a model."""
+  if made := count_made(source):
+    raise UserError(f'{name}: {made} of {len(source)} examples to evaluate on were made by a model '
+                    '("made": true); leave them out, or set config.data.eval_split')
