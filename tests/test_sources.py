@@ -337,7 +337,7 @@ def test_check_of_good_data_as_a_command(tmp_path):
       "  answers: 2 different; 'yes' 67%, 'no' 33%",
       '  questions: 3 to 6 words, median 4.5',
       "  ignored keys 'mine' (known: image, image_id, question, answers, question_id, "
-      'question_type, caption, objects, expression, number, reason)',
+      'question_type, caption, objects, expression, number, reason, made)',
       'test.jsonl: not there', 'val.jsonl: not there', 'all good']
 
 
