@@ -100,7 +100,8 @@ def main_settings(base, steps: int, samplings: Sequence[str],
 
 def label_settings(base, steps: int) -> list[Setting]:
   """The settings of --labels."""
-  if 'vqa' not in base.mixer.tasks:
-    raise UserError(f'--labels is of vqa, which is none of {tuple(base.mixer.tasks)}')
-  return [Setting(tasks, steps, answers_share=share) for share in SHARES
-          for tasks in (('vqa',), tuple(base.mixer.tasks))]
+  tasks = tuple(base.mixer.tasks)
+  if 'vqa' not in tasks or len(tasks) == 1:
+    raise UserError(f'--labels compares vqa alone with vqa beside other tasks, found {tasks}')
+  return [Setting(of_run, steps, answers_share=share) for share in SHARES
+          for of_run in (('vqa',), tasks)]

@@ -102,9 +102,9 @@ def main_table(settings: Sequence[Mapping], scores: Mapping[str, str]) -> str:
   reached = markdown(['setting', 'steps', *tasks], [
       [s['name'], s['steps'], *(_reached(s, task) for task in tasks)]
       for s in settings if 'reached' in s])
-  return (f'{ends}\n\nMean over the seeds (largest less smallest). Above and below: the mean differs '
-          'from that alone by more than the larger of the two spreads.\n\nSteps to the number '
-          f'that the task alone ends with, at the evaluations:\n\n{reached}')
+  return (f'{ends}\n\nMean over the seeds (largest less smallest). Above and below: the mean '
+          'differs from that alone by more than the larger of the two spreads.\n\nSteps to the '
+          f'number that the task alone ends with, at the evaluations:\n\n{reached}')
 
 
 def _number(summary, task):
