@@ -1,9 +1,11 @@
-"""The notebook runs on workdirs as training writes them, and says what is true of them."""
+"""The notebooks run on workdirs as training writes them, and say what is true of them."""
 
+import itertools
 import json
 import os
 import pathlib
 
+import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from xmodal import config as configs
 from xmodal.data.sources import open_source
+from xmodal.mixer.sampling import make_sampling
 from xmodal.tasks.vqa import VQA, Prediction
-from xmodal.train import evaluate
+from xmodal.train import evaluate, shares
+from xmodal.train.gradients import compared
 from xmodal.train.report import Report
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
+_MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
 _TITLES = ('curves', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
 
 
@@ -44,15 +49,17 @@ def _write_run(workdir, config, records, predictions):
   return examples
 
 
-def _execute(workdir, *more_cells):
-  """The notebook, run on a workdir, with cells added at its end."""
-  notebook = nbformat.read(_NOTEBOOK, as_version=4)
+def _execute(workdir, *more_cells, path=_NOTEBOOK, **environment):
+  """A notebook, run on a workdir, with cells added at its end."""
+  notebook = nbformat.read(path, as_version=4)
   notebook.cells += more_cells
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XMODAL_WORKDIR', str(workdir))
     patch.setenv('PYTHONPATH', str(_REPOSITORY))
+    for name, value in environment.items():
+      patch.setenv(name, value)
     NotebookClient(notebook, kernel_name='python3', timeout=60, resources={
-        'metadata': {'path': str(_NOTEBOOK.parent)}}).execute()
+        'metadata': {'path': str(path.parent)}}).execute()
   return notebook
 
 
@@ -192,6 +199,64 @@ def test_no_run_is_one_line(tmp_path):
   assert caught.value.traceback.strip().endswith(f'error: {caught.value.evalue}')
 
 
-def test_committed_without_outputs():
-  for cell in json.loads(_NOTEBOOK.read_text(encoding='utf-8'))['cells']:
+def _write_multitask_run(workdir, steps, measure_every):
+  """A run of three tasks that take turns; returns the gradients' products at each measure."""
+  tasks, rng = ('vqa', 'objects', 'detection'), np.random.default_rng(0)
+  config = configs.base()
+  config.mixer.tasks, config.mixer.weights = tasks, (1.0, 1.0, 1.0)
+  config.mixer.sampling, config.train.steps = 'round_robin', steps
+  workdir.mkdir()
+  configs.save(config, str(workdir / 'config.json'))
+  sampling = make_sampling(config, dict.fromkeys(tasks, 100))
+  report = Report(str(workdir), steps=steps, start=0, batch_size=8)
+  grams = []
+  for step in range(1, steps + 1):
+    metrics = {'loss': 3.0 / step, 'skipped': 0.0, **shares.of_steps(sampling, tasks, step)}
+    for task in tasks:
+      metrics |= {f'{task}/loss': 1.0 / step, f'{task}/weight': 1.0}
+    if step % measure_every == 0:
+      gradients = rng.normal(size=(3, 5))
+      grams.append(gradients @ gradients.T)
+      metrics |= {key: float(value) for key, value in compared(tasks, jnp.array(grams[-1])).items()}
+    report.train(step, metrics)
+  report.close()
+  return grams
+
+
+def test_a_run_of_several_tasks_is_looked_at(tmp_path):
+  grams = _write_multitask_run(tmp_path / 'run', 12, 2)
+  settings = [{'name': f'{tasks[0]} alone', 'tasks': tasks, 'together': len(tasks) > 1, 'steps': 9,
+               'mean': dict.fromkeys(tasks, 0.5), 'final': dict.fromkeys(tasks, [0.4, 0.6])}
+              for tasks in (['vqa'], ['objects'], ['vqa', 'objects'])]
+  (tmp_path / 'results.json').write_text(json.dumps({'settings': settings}))
+  notebook = _execute(
+      tmp_path / 'run', _showing('[[*map(list, halves)], [*halves.values()]]'),
+      _showing('{task: numbers[-1] for task, (_, numbers) in shares.items()}'), path=_MULTITASK,
+      XMODAL_RESULTS=str(tmp_path / 'results.json'))
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert 'vqa + objects + detection: step 12 of 12, sampling round_robin' in _text(cells[0])
+  assert [_figures(cell) for cell in cells[1:5]] == [1, 1, 1, 1]
+  pairs, halves = json.loads(_text(cells[5]))
+  assert pairs == list(map(list, itertools.combinations(('vqa', 'objects', 'detection'), 2)))
+  scale = [np.sqrt(np.outer(np.diag(gram), np.diag(gram))) for gram in grams]
+  cosines = np.array([(gram / size)[np.triu_indices(3, 1)] for gram, size in zip(grams, scale)])
+  np.testing.assert_allclose(halves, np.stack([cosines[:3].mean(0), cosines[3:].mean(0)], 1),
+                             rtol=1e-4, atol=1e-6)
+  assert json.loads(_text(cells[6])) == pytest.approx(
+      {'vqa': 1 / 3, 'objects': 1 / 3, 'detection': 1 / 3})
+
+
+def test_a_run_that_has_compared_no_gradients_yet(finished):
+  """Of a real run; all of its steps train all tasks, and no benchmark was run."""
+  notebook = _execute(finished, path=_MULTITASK, XMODAL_RESULTS='nowhere.json')
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert [_figures(cell) for cell in cells[1:]] == [1, 0, 0, 0]
+  assert 'no gradients compared yet: config.mixer.measure_every=100' in _text(cells[2])
+  assert 'every step trains all tasks' in _text(cells[3])
+  assert 'no results in nowhere.json' in _text(cells[4])
+
+
+@pytest.mark.parametrize('path', [_NOTEBOOK, _MULTITASK], ids=['analyze_run', 'multitask'])
+def test_committed_without_outputs(path):
+  for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
     assert not cell.get('outputs') and cell.get('execution_count') is None

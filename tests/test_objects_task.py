@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
 import torch
 
 from xmodal.data.augment import Placement
@@ -98,3 +100,19 @@ def test_predictions_are_the_likeliest_names(objects):
   assert objects.describe(names).splitlines()[0] == f'  90.0%  {objects.names[1]}'
   example = Example(IMAGE, objects=(Object(objects.names[1], (0, 0, 1, 1)),))
   assert objects.draw(example, np.zeros((8, 8, 3), np.uint8), names).height > 100
+
+
+def test_scores_of_names_equal_sklearn(objects):
+  truths = [('cat', 'cat'), ('red circle', 'blue square'), (), ('dog',), None]
+  said = [{'cat': 0.9}, {'red circle': 0.5, 'cat': 0.7}, {'cat': 0.49}, {'cat': 0.8}, {'cat': 1.0}]
+  examples = [Example(IMAGE, objects=None if names is None else tuple(
+      Object(name, (0, 0, 9, 9)) for name in names)) for names in truths]
+  scores = objects.score(examples, [tuple(chances.items()) for chances in said])
+  binary = MultiLabelBinarizer(classes=[*NAMES, 'dog'])
+  expected = precision_recall_fscore_support(
+      binary.fit_transform(truths[:4]),
+      binary.transform([[name for name, p in chances.items() if p >= 0.5] for chances in said[:4]]),
+      average='micro')
+  assert scores == pytest.approx(
+      dict(zip(('precision', 'recall', 'f1'), expected[:3])) | {'examples': 4})
+  assert objects.score([Example(IMAGE)], [()]) == {}

@@ -114,6 +114,7 @@ def base() -> ConfigDict:
   c.data.eval_examples = 2_100  # shapes only
   c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
   c.data.numbers = False  # shapes only: questions that a number answers
+  c.data.answers_share = 1.0  # of the training records, that keep their answers
   c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
@@ -241,7 +242,7 @@ _RANGES = {
     'model.lora.dropout_rate': (0, 0.99),
     'model.text.vocab_size': (1, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
-    'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
+    'data.answers_share': (1e-6, 1), 'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None), 'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
     'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),

@@ -82,7 +82,7 @@ def _run(config, workdir, mode):
   if _MULTIHOST.value:
     _join_hosts()
   else:
-    _use_two_cores(config)
+    use_two_cores(config)
   enable_compilation_cache()
   run = Run(config, os.path.abspath(workdir), mode)
   if mode == 'dry_run':
@@ -95,7 +95,7 @@ def _run(config, workdir, mode):
           'final.json, checkpoints/, tensorboard/')
 
 
-def _use_two_cores(config):
+def use_two_cores(config) -> None:
   """On a CPU, halves of a batch go to two devices: one alone leaves a second core idle in small
   models (two took 143 ms for a step of configs/detection.py, one 170)."""
   import jax

@@ -1,13 +1,16 @@
 """Which data set a config means."""
 
+import dataclasses
 import os
 import shlex
 
+import numpy as np
+
 from xmodal.config import IMAGE_SIZE
 from xmodal.data import (
-    coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
-from xmodal.data.example import Source
-from xmodal.data.faults import check_left
+    coco, crowds, jsonl, order, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
+from xmodal.data.example import Example, Source
+from xmodal.data.faults import Examples, check_left
 from xmodal.data.made import Joined, check_none_made
 from xmodal.errors import UserError
 
@@ -17,15 +20,49 @@ READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
 _OF_BOXES = ('coco', 'voc', 'visual_genome')
 
 
-def open_source(config, split: str, *, train: bool) -> Source:
+# Of the permutation that chooses which records keep their answers: no epoch has this number.
+_ANSWERED = 2**32
+
+
+class PartlyAnswered:
+  """A source of which a share of the records keep their answers.
+
+  Whether a record does is a function of its number, the number of records and the seed.
+
+  Args:
+    source: with answers.
+    share: 0..1, rounded to whole records, at least one.
+    seed: another seed, other records.
+    only: leaves the other records out; else they come without answers, and all else of theirs.
+  """
+
+  def __init__(self, source: Source, share: float, seed: int, *, only: bool = False):
+    size = len(source)
+    self._source = source
+    self._answered = (order.permute(np.arange(size), size, seed, _ANSWERED)
+                      < max(1, round(share * size)))
+    self._records = np.flatnonzero(self._answered) if only else np.arange(size)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Example:
+    record = int(self._records[index])
+    example = self._source[record]
+    return example if self._answered[record] else dataclasses.replace(example, answers=())
+
+
+def open_source(config, split: str, *, train: bool, only_answered: bool = False) -> Source:
   """Opens one split of the data set that config.data names, for training with what config.data.more
   adds to it.
 
   Args:
     config: the whole config.
     split: name of the split, as the source calls it.
-    train: whether to train on it; of the embedded data, also whether to give the training
-      number of examples, and to leave out what config.data.without names.
+    train: whether to train on it: config.data.answers_share and more hold then; of the embedded
+      data also whether to give the training number of examples, and to leave out what
+      config.data.without names.
+    only_answered: whether records that answers_share takes the answers of are of no use.
 
   Raises:
     UserError: there is no such source, folder, file or split, nothing in it to
@@ -34,13 +71,16 @@ def open_source(config, split: str, *, train: bool) -> Source:
   source = _open(config, split, train)
   if not train:
     check_none_made(source, f'{config.data.root}, {split!r}')
-  if not train or not config.data.more:
     return source
+  if (share := config.data.answers_share) < 1:
+    part = PartlyAnswered(source, share, config.seed, only=only_answered)
+    source = Examples(part, getattr(source, 'faults', ())) if isinstance(source, list) else part
   for folder in config.data.more:
     if not os.path.isfile(os.path.join(os.path.expanduser(folder), 'train.jsonl')):
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
                       'xmodal.augment wrote')
-  return Joined([source, *(jsonl.read_jsonl(folder, 'train') for folder in config.data.more)])
+  more = [jsonl.read_jsonl(folder, 'train') for folder in config.data.more]
+  return Joined([source, *more]) if more else source
 
 
 def _open(config, split, train):

@@ -22,6 +22,7 @@ from xmodal.data.made import made_notes
 from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import Sampling
+from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
 
 _MOST_BOXES = 20  # that are not inside their pictures and are shown
@@ -109,15 +110,16 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
   return [_open(own, tuple(names), uses, len(shared) > 1) for own, names in shared.values()]
 
 
-def _open(config, tasks, uses, several):
-  name = '+'.join(tasks)
+def _open(config, names, uses, several):
+  name = '+'.join(names)
   try:
     configs.check(config)
-    sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train')
+    sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train',
+                                only_answered=all('answers' in task_class(n).needs for n in names))
                for use in uses}
   except UserError as error:
     raise UserError(f'data of {name}: {error}') from error if several else error
-  return Feed(name, tasks, config, sources,
+  return Feed(name, names, config, sources,
               {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
                for use, source in sources.items()},
               {use: BadBoxes() for use in uses})

@@ -37,6 +37,7 @@ class Captioning(Task):
   name = 'captioning'
   needs = ('captions',)
   loss_weights = {'gen': 1.0}
+  main_score = 'CIDEr'
 
   def __init__(self, config, tokenizer: Tokenizer, max_captions: int, seed: int = 0):
     """A task whose training looks at up to max_captions texts of each picture.

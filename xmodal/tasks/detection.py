@@ -56,6 +56,7 @@ class Detection(Task):
 
   name = 'detection'
   needs = ('objects',)
+  main_score = 'mAP'
 
   def __init__(self, config, tokenizer: Tokenizer, learned: Mapping):
     """A task over a list of names, which `asking` changes.

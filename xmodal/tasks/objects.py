@@ -27,6 +27,7 @@ from xmodal.tasks import card
 from xmodal.tasks.task import Task
 
 _TOP = 10
+_LIKELY = 0.5  # a name's probability, from which it counts as said
 
 
 class Objects(Task):
@@ -35,6 +36,7 @@ class Objects(Task):
   name = 'objects'
   needs = ('objects',)
   loss_weights = {'names': 1.0}
+  main_score = 'f1'
 
   def __init__(self, tokenizer: Tokenizer, names: Sequence[str], *, max_objects: int):
     """A task over a fixed list of names.
@@ -102,6 +104,20 @@ class Objects(Task):
     return [tuple((self.names[i], float(row[i])) for i in order)
             for row, order in zip(arrays['present'], ranked)]
 
+  def score(self, examples, predictions):
+    """Precision, recall and F1 of the names said, over all pictures at once (micro)."""
+    pairs = [({o.name for o in e.objects}, {name for name, chance in said if chance >= _LIKELY})
+             for e, said in zip(examples, predictions) if e.objects is not None]
+    if not pairs:
+      return {}
+    there, told, right = (sum(map(len, sets)) for sets in (
+        *zip(*pairs), [truth & said for truth, said in pairs]))
+    return {'f1': 2 * right / max(there + told, 1), 'precision': right / max(told, 1),
+            'recall': right / max(there, 1), 'examples': len(pairs)}
+
+  def headline(self, scores):
+    return f'F1 of names {scores["f1"]:.1%}' if scores else ''
+
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
 
@@ -109,7 +125,7 @@ class Objects(Task):
     truth = {o.name for o in example.objects or ()}
     lines = [(f'{name} ({probability:.0%})',
               card.PLAIN if not truth else card.RIGHT if name in truth else card.WRONG)
-             for name, probability in prediction if probability >= 0.5]
+             for name, probability in prediction if probability >= _LIKELY]
     if example.objects is not None:
       lines.append((f'truth: {", ".join(sorted(truth)) or "nothing"}', card.PLAIN))
     return card.draw_card(pixels, lines or [('nothing likely', card.PLAIN)])

@@ -42,6 +42,7 @@ class Regression(Task):
 
   name = 'regression'
   needs = ('question', 'number')
+  main_score = 'R2'
 
   def __init__(self, config, tokenizer: Tokenizer, mean: float, std: float,
                dropout_rate: float = 0.0):

@@ -72,6 +72,7 @@ class Retrieval(Task):
   name = 'retrieval'
   needs = ('captions',)
   loss_weights = {'contrastive': 1.0}
+  main_score = 'image_to_text/recall_at_1'
   takes_folders = True
 
   def __init__(self, config, tokenizer: Tokenizer, num_captions: int):

@@ -26,12 +26,14 @@ class Task(abc.ABC):
     name: how configs, metrics and the batch's features call it.
     needs: fields of Example that training needs filled.
     loss_weights: weight of each loss term in the task's loss.
+    main_score: which number of `score` says how good it is, higher for better; '': it has none.
     takes_folders: whether `ask` takes a folder of pictures for a picture.
   """
 
   name: str
   needs: tuple[str, ...]
   loss_weights: Mapping[str, float]
+  main_score: str = ''
   takes_folders: bool = False
 
   @abc.abstractmethod

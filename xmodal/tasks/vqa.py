@@ -51,6 +51,7 @@ class VQA(Task):
 
   name = 'vqa'
   needs = ('question', 'answers')
+  main_score = 'accuracy'
 
   def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], *, question_length: int,
                answer_length: int, classifier: bool = True, generation_weight: float = 0.0,

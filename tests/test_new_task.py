@@ -1,0 +1,41 @@
+"""The task that README.md adds: its block as it stands there is trained, kept and asked."""
+
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+from xmodal import predict, tasks
+import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+  """The block as a file of xmodal/tasks."""
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  (block,) = re.findall(r'```python\n(.*?)```', text.split('## Adding a task')[1].split('\n## ')[0],
+                        re.DOTALL)
+  assert len(block.splitlines()) < 60
+  (tmp_path / 'counting.py').write_text(block)
+  monkeypatch.setattr(tasks, '__path__', [*tasks.__path__, str(tmp_path)])
+  yield block
+  sys.modules.pop('xmodal.tasks.counting', None)
+
+
+def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_path, capsys):
+  final = tiny.train(tmp_path / 'run', tiny.changed(
+      mixer__tasks=('vqa', 'counting'), mixer__weights=(1.0, 1.0), train__steps=40,
+      train__eval_every=40, train__checkpoint_every=40, optimizer__learning_rate=1e-2))
+  scores = final['evaluation']['counting']
+  assert scores['examples'] == 20 and scores['accuracy'] > 0.2  # most pictures show 2 to 4
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  losses = [line['loss'] for line in lines if line['task'] == 'counting' and 'loss' in line]
+  assert losses[0] > 2 and sum(losses[-5:]) / 5 < 1.7  # of eleven counts, and of the few there are
+  capsys.readouterr()
+  assert predict.main(['--checkpoint', str(tmp_path / 'run'), '--task', 'counting', '--image',
+                       str(ROOT / 'notebooks' / 'pictures' / 'scene.png')]) == 0
+  assert 1 <= int(capsys.readouterr().out.strip().splitlines()[-1]) <= 4

@@ -1,0 +1,236 @@
+"""Whether tasks help each other: each alone against all together.
+
+`python -m xmodal.bench.multitask [--steps 1500] [--seeds 3] [--tasks vqa,detection] ...`
+trains configs/multitask.py, one run after another, each in a folder of its own below
+--workdir. A run that has ended is not run again, and one that was stopped goes on: the same
+command makes the table over several sittings. It is in table.md, and all numbers are in
+results.json, after each run.
+
+Runs, each with every seed:
+  TASK alone           --steps steps of one task: a batch of it in each
+  SAMPLING, BALANCE    all tasks: the plain sum (joint, fixed), each sampling with fixed weights,
+                       each balance with joint sampling
+Equal steps: all of --steps. Equal examples: a task gets as many batches as alone. Where a step
+trains all tasks the two are one. Where it trains one, a run of --steps steps gives each of k
+tasks a k-th of the batches on average; another of k times --steps gives as many as alone (exactly
+in round_robin, by size in proportional and temperature: 'batches a task' has the fewest and the
+most). Learning rates fall to the end of each run, so neither is read off the other's middle.
+A task's number is its main_score, on the same validation examples in all runs.
+
+--cost measures instead what a step costs, and --labels what answers are worth: accuracy of vqa
+with 100, 30, 10 and 3% of them, alone and beside the other tasks, which have all pictures. Both
+read batches of answered questions only: the fewer there are, the more often each.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import runpy
+import sys
+
+from flax import traverse_util
+
+import xmodal
+from xmodal import config as configs
+from xmodal.bench import multitask_cost, multitask_table
+from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
+from xmodal.errors import UserError
+from xmodal.mixer.sampling import SAMPLINGS
+from xmodal.tasks import task_class
+from xmodal.train import build
+
+BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
+_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs', 'multitask.py')
+
+
+def train(config, workdir: str) -> bool:
+  """Trains a run to its end, unless it is there; False if it was stopped on the way."""
+  import jax
+
+  from xmodal.train.loop import Run
+  if os.path.exists(os.path.join(workdir, 'final.json')):
+    _check_same(build.settle(config, {}), workdir)
+    return True
+  print(f'\n{workdir}', flush=True)
+  done = bool(Run(config, workdir).train())
+  jax.clear_caches()  # of programs that no other run has
+  return done
+
+
+def _check_same(config, workdir):
+  now, then = (traverse_util.flatten_dict(json.loads(c.to_json()), sep='.')
+               for c in (config, configs.load(os.path.join(workdir, 'config.json'))))
+  if changed := sorted(key for key in now if now[key] != then.get(key)):
+    key = changed[0]
+    raise UserError(f'{workdir} was run with another config ({key}={then.get(key)!r} there and '
+                    f'{now[key]!r} here): give another --workdir, or delete that folder')
+
+
+def summaries(settings, base, seeds: int, workdir: str) -> list[dict]:
+  """Of each setting with a finished run, what its runs reached."""
+  found = []
+  for setting in settings:
+    scores = _scores(setting.tasks)
+    outcomes = [outcome for seed in range(seeds) if (outcome := multitask_table.read_outcome(
+        os.path.join(workdir, setting.folder(seed)), scores))]
+    if not outcomes:
+      continue
+    order = setting.order(base)
+    found.append({
+        'name': setting.name, **dataclasses.asdict(setting), 'together': setting.together,
+        'batches': {task: order.taken((task,), setting.steps) for task in setting.tasks},
+        **multitask_table.summarise(outcomes)})
+  alone = {(s['tasks'][0], s['answers_share']): s for s in found if not s['together']}
+  return [s | multitask_table.compare(s, {
+      task: alone[task, s['answers_share']] for task in s['tasks']
+      if (task, s['answers_share']) in alone}) if s['together'] else s for s in found]
+
+
+def _scores(tasks):
+  return {task: score for task in tasks if (score := task_class(task).main_score)}
+
+
+def _write(workdir, name, table, **results):
+  """Adds to results.json, and writes a table beside it."""
+  path = os.path.join(workdir, 'results.json')
+  os.makedirs(workdir, exist_ok=True)
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as f:
+      results = json.load(f) | results
+  with open(f'{path}.part', 'w', encoding='utf-8') as f:
+    json.dump(results, f, indent=2)
+  os.replace(f'{path}.part', path)
+  with open(os.path.join(workdir, name), 'w', encoding='utf-8') as f:
+    f.write(f'{table}\n')
+
+
+def _train_all(base, options):
+  """Trains what is missing and prints the table."""
+  if options.labels:
+    settings, notes = label_settings(base, options.steps), []
+  else:
+    settings, notes = main_settings(base, options.steps, options.samplings, options.balances)
+  total, done = len(settings) * options.seeds, 0
+
+  def write():
+    found = summaries(settings, base, options.seeds, options.workdir)
+    if options.labels:
+      table = multitask_table.labels_table(found)
+      _write(options.workdir, 'labels.md', table, labels=found)
+    else:
+      table = multitask_table.main_table(found, _scores(base.mixer.tasks))
+      _write(options.workdir, 'table.md', table, settings=found)
+    return '\n\n'.join([table, *notes])
+
+  # Seed by seed, so that a table of some is one of all settings.
+  for seed in range(options.seeds):
+    for setting in settings:
+      workdir = os.path.join(options.workdir, setting.folder(seed))
+      if not train(setting.config(base, seed), workdir):
+        print(f'stopped after {done} of {total} runs; the same command goes on')
+        return
+      done += 1
+      table = write()
+  print(f'\n{table}\n\nin {options.workdir}: results.json, and a folder a run')
+
+
+def _cost(base, options):
+  """Measures what steps cost and prints the table."""
+  import jax
+
+  from xmodal.train.loop import Run
+  tasks = tuple(base.mixer.tasks)
+  if len(tasks) == 1:
+    raise UserError(f'--cost compares tasks together with each alone, found {tasks[0]} only')
+
+  def run(setting):
+    return Run(setting.config(base, 0), options.workdir)  # in which nothing is written
+
+  found = multitask_cost.measure_cost(
+      {task: run(Setting((task,), options.steps)) for task in tasks},
+      {name: run(Setting(tasks, options.steps, balance=name))
+       for name in dict.fromkeys(('fixed', *options.balances))},
+      {name: run(Setting(tasks, options.steps, sampling=name))
+       for name in options.samplings if name != 'joint'}, options.rounds, options.round_steps)
+  table = multitask_cost.cost_table(found)
+  _write(options.workdir, 'cost.md', table, cost=found)
+  print(f'batch {base.train.batch_size}, {options.rounds} rounds, {jax.device_count()} x '
+        f'{jax.devices()[0].device_kind}\n\n{table}')
+
+
+def _chosen(flag, text, known):
+  names = tuple(dict.fromkeys(text.split(',')))
+  if unknown := set(names) - set(known):
+    raise UserError(f'--{flag}: {min(unknown)!r} is none of {",".join(known)}')
+  return names
+
+
+def _base(options):
+  """The config that all runs change, with the tasks chosen."""
+  try:
+    base = runpy.run_path(options.config)['get_config']()
+  except (OSError, KeyError) as error:
+    raise UserError(f'--config={options.config}: wanted a Python file with get_config(), such as '
+                    'configs/multitask.py') from error
+  known = tuple(base.mixer.tasks)
+  weights = build.task_weights(base)
+  chosen = _chosen('tasks', options.tasks, known) if options.tasks else known
+  base.mixer.tasks = tuple(task for task in known if task in chosen)
+  base.mixer.weights = tuple(weights[task] for task in base.mixer.tasks)
+  if options.fast:
+    base.data.eval_examples = min(base.data.eval_examples, 300)
+  configs.check(base)
+  return base
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--workdir', default='runs/bench_multitask')
+  parser.add_argument('--config', default=_CONFIG, help='of the model, the data and the tasks')
+  parser.add_argument('--steps', type=int, help='1500; with --fast 200')
+  parser.add_argument('--seeds', type=int, help='3; with --fast 1')
+  parser.add_argument('--tasks', help='some of those of the config, with commas')
+  parser.add_argument('--samplings', help='all; with --fast joint,round_robin')
+  parser.add_argument('--balances', help='all; with --fast fixed,uncertainty')
+  parser.add_argument('--fast', action='store_true', help='a first look')
+  parser.add_argument('--cost', action='store_true', help='measure seconds a step')
+  parser.add_argument('--rounds', type=int, default=7, help='of --cost')
+  parser.add_argument('--round-steps', type=int, default=3, help='of each kind, in a round')
+  parser.add_argument('--labels', action='store_true', help='accuracy with fewer answers')
+  options = parser.parse_args(arguments)
+  try:
+    _run(options)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(options):
+  fast = options.fast
+  options.steps = (200 if fast else 1500) if options.steps is None else options.steps
+  options.seeds = (1 if fast else 3) if options.seeds is None else options.seeds
+  for name in ('steps', 'seeds', 'rounds', 'round_steps'):
+    if getattr(options, name) < 1:
+      raise UserError(f'--{name.replace("_", "-")}={getattr(options, name)}: wanted 1 or more')
+  options.samplings = _chosen(
+      'samplings', options.samplings or ('joint,round_robin' if fast else ','.join(SAMPLINGS)),
+      SAMPLINGS)
+  options.balances = _chosen(
+      'balances', options.balances or ('fixed,uncertainty' if fast else ','.join(BALANCES)),
+      BALANCES)
+  options.workdir = os.path.abspath(options.workdir)
+  base = _base(options)
+
+  from xmodal.main import use_two_cores
+  from xmodal.train.cache import enable_compilation_cache
+  use_two_cores(base)
+  enable_compilation_cache()
+  (_cost if options.cost else _train_all)(base, options)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,137 @@
+"""What finished runs of bench.multitask say: each task's number over the seeds, and tables."""
+
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+# A task's numbers at its evaluations: [(step, number), ...].
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What one finished run reached.
+
+  Attributes:
+    curves: of each task.
+    pictures_per_second: of training alone; a picture that several tasks share counts once.
+  """
+
+  curves: Mapping[str, Curve]
+  pictures_per_second: float
+
+
+def read_outcome(workdir: str, scores: Mapping[str, str]) -> Outcome | None:
+  """The outcome of a run's folder, None if it has not ended; scores: main_score of each task."""
+  if not os.path.exists(os.path.join(workdir, 'final.json')):
+    return None
+  curves, rates = {task: [] for task in scores}, []
+  with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as f:
+    for line in map(json.loads, f):
+      task = line['task']
+      if line['split'] == 'train' and task == 'all':
+        rates.append(line['examples_per_second'])
+      elif line['split'] == 'eval' and line.get(scores.get(task)) is not None:
+        curves[task].append((line['step'], line[scores[task]]))
+  return Outcome({task: curve for task, curve in curves.items() if curve},
+                 statistics.median(rates))
+
+
+def summarise(outcomes: Sequence[Outcome]) -> dict:
+  """Over the seeds of one setting, plain values for a JSON file.
+
+  'final' has each task's numbers at the end; 'mean' and 'spread' (largest less smallest; None for
+  one seed) are of them, 'curve' is the mean at each evaluation.
+  """
+  tasks = [task for task in outcomes[0].curves if all(task in o.curves for o in outcomes)]
+  final = {task: [o.curves[task][-1][1] for o in outcomes] for task in tasks}
+  return {
+      'seeds': len(outcomes), 'final': final,
+      'mean': {task: statistics.fmean(numbers) for task, numbers in final.items()},
+      'spread': {task: max(numbers) - min(numbers) if len(numbers) > 1 else None
+                 for task, numbers in final.items()},
+      'curve': {task: _mean_curve([o.curves[task] for o in outcomes]) for task in tasks},
+      'pictures_per_second': statistics.median(o.pictures_per_second for o in outcomes)}
+
+
+def _mean_curve(curves):
+  steps = [step for step, _ in curves[0] if all(step in dict(curve) for curve in curves)]
+  return [[step, statistics.fmean(dict(curve)[step] for curve in curves)] for step in steps]
+
+
+def compare(together: Mapping, alone: Mapping[str, Mapping]) -> dict:
+  """A summary of tasks together against those of each alone.
+
+  Returns:
+    'reached': by task, the first evaluation at which the mean is what the task alone ends with,
+    None if there is none; 'above' and 'below': the tasks whose mean at the end differs from that
+    alone by more than the larger of the two spreads. Where one of the two has one seed there is no
+    spread, and the task is in neither.
+  """
+  reached, above, below = {}, [], []
+  for task in together['mean']:
+    if task not in alone or task not in alone[task]['mean']:
+      continue
+    goal = alone[task]['mean'][task]
+    reached[task] = next((step for step, mean in together['curve'][task] if mean >= goal), None)
+    spreads = together['spread'][task], alone[task]['spread'][task]
+    difference = together['mean'][task] - goal
+    if None not in spreads and abs(difference) > max(spreads):
+      (above if difference > 0 else below).append(task)
+  return {'reached': reached, 'above': above, 'below': below}
+
+
+def main_table(settings: Sequence[Mapping], scores: Mapping[str, str]) -> str:
+  """Of summaries with 'name', 'steps' and 'batches', those of tasks together compared; Markdown."""
+  tasks = list(scores)
+  rows = []
+  for setting in settings:
+    batches = [setting['batches'][task] for task in tasks if task in setting['batches']]
+    rows.append([
+        setting['name'], setting['steps'],
+        '-'.join(map(str, dict.fromkeys((min(batches), max(batches))))),
+        setting['seeds'], *(_number(setting, task) for task in tasks),
+        f'{setting["pictures_per_second"]:.0f}',
+        *(', '.join(setting[key]) if key in setting and setting['seeds'] > 1 else ''
+          for key in ('above', 'below'))])
+  ends = markdown(['setting', 'steps', 'batches a task', 'seeds',
+                   *(f'{task} {scores[task]}' for task in tasks), 'pictures/s', 'above alone',
+                   'below alone'], rows)
+  reached = markdown(['setting', 'steps', *tasks], [
+      [s['name'], s['steps'], *(_reached(s, task) for task in tasks)]
+      for s in settings if 'reached' in s])
+  return (f'{ends}\n\nMean over the seeds (largest less smallest). Above and below: the mean '
+          'differs from that alone by more than the larger of the two spreads.\n\nSteps to the '
+          f'number that the task alone ends with, at the evaluations:\n\n{reached}')
+
+
+def _number(summary, task):
+  if task not in summary['mean']:
+    return ''
+  spread = summary['spread'][task]
+  return f'{summary["mean"][task]:.3f}' + ('' if spread is None else f' ({spread:.3f})')
+
+
+def _reached(summary, task):
+  if task not in summary['reached']:
+    return ''
+  step = summary['reached'][task]
+  return 'not' if step is None else step
+
+
+def labels_table(settings: Sequence[Mapping]) -> str:
+  """Of summaries with 'together' and 'answers_share': accuracy of answers; Markdown."""
+  shares = sorted({s['answers_share'] for s in settings}, reverse=True)
+  cells = {(s['answers_share'], s['together']): _number(s, 'vqa') for s in settings}
+  return markdown(
+      ['answers', 'vqa alone', 'with all tasks'],
+      [[f'{share:.0%}', *(cells.get((share, together), '') for together in (False, True))]
+       for share in shares])
+
+
+def markdown(head: Sequence, rows: Iterable[Sequence]) -> str:
+  """A table."""
+  return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |'
+                   for row in (head, ['---'] * len(head), *rows))
