@@ -20,7 +20,7 @@ from xmodal.data.sources import open_source
 from xmodal.mixer.sampling import make_sampling
 from xmodal.tasks.vqa import VQA, Prediction
 from xmodal.train import evaluate, shares
-from xmodal.train.gradients import compared
+from xmodal.train.measure import compared
 from xmodal.train.report import Report
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
