@@ -177,7 +177,7 @@ class Retrieval(Task):
   # ---- device: model and losses
 
   def head(self):
-    return RetrievalHead(self._config.embedding_dim, self._config.loss, self._tokenizer.pad_id)
+    return RetrievalHead(self._config.embedding_dim, self._config.loss)
 
   def weights(self, features):
     return {'contrastive': (features['count'] > 0).astype(jnp.float32)}
@@ -315,12 +315,10 @@ class RetrievalHead(nn.Module):
   Attributes:
     embedding_dim: D of that space.
     loss: whose scale and bias it begins with, 'sigmoid' or 'softmax' (which has no bias).
-    pad_id: token number that is no text.
   """
 
   embedding_dim: int
   loss: str
-  pad_id: int
 
   def setup(self):
     self.vision_pool, self.text_pool = AttentionPool(), AttentionPool()
