@@ -28,10 +28,10 @@ def counting(tmp_path, monkeypatch):
 
 def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_path, capsys):
   final = tiny.train(tmp_path / 'run', tiny.changed(
-      mixer__tasks=('vqa', 'counting'), mixer__weights=(1.0, 1.0), train__steps=40,
-      train__eval_every=40, train__checkpoint_every=40, optimizer__learning_rate=1e-2))
+      mixer__tasks=('objects', 'counting'), mixer__weights=(1.0, 1.0), train__steps=160,
+      train__eval_every=160, train__checkpoint_every=160, optimizer__learning_rate=3e-3))
   scores = final['evaluation']['counting']
-  assert scores['examples'] == 20 and scores['accuracy'] > 1 / 11  # by chance
+  assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 of them show 4, the commonest
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   losses = [line['loss'] for line in lines if line['task'] == 'counting' and 'loss' in line]
   assert losses[0] > 2 and sum(losses[-5:]) / 5 < 1.7  # of eleven counts, and of the few there are

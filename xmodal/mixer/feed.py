@@ -107,10 +107,10 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
   for task in tasks:
     own = task_config(config, task)
     shared.setdefault(own.data.to_json(sort_keys=True), (own, []))[1].append(task)
-  return [_open(own, tuple(names), uses, len(shared) > 1) for own, names in shared.values()]
+  return [_open(own, tuple(names), uses) for own, names in shared.values()]
 
 
-def _open(config, names, uses, several):
+def _open(config, names, uses):
   name = '+'.join(names)
   try:
     configs.check(config)
@@ -118,7 +118,7 @@ def _open(config, names, uses, several):
                                 only_answered=all('answers' in task_class(n).needs for n in names))
                for use in uses}
   except UserError as error:
-    raise UserError(f'data of {name}: {error}') from error if several else error
+    raise UserError(f'data of {name}: {error}') from error
   return Feed(name, names, config, sources,
               {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
                for use, source in sources.items()},

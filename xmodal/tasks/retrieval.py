@@ -25,7 +25,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import retrieval as metrics
 from xmodal.models.pooling import AttentionPool
-from xmodal.tasks import card
+from xmodal.tasks import card, writing
 from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import Task
 
@@ -119,11 +119,8 @@ class Retrieval(Task):
   def survey(self, examples):
     said = super().survey(examples)
     texts = [text for e in examples for text in _captions(e)[:self._config.max_captions]]
-    lengths, limit = self._tokenizer.lengths(texts), self._config.caption_length
-    if cut := int((lengths > limit).sum()):
-      said.append(f'{cut} of {len(texts)} captions are longer than {limit} tokens (the longest has '
-                  f'{lengths.max()}) and lose their end: config.retrieval.caption_length sets the '
-                  'limit')
+    said += writing.cut_note(self._tokenizer, texts, 'captions', self._config.caption_length,
+                             'retrieval.caption_length')
     if left := sum(max(len(_captions(e)) - self._config.max_captions, 0) for e in examples):
       said.append(f'{left} captions beyond the first {self._config.max_captions} of a picture are '
                   'left out: config.retrieval.max_captions sets the limit')
