@@ -1,28 +1,33 @@
-"""What a query sees of the pixels around its box, against Pillow's resize."""
+"""What a query sees of the pixels around its box, against Pillow's and PyTorch's sampling."""
 
 import jax
 import numpy as np
 from PIL import Image
 import pytest
+import torch
 
-from xmodal.models.queries import glimpse
+from xmodal.models.glimpse import glimpse
 
 HEIGHT, WIDTH, CELLS = 40, 56, 6
 PICTURE = np.random.default_rng(0).random((1, HEIGHT, WIDTH, 1)).astype(np.float32)
 
 
-@pytest.mark.parametrize('side', [3.0, 9.5, 30.0])  # of pixels: less than a cell each, and more
-def test_it_is_the_picture_around_the_box_as_pillow_resizes_it(side):
+# Of pixels: less than one a cell, and one, two or four times as many.
+@pytest.mark.parametrize('side, shrink', [(3.0, 1), (7.5, 1), (11.0, 2), (30.0, 4)])
+def test_it_is_the_picture_around_the_box_shrunk_till_a_pixel_is_a_cell(side, shrink):
   rng = np.random.default_rng(int(side))
   low = rng.uniform(0, [WIDTH - side, HEIGHT - side], (5, 2))
-  seen = np.concatenate([low, low + side], axis=-1)  # what is to be seen, in pixels
-  middle, half = (seen[:, :2] + seen[:, 2:]) / 2, side / 2 / 1.4
+  middle, half = low + side / 2, side / 2 / 1.4
   boxes = np.concatenate([(middle - half) / [WIDTH, HEIGHT], (middle + half) / [WIDTH, HEIGHT]], -1)
   found = glimpse(PICTURE, np.float32(boxes)[None], CELLS, zoom=1.4)
-  for crop, corners in zip(found[0], seen):
-    expected = Image.fromarray(PICTURE[0, ..., 0]).resize(
-        (CELLS, CELLS), Image.Resampling.BILINEAR, box=tuple(corners))
-    np.testing.assert_allclose(crop[..., 0], expected, atol=1e-5)
+  small = np.asarray(Image.fromarray(PICTURE[0, ..., 0]).reduce(shrink))
+  cells = (np.arange(CELLS) + 0.5) / CELLS
+  for crop, (left, top) in zip(found[0], low):
+    x, y = np.meshgrid(2 * (left + side * cells) / WIDTH - 1, 2 * (top + side * cells) / HEIGHT - 1)
+    expected = torch.nn.functional.grid_sample(
+        torch.tensor(small)[None, None], torch.tensor(np.float32(np.stack([x, y], -1)))[None],
+        padding_mode='border', align_corners=False)
+    np.testing.assert_allclose(crop[..., 0], expected[0, 0], atol=1e-5)
 
 
 def test_beyond_the_picture_there_is_nothing_and_boxes_learn_nothing():
@@ -34,9 +39,11 @@ def test_beyond_the_picture_there_is_nothing_and_boxes_learn_nothing():
   assert (np.asarray(gradient) == 0).all()
 
 
-def test_padding_is_as_far_away_as_the_edge_of_the_picture():
-  padded = np.pad(PICTURE, ((0, 0), (0, 8), (0, 24), (0, 0)), constant_values=7)
-  boxes = np.float32([[[0.1, 0.6, 0.5, 1.0], [0.8, 0.2, 1.1, 0.9]]])
-  smaller = boxes * np.float32([WIDTH / 80, HEIGHT / 48] * 2)
-  found = glimpse(padded, smaller, CELLS, extent=np.array([[HEIGHT, WIDTH]]))
-  np.testing.assert_allclose(found, glimpse(PICTURE, boxes, CELLS), atol=1e-5)
+@pytest.mark.parametrize('picture', [PICTURE, PICTURE[:, :39, :53]])  # edges within halved pixels
+def test_padding_is_as_far_away_as_the_edge_of_the_picture(picture):
+  height, width = picture.shape[1:3]
+  padded = np.pad(picture, ((0, 0), (0, 48 - height), (0, 80 - width), (0, 0)), constant_values=7)
+  boxes = np.float32([[[0.1, 0.6, 0.5, 1.0], [0.8, 0.2, 1.1, 0.9], [0.0, 0.0, 1.0, 1.0]]])
+  smaller = boxes * np.float32([width / 80, height / 48] * 2)
+  found = glimpse(padded, smaller, CELLS, extent=np.array([[height, width]]))
+  np.testing.assert_allclose(found, glimpse(picture, boxes, CELLS), atol=1e-5)

@@ -7,6 +7,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from xmodal import heap
 from xmodal.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -120,4 +121,5 @@ def _join_hosts():
 
 
 if __name__ == '__main__':
+  heap.keep_memory()
   sys.exit(main())

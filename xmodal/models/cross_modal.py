@@ -11,7 +11,7 @@ from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, scan_layers
 
 
-def _matching_init(rng, shape, dtype=jnp.float32):
+def matching_init(rng, shape, dtype=jnp.float32):
   """The same random projection for queries and keys, whatever their rng.
 
   Attention then begins as a comparison of contents: a word looks at the image
@@ -40,7 +40,7 @@ class Sublayers(nn.Module):
   def attend(self, x, context, mask, name, deterministic):
     layer = MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
                                dtype=self.dtype, implementation=self.attention,
-                               query_init=_matching_init, key_init=_matching_init,
+                               query_init=matching_init, key_init=matching_init,
                                out_init=nn.initializers.zeros, name=name)
     return self.dropout(layer(x, context, mask=mask), deterministic)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from xmodal.models.boxes import to_center, to_corners
 from xmodal.models.cross_modal import Sublayers
+from xmodal.models.glimpse import glimpse
 from xmodal.models.layers import Mlp
 
 
@@ -133,52 +134,3 @@ class QueryBoxes(nn.Module):
     size = references[..., 2:] * jnp.exp(jnp.clip(change[..., 2:], -5, 5))
     center = references[..., :2] + change[..., :2] * references[..., 2:]
     return to_corners(jnp.concatenate([center, size], axis=-1))
-
-
-class MeantQuery(Sublayers):
-  """How well what each query shows fits an expression that has been read.
-
-  A relation ('left of the red circle') is between things: the queries look at each
-  other, after each knows what it shows, where, and what the expression says of that.
-  """
-
-  @nn.compact
-  def __call__(self, queries, read, boxes, mask, *, deterministic):
-    """Queries [B, N, D], the same of tokens that read the expression, boxes [B, N, 4] and mask,
-    bool [B, N] or None: logits float32 [B, N, 1]."""
-    width = queries.shape[-1]
-    place = nn.Dense(width, dtype=self.dtype, name='place_projection')(
-        jax.lax.stop_gradient(to_center(boxes)).astype(self.dtype))
-    known = jnp.concatenate([read, self.norm(queries, 'norm')], axis=-1)
-    both = place + Mlp(self.mlp_dim, width, dtype=self.dtype, name='both')(known)
-    mask = None if mask is None else mask[:, None, None, :]
-    both += self.attend(self.norm(both, 'norm_self'), None, mask, 'self', deterministic)
-    both += self.mlp(both, 'mlp', deterministic)
-    return nn.Dense(1, dtype=jnp.float32, name='meant')(self.norm(both, 'norm_out'))
-
-
-def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
-  """Pictures [B, H, W, C] around each of their boxes: [B, N, cells, cells, C].
-
-  What is seen is `zoom` times as wide and high as the box, corners float32
-  [B, N, 4] in 0..1 of the input. Bilinear, with as wide a filter as a cell where
-  that is wider than a pixel, as Pillow resizes; cells beyond the picture's edges, or
-  beyond its extent, int32 [B, 2] (height, width) in pixels, are 0. It is two products
-  of matrices, as accelerators like them, and no gradient goes to the boxes.
-  """
-  if extent is None:
-    extent = jnp.array([pixels.shape[1:3]])
-  center, size = jnp.split(to_center(jax.lax.stop_gradient(boxes)), 2, axis=-1)
-  places = center[..., None] + zoom * size[..., None] * ((jnp.arange(cells) + 0.5) / cells - 0.5)
-
-  def weights(axis, count):
-    """How much each of `count` pixels counts in each cell: [B, N, cells, count]."""
-    middle, limit = places[..., axis, :, None] * count, extent[:, 1 - axis, None, None, None]
-    reach = jnp.maximum(zoom * size[..., axis, None, None] * count / cells, 1)
-    pixel = jnp.arange(count)
-    near = jnp.maximum(1 - jnp.abs(middle - 0.5 - pixel) / reach, 0) * (pixel < limit)
-    inside = (middle > 0) & (middle < limit)
-    return (inside * near / jnp.maximum(near.sum(-1, keepdims=True), 1e-6)).astype(pixels.dtype)
-
-  rows = jnp.einsum('bnyh,bhwc->bnywc', weights(1, pixels.shape[1]), pixels)
-  return jnp.einsum('bnywc,bnxw->bnyxc', rows, weights(0, pixels.shape[2]))

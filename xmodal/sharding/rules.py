@@ -17,7 +17,7 @@ import optax
 # Megatron's split (arXiv:1909.08053): heads and MLP width over `tensor`, so that
 # each pair of linear layers needs one sum; the other side over `fsdp`.
 RULES = (
-    (r'vision_gate/(kernel|bias)$', ()),
+    (r'_gate/(kernel|bias)$', ()),
     (r'(query|key|value|up|gate|hidden\d?)/kernel$', ('fsdp', 'tensor')),
     (r'(out|down)/kernel$', ('tensor', 'fsdp')),
     (r'(query|key|value|up|gate|hidden\d?)/bias$', (('tensor', 'fsdp'),)),

@@ -2,9 +2,8 @@
 
 Each query predicts one box. Its score for a name is how well it matches the
 text tower's embedding of that name, so any name can be asked for, those never
-trained on too. An expression ('the square left of the red circle') is read
-together with the picture by the cross-modal layers, and the query that fits best
-shows the one thing meant; names are looked for with no text to read.
+trained on too. An expression ('the square left of the red circle') chooses among
+the same boxes, by what they show, where they are and how they lie to each other.
 """
 
 import copy
@@ -25,7 +24,8 @@ from xmodal.data.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
-from xmodal.models.queries import ImageQueries, MeantQuery, QueryBoxes
+from xmodal.models.expressions import MeantQuery
+from xmodal.models.queries import ImageQueries, QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, meant_losses, set_losses
@@ -358,18 +358,17 @@ class DetectionHead(nn.Module):
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns {'names': Queries, 'expression': Queries with K = 1}, each if it is asked for."""
     outputs = {}
-    find = ImageQueries(self.num_queries, self.num_layers, name='queries')
     nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
-    queries, references, mask = find(towers.fused(nothing), deterministic=deterministic)
+    queries, references, mask = ImageQueries(self.num_queries, self.num_layers, name='queries')(
+        towers.fused(nothing), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
     if self.name_tokens:
       outputs['names'] = Queries(self._name_logits(towers, queries), boxes, mask, proposals)
     if self.expressions:
-      read = find(towers.fused(features['expression']['tokens']), deterministic=deterministic)[0]
-      width = queries.shape[-1]
-      logits = MeantQuery(width, 2 * width, max(width // 16, 1), 0.0, 'xla', queries.dtype,
-                          name='expression')(queries, read, boxes, mask, deterministic=deterministic)
+      text = towers.text(features['expression']['tokens'])
+      words = towers.align(towers.vision(), text)[1]
+      logits = MeantQuery(name='expression')(queries, words, text.mask, boxes, mask)[..., None]
       outputs['expression'] = Queries(logits, boxes, mask, proposals)
     return outputs
 
