@@ -16,8 +16,8 @@ def get_config():
   c.model.vision.num_layers = 2
   c.model.cross.num_layers = 2
   c.train.batch_size = 32
-  c.train.steps = 2600
-  c.train.eval_every = 1300
+  c.train.steps = 3000
+  c.train.eval_every = 1500
   c.train.checkpoint_every = 1000
   c.train.ema_decay = 0.99
   c.optimizer.learning_rate = 3e-3
