@@ -363,13 +363,14 @@ class DetectionHead(nn.Module):
         towers.fused(nothing), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
+    found = {'boxes': boxes, 'mask': mask, 'proposals': proposals, 'places': references[:, :2]}
     if self.name_tokens:
-      outputs['names'] = Queries(self._name_logits(towers, queries), boxes, mask, proposals)
+      outputs['names'] = Queries(self._name_logits(towers, queries), **found)
     if self.expressions:
       text = towers.text(features['expression']['tokens'])
       words = towers.align(towers.vision(), text)[1]
       logits = MeantQuery(name='expression')(queries, words, text.mask, boxes, mask)[..., None]
-      outputs['expression'] = Queries(logits, boxes, mask, proposals)
+      outputs['expression'] = Queries(logits, **found)
     return outputs
 
   def _name_logits(self, towers, hidden):

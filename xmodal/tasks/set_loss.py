@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xmodal.errors import UserError
-from xmodal.models.boxes import generalized_iou, iou_and_hull, to_center
+from xmodal.models.boxes import area, generalized_iou, iou_and_hull, to_center
 
 # Of the matching costs and of the losses alike, as in Deformable DETR (arXiv:2010.04159).
 LOSS_WEIGHTS = {'scores': 2.0, 'boxes': 5.0, 'overlap': 2.0}
@@ -28,12 +28,14 @@ class Queries(NamedTuple):
     boxes: float32 [B, N, 4], corners in 0..1 of the input.
     mask: bool [B, N], False for queries at padding; None: all are in the picture.
     proposals: boxes before a look at them, which learn too; None: there are none.
+    places: float32 [N, 2], x and y in 0..1 of what each query stands for.
   """
 
   logits: jax.Array
   boxes: jax.Array
   mask: jax.Array | None = None
   proposals: jax.Array | None = None
+  places: jax.Array | None = None
 
   def masked_logits(self) -> jax.Array:
     """The logits, those of queries at padding too low to be found."""
@@ -96,7 +98,7 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
   def mean(values):
     return jnp.where(real, values, 0).sum(-1) / count
 
-  distance, overlap, iou = box_losses(found, query, boxes)
+  distance, overlap, iou = box_losses(found, query, boxes, real)
   rows = jnp.arange(len(query))[:, None]
   # A name out of range is dropped: places without an object leave no trace.
   place = (rows, query, jnp.where(real, names, num_names))
@@ -111,19 +113,43 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
           'iou': mean(iou)}
 
 
-def box_losses(found: Queries, query: jax.Array, boxes: jax.Array
+def box_losses(found: Queries, query: jax.Array, boxes: jax.Array, real: jax.Array
                ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """L1 distance, 1 - generalised IoU, and IoU of boxes [B, M, 4] and of queries [B, M]: [B, M].
 
-  The first two are sums of those of the queries' boxes and of their proposals.
+  The first two are sums of those of the queries' boxes and of the proposals that learn the box.
   """
-  distance = overlap = 0
-  for ours in (found.proposals, found.boxes):
-    if ours is not None:
-      ours = jnp.take_along_axis(ours, query[..., None], axis=1)
-      distance += jnp.abs(to_center(ours) - to_center(boxes)).sum(-1)
-      overlap += 1 - generalized_iou(ours, boxes)
-  return distance, overlap, iou_and_hull(ours, boxes)[0]
+  ours = jnp.take_along_axis(found.boxes, query[..., None], axis=1)
+  distance, overlap = _distance(ours, boxes), 1 - generalized_iou(ours, boxes)
+  if found.proposals is not None:
+    ours, theirs = found.proposals[:, :, None], boxes[:, None]
+    share = _shares(found, query, boxes, real)
+    distance += (share * _distance(ours, theirs)).sum(1)
+    overlap += (share * (1 - generalized_iou(ours, theirs))).sum(1)
+  return distance, overlap, iou_and_hull(
+      jnp.take_along_axis(found.boxes, query[..., None], axis=1), boxes)[0]
+
+
+def _distance(a, b):
+  return jnp.abs(to_center(a) - to_center(b)).sum(-1)
+
+
+def _shares(found, query, boxes, real):
+  """How much each proposal learns of each box: [B, N, M], 1 in all of a real one.
+
+  Not the matched alone: all that lie in a box and in no smaller one (cf. FCOS,
+  arXiv:1904.01355). One in many learns little from few pictures.
+  """
+  x, y = jnp.moveaxis(found.places[:, None], -1, 0)  # [N, 1]
+  low_x, low_y, high_x, high_y = jnp.moveaxis(boxes[:, None], -1, 0)  # [B, 1, M]
+  inside = (low_x < x) & (x < high_x) & (low_y < y) & (y < high_y) & real[:, None]
+  if found.mask is not None:
+    inside &= found.mask[..., None]
+  size = jnp.where(inside, area(boxes)[:, None], jnp.inf)
+  inside &= size == size.min(-1, keepdims=True)
+  matched = (jnp.arange(found.boxes.shape[1])[:, None] == query[:, None]) & real[:, None]
+  learns = matched | (inside & ~matched.any(-1, keepdims=True))
+  return learns / jnp.maximum(learns.sum(1, keepdims=True), 1)
 
 
 def meant_losses(found: Queries, box: jax.Array) -> dict[str, jax.Array]:
@@ -138,6 +164,7 @@ def meant_losses(found: Queries, box: jax.Array) -> dict[str, jax.Array]:
     iou = jnp.where(found.mask, iou, -1)
   right = iou >= jnp.minimum(iou.max(-1, keepdims=True), 0.5)
   share = jax.nn.log_softmax(found.masked_logits()[..., 0])
-  distance, overlap, _ = box_losses(found, iou.argmax(-1)[:, None], box[:, None])
+  distance, overlap, _ = box_losses(found, iou.argmax(-1)[:, None], box[:, None],
+                                    jnp.ones((len(box), 1), bool))
   return {'scores': -jax.nn.logsumexp(jnp.where(right, share, -1e4), axis=-1),
           'boxes': distance[:, 0], 'overlap': overlap[:, 0]}
