@@ -8,24 +8,21 @@ def get_config():
   c.mixer.tasks = ('detection',)
   c.data.source = 'voc'
   c.data.keep_aspect = True
-  c.data.image_size = 192
+  c.data.image_size = 128
   c.data.augment.mirror = True
   c.data.augment.flip = True
   c.data.augment.crop = 0.3
   c.data.augment.zoom = 0.2
   c.data.augment.light = 0.2
-  c.model.dropout_rate = 0.1
-  c.model.vision.patch_size = 16
-  c.model.vision.hidden_dim = 96
-  c.model.vision.mlp_dim = 256
-  c.model.vision.num_layers = 3
+  # Convolutions know already that a cell looks alike wherever it lies.
+  c.model.vision.name = 'resnet'
   c.model.cross.num_layers = 1
   c.model.cross.hidden_dim = 96
   c.model.cross.mlp_dim = 256
   c.train.batch_size = 16
-  c.train.steps = 3500
+  c.train.steps = 4000
   c.train.eval_every = 500
   c.train.ema_decay = 0.998
   c.optimizer.learning_rate = 2e-3
-  c.optimizer.weight_decay = 0.1
+  c.optimizer.weight_decay = 0.05
   return c

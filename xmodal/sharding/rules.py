@@ -43,7 +43,7 @@ RULES = (
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'position_embedding$', (None, 'fsdp')),
     (r'(type_embedding|row_embedding|column_embedding|log_scale|score_bias)$', ()),
-    (r'(objectness|meant|number|(box|proposal)_change)/(kernel|bias)$', ()),
+    (r'(objectness|number|(box|proposal)_change)/(kernel|bias)$', ()),
     (r'(query_embedding|reference_points)$', ()),
     (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()),
 )
