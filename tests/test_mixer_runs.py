@@ -72,7 +72,8 @@ def test_each_task_is_scored_on_its_own_source(run):
   for task in ('vqa', 'objects', 'detection'):
     assert (workdir / 'samples' / f'{task}_val_0000006.png').exists()
   assert final['unreadable_pictures'].keys() == {
-      f'{use} of {feed}' for use in ('train', 'eval') for feed in ('vqa+objects', 'detection')}
+      f'{use} data of {tasks}' for use in ('train', 'eval')
+      for tasks in ('vqa and objects', 'detection')}
 
 
 def test_losses_weights_shares_and_cosines_are_written_down(run):
