@@ -76,8 +76,9 @@ def test_tasks_that_learn_from_answers_alone_read_no_other_records():
     c = config(mixer__tasks=tasks, **changes)
     lengths[tasks] = {feed.name: (len(feed.sources['train']), len(answered(feed.sources['train'])))
                       for feed in open_feeds(c, tasks, ('train', 'eval'))}
-  assert lengths == {('vqa',): {'vqa': (20, 20)}, ('vqa', 'objects'): {'vqa and objects': (200, 20)},
-                     ('objects', 'vqa'): {'objects': (200, 200), 'vqa': (20, 20)}}
+  assert lengths == {
+      ('vqa',): {'vqa': (20, 20)}, ('vqa', 'objects'): {'vqa and objects': (200, 20)},
+      ('objects', 'vqa'): {'objects': (200, 200), 'vqa': (20, 20)}}
 
 
 def test_files_stay_lists_with_their_faults(monkeypatch):

@@ -266,8 +266,9 @@ _RANGES = {
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
-    'train.samples': (0, None), 'train.ema_decay': (0, 0.999999), 'optimizer.learning_rate': (0, None),
-    'optimizer.warmup_steps': (0, None), 'optimizer.clip_norm': (0, None),
+    'train.samples': (0, None), 'train.ema_decay': (0, 0.999999),
+    'optimizer.learning_rate': (0, None), 'optimizer.warmup_steps': (0, None),
+    'optimizer.clip_norm': (0, None),
 }
 
 

@@ -96,7 +96,8 @@ def main(arguments=None) -> int:
   for family in families:
     found = [compare(case) for case in cases[family]]
     sizes = sorted(d.parameters for d in found)
-    print(f'| {family} | {len(found)}: {" to ".join(dict.fromkeys(map(_size, (sizes[0], sizes[-1]))))} | '
+    span = ' to '.join(dict.fromkeys(map(_size, (sizes[0], sizes[-1]))))
+    print(f'| {family} | {len(found)}: {span} | '
           f'{max(d.read for d in found):.1e} | {max(d.exported for d in found):.1e} |', flush=True)
   return 0
 

@@ -143,7 +143,8 @@ class Reference(nn.Module):
           'the PyTorch reference is a ViT of patches, a T5, co-attention, no dropout and no remat; '
           f'found model.size={config.model.size}, vision.name={config.model.vision.name}, '
           f'text.name={config.model.text.name}, cross.variant={config.model.cross.variant}, '
-          f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or measure ours alone with --ways ours')
+          f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or '
+          'measure ours alone with --ways ours')
     self.pad_id = pad_id
     self.generation_weight = config.vqa.generation_weight
     self.vision_tower = _vision_tower(vision, config.data.image_size)
