@@ -1,4 +1,4 @@
-"""BCCD, blood cells in Pascal VOC's layout, from nothing; --config.data.root=DIR names its folder."""
+"""BCCD, blood cells in Pascal VOC's layout, from nothing; --config.data.root=DIR is its folder."""
 
 from xmodal import config
 

@@ -369,7 +369,9 @@ def test_mistakes_are_one_line_and_write_nothing(trained, scenes, tmp_path, caps
   check(good, 'answers no questions; wanted vqa')
 
 
-def test_nothing_kept_is_said_and_leaves_no_file(trained, scenes, tmp_path, capsys):
+def test_nothing_kept_is_said_and_leaves_no_file(trained, scenes, tmp_path, capsys, monkeypatch):
+  model = Model({f'{i}.png': ('a red circle', 0.99) for i in range(2)}, {})
+  monkeypatch.setattr(augment, 'Predictor', lambda *_: model)
   arguments = ['--checkpoint', trained[0], '--images', scenes, '--captions', '--threshold', 1,
                '--output', tmp_path / 'out', '--limit', 2]
   assert augment.main(list(map(str, arguments))) == 2

@@ -1,5 +1,6 @@
 """The benchmarks, small: they run, they compare like with like, and their tables can be read."""
 
+import importlib.util
 import sys
 import types
 
@@ -9,6 +10,7 @@ import pytest
 
 from xmodal import config as configs
 from xmodal.bench import data, detection, generate, torch_detection, torch_reference, train_step
+from xmodal.bench.torch_training import make_optimizer
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
 from xmodal.train.optimizer import decays
@@ -40,7 +42,7 @@ def test_train_step_and_its_torch_counterpart_learn_alike(capsys):
 
 def test_train_step_without_torch_measures_ours_alone(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
-  monkeypatch.setattr(train_step.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert train_step.main(['--size', 'small', '--batch', '4', '--rounds', '2', *TINY]) == 0
   assert table(capsys.readouterr().out, 's/step').keys() == {'ours'}
 
@@ -48,7 +50,8 @@ def test_train_step_without_torch_measures_ours_alone(capsys, monkeypatch):
 def test_weight_decay_of_the_torch_counterpart_is_of_the_same_parameters():
   config = train_step.make_config('small', 4, TINY)
   reference = torch_reference.Reference(config, 90, 20, 0)
-  for group in torch_reference.make_optimizer(reference, config.optimizer).param_groups:
+  optimizer = make_optimizer(reference, config.optimizer, torch_reference.decays)
+  for group in optimizer.param_groups:
     for parameter in group['params']:
       parameter.data.fill_(group['weight_decay'] > 0)
   tokenizer = types.SimpleNamespace(vocab_size=90, pad_id=0, eos_id=1)
@@ -132,7 +135,7 @@ def test_generate_lets_both_write_the_same(capsys):
 
 def test_generate_without_torch_measures_ours_alone(capsys, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
-  monkeypatch.setattr(generate.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert generate.main(['--size', 'tiny', '--batches', '2', '--beams', '1', '--tokens', '3',
                         '--rounds', '2']) == 0
   said, _, _, row = capsys.readouterr().out.splitlines()
@@ -168,8 +171,8 @@ def test_detection_without_torch_has_a_model_of_the_same_size(monkeypatch):
   batch = detection.make_batch(2, (64, 96), 7, 20)
   model = torch_detection.make_model(*detection.SIZES['tiny'])
   monkeypatch.setitem(sys.modules, 'torch', None)  # any import of it fails
-  monkeypatch.setattr(train_step.importlib.util, 'find_spec', lambda name: None)
-  names = detection.chosen_ways('ours,eager')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  names = detection.chosen_ways('ours,eager', train_step.WAYS)
   ours, = detection.make_ways(names, 'tiny', configs.base(), batch).values()
   assert ours.num_parameters[1] == sum(x.numel() for x in model.parameters() if x.requires_grad)
   logits, boxes = ours.infer()

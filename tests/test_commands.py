@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(command, tmp_path, part)
   assert str(blocked) in line and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
 def test_every_config_holds_together(path):
   c = runpy.run_path(str(path))['get_config']()
   configs.check(c)

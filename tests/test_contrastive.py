@@ -1,4 +1,4 @@
-"""Contrastive losses and the pooling before them, against transformers' SigLIP and CLIP in PyTorch."""
+"""Contrastive losses and the pooling before them, against transformers' SigLIP and CLIP."""
 
 import types
 

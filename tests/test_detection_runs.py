@@ -1,4 +1,4 @@
-"""Detection as people run it: trained on crowded scenes, scored by pycocotools, asked by predict."""
+"""Detection as people run it: trained on crowded scenes, scored by pycocotools, then asked."""
 
 import contextlib
 import io
@@ -64,7 +64,8 @@ def test_pictures_for_people_are_drawn(run):
 
 @pytest.mark.parametrize('text,names', [
     ('red circle. purple cow', {'red circle', 'purple cow'}),
-    ('the square left of the red circle. the cross', {'the square left of the red circle', 'the cross'}),
+    ('the square left of the red circle. the cross',
+     {'the square left of the red circle', 'the cross'}),
 ])
 def test_predict_finds_what_a_text_names(run, tmp_path, capsys, text, names):
   picture, drawn = tmp_path / 'wide.png', tmp_path / 'found.png'

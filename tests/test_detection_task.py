@@ -1,4 +1,4 @@
-"""The detection task: what it makes of examples, what it makes of the head's numbers, what it is asked."""
+"""The detection task: what it makes of examples and of the head's numbers, and what it is asked."""
 
 import jax
 import numpy as np
@@ -57,7 +57,8 @@ def test_what_does_not_count_is_no_target(task):
   assert encoded['names'].tolist() == [task.names.index('dog'), -1, -1]
   assert encoded['expression']['weight'] == 0
   weights = {objects: {term: float(w) for term, w in task.weights(task.encode(
-      Example(IMAGE, objects=objects), Placement(80, 40))).items()} for objects in (None, (), (DOG, DOG))}
+      Example(IMAGE, objects=objects), Placement(80, 40))).items()}
+      for objects in (None, (), (DOG, DOG))}
   # Nobody looked: nothing is learned. Nothing is there: that there is nothing.
   assert set(weights[None].values()) == {0}
   assert weights[()]['names_scores'] == 1 and weights[()]['names_boxes'] == 0
@@ -121,8 +122,9 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
   shapes = []
   for asked in (task, task.asking({'cat': 1}), task.asking({f'n{i}': i for i in range(20)})):
     model = build.make_model(build.settle(config, {}), tokenizer, {'detection': asked})
-    batch = {'image': np.zeros((2, 32, 32, 3), np.uint8), 'detection': jax.tree.map(
-        lambda x: np.stack([x, x]), asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40)))}
+    encoded = asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40))
+    batch = {'image': np.zeros((2, 32, 32, 3), np.uint8),
+             'detection': jax.tree.map(lambda x: np.stack([x, x]), encoded)}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, deterministic=True))
     shapes.append(jax.tree.map(lambda x: x.shape, variables))
     shard_tree(variables, make_mesh(-1, 1, 1))  # a KeyError if no rule names a parameter

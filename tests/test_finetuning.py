@@ -263,7 +263,7 @@ def batch(base):
 
 @pytest.fixture(scope='module')
 def outputs(run, base, batch):
-  """Compiled functions of parameters, with adapters and without: what is decoded, and the logits."""
+  """Compiled functions of parameters, with adapters and without: what is decoded, and logits."""
   def of(model):
     # The program that Predictor compiles too.
     predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
@@ -301,8 +301,8 @@ def test_merged_parameters_give_the_same_outputs(run, outputs):
   merged = lora.merge(params, run.config.model.lora)
   assert not any(map(lora.is_adapter, flat(merged)))
   (decoded, logits), (their_decoded, their_logits) = outputs[0](params), outputs[1](merged)
-  for a, b in zip(jax.tree.leaves((logits, decoded)), jax.tree.leaves((their_logits, their_decoded)),
-                  strict=True):
+  for a, b in zip(jax.tree.leaves((logits, decoded)),
+                  jax.tree.leaves((their_logits, their_decoded)), strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
   # Were adapters without effect, in cached decoding or else, merging would change something.
   bare = without_adapters(params)

@@ -14,7 +14,8 @@ SIZES = {'vqa': 700, 'objects': 200, 'detection': 100}
 
 
 def sampling(name, sizes=SIZES, **values):
-  return make_sampling(tiny.changed(mixer__sampling=name, mixer__tasks=tuple(sizes), **values), sizes)
+  c = tiny.changed(mixer__sampling=name, mixer__tasks=tuple(sizes), **values)
+  return make_sampling(c, sizes)
 
 
 def tasks_at(sampled, step):
@@ -69,8 +70,8 @@ def test_steps_are_counted_without_going_through_them(name):
 
 
 @pytest.mark.parametrize('amounts, total, expected', [
-    ((1, 1, 1), 100, [34, 33, 33]), ((10 ** 9, 1, 1), 100, [98, 1, 1]), ((5.5, 3.1, 1.4), 10, [6, 3, 1]),
-    ((1, 10 ** 6, 2 * 10 ** 6), 4, [1, 1, 2]), ((3,), 7, [7])])
+    ((1, 1, 1), 100, [34, 33, 33]), ((10 ** 9, 1, 1), 100, [98, 1, 1]),
+    ((5.5, 3.1, 1.4), 10, [6, 3, 1]), ((1, 10 ** 6, 2 * 10 ** 6), 4, [1, 1, 2]), ((3,), 7, [7])])
 def test_whole_steps_are_given_out_by_largest_remainders(amounts, total, expected):
   assert apportion(amounts, total) == expected
 
@@ -173,8 +174,8 @@ def own_data(**values):
 
 
 def test_tasks_with_the_same_data_share_a_source():
-  c = own_data(detection__crowded=True, detection__train_examples=9, detection__augment__mirror=True,
-               objects__crowded=False)
+  c = own_data(detection__crowded=True, detection__train_examples=9,
+               detection__augment__mirror=True, objects__crowded=False)
   plain, crowded = open_feeds(c, c.mixer.tasks, ('train', 'eval'))
   assert plain.tasks == ('vqa', 'objects') and crowded.tasks == ('detection',)
   assert len(plain.sources['train']) == 64 and len(crowded.sources['train']) == 9
@@ -191,7 +192,8 @@ def test_tasks_with_the_same_data_share_a_source():
     ({'detection': {'crowded': 'very'}}, r"detection\.crowded='very': wanted bool"),
     ({'detectoin': {'root': 'x'}}, r"mixer\.data\.detectoin: no such task"),
     ({'detection': {'source': 'coco', 'root': '/nowhere'}}, 'data of detection: .*/nowhere'),
-    ({'detection': {'augment': {'crop': 3.0}}}, r'data of detection: config\.data\.augment\.crop=3')])
+    ({'detection': {'augment': {'crop': 3.0}}},
+     r'data of detection: config\.data\.augment\.crop=3')])
 def test_data_that_cannot_be_is_one_line(changes, words):
   c = own_data()
   c.mixer.data = changes  # as a file in configs/ may set it

@@ -1,4 +1,4 @@
-"""Steps of several tasks on a model of one shared layer: what moves, what rests, what is weighed."""
+"""Steps of several tasks on a model of one shared layer: what moves, rests and is weighed."""
 
 import functools
 import itertools
@@ -145,11 +145,10 @@ def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
   state, _ = joint(state, batch_of())  # so that momentum and decay would move all
   _, step = start(kind=kind)
   new, metrics = step(state, batch_of(kind.tasks))
-  for tree, old in ((new.params, state.params),
-                    *((optax.tree.get(new.opt_state, moment), optax.tree.get(state.opt_state, moment))
-                      for moment in ('mu', 'nu'))):
+  moments = [[optax.tree.get(s.opt_state, moment) for s in (new, state)] for moment in ('mu', 'nu')]
+  for tree, old in ((new.params, state.params), *moments):
     for layer in old:
-      same = all((np.asarray(tree[layer][k]) == np.asarray(old[layer][k])).all() for k in old[layer])
+      same = all((np.asarray(tree[layer][k]) == np.asarray(x)).all() for k, x in old[layer].items())
       assert same == (layer in rest), layer
   gradients = [task_gradient(state.params, batch_of(), task) for task in kind.tasks]
   moving = [sum(grad[f'{layer}/{k}'] for grad in gradients)

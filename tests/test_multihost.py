@@ -1,4 +1,4 @@
-"""Several processes, as on the hosts of a pod: the same run as one process with all devices."""
+"""Several processes, as on the hosts of a pod: the same run as this process, with one device."""
 
 import json
 import os
@@ -15,20 +15,18 @@ import tiny
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(workdir, hosts, *changes):
-  """Runs xmodal.main on two devices that belong to one host or two; returns final.json."""
+def run_hosts(workdir, *changes):
+  """Runs xmodal.main on two hosts of one device each; returns final.json."""
   command = [sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
              '--workdir', workdir, *changes]
   # What Slurm tells each process it starts; JAX makes its port of the job's number.
   slurm = {'SLURM_JOB_ID': str(os.getpid()), 'SLURM_STEP_NODELIST': 'localhost',
-           'SLURM_NTASKS': str(hosts), 'SLURM_LOCALID': '0'}
+           'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0', 'JAX_NUM_CPU_DEVICES': '1'}
   processes = [
       subprocess.Popen(
           [*map(str, command), '--multihost'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          env={**os.environ, **slurm, 'SLURM_PROCID': str(host),
-               'JAX_NUM_CPU_DEVICES': str(2 // hosts)})
-      for host in range(hosts)]
+          stderr=subprocess.STDOUT, env={**os.environ, **slurm, 'SLURM_PROCID': str(host)})
+      for host in range(2)]
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert not any(process.returncode for process in processes), '\n'.join(outputs)[-4000:]
   assert not any('starting' in out or 'going on' in out for out in outputs[1:])  # one speaks
@@ -37,14 +35,12 @@ def run(workdir, hosts, *changes):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """Each twice: three steps with the batch split, three more with the layers split."""
-  told = {}
-  for hosts in (1, 2):
-    workdir = tmp_path_factory.mktemp(f'hosts{hosts}') / 'run'
-    first = run(workdir, hosts, '--config.train.steps=3')
-    second = run(workdir, hosts, '--config.mesh.tensor=2')
-    told[hosts] = workdir, first, second
-  return told
+  """By number of hosts: three steps, then three more; of two hosts first with the batch split, then
+  with the layers."""
+  one, two = (tmp_path_factory.mktemp(f'hosts{hosts}') / 'run' for hosts in (1, 2))
+  return {1: (one, tiny.train(one, tiny.changed(train__steps=3)), tiny.train(one)),
+          2: (two, run_hosts(two, '--config.train.steps=3'),
+              run_hosts(two, '--config.mesh.tensor=2'))}
 
 
 def losses(workdir):

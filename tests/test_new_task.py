@@ -32,7 +32,7 @@ def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_
       train__eval_every=160, train__checkpoint_every=160, optimizer__learning_rate=3e-3))
   scores = final['evaluation']['counting']
   assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 of them show 4, the commonest
-  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]
   losses = [line['loss'] for line in lines if line['task'] == 'counting' and 'loss' in line]
   assert losses[0] > 2 and sum(losses[-5:]) / 5 < 1.7  # of eleven counts, and of the few there are
   capsys.readouterr()

@@ -26,7 +26,7 @@ from xmodal.train.report import Report
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
 _MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
-_TITLES = ('curves', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
+_TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
 
 
 def _write_run(workdir, config, records, predictions):
@@ -49,7 +49,7 @@ def _write_run(workdir, config, records, predictions):
   return examples
 
 
-def _execute(workdir, *more_cells, path=_NOTEBOOK, **environment):
+def _execute(workdir, *more_cells, path=_NOTEBOOK, allow_errors=False, **environment):
   """A notebook, run on a workdir, with cells added at its end."""
   notebook = nbformat.read(path, as_version=4)
   notebook.cells += more_cells
@@ -58,8 +58,9 @@ def _execute(workdir, *more_cells, path=_NOTEBOOK, **environment):
     patch.setenv('PYTHONPATH', str(_REPOSITORY))
     for name, value in environment.items():
       patch.setenv(name, value)
-    NotebookClient(notebook, kernel_name='python3', timeout=60, resources={
-        'metadata': {'path': str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, kernel_name='python3', timeout=60, allow_errors=allow_errors,
+        resources={'metadata': {'path': str(path.parent)}}).execute()
   return notebook
 
 
@@ -116,7 +117,7 @@ def shapes_run(tmp_path_factory):
 def test_every_figure_is_drawn(shapes_run):
   cells = _sections(shapes_run[2])
   assert {word: _figures(cell) for word, cell in cells.items()} == {
-      'curves': 1, 'family': 1, 'what': 1, 'know': 1, 'worst': 1, 'written': 0}
+      'curves': 1, 'Scores': 1, 'family': 1, 'what': 1, 'know': 1, 'worst': 1, 'written': 0}
 
 
 def test_worst_mistakes_come_surest_first(shapes_run):
@@ -184,11 +185,31 @@ def test_own_data_without_families_or_written_answers(tmp_path):
   notebook = _execute(tmp_path / 'run', _showing('[labels, int(confusion.sum())]'))
   cells = _sections(notebook)
   assert 'step 20 of 1000 (still running' in _text(notebook.cells[1])
-  assert [_figures(cell) for cell in cells.values()] == [1, 1, 1, 1, 1, 0]
+  assert [_figures(cell) for cell in cells.values()] == [1, 1, 1, 1, 1, 1, 0]
   assert [line.split()[0] for line in _text(cells['worst']).splitlines()] == ['39', '38']
   assert '0 of 40 answers were written too' in _text(cells['written'])
   labels, total = json.loads(_text(notebook.cells[-1]))
   assert len(labels) == 25 and labels[-1] == '(other)' and total == 40
+
+
+def test_a_run_of_other_tasks_shows_its_scores_and_says_what_it_lacks(tmp_path):
+  config = configs.base()
+  config.mixer.tasks, config.mixer.weights = ('regression', 'retrieval'), (1.0, 1.0)
+  configs.save(config, str(tmp_path / 'config.json'))
+  report = Report(str(tmp_path), steps=20, start=0, batch_size=8)
+  for step in (10, 20):
+    report.write(step, 'train', {'loss': 1.0, 'regression/reg': 1.0, 'regression/weight': 1.0})
+    report.write(step, 'eval', {
+        'regression/R2': step / 100, 'regression/R2/count': 0.5, 'regression/examples/count': 9,
+        'retrieval/image_to_text/recall_at_1': 0.125})
+  report.close()
+  cells = _sections(_execute(tmp_path, allow_errors=True))
+  assert _figures(cells['curves']) == _figures(cells['Scores']) == 1
+  assert [line.split() for line in _text(cells['Scores']).splitlines()] == [
+      ['regression,', 'step', '20'], ['R2', '0.2'], ['retrieval,', 'step', '20'],
+      ['image_to_text/recall_at_1', '0.125']]
+  (error,) = [output for output in cells['family'].outputs if output.output_type == 'error']
+  assert f'about answers, and {tmp_path} is a run of regression + retrieval' in error.evalue
 
 
 def test_no_run_is_one_line(tmp_path):

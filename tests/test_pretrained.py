@@ -1,4 +1,4 @@
-"""Checkpoints that people have: read, trained on, given back; and what is wrong with broken ones."""
+"""Checkpoints that people have: read, trained on, given back; what is wrong with broken ones."""
 
 import json
 import os
@@ -36,7 +36,8 @@ def folders(tmp_path_factory):
       hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
       image_size=32, patch_size=8)).save_pretrained(root / 'vision')
   (root / 'vision/preprocessor_config.json').write_text(json.dumps(
-      {'image_mean': [0.4, 0.5, 0.6], 'image_std': [0.2, 0.3, 0.1], 'size': {'height': 32, 'width': 32}}))
+      {'image_mean': [0.4, 0.5, 0.6], 'image_std': [0.2, 0.3, 0.1],
+       'size': {'height': 32, 'width': 32}}))
   transformers.T5ForConditionalGeneration(transformers.T5Config(
       vocab_size=300, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=2,
       decoder_start_token_id=0)).save_pretrained(root / 'text')
@@ -73,7 +74,8 @@ def test_a_run_takes_sizes_pixels_and_tokenizer_from_the_files(folders):
       transformers.AutoTokenizer.from_pretrained(folders['text'])('red circle').input_ids + [0])
   said = '\n'.join(run.notes)
   assert '38 tensors loaded' in said and 'pooler.dense.bias' in said
-  assert 'newly initialised: backbone/cross_modal' in said and 'text_tower' not in said.split('newly')[1]
+  assert 'newly initialised: backbone/cross_modal' in said
+  assert 'text_tower' not in said.split('newly')[1]
 
 
 def test_a_run_begins_with_the_weights_and_its_folder_needs_no_other(folders, trained, tmp_path):
@@ -160,7 +162,8 @@ def test_an_exported_tower_gives_the_same_numbers_in_transformers(trained, tmp_p
     processor = transformers.AutoImageProcessor.from_pretrained(output)
     assert list(processor.image_mean) == [0.4, 0.5, 0.6]
   else:
-    tokens, answer, mask = rng.integers(2, 200, (2, 7)), rng.integers(2, 200, (2, 5)), np.ones((2, 7))
+    tokens, answer = rng.integers(2, 200, (2, 7)), rng.integers(2, 200, (2, 5))
+    mask = np.ones((2, 7))
     ours = module.apply(variables, tokens, mask.astype(bool), answer)
     theirs = theirs(input_ids=torch.tensor(tokens), attention_mask=torch.tensor(mask),
                     decoder_input_ids=torch.tensor(answer)).logits
@@ -169,7 +172,8 @@ def test_an_exported_tower_gives_the_same_numbers_in_transformers(trained, tmp_p
   assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
-def test_export_writes_over_nothing_and_says_what_has_no_counterpart(finished, trained, tmp_path, capsys):
+def test_export_writes_over_nothing_and_says_what_has_no_counterpart(
+    finished, trained, tmp_path, capsys):
   (tmp_path / 'file').touch()
   arguments = ['export', '--part', 'vision', '--checkpoint']
   assert command.main([*arguments, str(trained), '--output', str(tmp_path)]) == 2
@@ -189,7 +193,8 @@ def test_positions_of_another_size_equal_torch():
   table = torch.randn(1, 1, 7, 1)
   for size in (5, 7, 12):
     theirs = torch.nn.functional.interpolate(table, (size, 1), mode='bicubic')[0, 0, :, 0]
-    np.testing.assert_allclose(cubic_weights(7, size) @ table[0, 0, :, 0].numpy(), theirs, atol=1e-6)
+    ours = cubic_weights(7, size) @ table[0, 0, :, 0].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 # Broken checkpoints: one line each
@@ -223,10 +228,12 @@ def test_tensors_that_are_missing_or_too_many_or_of_another_shape(folders, tmp_p
   folder = copy(folders['vision'], tmp_path)
   change_tensors(folder, lambda tensors: tensors.pop('layernorm.bias'))
   assert 'no tensor layernorm.bias, wanted [16]' in fault(folder)
-  change_tensors(folder, lambda tensors: tensors.update({'layernorm.bias': np.zeros(7, np.float32)}))
+  change_tensors(folder, lambda tensors: tensors.update(
+      {'layernorm.bias': np.zeros(7, np.float32)}))
   assert 'layernorm.bias is [7], wanted [16]' in fault(folder)
   change_tensors(folder, lambda tensors: tensors.update(
-      {'layernorm.bias': np.zeros(16, np.float32), 'encoder.layer.2.output.dense.bias': np.ones(16)}))
+      {'layernorm.bias': np.zeros(16, np.float32),
+       'encoder.layer.2.output.dense.bias': np.ones(16)}))
   assert '1 tensors have no place in the model: encoder.layer.2.output.dense.bias' in fault(folder)
 
 
@@ -248,7 +255,8 @@ def test_a_family_that_is_not_known(folders, tmp_path):
 
 def test_shards_are_read_and_missing_ones_named(folders, tmp_path):
   folder = tmp_path / 'shards'
-  transformers.ViTModel.from_pretrained(folders['vision']).save_pretrained(folder, max_shard_size='4KB')
+  model = transformers.ViTModel.from_pretrained(folders['vision'])
+  model.save_pretrained(folder, max_shard_size='4KB')
   shards = sorted(folder.glob('model-*.safetensors'))
   assert len(shards) > 2
   jax.tree.map(np.testing.assert_array_equal, pretrained.load(str(folder))[1],
@@ -270,8 +278,8 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
   assert 'neither model.safetensors' in fault(tmp_path / 'empty')
 
 
-@pytest.mark.parametrize('values', [{'image_mean': [0.5]}, {'image_mean': 'x', 'image_std': [1, 1, 1]},
-                                    {'image_std': [0, 1, 1]}])
+@pytest.mark.parametrize('values', [
+    {'image_mean': [0.5]}, {'image_mean': 'x', 'image_std': [1, 1, 1]}, {'image_std': [0, 1, 1]}])
 def test_preprocessing_that_cannot_be_followed(folders, tmp_path, values):
   folder = copy(folders['vision'], tmp_path)
   (folder / 'preprocessor_config.json').write_text(json.dumps(values))

@@ -24,8 +24,9 @@ def test_a_tower_trains_in_the_first_config_of_readme(vision, text, tmp_path):
   spec.loader.exec_module(module)
   config = module.get_config()
   config.update_from_flattened_dict({
-      'data.train_examples': 16, 'data.eval_examples': 8, 'data.image_size': IMAGE_SIZES.get(vision),
-      'train.batch_size': 8, 'train.steps': 2, 'train.samples': 0, 'optimizer.warmup_steps': 1})
+      'data.train_examples': 16, 'data.eval_examples': 8,
+      'data.image_size': IMAGE_SIZES.get(vision), 'train.batch_size': 8, 'train.steps': 2,
+      'train.samples': 0, 'optimizer.warmup_steps': 1})
   made = {'vision': VISION[vision].make()}
   if text:
     made['text'] = dataclasses.replace(
@@ -38,8 +39,9 @@ def test_a_tower_trains_in_the_first_config_of_readme(vision, text, tmp_path):
     model.save_pretrained(folder)
     config.model[part].pretrained = str(folder)
   if text:
-    words = 'what where which color shape is the red blue green circle square of there how many yes no'
-    train_tokenizer([words], 250).save(tmp_path / 'text')
+    words = ['what where which color shape is the red blue green circle square of there how many',
+             'yes no']
+    train_tokenizer(words, 250).save(tmp_path / 'text')
   final = tiny.train(tmp_path / 'run', config)
   assert final['step'] == 2 and final['skipped_steps'] == 0
   assert final['evaluation']['vqa']['examples'] == 8

@@ -70,7 +70,8 @@ def test_outputs_equal_those_of_torch(saved, case):
   images = case.images()
   ours = run(module, variables, images)
   assert_close(ours, case.run(model, images))
-  # In 16 bits, the loudest channel of each picture is the same, or as loud within 2%: torch rounds more.
+  # In 16 bits, the loudest channel of each picture is the same, or as loud within 2%: torch rounds
+  # more.
   pooled, rounded = (x.reshape(len(x), -1, x.shape[-1]).mean(1) for x in (
       ours, run(module.clone(dtype=jax.numpy.bfloat16), variables, images)))
   assert (pooled != rounded).any()
@@ -286,6 +287,7 @@ def test_configs_that_cannot_be_followed_are_refused(saved, tmp_path, family, ch
 def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(saved, case):
   module = Checkpoint(saved(case)[1]).module
   mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
-  for path, x in jax.tree_util.tree_leaves_with_path(family_of_module(module).variable_shapes(module)):
+  shapes = family_of_module(module).variable_shapes(module)
+  for path, x in jax.tree_util.tree_leaves_with_path(shapes):
     spec = spec_for(path_name(path), x.shape, mesh)
     assert x.size < 100_000 or 'fsdp' in jax.tree.leaves(tuple(spec)), path_name(path)

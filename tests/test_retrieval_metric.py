@@ -69,7 +69,8 @@ def test_a_gallery_by_hand():
   assert gallery.captions_of == [[0, 1], [2], [1, 3], [], [4, 5]]
   assert [sorted(r.tolist()) for r in gallery.right_captions] == [
       [0, 1, 2, 3, 4, 5], [0, 2], [3, 4, 5]]
-  assert [r.tolist() for r in gallery.right_pictures] == [[0, 1], [0], [0, 1], [0, 2], [0, 2], [0, 2]]
+  assert [r.tolist() for r in gallery.right_pictures] == [
+      [0, 1], [0], [0, 1], [0, 2], [0, 2], [0, 2]]
 
 
 def test_ties_do_not_flatter():

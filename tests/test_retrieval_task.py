@@ -1,4 +1,4 @@
-"""Retrieval as people run it: what is learned from, the same on any devices, scored, asked, drawn."""
+"""Retrieval as people run it: what is learned, the same on any devices; scored, asked, drawn."""
 
 import json
 import os
@@ -82,7 +82,8 @@ def test_every_caption_gets_its_turn(tokenizer):
   """In training one at random; none of those that an example has not."""
   examples = [described(*CAPTIONS), described(*CAPTIONS[:2])]
   task = of(tokenizer, *examples)
-  features = jax.tree.map(lambda *x: np.stack(x), *[task.encode(e, Placement(4, 4)) for e in examples])
+  features = jax.tree.map(
+      lambda *x: np.stack(x), *[task.encode(e, Placement(4, 4)) for e in examples])
   towers = types.SimpleNamespace(
       vision=lambda: Vision(jnp.ones((2, 4, 8)), (2, 2)),
       text=lambda tokens: Text(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
@@ -133,7 +134,8 @@ def on_devices(folder, count):
   vectors = {key: batch[key] for key in ('image', 'text')}
   losses = {}
   for loss in LOSSES:
-    value, gradients = jax.jit(jax.value_and_grad(mean_loss), static_argnums=2)(vectors, batch, loss)
+    descent = jax.jit(jax.value_and_grad(mean_loss), static_argnums=2)
+    value, gradients = descent(vectors, batch, loss)
     losses[loss] = [float(value), *(np.asarray(x).tolist() for x in gradients.values())]
   steps = test_sharding.three_steps(
       (count, 1, 1), os.path.join(folder, f'{count}.npz'), config(retrieval__loss='softmax'))
@@ -241,12 +243,13 @@ def ask(capsys, workdir, image, text, *more):
 
 def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, capsys):
   drawn = tmp_path / 'drawn.png'
-  code, lines, _ = ask(capsys, run[0], folder / '3.png', 'a red circle. A blue square;  two things.',
-                       '--output', str(drawn))
+  code, lines, _ = ask(capsys, run[0], folder / '3.png',
+                       'a red circle. A blue square;  two things.', '--output', str(drawn))
   assert code == 0 and Image.open(drawn).width > 300
   assert {text for _, text in lines} == {'a red circle', 'A blue square', 'two things'}
   similarity = [float(number) for number, _ in lines]
-  assert similarity == sorted(similarity, reverse=True) and -1 <= similarity[-1] < similarity[0] <= 1
+  assert similarity == sorted(similarity, reverse=True)
+  assert -1 <= similarity[-1] < similarity[0] <= 1
 
   code, found, _ = ask(capsys, run[0], folder, 'a red circle', '--output', str(drawn))
   assert code == 0 and Image.open(drawn).width > 300
@@ -264,7 +267,8 @@ def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
          'circle. a blue square."\n')
   code, _, err = ask(capsys, run[0], tmp_path, 'a red circle')
   assert code == 2 and 'no pictures in that folder' in err
-  assert predict.main(['--checkpoint', str(finished), '--image', str(folder), '--text', 'what?']) == 2
+  arguments = ['--checkpoint', str(finished), '--image', str(folder), '--text', 'what?']
+  assert predict.main(arguments) == 2
   assert capsys.readouterr().err == f'error: --image {folder} is a folder; vqa wants one picture\n'
   _, _, err = ask(capsys, run[0], folder, 'a red circle ' * 30)
   assert err.count('note: the text has') == 1 and 'the model reads 24' in err

@@ -1,4 +1,5 @@
-"""Matching and losses of set prediction, against scipy's and transformers' (Deformable and RT-DETR's)."""
+"""Matching and losses of set prediction, against scipy's and transformers' (Deformable DETR,
+RT-DETR)."""
 
 import jax
 import numpy as np

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from xmodal.bench import parity_detection, torch_detection
+from xmodal.bench.torch_training import make_optimizer
 from xmodal.train.optimizer import decays
 
 torch.set_num_threads(2)
@@ -72,7 +73,7 @@ def test_in_16_bits_the_loss_is_close(model, batch):
 def test_weight_decay_is_of_the_same_parameters_as_ours(model):
   for parameter in model.parameters():
     parameter.requires_grad_(True)
-  for group in torch_detection.make_optimizer(model, OPTIMIZER).param_groups:
+  for group in make_optimizer(model, OPTIMIZER, torch_detection.decays).param_groups:
     for parameter in group['params']:
       parameter.data.fill_(group['weight_decay'] > 0)
   _, variables = torch_detection.in_jax(model)

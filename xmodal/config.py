@@ -114,7 +114,7 @@ def base() -> ConfigDict:
   c.data.eval_examples = 2_100  # shapes only
   c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
   c.data.numbers = False  # shapes only: questions that a number answers
-  c.data.answers_share = 1.0  # of the training records, that keep their answers
+  c.data.answers_share = 1.0  # of the training records, that keep answers and reasons
   c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
@@ -266,8 +266,9 @@ _RANGES = {
     'train.steps': (1, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
-    'train.samples': (0, None), 'train.ema_decay': (0, 0.999999), 'optimizer.learning_rate': (0, None),
-    'optimizer.warmup_steps': (0, None), 'optimizer.clip_norm': (0, None),
+    'train.samples': (0, None), 'train.ema_decay': (0, 0.999999),
+    'optimizer.learning_rate': (0, None), 'optimizer.warmup_steps': (0, None),
+    'optimizer.clip_norm': (0, None),
 }
 
 

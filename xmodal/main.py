@@ -62,7 +62,7 @@ def _parse(argv):
                     'get_config(), such as configs/vqa.py') from error
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     text = error.args[0] if error.args else error
-    while isinstance(text, BaseException):  # a KeyError around a KeyError: str() would quote it twice
+    while isinstance(text, BaseException):  # a KeyError around another: str() would quote it twice
       text = text.args[0] if text.args else type(text).__name__
     text = ' '.join(str(text).split())
     raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error

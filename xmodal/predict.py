@@ -123,8 +123,8 @@ def main(argv=None) -> int:
                       'for retrieval also a folder of them, to be searched for the text')
   parser.add_argument('--text', default='', help='the question; for detection, names with a full '
                       'stop after each, or what means one thing: "the square left of the cross"; '
-                      'for retrieval, texts to be compared, with a full stop after each; captioning '
-                      'needs none')
+                      'for retrieval, texts to be compared, with a full stop after each; '
+                      'captioning needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
   args = parser.parse_args(argv)

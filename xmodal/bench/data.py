@@ -27,6 +27,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from xmodal.bench.compare import check_positive, run_command
 from xmodal.data import pipeline
 from xmodal.data.example import Example
 from xmodal.errors import UserError
@@ -137,20 +138,14 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--pictures', type=int, default=512, help='pictures of each size')
   parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
   parser.add_argument('--rounds', type=int, default=7)
-  try:
-    _run(parser.parse_args(arguments))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, parser.parse_args(arguments))
 
 
 def _run(options):
   if options.pictures < _BATCH:
     raise UserError(f'--pictures={options.pictures}: wanted {_BATCH} or more, the pictures of a '
                     'batch')
-  if options.rounds < 1:
-    raise UserError(f'--rounds={options.rounds}: wanted 1 or more')
+  check_positive(options, 'rounds')
   sizes = [_size(text) for text in options.sizes]
   versions = [
       f'{name} {importlib.metadata.version(name)}'

@@ -27,8 +27,10 @@ import sys
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.train_step import WAYS, chosen_ways, limit_threads, measure, num_threads
-from xmodal.bench.train_step import torch_device
+from xmodal.bench.compare import (
+    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
+    torch_device)
+from xmodal.bench.train_step import WAYS
 from xmodal.errors import UserError
 
 # Of transformers' ResNetConfig, and of its DetrConfig beside it; what is left out is the paper's.
@@ -236,12 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--ways', default='ours,eager', help=f'some of {",".join(WAYS)}')
   parser.add_argument('--compile', action='store_true', help='compile as well')
   options = parser.parse_args(arguments)
-  try:
-    _run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, options)
 
 
 def _read_pixels(text):
@@ -252,31 +249,28 @@ def _read_pixels(text):
 
 
 def _run(options):
-  # Both live on one GPU: neither may take all of its memory.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  share_gpu()
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   if options.size not in SIZES:
     raise UserError(f'--size={options.size}: wanted one of {", ".join(SIZES)}')
-  if options.threads is not None:
-    limit_threads(options.threads)
+  limit_threads(options.threads)
   import jax
 
   from xmodal.train import build
   on_cpu = jax.default_backend() == 'cpu'
-  size = (2 if on_cpu else 16) if options.batch is None else options.batch
-  for name, value in (('batch', size), ('rounds', options.rounds), ('steps', options.steps)):
-    if value < 1:
-      raise UserError(f'--{name}={value}: wanted 1 or more')
+  if options.batch is None:
+    options.batch = 2 if on_cpu else 16
+  check_positive(options, 'batch', 'rounds', 'steps')
   pixels = _read_pixels(options.pixels or ('320x416' if on_cpu else '800x1056'))
-  names = chosen_ways(options.ways + ',compile' * options.compile)
+  names = chosen_ways(options.ways + ',compile' * options.compile, WAYS)
   config = configs.base()
   config.optimizer.learning_rate = 1e-4  # as in the paper
   sizes = SIZES[options.size][1]
-  batch = make_batch(size, pixels, sizes['num_labels'],
+  batch = make_batch(options.batch, pixels, sizes['num_labels'],
                      min(sizes.get('num_queries', 100), config.detection.max_objects))
   ways = make_ways(names, options.size, config, batch)
   dtype = build.compute_dtype(config)
-  print(f'DETR {options.size}, batch {size} of {pixels[0]}x{pixels[1]} pixels, {dtype}, '
+  print(f'DETR {options.size}, batch {options.batch} of {pixels[0]}x{pixels[1]} pixels, {dtype}, '
         f'{options.rounds} rounds; {jax.devices()[0].device_kind}, {num_threads()} processors')
   if 'ours' in ways:
     print('{:,} parameters, {:,} of them trained'.format(*ways['ours'].num_parameters))
@@ -288,7 +282,7 @@ def _run(options):
   for work in ('train', 'infer'):
     steps = {name: getattr(way, work) for name, way in ways.items()}
     measure(steps, 1, 2)  # compiles
-    _print_table(work, measure(steps, options.rounds, options.steps), size)
+    _print_table(work, measure(steps, options.rounds, options.steps), options.batch)
 
 
 if __name__ == '__main__':

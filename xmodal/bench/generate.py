@@ -12,17 +12,18 @@ first near tie that rounding decides, a random model's texts go apart.
 """
 
 import argparse
-import importlib.util
+import functools
 import os
 import platform
 import statistics
 import sys
 import tempfile
-import time
 
 import numpy as np
 
-from xmodal.bench.train_step import limit_threads, num_threads, torch_device
+from xmodal.bench.compare import (
+    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
+    torch_device)
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'transformers')
@@ -115,25 +116,16 @@ def make_ways(names, size: str) -> dict:
   return ways
 
 
-def measure(ways: dict, prompts, length: int, beams: int, rounds: int) -> dict[str, list[float]]:
-  """Tokens a second of each way in each round; a round runs them all, in turn."""
-  speeds = {name: [] for name in ways}
-  for _ in range(rounds):
-    for name, way in ways.items():
-      began = time.perf_counter()
-      way(prompts, length, beams)
-      speeds[name].append(prompts.shape[0] * length / (time.perf_counter() - began))
-  return speeds
-
-
 def _row(ways, prompts, length, beams, rounds):
   """One line of the table; compiles and compares on the way."""
   texts = [way(prompts, length, beams) for way in ways.values()]
-  speeds = measure(ways, prompts, length, beams, rounds)
+  seconds = measure({name: functools.partial(way, prompts, length, beams)
+                     for name, way in ways.items()}, rounds, 1)
   row = f'{len(prompts):>6} {beams:>6}' + ''.join(
-      f' {statistics.median(of_rounds):13.1f}' for of_rounds in speeds.values())
+      f' {prompts.shape[0] * length / statistics.median(of_rounds):13.1f}'
+      for of_rounds in seconds.values())
   if len(ways) == 2:
-    ratios = [ours / theirs for ours, theirs in zip(*speeds.values())]
+    ratios = [theirs / ours for ours, theirs in zip(*seconds.values())]
     row += (f' {statistics.median(ratios):7.2f} {min(ratios):7.2f} {max(ratios):7.2f} '
             f'{np.mean(texts[0] == texts[1]):7.3f}')
   return row
@@ -152,32 +144,17 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--threads', type=int, help='processors for both; all if not given')
   parser.add_argument('--ways', default=','.join(WAYS), help='which to measure, with commas')
   options = parser.parse_args(arguments)
-  try:
-    _run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, options)
 
 
 def _run(options):
-  # Both live on one GPU: neither may take all of its memory.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  share_gpu()
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   if options.size not in SIZES:
     raise UserError(f'--size={options.size}: wanted one of {", ".join(SIZES)}')
-  for name in ('batches', 'beams', 'tokens', 'prompt', 'rounds'):
-    for value in np.atleast_1d(getattr(options, name)):
-      if value < 1:
-        raise UserError(f'--{name}={value}: wanted 1 or more')
-  names = options.ways.split(',')
-  if not options.ways or set(names) - set(WAYS):
-    raise UserError(f'--ways={options.ways}: wanted some of {",".join(WAYS)}')
-  if importlib.util.find_spec('torch') is None and names != ['ours']:
-    print('torch is not installed: measuring ours alone')
-    names = ['ours']
-  if options.threads is not None:
-    limit_threads(options.threads)
+  check_positive(options, 'batches', 'beams', 'tokens', 'prompt', 'rounds')
+  names = chosen_ways(options.ways, WAYS)
+  limit_threads(options.threads)
   import jax
   ways = make_ways(names, options.size)
   print(f'T5 {options.size}, prompts of {options.prompt} tokens, {options.tokens} generated, '

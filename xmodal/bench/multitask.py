@@ -34,6 +34,7 @@ from flax import traverse_util
 import xmodal
 from xmodal import config as configs
 from xmodal.bench import multitask_cost, multitask_table
+from xmodal.bench.compare import check_positive, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import SAMPLINGS
@@ -201,21 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--round-steps', type=int, default=3, help='of each kind, in a round')
   parser.add_argument('--labels', action='store_true', help='accuracy with fewer answers')
   options = parser.parse_args(arguments)
-  try:
-    _run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, options)
 
 
 def _run(options):
   fast = options.fast
   options.steps = (200 if fast else 1500) if options.steps is None else options.steps
   options.seeds = (1 if fast else 3) if options.seeds is None else options.seeds
-  for name in ('steps', 'seeds', 'rounds', 'round_steps'):
-    if getattr(options, name) < 1:
-      raise UserError(f'--{name.replace("_", "-")}={getattr(options, name)}: wanted 1 or more')
+  check_positive(options, 'steps', 'seeds', 'rounds', 'round_steps')
   options.samplings = _chosen(
       'samplings', options.samplings or ('joint,round_robin' if fast else ','.join(SAMPLINGS)),
       SAMPLINGS)

@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from xmodal.bench.compare import measure
 from xmodal.bench.multitask_table import markdown
-from xmodal.bench.train_step import measure
 from xmodal.sharding import mesh as meshes
 from xmodal.train import state as states
 

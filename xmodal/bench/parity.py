@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 from xmodal.bench import parity_detection, parity_text, parity_vision
+from xmodal.bench.compare import run_command
+from xmodal.errors import UserError
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.export import save
 
@@ -74,20 +76,22 @@ def _difference(ours, theirs):
 
 
 def main(arguments=None) -> int:
-  """Runs a command line; returns its exit code."""
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--published', action='store_true', help='also a published size (minutes)')
   parser.add_argument('--families', nargs='+', help='only these')
-  options = parser.parse_args(arguments)
+  return run_command(_run, parser.parse_args(arguments))
+
+
+def _run(options):
   cases = {}
   for module in (parity_vision, parity_text, parity_detection):
     for case in module.CASES + (module.PUBLISHED if options.published else ()):
       cases.setdefault(case.family, []).append(case)
   families = options.families or list(cases)
   if unknown := set(families) - set(cases):
-    print(f'error: --families {min(unknown)}: known are {", ".join(cases)}', file=sys.stderr)
-    return 2
+    raise UserError(f'--families {min(unknown)}: wanted some of {", ".join(cases)}')
   from transformers.utils import logging
   logging.set_verbosity_error()  # it tells of heads that towers do not have
   logging.disable_progress_bar()
@@ -96,9 +100,9 @@ def main(arguments=None) -> int:
   for family in families:
     found = [compare(case) for case in cases[family]]
     sizes = sorted(d.parameters for d in found)
-    print(f'| {family} | {len(found)}: {" to ".join(dict.fromkeys(map(_size, (sizes[0], sizes[-1]))))} | '
+    span = ' to '.join(dict.fromkeys(map(_size, (sizes[0], sizes[-1]))))
+    print(f'| {family} | {len(found)}: {span} | '
           f'{max(d.read for d in found):.1e} | {max(d.exported for d in found):.1e} |', flush=True)
-  return 0
 
 
 def _size(count):

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from xmodal import pretrained
+from xmodal.bench.torch_training import make_descent, make_optimizer
 from xmodal.models.detr import Detr
 
 
@@ -51,7 +52,7 @@ def make_train_step(model: DetrForObjectDetection, config, *, half: bool = False
     half: compute in bfloat16; parameters and the loss stay float32.
     compiled: torch.compile the model; the loss stays as it is.
   """
-  optimizer = make_optimizer(model, config)
+  descend = make_descent(model, make_optimizer(model, config, decays), config.clip_norm)
   forward = torch.compile(model) if compiled else model
   device = model.device
 
@@ -60,25 +61,14 @@ def make_train_step(model: DetrForObjectDetection, config, *, half: bool = False
       found = forward(pixel_values, pixel_mask=pixel_mask)
     loss, *_ = model.loss_function(found.logits.float(), labels, device, found.pred_boxes.float(),
                                    model.config)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm
+    return descend(loss)
 
   return train_step
 
 
-def make_optimizer(model: DetrForObjectDetection, config) -> torch.optim.Optimizer:
-  """AdamW, fused; biases, norms and the queries' positions do not decay, as in train.optimizer."""
-  groups = {True: [], False: []}
-  for name, parameter in model.named_parameters():
-    if parameter.requires_grad:
-      groups[parameter.ndim > 1 and 'query_position_embeddings' not in name].append(parameter)
-  return torch.optim.AdamW(
-      [{'params': parameters, 'weight_decay': config.weight_decay * decays}
-       for decays, parameters in groups.items()],
-      lr=config.learning_rate, betas=(config.b1, config.b2), eps=config.eps, fused=True)
+def decays(name: str, parameter: nn.Parameter) -> bool:
+  """Biases, norms and the queries' positions do not, as in train.optimizer."""
+  return parameter.ndim > 1 and 'query_position_embeddings' not in name
 
 
 def make_infer(model: DetrForObjectDetection, *, half: bool = False,

@@ -17,6 +17,7 @@ from transformers import (
     T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel)
 
 from xmodal import config as configs
+from xmodal.bench.torch_training import make_descent, make_optimizer
 from xmodal.errors import UserError
 from xmodal.pretrained import t5
 from xmodal.pretrained.tensors import Entry, read_variables
@@ -143,7 +144,8 @@ class Reference(nn.Module):
           'the PyTorch reference is a ViT of patches, a T5, co-attention, no dropout and no remat; '
           f'found model.size={config.model.size}, vision.name={config.model.vision.name}, '
           f'text.name={config.model.text.name}, cross.variant={config.model.cross.variant}, '
-          f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or measure ours alone with --ways ours')
+          f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or '
+          'measure ours alone with --ways ours')
     self.pad_id = pad_id
     self.generation_weight = config.vqa.generation_weight
     self.vision_tower = _vision_tower(vision, config.data.image_size)
@@ -192,7 +194,8 @@ class Reference(nn.Module):
 
 def make_step(model: Reference, config, compiled: bool):
   """A training step, batch of tensors -> (loss, norm of the gradients before clipping)."""
-  optimizer = make_optimizer(model, config.optimizer)
+  descend = make_descent(model, make_optimizer(model, config.optimizer, decays),
+                         config.optimizer.clip_norm)
   forward = torch.compile(model) if compiled else model
   device = next(model.parameters()).device.type
   half = build.compute_dtype(config) == jnp.bfloat16
@@ -200,26 +203,15 @@ def make_step(model: Reference, config, compiled: bool):
   def step(batch):
     with torch.autocast(device, torch.bfloat16, enabled=half):  # parameters stay float32, as ours
       loss = forward(batch)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm
+    return descend(loss)
 
   return step
 
 
-def make_optimizer(model: Reference, config) -> torch.optim.Optimizer:
-  """AdamW, fused; biases, norms and positions do not decay, as in train.optimizer."""
-  groups = {True: [], False: []}
-  for name, parameter in model.named_parameters():
-    decays = (name.endswith('.weight') and parameter.ndim > 1
-              and 'relative_attention_bias' not in name)
-    groups[decays].append(parameter)
-  return torch.optim.AdamW(
-      [{'params': parameters, 'weight_decay': config.weight_decay * decays}
-       for decays, parameters in groups.items()],
-      lr=config.learning_rate, betas=(config.b1, config.b2), eps=config.eps, fused=True)
+def decays(name: str, parameter: nn.Parameter) -> bool:
+  """Biases, norms and positions do not, as in train.optimizer."""
+  return (name.endswith('.weight') and parameter.ndim > 1
+          and 'relative_attention_bias' not in name)
 
 
 def parameters_for_ours(model: Reference, ours, shapes) -> dict:

@@ -16,17 +16,17 @@ faster.
 
 import argparse
 import ast
-import importlib.util
-import os
 import re
 import statistics
 import sys
-import time
 import types
 
 import numpy as np
 
 from xmodal import config as configs
+from xmodal.bench.compare import (
+    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
+    torch_device)
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'eager', 'compile')
@@ -207,22 +207,6 @@ def _torch_device(config):
   return device
 
 
-def torch_device() -> str:
-  """Torch's name of the one device that JAX computes on; UserError where both cannot."""
-  import jax
-  import torch
-  backend, count = jax.default_backend(), jax.device_count()
-  if count > 1:
-    raise UserError(f'PyTorch is measured on one device, found {count}: show one (such as '
-                    'CUDA_VISIBLE_DEVICES=0), or measure ours alone with --ways ours')
-  if backend == 'cpu':
-    return 'cpu'
-  if backend != 'gpu' or not torch.cuda.is_available():
-    raise UserError(f'JAX computes on a {backend}, which this PyTorch cannot: install one that '
-                    'can, take JAX_PLATFORMS=cpu, or measure ours alone with --ways ours')
-  return 'cuda'
-
-
 def first_steps(ways: dict) -> dict[str, list[tuple[float, float]]]:
   """(loss, gradient norm) of the first two steps of each; compiles them on the way."""
   return {name: [tuple(map(float, step())) for _ in range(2)] for name, step in ways.items()}
@@ -232,49 +216,6 @@ def _check_equal(first):
   expected, *others = first.values()
   for seen in others:
     np.testing.assert_allclose(seen, expected, rtol=1e-3)
-
-
-def measure(ways: dict, rounds: int, steps: int) -> dict[str, list[float]]:
-  """Seconds a step of each way in each round; a round runs them all, in turn."""
-  seconds = {name: [] for name in ways}
-  for _ in range(rounds):
-    for name, step in ways.items():
-      began = time.perf_counter()
-      for _ in range(steps):
-        result, _ = step()
-      result.tolist()  # waits for the device
-      seconds[name].append((time.perf_counter() - began) / steps)
-  return seconds
-
-
-def num_threads() -> int:
-  """Processors that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-def limit_threads(count: int) -> None:
-  """Holds the process, and so XLA's and torch's thread pools, to `count` processors.
-
-  Raises:
-    UserError: there are not so many.
-  """
-  if not hasattr(os, 'sched_setaffinity'):
-    raise UserError('--threads: this system cannot hold a process to some processors; leave it out')
-  present = sorted(os.sched_getaffinity(0))
-  if not 1 <= count <= len(present):
-    raise UserError(f'--threads={count}: wanted 1 to {len(present)}, the processors there are')
-  os.sched_setaffinity(0, present[:count])
-
-
-def chosen_ways(text: str) -> tuple[str, ...]:
-  """Some of WAYS, given with commas; ours alone where torch is not installed."""
-  names = tuple(text.split(','))
-  if not names or set(names) - set(WAYS):
-    raise UserError(f'--ways={text}: wanted some of {",".join(WAYS)}')
-  if importlib.util.find_spec('torch') is None and names != ('ours',):
-    print('torch is not installed: measuring ours alone')
-    names = ('ours',)
-  return names
 
 
 def _print_first_steps(first):
@@ -307,24 +248,15 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--ways', default=','.join(WAYS), help='which to measure, with commas')
   parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes of the config')
   options = parser.parse_args(arguments)
-  try:
-    _run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, options)
 
 
 def _run(options):
   from xmodal.train import build
-  # Both live on one GPU: neither may take all of its memory.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  if options.threads is not None:
-    limit_threads(options.threads)
-  for name in ('batch', 'rounds', 'steps'):
-    if getattr(options, name) < 1:
-      raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
-  names = chosen_ways(options.ways)
+  share_gpu()
+  limit_threads(options.threads)
+  check_positive(options, 'batch', 'rounds', 'steps')
+  names = chosen_ways(options.ways, WAYS)
   config = make_config(options.size, options.batch, options.changes)
   ways = make_ways(names, config, make_batch(config))
   if 'ours' in ways:

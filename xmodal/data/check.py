@@ -101,7 +101,8 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
 
 
 def decode_all(paths: Iterable[str]) -> dict[str, tuple[int, int] | str]:
-  """Decodes pictures as training does: path -> (width, height) after EXIF rotation, or what is wrong."""
+  """Decodes pictures as training does: path -> (width, height) after EXIF rotation, or what is
+  wrong."""
   paths = list(paths)
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
     return dict(zip(paths, pool.map(_decode, paths)))

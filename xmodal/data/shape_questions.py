@@ -193,7 +193,8 @@ def _comparison(rng: random.Random) -> Plan:
 
 
 def _compare_numbers(rng: random.Random, attribute: str) -> Plan:
-  wording = rng.choice(['Which {} is there more of, {} or {}?', 'Which {} is more frequent, {} or {}?'])
+  wording = rng.choice(['Which {} is there more of, {} or {}?',
+                        'Which {} is more frequent, {} or {}?'])
   less = rng.randint(0, MAX_THINGS // 2 - 1)
   more = rng.randint(less + 1, MAX_THINGS - less)
   values = rng.sample(VALUES[attribute], 2)
@@ -210,7 +211,8 @@ def _compare_numbers(rng: random.Random, attribute: str) -> Plan:
 
 
 def _compare_sizes(rng: random.Random, attribute: str) -> Plan:
-  wording = rng.choice(['Which is larger, the {} or the {}?', 'Which one is larger, the {} or the {}?'])
+  wording = rng.choice(['Which is larger, the {} or the {}?',
+                        'Which one is larger, the {} or the {}?'])
   (one, two, *others), first, second = _pair(rng, (attribute,))
   things = (one._replace(size='large'), two._replace(size='small'), *others)
   asked = [first, second]

@@ -1,15 +1,13 @@
 """Which data set a config means."""
 
-import dataclasses
 import os
 import shlex
 
-import numpy as np
-
 from xmodal.config import IMAGE_SIZE
 from xmodal.data import (
-    coco, crowds, jsonl, order, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
-from xmodal.data.example import Example, Source
+    coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
+from xmodal.data.answers_share import PartlyAnswered
+from xmodal.data.example import Source
 from xmodal.data.faults import Examples, check_left
 from xmodal.data.made import Joined, check_none_made
 from xmodal.errors import UserError
@@ -18,38 +16,6 @@ READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
            'vqa_rad': vqa_rad.read_vqa_rad, 'coco': coco.read_coco, 'voc': voc.read_voc,
            'visual_genome': visual_genome.read_visual_genome}
 _OF_BOXES = ('coco', 'voc', 'visual_genome')
-
-
-# Of the permutation that chooses which records keep their answers: no epoch has this number.
-_ANSWERED = 2**32
-
-
-class PartlyAnswered:
-  """A source of which a share of the records keep their answers.
-
-  Whether a record does is a function of its number, the number of records and the seed.
-
-  Args:
-    source: with answers.
-    share: 0..1, rounded to whole records, at least one.
-    seed: another seed, other records.
-    only: leaves the other records out; else they come without answers, and all else of theirs.
-  """
-
-  def __init__(self, source: Source, share: float, seed: int, *, only: bool = False):
-    size = len(source)
-    self._source = source
-    self._answered = (order.permute(np.arange(size), size, seed, _ANSWERED)
-                      < max(1, round(share * size)))
-    self._records = np.flatnonzero(self._answered) if only else np.arange(size)
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> Example:
-    record = int(self._records[index])
-    example = self._source[record]
-    return example if self._answered[record] else dataclasses.replace(example, answers=())
 
 
 def open_source(config, split: str, *, train: bool, only_answered: bool = False) -> Source:

@@ -81,7 +81,8 @@ def make_gallery(pictures: Sequence[Hashable], captions: Sequence[Sequence[str]]
     worded[wording].append(number)
   return Gallery(
       picture_of, captions_of, picture_from, caption_from,
-      [np.array([c for wording in places[p] for c in worded[wording]]) for p in range(len(numbers))],
+      [np.array([c for wording in places[p] for c in worded[wording]])
+       for p in range(len(numbers))],
       [np.array(list(pictures_with[wording])) for wording in wordings])
 
 

@@ -271,7 +271,7 @@ def make_balance(config, every_step: bool) -> Balance:
     raise UserError(f'config.mixer.balance={mixer.balance!r}: wanted one of {", ".join(kinds)}')
   balance = kinds[mixer.balance](tasks)
   if balance.needs == 'gradients' and not every_step:
-    raise UserError(f'config.mixer.balance={mixer.balance!r} compares the gradients of all tasks in '
-                    f'each step, and config.mixer.sampling={mixer.sampling!r} trains them apart; '
-                    "set that to 'joint', or take uncertainty, dwa or famo")
+    raise UserError(f'config.mixer.balance={mixer.balance!r} compares the gradients of all tasks '
+                    f'in each step, and config.mixer.sampling={mixer.sampling!r} trains them '
+                    "apart; set that to 'joint', or take uncertainty, dwa or famo")
   return balance

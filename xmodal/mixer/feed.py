@@ -58,7 +58,7 @@ class Feed:
   """One source of examples, and the tasks that read it.
 
   Attributes:
-    name: the tasks', such as 'vqa+objects'.
+    name: the tasks', such as 'vqa and objects'.
     tasks: their names.
     config: the whole config, with the data of these tasks.
     sources: one a use, 'train' and 'eval' (or the latter alone).
@@ -111,7 +111,7 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
 
 
 def _open(config, names, uses):
-  name = '+'.join(names)
+  name = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
   try:
     configs.check(config)
     sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train',
@@ -129,7 +129,7 @@ def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
   """(what to call it, feed, use) of each split that feeds read."""
   for feed in feeds:
     for use in feed.sources:
-      yield use if len(feeds) == 1 else f'{use} of {feed.name}', feed, use
+      yield use if len(feeds) == 1 else f'{use} data of {feed.name}', feed, use
 
 
 def left_out(feeds: Sequence[Feed]) -> list[str]:

@@ -125,8 +125,8 @@ def _alternating(mixer, tasks):
   turns = tuple(map(tuple, mixer.turns))
   if not turns or any(len(turn) != 2 or not isinstance(turn[0], str) or not isinstance(turn[1], int)
                       or turn[1] < 1 for turn in turns):
-    raise UserError(f'config.mixer.turns={turns}: wanted pairs of a regular expression and a number '
-                    "of steps, such as (('vision_tower', 100), ('text_tower|heads', 50))")
+    raise UserError(f'config.mixer.turns={turns}: wanted pairs of a regular expression and a '
+                    "number of steps, such as (('vision_tower', 100), ('text_tower|heads', 50))")
   if mixer.turns_of not in ('parameters', 'tasks'):
     raise UserError(f'config.mixer.turns_of={mixer.turns_of!r}: wanted parameters or tasks')
   kinds = []

@@ -1,4 +1,4 @@
-"""Gives a trained tower back: python -m xmodal.pretrained export --checkpoint DIR --part vision --output DIR."""
+"""Gives a trained tower back, or shows what a checkpoint holds: python -m xmodal.pretrained."""
 
 import argparse
 import sys
@@ -14,7 +14,8 @@ def main(argv=None) -> int:
   export.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
   export.add_argument('--part', required=True, choices=['vision', 'text'])
-  export.add_argument('--output', required=True, metavar='DIR', help='a folder that is new or empty')
+  export.add_argument('--output', required=True, metavar='DIR',
+                      help='a folder that is new or empty')
   export.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
   export.set_defaults(run=_export)
   show = commands.add_parser('show', help='says what a checkpoint holds, and whether it is whole')

@@ -24,8 +24,8 @@ def find_folder(name: str) -> str:
     raise UserError(f'{name}: is a file; wanted the folder of a checkpoint (config.json and '
                     'model.safetensors)')
   if name.startswith(('.', '/', '~')) or name.count('/') > 1:
-    raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, or '
-                    'the name of a checkpoint on the HuggingFace hub')
+    raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, '
+                    'or the name of a checkpoint on the HuggingFace hub')
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import (
       HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)

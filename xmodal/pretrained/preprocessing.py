@@ -1,4 +1,5 @@
-"""How a vision tower's pictures were made ready: preprocessor_config.json, or timm's pretrained_cfg."""
+"""How a vision tower's pictures were made ready: preprocessor_config.json, or timm's
+pretrained_cfg."""
 
 import os
 from typing import NamedTuple
@@ -54,7 +55,8 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   mean, std = stated.get('image_mean') or default.mean, stated.get('image_std') or default.std
   if stated.get('do_normalize') is False:
     mean, std = (0.0,) * 3, (1.0,) * 3
-  size = image_size or _size(stated.get('crop_size') if stated.get('do_center_crop', True) else None)
+  cropped = stated.get('crop_size') if stated.get('do_center_crop', True) else None
+  size = image_size or _size(cropped)
   size = size or _size(stated.get('size')) or default.image_size
   try:
     made = Preprocessing(size, tuple(map(float, mean)), tuple(map(float, std)))

@@ -1,4 +1,4 @@
-"""One table a model family, read in both directions: which tensors of a file make which variable."""
+"""One table a model family, read in both directions: which tensors of a file make a variable."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses

@@ -15,6 +15,7 @@ def task_class(name: str):
   known = {module.name for module in pkgutil.iter_modules(__path__)}
   module = importlib.import_module(f'{__name__}.{name}') if name in known else None
   if not hasattr(module, 'TASK'):
-    tasks = [n for n in sorted(known) if hasattr(importlib.import_module(f'{__name__}.{n}'), 'TASK')]
+    tasks = [n for n in sorted(known)
+             if hasattr(importlib.import_module(f'{__name__}.{n}'), 'TASK')]
     raise UserError(f'config.mixer.tasks: no task {name!r}; wanted one of {", ".join(tasks)}')
   return module.TASK

@@ -59,7 +59,8 @@ def draw_grid(pictures: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> I
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
   """Pictures under each other, at the left."""
-  sheet = Image.new('RGB', (max(p.width for p in pictures), sum(p.height for p in pictures)), 'white')
+  size = max(p.width for p in pictures), sum(p.height for p in pictures)
+  sheet = Image.new('RGB', size, 'white')
   top = 0
   for picture in pictures:
     sheet.paste(picture, (0, top))

@@ -65,8 +65,8 @@ class Objects(Task):
     said = super().survey(examples)
     known = [e for e in examples if e.objects is not None]
     if many := sum(len(e.objects) > self._max_objects for e in known):
-      said.append(f'{many} of {len(known)} pictures have more than {self._max_objects} objects; the '
-                  'rest of theirs is left out: config.objects.max_objects sets the limit')
+      said.append(f'{many} of {len(known)} pictures have more than {self._max_objects} objects; '
+                  'the rest of theirs is left out: config.objects.max_objects sets the limit')
     return said
 
   @classmethod

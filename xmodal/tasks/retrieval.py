@@ -35,7 +35,7 @@ _DIRECTIONS = {'image_to_text': 'image to text', 'text_to_image': 'text to image
 
 
 class Match(NamedTuple):
-  """A text, or the example of a picture; its cosine similarity to what was asked; if it is right."""
+  """A text or a picture's example, its cosine similarity to what was asked, and if it is right."""
 
   what: str | Example
   similarity: float
@@ -137,8 +137,8 @@ class Retrieval(Task):
       known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
       names = sorted(n for n in os.listdir(image) if os.path.splitext(n)[1].lower() in known)
       if not names:
-        raise UserError(f'--image {image}: no pictures in that folder; wanted some in a format that '
-                        'Pillow opens, such as .jpg or .png')
+        raise UserError(f'--image {image}: no pictures in that folder; wanted some in a format '
+                        'that Pillow opens, such as .jpg or .png')
       return self._with(1, searches=True), [
           Example(os.path.join(image, name), captions=(text.strip(),)) for name in names]
     return self._with(len(texts)), [Example(image, captions=texts)]
@@ -232,8 +232,9 @@ class Retrieval(Task):
     gallery = _gallery(examples, [_captions(e)[:self._num_captions] for e in examples])
     if not gallery.pictures:
       return {}
-    ranks = {'image_to_text': [predictions[i].text_rank for i in gallery.pictures],
-             'text_to_image': [predictions[i].picture_ranks[place] for i, place in gallery.captions]}
+    ranks = {
+        'image_to_text': [predictions[i].text_rank for i in gallery.pictures],
+        'text_to_image': [predictions[i].picture_ranks[place] for i, place in gallery.captions]}
     right = {'image_to_text': gallery.right_captions, 'text_to_image': gallery.right_pictures}
     among = {'image_to_text': len(gallery.captions), 'text_to_image': len(gallery.pictures)}
     return {'pictures': len(gallery.pictures), 'captions': len(gallery.captions), **{
@@ -253,8 +254,8 @@ class Retrieval(Task):
                           for kind in ('recall', 'chance'))
       rows += [f'{label:<20}{"".join(recalls)}{scores[f"{key}/median_rank"]:>13.0f}',
                f'{"  chance":<20}{"".join(chances)}']
-    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; one worded as '
-                'a right one is right too')
+    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; one worded '
+                'as a right one is right too')
     return '\n'.join(rows)
 
   def record(self, example, prediction):
@@ -266,8 +267,9 @@ class Retrieval(Task):
                       for m in prediction.texts]}
 
   def describe(self, prediction):
-    return '\n'.join(f'{m.similarity:7.3f}  {m.what.image if isinstance(m.what, Example) else m.what}'
-                     for m in prediction.pictures or prediction.texts)
+    if prediction.pictures:
+      return '\n'.join(f'{m.similarity:7.3f}  {m.what.image}' for m in prediction.pictures)
+    return '\n'.join(f'{m.similarity:7.3f}  {m.what}' for m in prediction.texts)
 
   def draw(self, example, pixels, prediction):
     colours = {None: card.PLAIN, True: card.RIGHT, False: card.WRONG}
@@ -328,7 +330,7 @@ class RetrievalHead(nn.Module):
       self.score_bias = self.param('score_bias', nn.initializers.constant(-10.0), ())
 
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns {'logits': float32 [B, B], pictures by texts, 'tokens': int32 [B, L], of the texts}."""
+    """Returns {'logits': float32 [B, B], pictures by texts, 'tokens': int32 [B, L], the texts}."""
     tokens = features['captions']
     chosen = jnp.zeros(tokens.shape[0], jnp.int32)
     if tokens.shape[1] > 1 and not deterministic:

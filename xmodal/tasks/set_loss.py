@@ -1,4 +1,4 @@
-"""Set prediction (DETR, arXiv:2005.12872): each object is matched to one query, and the query to it.
+"""Set prediction (DETR, arXiv:2005.12872): each object is matched to one query, which is its own.
 
 Letters: B pictures, N queries, M places for objects, K names.
 """
@@ -54,9 +54,9 @@ def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
     UserError: fewer queries than places for objects.
   """
   if boxes.shape[1] > found.boxes.shape[1]:
-    raise UserError(f'{found.boxes.shape[1]} queries for {boxes.shape[1]} objects in a picture: raise '
-                    'config.detection.queries, or config.data.image_size where each image token is '
-                    'one, or lower config.detection.max_objects')
+    raise UserError(f'{found.boxes.shape[1]} queries for {boxes.shape[1]} objects in a picture: '
+                    'raise config.detection.queries, or config.data.image_size where each image '
+                    'token is one, or lower config.detection.max_objects')
   found = jax.lax.stop_gradient(found)
   p = jax.nn.sigmoid(found.logits)
   cost_if_named = (_ALPHA * (1 - p) ** _GAMMA * -jax.nn.log_sigmoid(found.logits)

@@ -115,7 +115,7 @@ class Task(abc.ABC):
 
   def ask(self, image: str, text: str) -> tuple['Task', list[Example]]:
     """What a person's text asks of a picture: the task that answers it, and the examples to give
-    it; UserError if the text asks nothing, and the task needs a question. See takes_folders, too."""
+    it; UserError if the text asks nothing, and the task needs a question. See takes_folders."""
     if 'question' in self.needs and not text.strip():
       raise UserError(f'--text is empty; {self.name} wants the question to ask of the picture')
     return self, [Example(image, question=text)]

@@ -309,7 +309,8 @@ class VQAHead(nn.Module):
     fused = towers.fused(features['question'])
     outputs = {}
     if self.num_answers:
-      hidden = nn.Dense(fused.pooled.shape[-1], dtype=fused.pooled.dtype, name='hidden')(fused.pooled)
+      pooled = fused.pooled
+      hidden = nn.Dense(pooled.shape[-1], dtype=pooled.dtype, name='hidden')(pooled)
       hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
       # Begins undecided: no answer has to be unlearned first.
       outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',

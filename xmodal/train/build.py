@@ -34,8 +34,8 @@ def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
   lines = []
   for part, tower in towers.items():
     if keys := configs.own_sizes(config, part):
-      lines.append(f'config.model.{part}: {", ".join(sorted(keys))} not used: the sizes are those of '
-                   f'the pretrained {tower.family}')
+      lines.append(f'config.model.{part}: {", ".join(sorted(keys))} not used: the sizes are those '
+                   f'of the pretrained {tower.family}')
   return lines
 
 

@@ -66,7 +66,8 @@ def _split(state: TrainState):
   if state.ema is not None:
     model['ema'] = state.ema
   training = {'opt_state': state.opt_state, 'mixer': state.mixer, 'step': state.step,
-              'rng': state.rng, 'skipped': state.skipped, 'skipped_in_a_row': state.skipped_in_a_row}
+              'rng': state.rng, 'skipped': state.skipped,
+              'skipped_in_a_row': state.skipped_in_a_row}
   return model, training
 
 
@@ -114,7 +115,8 @@ class Checkpoints:
       yield
     except Exception as error:
       text = str(error)
-      full = any(sign in text for sign in ('No space left', 'RESOURCE_EXHAUSTED', 'ENOSPC', 'quota'))
+      full = any(sign in text
+                 for sign in ('No space left', 'RESOURCE_EXHAUSTED', 'ENOSPC', 'quota'))
       if not full and not isinstance(error, OSError):
         raise
       what = 'no space left on the device' if full else text.splitlines()[0]
@@ -124,7 +126,7 @@ class Checkpoints:
           'from there') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
-    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is there.
+    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is.
 
     A damaged one is moved to workdir/damaged and told to `warn(line)`.
 
@@ -176,8 +178,8 @@ _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOM
 def _read(folder, item, abstract):
   """One item of a checkpoint; raises _Damaged, or UserError if it is of another model."""
   path = epath.Path(folder, item)
-  wanted = {'arrays': abstract, 'fingerprint': jax.ShapeDtypeStruct((), jnp.uint32,
-                                                                     sharding=_any_sharding(abstract))}
+  fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
+  wanted = {'arrays': abstract, 'fingerprint': fingerprint}
   # Orbax's reader threads print tracebacks of their own when a file is broken.
   hook, sys.excepthook = sys.excepthook, lambda *_: None
   try:
@@ -216,8 +218,8 @@ def _check_same_model(metadata, wanted, folder):
     if stored.get(name) != needed.get(name):
       raise UserError(
           f'checkpoint {folder} is of another model: {name} is {stored.get(name, "missing")} there '
-          f'and {needed.get(name, "missing")} here; take the config it was trained with, or another '
-          '--workdir')
+          f'and {needed.get(name, "missing")} here; take the config it was trained with, or '
+          'another --workdir')
 
 
 def find(folder: str) -> str:
@@ -238,7 +240,8 @@ def find(folder: str) -> str:
 def saved_steps(workdir: str) -> list[int]:
   """The steps of which there are checkpoints, whole or damaged."""
   folder = os.path.join(workdir, 'checkpoints')
-  return [int(name) for name in os.listdir(folder) if name.isdigit()] if os.path.isdir(folder) else []
+  names = os.listdir(folder) if os.path.isdir(folder) else ()
+  return [int(name) for name in names if name.isdigit()]
 
 
 def load_variables(folder: str, abstract_variables, ema: bool):

@@ -52,8 +52,9 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
   return np.concatenate(records), predictions
 
 
-def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str, mesh,
-                    step: int, stop: threading.Event | None = None) -> dict[str, dict] | None:
+def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str,
+                    mesh, step: int, stop: threading.Event | None = None
+                    ) -> dict[str, dict] | None:
   """Scores the tasks of one source; writes predictions and sample pictures.
 
   Args:
@@ -84,7 +85,8 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
   return scores
 
 
-def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mapping) -> dict[str, dict]:
+def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mapping
+              ) -> dict[str, dict]:
   """Each task's official metrics: {task: {metric: number}}."""
   return {name: task.score(examples, predictions[name]) for name, task in tasks.items()}
 

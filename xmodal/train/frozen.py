@@ -30,8 +30,8 @@ def frozen_names(pattern: str, params) -> frozenset[str]:
     raise UserError(f'config.optimizer.frozen={pattern!r} matches no parameter; wanted a regular '
                     f'expression found in paths, which begin with {", ".join(parts)}')
   if adapters := sorted(filter(is_adapter, found)):
-    raise UserError(f'config.optimizer.frozen={pattern!r} matches the adapter {adapters[0]}; towers '
-                    'with adapters are frozen but for those, leave them out of the pattern')
+    raise UserError(f'config.optimizer.frozen={pattern!r} matches the adapter {adapters[0]}; '
+                    'towers with adapters are frozen but for those, leave them out of the pattern')
   frozen = frozenset(found | frozen_by_adapters(names))
   if frozen == names:
     raise UserError(f'config.optimizer.frozen={pattern!r} leaves no parameter to train; wanted a '

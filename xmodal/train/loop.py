@@ -117,7 +117,10 @@ class Run:
         build.make_model(config, self.tokenizer, self.asked, self.towers), self.mesh)
 
   def maker(self, use: str, feed: Feed | None = None) -> pipeline.BatchMaker:
-    """What turns records of a use ('train' or 'eval') into flat batches of a feed (None: the first)."""
+    """What turns records of a use ('train' or 'eval') into flat batches of a feed.
+
+    None is the first feed.
+    """
     return (feed or self.feeds[0]).maker(
         use, self.tasks if use == 'train' else self.asked, self._decode)
 
@@ -128,7 +131,8 @@ class Run:
   def _batch(self, tasks):
     """Shapes and dtypes of a batch of some tasks."""
     # As training sees the tasks; there may be no training data.
-    stream = Stream({feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
+    stream = Stream({
+        feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),
         stream.filler(tasks))
@@ -217,10 +221,11 @@ class Run:
         build.save_assets(config, self.tokenizer, self.tasks, self.towers, self.assets)
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
-    report.say(f'{"starting" if state is None else f"going on from step {start}"} in {self.workdir}: '
-               f'{_count(self.abstract.params) / 1e6:.2f}M parameters, '
+    how = 'starting' if state is None else f'going on from step {start}'
+    what = 'compiling' if start < config.train.steps else 'nothing left to train, evaluating'
+    report.say(f'{how} in {self.workdir}: {_count(self.abstract.params) / 1e6:.2f}M parameters, '
                f'{self._sizes("train")} training examples, {self._sizes("eval")} to evaluate on; '
-               + ('compiling' if start < config.train.steps else 'nothing left to train, evaluating'))
+               f'{what}')
     batches = Prefetch(lambda: self.stream('train').batches(
         self.sampling, config.train.batch_size, start, config.train.steps,
         meshes.local_rows(self.mesh, config.train.batch_size)), self.mesh, config.train.batch_size)
@@ -238,7 +243,7 @@ class Run:
   @property
   def _rows(self):
     """Examples of a step, on average."""
-    return self.config.train.batch_size * sum(map(self.sampling.share, (f.tasks for f in self.feeds)))
+    return self.config.train.batch_size * sum(self.sampling.share(f.tasks) for f in self.feeds)
 
   def _sizes(self, use):
     return ' + '.join(str(len(feed.sources[use])) for feed in self.feeds)
@@ -363,7 +368,8 @@ def _check_continues(config, begun, workdir):
              if now.get(key) != then.get(key)
              and re.sub(r'^mixer\.data\.\w+', 'data', key) not in _MAY_CHANGE]
   if changed:
-    what = ', '.join(f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
+    what = ', '.join(
+        f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
     raise UserError(f'{workdir} holds a run with another config ({what}): give another --workdir, '
                     'or delete that folder')
 

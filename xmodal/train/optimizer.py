@@ -10,7 +10,7 @@ from xmodal.train.rates import rates
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-  """Learning rate by step: linear from 0 over the warm-up, then a cosine to end_share of its peak."""
+  """Learning rate by step: linear from 0 over the warm-up, then a cosine to a share of its peak."""
   if config.warmup_steps >= steps:
     raise UserError(f'config.optimizer.warmup_steps={config.warmup_steps} leaves nothing of '
                     f'config.train.steps={steps}; lower one or raise the other')

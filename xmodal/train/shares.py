@@ -1,4 +1,4 @@
-"""What each kind of step leaves alone, what tasks share, and how much of the data each step reads."""
+"""What each kind of step leaves alone, what tasks share, how much of the data each step reads."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set

@@ -94,7 +94,8 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
   params = rules.shard_tree(abstract.params, mesh)
   return TrainState(
       step=whole, params=params, collections=rules.shard_tree(abstract.collections, mesh),
-      opt_state=rules.shard_optimizer(optimizer, abstract.opt_state, split(params, frozen)[0], whole),
+      opt_state=rules.shard_optimizer(
+          optimizer, abstract.opt_state, split(params, frozen)[0], whole),
       ema=None if abstract.ema is None else params,
       mixer=jax.tree.map(lambda _: whole, abstract.mixer), rng=whole, skipped=whole,
       skipped_in_a_row=whole)
