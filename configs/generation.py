@@ -15,6 +15,7 @@ def get_config():
   c.data.train_examples = 100_000
   c.data.eval_examples = 300
   c.generation.caption_length = 14
+  c.generation.steps = 10
   c.train.batch_size = 32
   c.train.steps = 3500
   c.train.eval_every = 1750

@@ -94,7 +94,8 @@ def test_a_late_start_goes_on_from_there(noise):
 def test_every_step_is_told_once(noise):
   for sampler in flow.SAMPLERS:
     told = []
-    flow.integrate(lambda z, t: z, noise, steps=5, sampler=sampler, told=lambda n: told.append(int(n)))
+    flow.integrate(lambda z, t: z, noise, steps=5, sampler=sampler,
+                   told=lambda step: told.append(int(step)))
     jax.effects_barrier()
     assert sorted(set(told)) == [1, 2, 3, 4, 5]
 
@@ -166,7 +167,8 @@ def test_the_denoiser_looks_at_picture_time_and_text_but_not_at_padding(more):
 
 @pytest.mark.parametrize('change, words', [
     (dict(image_size=(30, 30)), 'image_size=30 does not divide into patches of.*=4'),
-    (dict(num_heads=8), 'num_heads=8 heads with a multiple of 4'), (dict(stem='vit'), "stem='vit'")])
+    (dict(num_heads=8), 'num_heads=8 heads with a multiple of 4'),
+    (dict(stem='vit'), "stem='vit'")])
 def test_sizes_that_do_not_fit_are_one_line(change, words):
   with pytest.raises(UserError, match=words):
     Denoiser(**{**TINY, **change})

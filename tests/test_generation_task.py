@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import scipy.linalg
 
 from test_sharding import three_steps
 import tiny
-from xmodal import predict
+from xmodal import config as configs, predict
 from xmodal.bench import generation as bench
 from xmodal.bench import generation_quality as quality
 from xmodal.data.example import Example
@@ -24,8 +25,9 @@ from xmodal.data.shape_drawings import Drawings
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import frechet
-from xmodal.models.denoiser import Denoiser
+from xmodal.models.denoiser import STEMS, Denoiser
 from xmodal.sharding import mesh as meshes
+from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation import Generation, Prediction
 from xmodal.train import evaluate
 from xmodal.train import state as states
@@ -38,9 +40,8 @@ def config(**values):
   return tiny.changed(**{
       'mixer__tasks': ('generation',), 'mixer__weights': (1.0,), 'data__drawn': True,
       'data__without': ('red circle',), 'model__denoiser__hidden_dim': 32,
-      'model__denoiser__mlp_dim': 32, 'model__denoiser__num_heads': 2,
-      'model__denoiser__num_layers': 2, 'generation__refine_dim': 4, 'generation__steps': 4,
-      'generation__caption_length': LENGTH, 'generation__guidance_from': 0.0, 'train__ema_decay': 0.9, 'train__steps': 30,
+      'model__denoiser__num_layers': 2, 'generation__steps': 4, 'generation__caption_length': LENGTH, 'generation__guidance_from': 0.0,
+      'train__ema_decay': 0.9, 'train__steps': 30,
       'train__eval_every': 30, 'train__checkpoint_every': 30, 'optimizer__learning_rate': 3e-3,
       **values})
 
@@ -70,7 +71,7 @@ def test_a_run_learns_and_leaves_scores_pictures_and_faults(trained):
   assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
   scores = final['evaluation']['generation']
   assert scores['examples'] == 20 == scores['examples/faithfulness']
-  assert 0 <= scores['faithfulness'] <= 1 and scores['minus_loss'] == -scores['loss'] < 0
+  assert 0 <= scores['faithfulness'] <= 1 and scores['main'] == scores['faithfulness']
   records = lines_of(workdir / 'predictions_generation_val.jsonl')
   assert scores['faithfulness'] == np.mean([not r['fault'] for r in records])
   assert scores['loss'] == pytest.approx(np.mean([r['loss'] for r in records]), rel=1e-4)
@@ -95,15 +96,15 @@ def test_captions_of_people_give_a_loss_and_no_faithfulness(tmp_path):
     lines = []
     for i in range(count):
       Image.fromarray(rng.integers(0, 256, (20, 40, 3), np.uint8)).save(folder / f'{split}{i}.png')
-      lines.append({'image': f'{split}{i}.png'} | ({'caption': ['a dog', f'dog {i}']} if i % 4 else {}))
+      lines.append({'image': f'{split}{i}.png'}
+                   | ({'caption': ['a dog', f'dog {i}']} if i % 4 else {}))
     (folder / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   final = tiny.train(tmp_path / 'run', config(
       data__drawn=False, data__without=(), data__source='jsonl', data__root=str(folder),
       data__keep_aspect=True, train__steps=2, train__eval_every=2, train__checkpoint_every=2))
   scores = final['evaluation']['generation']
   assert scores['examples'] == 6 and 'faithfulness' not in scores and np.isfinite(scores['loss'])
-  task = predict.Predictor(str(tmp_path / 'run')).task('generation')
-  assert task.main_score == 'minus_loss' and scores['minus_loss'] < 0
+  assert scores['main'] == -scores['loss'] < 0
 
 
 # What the head computes
@@ -161,7 +162,8 @@ def test_captions_are_hidden_as_often_as_said():
   batch = run.maker('train')(np.arange(8), np.arange(8))
   variables = states.create(run.init, run.abstract).variables
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), variables)
+  variables = jax.tree.map(
+      lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), variables)
 
   @jax.jit
   def losses(captions):
@@ -285,6 +287,21 @@ def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words
     Run(config(**values), 'unused')
 
 
+@pytest.mark.parametrize('size', configs.SIZES)
+def test_every_parameter_of_every_size_has_a_rule_and_no_large_one_stays_whole(size):
+  sizes = configs.SIZES[size]['denoiser']
+  side = 8 * sizes['patch_size']
+  mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
+  for stem in STEMS:
+    model = Denoiser((side, side), **sizes, stem=stem, refine_dim=16)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1),
+        jnp.zeros((1, 4, 64)), jnp.ones((1, 4), bool))
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+      axes = jax.tree.leaves(tuple(spec_for(path_name(path), x.shape, mesh)))
+      assert x.size < 100_000 or 'fsdp' in axes, f'{path_name(path)} {x.shape} is whole everywhere'
+
+
 # Scores
 
 
@@ -294,11 +311,11 @@ def test_scores_are_of_seen_and_unseen_names():
                  (('train', ('red circle',)), ('val', ())))
   tokenizer = train_tokenizer([e.captions[0] for e in train])
   task = Generation.from_data(c, tokenizer, train)
-  assert task.main_score == 'faithfulness'
   unseen = ['red circle' in e.captions[0] for e in test]
   perfect = [Prediction(e.image, e.image, 0.5) for e in test]
   scores = task.score(test, perfect)
-  assert scores['faithfulness'] == scores['two_objects'] == 1 and scores['loss'] == 0.5
+  assert scores['main'] == scores['faithfulness'] == scores['two_objects'] == 1
+  assert scores['loss'] == 0.5
   assert scores['examples/faithfulness/unseen'] == sum(unseen) > 0
   assert scores['frechet'] == pytest.approx(0, abs=1e-6)
   assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
@@ -365,7 +382,8 @@ def test_a_copy_is_at_distance_zero_and_captions_are_matched_by_words():
                          ids=['patch', 'conv'])
 def test_flops_are_those_that_xla_counts(more):
   model = Denoiser((32, 32), 4, 64, 96, 4, 1, 16, **more)
-  inputs = (jnp.zeros((1, 32, 32, 3)), jnp.zeros(1), jnp.zeros((1, 14, 64)), jnp.ones((1, 14), bool))
+  inputs = (jnp.zeros((1, 32, 32, 3)), jnp.zeros(1), jnp.zeros((1, 14, 64)),
+            jnp.ones((1, 14), bool))
   variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   counted = jax.jit(model.apply).lower(variables, *inputs).cost_analysis()['flops']
   # XLA counts norms, softmax and the like, too.

@@ -259,12 +259,9 @@ def test_a_run_that_has_compared_no_gradients_yet(finished):
 
 
 def test_what_a_model_draws_is_looked_at(tmp_path):
-  c = tiny.changed(
+  tiny.train(tmp_path / 'run', tiny.changed(
       mixer__tasks=('generation',), mixer__weights=(1.0,), data__drawn=True, train__steps=2,
-      train__eval_every=2, train__checkpoint_every=2, generation__steps=1,
-      generation__refine_dim=0, **{f'model__denoiser__{key}': value for key, value in (
-          ('hidden_dim', 16), ('mlp_dim', 16), ('num_heads', 2), ('num_layers', 1))})
-  tiny.train(tmp_path / 'run', c)
+      train__eval_every=2, train__checkpoint_every=2))
   notebook = _execute(tmp_path / 'run', _showing('over_guidance'), path=_GENERATION,
                       XMODAL_CAPTIONS='3', XMODAL_STEPS='1')
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']

@@ -186,7 +186,7 @@ def _answer(args):
 
 
 class _Progress:
-  """A bar on a terminal: called with the steps of a picture, it gives what is to be told of each."""
+  """A bar on a terminal: called with the steps of a picture, gives what is to be told of each."""
 
   def __init__(self, pictures: int):
     self._rounds, self._bar = -(-pictures // AT_ONCE), None

@@ -34,8 +34,8 @@ def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray
       for start in range(0, len(examples), AT_ONCE)])
 
 
-def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *, guidance: float | None = None,
-          steps: int | None = None) -> np.ndarray:
+def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
+          guidance: float | None = None, steps: int | None = None) -> np.ndarray:
   """A picture for each caption ('': without a text), each with noise of its own."""
   task = predictor.task('generation').asking(guidance=guidance, steps=steps)
   side = predictor.config.data.image_size
@@ -131,8 +131,8 @@ def table(rows: dict[str, dict]) -> str:
     right = '' if row['right'] is None else format(row['right'], '.1%')
     lines.append(f'{name:<20}{right:>8}{row["frechet"]:>10.4f}{row["nearest"]:>10.1f}'
                  f'{row["nearest_1%"]:>11.1f}')
-  return '\n'.join([*lines, f'Frechet distance of {frechet.EXTRACTOR}; that of real pictures is the '
-                    'floor'])
+  return '\n'.join([*lines, f'Frechet distance of {frechet.EXTRACTOR}; that of real pictures is '
+                    'the floor'])
 
 
 def main(arguments: list[str] | None = None) -> int:

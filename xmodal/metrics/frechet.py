@@ -46,7 +46,7 @@ def frechet(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov
   values, vectors = np.linalg.eigh(cov)
   root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
   common = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other_cov @ root), 0)).sum()
-  return float(np.square(mean - other_mean).sum() + np.trace(cov) + np.trace(other_cov) - 2 * common)
+  return float(np.square(mean - other_mean).sum() + np.trace(cov + other_cov) - 2 * common)
 
 
 def frechet_distance(pictures: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

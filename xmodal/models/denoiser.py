@@ -170,7 +170,8 @@ class Denoiser(nn.Module):
     pooled = (text * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
     pooled = nn.Dense(width, dtype=dtype, name='pooled_projection')(pooled)
     text = nn.Dense(width, dtype=dtype, name='text_projection')(text)
-    condition = Mlp(width, width, 'silu', dtype=dtype, name='time')(_waves(t).astype(dtype)) + pooled
+    time = Mlp(width, width, 'silu', dtype=dtype, name='time')(_waves(t).astype(dtype))
+    condition = time + pooled
 
     x, grid = self._patches(z.astype(dtype), dtype)
     context = self.param('context_embedding', nn.initializers.normal(0.02),

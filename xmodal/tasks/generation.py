@@ -48,8 +48,12 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
-  """What a person asked for: pictures, uint8 [N, H, W, 3], and how many of them show the text (None:
-  nobody can tell)."""
+  """What a person asked for.
+
+  Attributes:
+    images: uint8 [N, H, W, 3].
+    right: how many of them show the text; None: no judge can tell.
+  """
 
   images: np.ndarray
   right: int | None = None
@@ -79,6 +83,7 @@ class Generation(Task):
   name = 'generation'
   needs = ('captions',)
   loss_weights = {'v': 1.0}
+  main_score = 'main'  # faithfulness where a judge can tell it, else minus the loss
   draws = True
   options = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength', 'progress')
 
@@ -103,10 +108,6 @@ class Generation(Task):
     self._told: Callable | None = None
     self._scored = True
     self._denoiser()  # sizes that do not fit are told of now
-
-  @property
-  def main_score(self):
-    return 'faithfulness' if self._learned['drawn'] else 'minus_loss'
 
   def _denoiser(self):
     config = self._config
@@ -203,8 +204,8 @@ class Generation(Task):
     picture, drawn_anew = (images.decode(f, side) for f in (image, mask))
     if picture.size != drawn_anew.size:
       (height, width), (rows, columns) = picture.size, drawn_anew.size
-      raise UserError(f'--mask {mask} is {columns}x{rows} pixels, --image {image} {width}x{height}; '
-                      'they have to be of one size')
+      raise UserError(f'--mask {mask} is {columns}x{rows} pixels, --image {image} is '
+                      f'{width}x{height}; they have to be of one size')
     fitted = np.zeros((*side, 3), np.uint8)
     augment.Plan().apply(drawn_anew, fitted, self._config.data.keep_aspect)
     return fitted.mean(-1) > 127
@@ -283,11 +284,12 @@ class Generation(Task):
     if not pairs:
       return {}
     loss = float(np.mean([p.loss for _, p in pairs]))
-    scores = {'loss': loss, 'minus_loss': -loss, 'examples': len(pairs)}
+    scores = {'loss': loss, 'main': -loss, 'examples': len(pairs)}
     judged = [(p.image, w) for e, p in pairs if (w := self._wanted(e)) is not None]
     if judged:
       faults = [drawings.fault(image, wanted) for image, wanted in judged]
       scores |= drawings.faithfulness(faults, [w for _, w in judged], self._learned['names'])
+      scores['main'] = scores['faithfulness']
     if len(pairs) >= _LEAST_FOR_FRECHET:
       scores['frechet'] = frechet.frechet_distance(
           [p.image for _, p in pairs], [p.truth for _, p in pairs])
@@ -314,7 +316,7 @@ class Generation(Task):
       rows.append('seen: every color and shape together as in training; all by a judge of pixels')
     rows.append(f'v-loss {scores["loss"]:.4f} on {scores["examples"]} pictures')
     if 'frechet' in scores:
-      rows.append(f'Frechet distance of {frechet.EXTRACTOR} {scores["frechet"]:.4f} (this is no FID)')
+      rows.append(f'Frechet distance of {frechet.EXTRACTOR}: {scores["frechet"]:.4f} (it is no FID)')
     return '\n'.join(rows)
 
   def record(self, example, prediction):
@@ -352,7 +354,9 @@ def _identity(example):
   """Bytes that tell an example from others, the same whenever it is read."""
   if example.image_id is not None:
     return repr(example.image_id).encode()
-  return example.image.tobytes() if isinstance(example.image, np.ndarray) else example.image.encode()
+  if isinstance(example.image, np.ndarray):
+    return example.image.tobytes()
+  return example.image.encode()
 
 
 class GenerationHead(nn.Module):
