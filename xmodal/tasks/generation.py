@@ -423,10 +423,12 @@ class GenerationHead(nn.Module):
   def predict(self, towers, features: Mapping[str, jax.Array]):
     """Returns 'image' uint8 [B, H, W, 3], of the first captions; if scored also 'truth', likewise,
     and 'loss' float32 [B]."""
-    drawn = self._draw(towers, features)
-    arrays = {'image': jnp.round(127.5 * (jnp.clip(drawn, -1, 1) + 1)).astype(jnp.uint8)}
+    drawn, (truth, extent) = self._draw(towers, features), towers.image()
+    image = jnp.round(127.5 * (jnp.clip(drawn, -1, 1) + 1)).astype(jnp.uint8)
+    # Padding was never learned.
+    arrays = {'image': Padding(extent, truth.shape[1:3]).clear(image)}
     if self.scored:
-      arrays |= {'truth': towers.image()[0], 'loss': self(towers, features, deterministic=True)}
+      arrays |= {'truth': truth, 'loss': self(towers, features, deterministic=True)}
     return arrays
 
   def _draw(self, towers, features):
