@@ -186,7 +186,7 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
 
   text = 'a large blue cross'
   without, plain, more = (drawn(guidance, text) for guidance in (0.0, 1.0, 3.0))
-  np.testing.assert_array_equal(without, drawn(1.0))
+  assert np.abs(without - drawn(1.0)).max() <= 1
   inside = (more > 0) & (more < 255)
   assert np.abs(plain - without).max() > 1 and inside.mean() > 0.5
   assert np.abs(more - (without + 3 * (plain - without)))[inside].max() <= 3  # all are rounded
@@ -318,7 +318,7 @@ def test_scores_are_of_seen_and_unseen_names():
   assert scores['main'] == scores['faithfulness'] == scores['two_objects'] == 1
   assert scores['loss'] == 0.5
   assert scores['examples/faithfulness/unseen'] == sum(unseen) > 0
-  assert scores['frechet'] == pytest.approx(0, abs=1e-6)
+  assert scores['frechet'] == pytest.approx(0, abs=1e-4)
   assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
   blank = np.full_like(test[0].image, 200)
   spoiled = [Prediction(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
