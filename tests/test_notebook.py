@@ -22,10 +22,12 @@ from xmodal.tasks.vqa import VQA, Prediction
 from xmodal.train import evaluate, shares
 from xmodal.train.measure import compared
 from xmodal.train.report import Report
+import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
 _MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
+_GENERATION = _REPOSITORY / 'notebooks' / 'generation.ipynb'
 _TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
 
 
@@ -66,7 +68,7 @@ def _execute(workdir, *more_cells, path=_NOTEBOOK, allow_errors=False, **environ
 
 def _showing(expression):
   """A cell that prints a value of the notebook as JSON."""
-  return nbformat.v4.new_code_cell(f'print(json.dumps({expression}))')
+  return nbformat.v4.new_code_cell(f'import json\nprint(json.dumps({expression}))')
 
 
 def _text(cell):
@@ -277,7 +279,22 @@ def test_a_run_that_has_compared_no_gradients_yet(finished):
   assert 'no results in nowhere.json' in _text(cells[4])
 
 
-@pytest.mark.parametrize('path', [_NOTEBOOK, _MULTITASK], ids=['analyze_run', 'multitask'])
+def test_what_a_model_draws_is_looked_at(tmp_path):
+  tiny.train(tmp_path / 'run', tiny.changed(
+      mixer__tasks=('generation',), mixer__weights=(1.0,), data__drawn=True, train__steps=2,
+      train__eval_every=2, train__checkpoint_every=2))
+  notebook = _execute(tmp_path / 'run', _showing('over_guidance'), path=_GENERATION,
+                      XMODAL_CAPTIONS='3', XMODAL_STEPS='1')
+  cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert '3 texts of val' in _text(cells[0])
+  assert [_figures(cell) for cell in cells[1:4]] == [1, 1, 1]
+  numbers = json.loads(_text(cells[4]))
+  assert list(numbers) == ['1.0', '2.0', '3.0', '5.0']
+  assert all(0 <= of['faithful'] <= 1 and of['diverse'] > 0 for of in numbers.values())
+
+
+@pytest.mark.parametrize('path', [_NOTEBOOK, _MULTITASK, _GENERATION],
+                         ids=['analyze_run', 'multitask', 'generation'])
 def test_committed_without_outputs(path):
   for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
     assert not cell.get('outputs') and cell.get('execution_count') is None

@@ -12,7 +12,7 @@ from xmodal.train.loop import Run
 
 def get_config():
   c = config.base()
-  for tower in ('vision', 'text', 'cross'):
+  for tower in ('vision', 'text', 'cross', 'denoiser'):
     c.model[tower].hidden_dim = 16
     c.model[tower].mlp_dim = 32
     c.model[tower].num_heads = 2
@@ -25,6 +25,8 @@ def get_config():
   c.mixer.tasks = ('vqa', 'objects')
   c.mixer.weights = (1.0, 1.0)
   c.vqa.question_length = 12
+  c.generation.steps = 2
+  c.generation.refine_dim = 4
   c.train.batch_size = 8
   c.train.steps = 6
   c.train.log_every = 1

@@ -10,9 +10,10 @@ from ml_collections.config_dict import placeholder
 
 from xmodal.errors import UserError
 
-# A size fills in what model.vision, model.text and model.cross leave open.
+# A size fills in what model.vision, model.text, model.cross and model.denoiser leave open.
 # small to xl: ViT (arXiv:2010.11929, 2106.04560), T5 v1.1, BERT (small: arXiv:1908.08962, xl:
-# Megatron's of 1.3B) and GPT-2 (small: DistilGPT2; large and xl as published) sizes.
+# Megatron's of 1.3B) and GPT-2 (small: DistilGPT2; large and xl as published) sizes; denoiser:
+# base, large and xl as JiT's B, L and H (arXiv:2511.13720).
 SIZES = {
     'tiny': dict(
         vit=dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1, stem='conv',
@@ -24,7 +25,9 @@ SIZES = {
                 num_decoder_layers=1),
         bert=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
         gpt2=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
-        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1)),
+        cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+        denoiser=dict(patch_size=4, hidden_dim=128, mlp_dim=256, num_heads=4, num_layers=5,
+                      bottleneck_dim=32)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
         resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),
@@ -34,7 +37,9 @@ SIZES = {
                 num_decoder_layers=8),
         bert=dict(hidden_dim=512, mlp_dim=2048, num_heads=8, num_layers=4),
         gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
-        cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4)),
+        cross=dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4),
+        denoiser=dict(patch_size=8, hidden_dim=384, mlp_dim=1024, num_heads=6, num_layers=12,
+                      bottleneck_dim=64)),
     'base': dict(
         vit=dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
@@ -44,7 +49,9 @@ SIZES = {
                 num_decoder_layers=12),
         bert=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
         gpt2=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
-        cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6)),
+        cross=dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
+        denoiser=dict(patch_size=16, hidden_dim=768, mlp_dim=2048, num_heads=12, num_layers=12,
+                      bottleneck_dim=128)),
     'large': dict(
         vit=dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
@@ -54,7 +61,9 @@ SIZES = {
                 num_decoder_layers=24),
         bert=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
         gpt2=dict(hidden_dim=1280, mlp_dim=5120, num_heads=20, num_layers=36),
-        cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6)),
+        cross=dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6),
+        denoiser=dict(patch_size=16, hidden_dim=1024, mlp_dim=2816, num_heads=16, num_layers=24,
+                      bottleneck_dim=128)),
     'xl': dict(
         vit=dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
         resnet=dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
@@ -64,7 +73,9 @@ SIZES = {
                 num_decoder_layers=24),
         bert=dict(hidden_dim=2048, mlp_dim=8192, num_heads=32, num_layers=24),
         gpt2=dict(hidden_dim=1600, mlp_dim=6400, num_heads=25, num_layers=48),
-        cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8)),
+        cross=dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8),
+        denoiser=dict(patch_size=16, hidden_dim=1280, mlp_dim=3456, num_heads=16, num_layers=32,
+                      bottleneck_dim=256)),
 }
 
 
@@ -96,10 +107,11 @@ def base() -> ConfigDict:
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
   c.model.cross = ConfigDict()
   c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
+  c.model.denoiser = ConfigDict()  # of image generation
   # None: as the size says.
   common = ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')
   for tower, more in (('vision', ('patch_size',)), ('text', ('head_dim', 'num_decoder_layers')),
-                      ('cross', ())):
+                      ('cross', ()), ('denoiser', ('patch_size',))):
     for key in (*common, *more):
       c.model[tower][key] = placeholder(int)
 
@@ -114,8 +126,9 @@ def base() -> ConfigDict:
   c.data.eval_examples = 2_100  # shapes only
   c.data.crowded = False  # shapes only: up to ten that overlap and a text for one, no questions
   c.data.numbers = False  # shapes only: questions that a number answers
+  c.data.drawn = False  # shapes only: one or two, with a caption that says all that matters
   c.data.answers_share = 1.0  # of the training records, that keep answers and reasons
-  c.data.without = ()  # crowded only: names such as 'red circle', kept out of training
+  c.data.without = ()  # crowded and drawn: names such as 'red circle', kept out of training
   c.data.image_size = placeholder(int)  # pixels, of both sides; None: as the vision tower says
   c.data.keep_aspect = False  # True: pictures keep their shape, and the rest is padding
   c.data.blank = ''  # 'image' or 'question': hidden from the model, for baselines
@@ -185,6 +198,21 @@ def base() -> ConfigDict:
   c.retrieval.embedding_dim = 256  # of the space that pictures and texts share
   c.retrieval.caption_length = 32  # tokens
   c.retrieval.max_captions = 5  # of a picture; as many as COCO's evaluation takes
+
+  c.generation = ConfigDict()
+  c.generation.caption_length = 32  # tokens
+  c.generation.max_captions = 5  # of one picture, of which each visit reads one
+  c.generation.predict = 'x'  # the clean picture; or v, noise: the loss is of v whichever it is
+  c.generation.stem = 'conv'  # overlapping patches, for small sizes; patch: a bottleneck, as in JiT
+  c.generation.refine_dim = 16  # of two convolutions over the pixels in the end; 0: none
+  c.generation.time_mean = -0.8  # of the logit of the times trained on: 0 is noise, 1 a picture
+  c.generation.time_std = 0.8
+  c.generation.caption_drop = 0.1  # of the captions, hidden in training: guidance needs it
+  c.generation.guidance = 3.0  # 1: none; how far to go from the picture of no text to that of this
+  c.generation.guidance_from = 0.1  # times between which there is guidance
+  c.generation.guidance_to = 1.0
+  c.generation.sampler = 'heun'  # two looks a step; euler: one
+  c.generation.steps = 20
 
   c.train = ConfigDict()
   c.train.steps = 1000
@@ -260,6 +288,11 @@ _RANGES = {
     'regression.number_length': (2, None), 'regression.beams': (1, None),
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
+    'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
+    'generation.refine_dim': (0, None), 'generation.time_std': (1e-6, None),
+    'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
+    'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
+    'generation.steps': (1, None),
     'mixer.temperature': (1e-6, None), 'mixer.balance_rate': (0, None),
     'mixer.gradnorm_alpha': (0, None), 'mixer.dwa_window': (1, None),
     'mixer.measure_every': (0, None),
@@ -292,11 +325,11 @@ def check(config: ConfigDict) -> None:
 
 
 def tower_sizes(config, tower: str) -> dict:
-  """The size preset of one of 'vision', 'text', 'cross', with the config's own values over it."""
+  """The size preset of one of _TOWERS, with the config's own values over it."""
   size = config.model.size
   if size not in SIZES:
     raise UserError(f'config.model.size={size!r}: wanted one of {", ".join(SIZES)}')
-  name = 'cross' if tower == 'cross' else config.model[tower].name
+  name = config.model[tower].get('name', tower)
   if name not in _TOWERS[tower]:
     raise UserError(f'config.model.{tower}.name={name!r}: wanted one of '
                     f'{", ".join(_TOWERS[tower])}')
@@ -308,11 +341,12 @@ def tower_sizes(config, tower: str) -> dict:
 
 
 def own_sizes(config, tower: str) -> dict:
-  """The sizes that the config itself gives for one of 'vision', 'text', 'cross'."""
+  """The sizes that the config itself gives for one of _TOWERS."""
   return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
-_TOWERS = {'vision': ('vit', 'resnet', 'vgg'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',)}
+_TOWERS = {'vision': ('vit', 'resnet', 'vgg'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',),
+           'denoiser': ('denoiser',)}
 _SIZE_KEYS = frozenset(
     'patch_size hidden_dim head_dim mlp_dim num_heads num_layers num_decoder_layers'.split())
 

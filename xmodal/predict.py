@@ -1,6 +1,7 @@
 """Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
 
 import argparse
+import contextlib
 from collections.abc import Callable, Mapping
 import functools
 import os
@@ -8,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from xmodal import config as configs
 from xmodal.data import images
@@ -24,6 +26,7 @@ from xmodal.train.weights import load_towers
 
 
 AT_ONCE = 32  # pictures, whatever the number in a folder
+_OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
 
 
 class Predictor:
@@ -119,14 +122,25 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='python -m xmodal.predict', description=__doc__)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
-  parser.add_argument('--image', required=True, metavar='F', help='any picture that Pillow opens; '
-                      'for retrieval also a folder of them, to be searched for the text')
+  parser.add_argument('--image', metavar='F', help='any picture that Pillow opens; for retrieval '
+                      'also a folder of them, to be searched for the text; for generation one to '
+                      'change, or none')
   parser.add_argument('--text', default='', help='the question; for detection, names with a full '
                       'stop after each, or what means one thing: "the square left of the cross"; '
-                      'for retrieval, texts to be compared, with a full stop after each; '
-                      'captioning needs none')
+                      'for retrieval, texts to be compared, with a full stop after each; for '
+                      'generation, what to draw; captioning needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
+  drawing = parser.add_argument_group('generation')
+  drawing.add_argument('--n', type=int, help='pictures; several make a grid')
+  drawing.add_argument('--guidance', type=float,
+                       help='how much the text counts: 1 as learned, 3 or so shows it better')
+  drawing.add_argument('--steps', type=int, help='of the way from noise to the picture')
+  drawing.add_argument('--seed', type=int, help='the same seed draws the same picture; 0')
+  drawing.add_argument('--mask', metavar='F', help='a picture as large as --image, white where '
+                       'that is to be drawn anew')
+  drawing.add_argument('--strength', type=float,
+                       help='0..1: how much of --image is to change, where the mask is white')
   args = parser.parse_args(argv)
   try:
     _answer(args)
@@ -137,20 +151,31 @@ def main(argv=None) -> int:
 
 
 def _answer(args):
-  if not os.path.exists(args.image):
-    raise UserError(f'--image {args.image}: no such file')
+  for name in ('image', 'mask'):
+    if (path := getattr(args, name)) is not None and not os.path.exists(path):
+      raise UserError(f'--{name} {path}: no such file')
   if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
     raise UserError(f'--output {args.output}: no such folder')
   enable_compilation_cache()
   predictor = Predictor(args.checkpoint)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
-  if os.path.isdir(args.image) and not task.takes_folders:
+  given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
+  if other := sorted(set(given) - set(task.options)):
+    raise UserError(f'--{other[0]} means nothing to {task.name}; leave it out')
+  if args.image is None and not task.draws:
+    raise UserError(f'--image is missing; {task.name} wants a picture')
+  if args.output is None and task.draws:
+    raise UserError(f'--output is missing; {task.name} wants a file for what it draws')
+  if args.image and os.path.isdir(args.image) and not task.takes_folders:
     raise UserError(f'--image {args.image} is a folder; {task.name} wants one picture')
-  task, examples = task.ask(args.image, args.text)
-  pictures, predictions = predictor(examples, task)
+  with contextlib.ExitStack() as closing:
+    if 'progress' in task.options:
+      given['progress'] = closing.enter_context(_Progress(args.n or 1))
+    task, examples = task.ask(args.image, args.text, **given)
+    for note in dict.fromkeys(note for example in examples for note in task.notes(example)):
+      print(f'note: {note}', file=sys.stderr)
+    pictures, predictions = predictor(examples, task)
   prediction = task.join(examples, predictions)
-  for note in dict.fromkeys(note for example in examples for note in task.notes(example)):
-    print(f'note: {note}', file=sys.stderr)
   print(task.describe(prediction))
   if args.output:
     try:
@@ -158,6 +183,37 @@ def _answer(args):
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written ({error}); a name ending in .png '
                       'is wanted') from error
+
+
+class _Progress:
+  """A bar on a terminal: called with the steps of a picture, gives what is to be told of each."""
+
+  def __init__(self, pictures: int):
+    self._rounds, self._bar = -(-pictures // AT_ONCE), None
+
+  def __enter__(self):
+    return self
+
+  def __call__(self, steps: int) -> Callable[[int], None] | None:
+    if not sys.stderr.isatty():
+      return None
+    self._bar = tqdm(total=steps * self._rounds, unit='step', dynamic_ncols=True, leave=False)
+    done = set()
+
+    def told(step):
+      # Heun tells of each step twice; the next pictures begin at 1 again.
+      if int(step) == 1:
+        done.clear()
+      if int(step) not in done:
+        done.add(int(step))
+        self._bar.update(1)
+
+    return told
+
+  def __exit__(self, *_):
+    if self._bar is not None:
+      jax.effects_barrier()
+      self._bar.close()
 
 
 if __name__ == '__main__':

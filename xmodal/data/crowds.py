@@ -61,15 +61,7 @@ class Crowds(shapes.Shapes):
   def __init__(self, split: str, *, size: int, image_size: int = _SIDE, seed: int = 0,
                without: Sequence[str] = ()):
     super().__init__(split, size=size, image_size=image_size, seed=seed)
-    names = {f'{color} {shape}': (color, shape) for color, shape in PAIRS}
-    for name in without:
-      if name not in names:
-        raise UserError(f'shapes: without has {name!r}, wanted a color and a shape such as '
-                        f"'red circle' (colors {', '.join(COLORS)}; shapes {', '.join(SHAPES)})")
-    self._pairs = tuple(pair for name, pair in names.items() if name not in without)
-    if len(self._pairs) < MIN_PAIRS:
-      raise UserError(f'shapes: without leaves {len(self._pairs)} of {len(PAIRS)} names, wanted at '
-                      f'least {MIN_PAIRS}; leave out fewer')
+    self._pairs = pairs_without(without)
 
   def __getitem__(self, index: int) -> Example:
     """An Example with image, image_id, objects in random order, expression and its family."""
@@ -97,6 +89,21 @@ class Crowds(shapes.Shapes):
                            ((x - r) * side, (y - r) * side, 2 * r * side, 2 * r * side))
         for thing, (_, x, y, r) in zip(found.things, places))
     return rng, found, shapes.Scene(objects, side)
+
+
+def pairs_without(without: Sequence[str]) -> tuple[tuple[str, str], ...]:
+  """All (color, shape) but those named, such as 'red circle'; UserError for a name that is none, or
+  if few are left."""
+  names = {f'{color} {shape}': (color, shape) for color, shape in PAIRS}
+  for name in without:
+    if name not in names:
+      raise UserError(f'shapes: without has {name!r}, wanted a color and a shape such as '
+                      f"'red circle' (colors {', '.join(COLORS)}; shapes {', '.join(SHAPES)})")
+  pairs = tuple(pair for name, pair in names.items() if name not in without)
+  if len(pairs) < MIN_PAIRS:
+    raise UserError(f'shapes: without leaves {len(pairs)} of {len(PAIRS)} names, wanted at '
+                    f'least {MIN_PAIRS}; leave out fewer')
+  return pairs
 
 
 def lay_out(rng: random.Random, number: int, family: str, pairs: Sequence[tuple[str, str]]

@@ -157,11 +157,13 @@ def _try_places(rng: random.Random, plan: shape_questions.Plan,
   return places
 
 
-def render(scene: Scene, rng: random.Random, *, outline: float = 0.0) -> np.ndarray:
+def render(scene: Scene, rng: random.Random, *, outline: float = 0.0,
+           noise: bool = True) -> np.ndarray:
   """Draws the scene as uint8 [S, S, 3], edges antialiased, with slight noise.
 
   Args:
     outline: width in pixels of a darker rim inside every shape's edge; 0: none.
+    noise: False leaves the noise out.
   """
   side = scene.image_size
   level = rng.uniform(*rng.choice(BACKGROUND))
@@ -182,7 +184,8 @@ def render(scene: Scene, rng: random.Random, *, outline: float = 0.0) -> np.ndar
       color = color * (OUTLINE + (1 - OUTLINE) * fill)
     window = pixels[rows, columns]
     window += coverage * (color - window)
-  pixels += (np.frombuffer(rng.randbytes(pixels.size), np.int8) >> 4).reshape(pixels.shape)
+  if noise:
+    pixels += (np.frombuffer(rng.randbytes(pixels.size), np.int8) >> 4).reshape(pixels.shape)
   return pixels.astype(np.uint8)
 
 

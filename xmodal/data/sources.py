@@ -5,7 +5,7 @@ import shlex
 
 from xmodal.config import IMAGE_SIZE
 from xmodal.data import (
-    coco, crowds, jsonl, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
+    coco, crowds, jsonl, shape_drawings, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Source
 from xmodal.data.faults import Examples, check_left
@@ -15,6 +15,8 @@ from xmodal.errors import UserError
 READERS = {'jsonl': jsonl.read_jsonl, 'vqa_v2': vqa_v2.read_vqa_v2,
            'vqa_rad': vqa_rad.read_vqa_rad, 'coco': coco.read_coco, 'voc': voc.read_voc,
            'visual_genome': visual_genome.read_visual_genome}
+_SCENES = {'crowded': crowds.Crowds, 'numbers': shape_numbers.Numbers,
+           'drawn': shape_drawings.Drawings}
 _OF_BOXES = ('coco', 'voc', 'visual_genome')
 
 
@@ -54,15 +56,17 @@ def _open(config, split, train):
   if data.source == 'shapes':
     options = dict(size=data.train_examples if train else data.eval_examples,
                    image_size=data.image_size or IMAGE_SIZE, seed=0)
-    if data.crowded and data.numbers:
-      raise UserError('config.data.crowded=True and config.data.numbers=True are two kinds of '
+    kinds = [kind for kind in _SCENES if data[kind]]
+    if len(kinds) > 1:
+      raise UserError(f'config.data.{kinds[0]}=True and config.data.{kinds[1]}=True are two kinds of '
                       'scenes; set one of them to False')
-    if data.crowded:
-      return crowds.Crowds(split, **options, without=tuple(data.without) if train else ())
+    kind = kinds[0] if kinds else ''
+    if kind in ('crowded', 'drawn'):
+      return _SCENES[kind](split, **options, without=tuple(data.without) if train else ())
     if data.without:
       raise UserError(f'config.data.without={tuple(data.without)}: nothing can be left out of the '
-                      'scenes with questions; set config.data.crowded=True')
-    return (shape_numbers.Numbers if data.numbers else shapes.Shapes)(split, **options)
+                      'scenes with questions; set config.data.crowded=True or config.data.drawn=True')
+    return _SCENES.get(kind, shapes.Shapes)(split, **options)
   if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
                     f'{", ".join(["shapes", *READERS])}')

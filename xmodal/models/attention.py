@@ -114,6 +114,14 @@ def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
   return output[:, :query_length]
 
 
+def usable(implementation: str) -> str:
+  """What to compute an implementation's attention with on this machine.
+
+  Kernels give the same numbers: what was trained on a GPU is used anywhere.
+  """
+  return implementation if jax.default_backend() == 'gpu' else 'xla'
+
+
 class MultiHeadAttention(nn.Module):
   """Multi-head attention over the inputs themselves or over a context.
 
@@ -135,6 +143,8 @@ class MultiHeadAttention(nn.Module):
     implementation: see `attention`.
     kernel_init: initialiser of all four kernels.
     query_init, key_init, out_init: initialisers of those kernels, if others.
+    query_key_norm: RMS norms over each head of queries and keys (arXiv:2010.04245), `query_norm`
+      and `key_norm`.
   """
 
   num_heads: int
@@ -150,6 +160,7 @@ class MultiHeadAttention(nn.Module):
   query_init: Callable | None = None
   key_init: Callable | None = None
   out_init: Callable | None = None
+  query_key_norm: bool = False
 
   def setup(self):
     def dense(features, kernel_init=self.kernel_init, use_bias=self.use_bias):
@@ -161,35 +172,48 @@ class MultiHeadAttention(nn.Module):
     self.key = dense(width, self.key_init or self.kernel_init)
     self.value = dense(width)
     self.out = dense(self.out_dim, self.out_init or self.kernel_init, out_bias)
+    if self.query_key_norm:
+      self.query_norm = nn.RMSNorm(dtype=self.dtype)
+      self.key_norm = nn.RMSNorm(dtype=self.dtype)
 
   def __call__(self, inputs, context=None, *, values=None, bias=None, mask=None, query_scale=None,
-               deterministic=True):
+               rotate=None, deterministic=True):
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).
 
-    values: as `keys_values`; bias, mask: as `attention` takes them; query_scale: as `attend`.
-    Returns [B, Q, out_dim].
+    values, rotate: as `keys_values`; bias, mask: as `attention` takes them; query_scale: as
+    `attend`. Returns [B, Q, out_dim].
     """
-    key, value = self.keys_values(inputs if context is None else context, values)
+    key, value = self.keys_values(inputs if context is None else context, values, rotate)
     return self.attend(inputs, key, value, bias=bias, mask=mask, query_scale=query_scale,
-                       deterministic=deterministic)
+                       rotate=rotate, deterministic=deterministic)
 
-  def keys_values(self, context, values=None):
+  def keys_values(self, context, values=None, rotate=None):
     """Projects [B, K, C] to key and value, each [B, K, H, head_dim].
 
     values: [B, K, C] that the values are made of, where it is not the context
     (a context with positions, which say where to look and not what is there).
+    rotate: a function of queries and of keys that turns each by its position, or None.
     """
-    return self._heads(self.key(context)), self._heads(
-        self.value(context if values is None else values))
+    key = self._heads(self.key(context))
+    if self.query_key_norm:
+      key = self.key_norm(key)
+    if rotate is not None:
+      key = rotate(key)
+    return key, self._heads(self.value(context if values is None else values))
 
-  def attend(self, inputs, key, value, *, bias=None, mask=None, query_scale=None,
+  def attend(self, inputs, key, value, *, bias=None, mask=None, query_scale=None, rotate=None,
              deterministic=True):
     """Attends from inputs [B, Q, D] to ready keys and values [B, K, H, head_dim].
 
     query_scale: a scalar that the queries are multiplied by, or None. Unlike
     `scale` it may be an array, another in each of the layers that share a scan.
+    rotate: as the keys were given it.
     """
     query = self._heads(self.query(inputs))
+    if self.query_key_norm:
+      query = self.query_norm(query)
+    if rotate is not None:
+      query = rotate(query)
     if query_scale is not None:
       query = query * query_scale.astype(query.dtype)
     dropout_rate = 0. if deterministic else self.dropout_rate

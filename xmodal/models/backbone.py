@@ -235,6 +235,10 @@ class SharedTowers:
       self._made[key] = make()
     return self._made[key]
 
+  def image(self) -> tuple[jax.Array, jax.Array | None]:
+    """The pictures as the batch has them, uint8 [B, H, W, 3], and their extent."""
+    return self._image, self._extent
+
   def pixels(self) -> tuple[jax.Array, jax.Array | None]:
     """The pictures as the vision tower sees them, and their extent (see Backbone.vision)."""
     return self._once('pixels', lambda: self._backbone.pixels(self._image)), self._extent

@@ -44,7 +44,9 @@ RULES = (
     (r'position_embedding$', (None, 'fsdp')),
     (r'(type_embedding|row_embedding|column_embedding|log_scale|score_bias)$', ()),
     (r'(objectness|number|(box|proposal)_change)/(kernel|bias)$', ()),
-    (r'(query_embedding|reference_points)$', ()),
+    (r'(query_embedding|context_embedding|reference_points)$', ()),
+    (r'modulation/kernel$', ('fsdp', 'tensor')),
+    (r'modulation/bias$', ('tensor',)),
     (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()),
 )
 

@@ -66,3 +66,15 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     sheet.paste(picture, (0, top))
     top += picture.height
   return sheet
+
+
+def tile(pictures: np.ndarray, gap: int = 2) -> Image.Image:
+  """Pictures (uint8 [N, H, W, 3]) as they are, in a square of rows with white gaps between."""
+  count, height, width = pictures.shape[:3]
+  columns = int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+  for number, picture in enumerate(pictures):
+    row, column = divmod(number, columns)
+    sheet[row * (height + gap):, column * (width + gap):][:height, :width] = picture
+  return Image.fromarray(sheet)

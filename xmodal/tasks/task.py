@@ -28,6 +28,8 @@ class Task(abc.ABC):
     loss_weights: weight of each loss term in the task's loss.
     main_score: which number of `score` says how good it is, higher for better; '': it has none.
     takes_folders: whether `ask` takes a folder of pictures for a picture.
+    draws: whether its predictions are pictures; `ask` then needs none (None).
+    options: names of what `ask` takes beside picture and text, each as a keyword.
   """
 
   name: str
@@ -35,6 +37,8 @@ class Task(abc.ABC):
   loss_weights: Mapping[str, float]
   main_score: str = ''
   takes_folders: bool = False
+  draws: bool = False
+  options: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
+from xmodal.models.attention import usable
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
 from xmodal.models.lora import Lora
@@ -130,9 +131,7 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   if model.attention == 'cudnn' and model.dropout_rate:
     raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
                     f'{model.dropout_rate}; set it to 0 or take config.model.attention=xla')
-  # Kernels give the same numbers: what was trained on a GPU is used anywhere.
-  attention = model.attention if jax.default_backend() == 'gpu' else 'xla'
-  shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=attention,
+  shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=usable(model.attention),
                 dropout_rate=model.dropout_rate)
   pictures = {}
   if 'vision' in towers:

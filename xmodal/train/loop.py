@@ -39,7 +39,9 @@ _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'tra
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
-               'regression.beams', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every')
+               'regression.beams', 'generation.guidance', 'generation.guidance_from',
+               'generation.guidance_to', 'generation.sampler', 'generation.steps', 'mesh.data',
+               'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every')
 
 
 class Run:

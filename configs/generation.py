@@ -1,0 +1,25 @@
+"""Drawing what a text says, on embedded scenes; for two CPU cores.
+
+Four names are left out of training, to see whether they can be asked for all the same.
+"""
+
+from xmodal import config
+
+
+def get_config():
+  c = config.base()
+  c.mixer.tasks = ('generation',)
+  c.data.drawn = True
+  c.data.without = ('red circle', 'blue square', 'green triangle', 'yellow cross')
+  c.data.image_size = 32
+  c.data.train_examples = 100_000
+  c.data.eval_examples = 300
+  c.generation.caption_length = 14
+  c.generation.steps = 10
+  c.train.batch_size = 32
+  c.train.steps = 3500
+  c.train.eval_every = 1750
+  c.train.checkpoint_every = 700
+  c.train.ema_decay = 0.998
+  c.optimizer.learning_rate = 2e-3
+  return c

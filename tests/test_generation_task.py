@@ -1,0 +1,409 @@
+"""Drawing what a text says, as people train and ask for it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+import scipy.linalg
+
+from test_sharding import three_steps
+import tiny
+from xmodal import config as configs, predict
+from xmodal.bench import generation as bench
+from xmodal.bench import generation_quality as quality
+from xmodal.data.example import Example
+from xmodal.data.placement import Placement
+from xmodal.data.shape_drawings import Drawings
+from xmodal.data.tokenizer import train_tokenizer
+from xmodal.errors import UserError
+from xmodal.metrics import captioning, frechet
+from xmodal.models.denoiser import STEMS, Denoiser
+from xmodal.sharding import mesh as meshes
+from xmodal.sharding.rules import path_name, spec_for
+from xmodal.tasks.generation import Generation, Prediction
+from xmodal.train import evaluate
+from xmodal.train import state as states
+from xmodal.train.loop import Run
+
+LENGTH = 14
+
+
+def config(**values):
+  return tiny.changed(**{
+      'mixer__tasks': ('generation',), 'mixer__weights': (1.0,), 'data__drawn': True,
+      'data__without': ('red circle',), 'model__denoiser__hidden_dim': 32,
+      'model__denoiser__num_layers': 2, 'generation__steps': 4, 'generation__caption_length': LENGTH, 'generation__guidance_from': 0.0,
+      'train__ema_decay': 0.9, 'train__steps': 30,
+      'train__eval_every': 30, 'train__checkpoint_every': 30, 'optimizer__learning_rate': 3e-3,
+      **values})
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """The workdir of a run, and what final.json holds."""
+  workdir = tmp_path_factory.mktemp('drawing') / 'run'
+  return workdir, tiny.train(workdir, config())
+
+
+@pytest.fixture(scope='module')
+def predictor(trained):
+  return predict.Predictor(str(trained[0]))
+
+
+def lines_of(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# A run
+
+
+def test_a_run_learns_and_leaves_scores_pictures_and_faults(trained):
+  workdir, final = trained
+  losses = [line['v'] for line in lines_of(workdir / 'metrics.jsonl') if 'v' in line]
+  assert len(losses) == 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+  scores = final['evaluation']['generation']
+  assert scores['examples'] == 20 == scores['examples/faithfulness']
+  assert 0 <= scores['faithfulness'] <= 1 and scores['main'] == scores['faithfulness']
+  records = lines_of(workdir / 'predictions_generation_val.jsonl')
+  assert scores['faithfulness'] == np.mean([not r['fault'] for r in records])
+  assert scores['loss'] == pytest.approx(np.mean([r['loss'] for r in records]), rel=1e-4)
+  assert Image.open(workdir / 'samples' / 'generation_val_0000030.png').width > 1000
+
+
+def test_it_learns_beside_other_tasks_with_data_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.setattr(captioning, 'meteor', lambda *_: None)  # its program takes ten seconds
+  final = tiny.train(tmp_path / 'run', config(
+      mixer__tasks=('vqa', 'captioning', 'generation'), mixer__weights=(1.0,) * 3,
+      data__drawn=False, data__without=(), mixer__data__generation__drawn=True, train__steps=2,
+      train__eval_every=2, train__checkpoint_every=2))
+  assert final['evaluation'].keys() == {'vqa', 'captioning', 'generation'}
+  assert 'faithfulness' in final['evaluation']['generation']
+
+
+def test_captions_of_people_give_a_loss_and_no_faithfulness(tmp_path):
+  """Some pictures have several captions, some have none; they keep their shape."""
+  folder = tmp_path / 'data'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 16), ('val', 8)):
+    lines = []
+    for i in range(count):
+      Image.fromarray(rng.integers(0, 256, (20, 40, 3), np.uint8)).save(folder / f'{split}{i}.png')
+      lines.append({'image': f'{split}{i}.png'}
+                   | ({'caption': ['a dog', f'dog {i}']} if i % 4 else {}))
+    (folder / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  final = tiny.train(tmp_path / 'run', config(
+      data__drawn=False, data__without=(), data__source='jsonl', data__root=str(folder),
+      data__keep_aspect=True, train__steps=2, train__eval_every=2, train__checkpoint_every=2))
+  scores = final['evaluation']['generation']
+  assert scores['examples'] == 6 and 'faithfulness' not in scores and np.isfinite(scores['loss'])
+  assert scores['main'] == -scores['loss'] < 0
+
+
+# What the head computes
+
+
+def evaluated(run, sizes):
+  """(pictures, losses) of an evaluation on a mesh of these sizes, with random parameters."""
+  rng = np.random.default_rng(0)
+  variables = {'params': jax.tree.map(
+      lambda x: rng.normal(size=x.shape, scale=0.1).astype(np.float32), run.abstract.params)}
+  mesh = meshes.make_mesh(*sizes)
+  step = evaluate.make_predict_step(run.model, mesh)
+  _, predictions = evaluate.predict_all(step, variables, run.maker('eval'), 8, mesh)
+  drawn = predictions['generation']
+  return np.stack([p.image for p in drawn]), np.array([p.loss for p in drawn])
+
+
+@pytest.fixture(scope='module')
+def on_eight(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('eight')
+  out = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True,
+                       cwd=pathlib.Path(__file__).parents[1],
+                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+  assert out.returncode == 0, out.stderr[-3000:]
+  return np.load(folder / 'evaluated.npz'), json.loads(out.stdout.splitlines()[-1])
+
+
+def test_evaluation_on_eight_devices_is_that_of_one(on_eight):
+  images, losses = evaluated(Run(config(), 'unused'), (1, 1, 1))
+  assert len(np.unique(losses)) == 20
+  np.testing.assert_allclose(on_eight[0]['losses'], losses, rtol=1e-4)
+  assert np.abs(on_eight[0]['images'].astype(int) - images).max() <= 1
+
+
+def test_steps_on_eight_devices_are_those_of_one(on_eight, tmp_path):
+  one = three_steps((1, 1, 1), tmp_path / 'one.npz', config())['metrics']
+  for a, b in zip(one, on_eight[1]['metrics'], strict=True):
+    assert b['loss'] == pytest.approx(a['loss'], rel=1e-3)
+
+
+def test_what_is_evaluated_hangs_on_the_example_alone(predictor):
+  source = Drawings('val', size=6, image_size=32)
+  task = predictor.task('generation')
+  _, forth = predictor(list(source), task)
+  _, back = predictor([source[i] for i in reversed(range(6))], task)
+  for a, b in zip(forth, reversed(back)):
+    assert a.loss == pytest.approx(b.loss, rel=1e-5)
+    assert np.abs(a.image.astype(int) - b.image).max() <= 1
+    np.testing.assert_array_equal(a.truth, b.truth)
+
+
+def test_captions_are_hidden_as_often_as_said():
+  """Fully hidden, the text can say nothing: its tower gets no gradient but from the empty one."""
+  run = Run(config(generation__caption_drop=1.0), 'unused')
+  batch = run.maker('train')(np.arange(8), np.arange(8))
+  variables = states.create(run.init, run.abstract).variables
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+      lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), variables)
+
+  @jax.jit
+  def losses(captions):
+    of_batch = {**batch, 'generation': {**batch['generation'], 'captions': captions}}
+    return run.model.apply(variables, of_batch, deterministic=False,
+                           rngs={'dropout': jax.random.key(0)})['generation']
+
+  captions = batch['generation']['captions']
+  np.testing.assert_array_equal(losses(captions), losses(np.roll(captions, 1, axis=0)))
+
+
+def test_guidance_goes_on_from_no_text_through_the_text(predictor):
+  """Of one step from noise the picture is linear in it."""
+  task, blank = predictor.task('generation'), np.zeros((32, 32, 3), np.uint8)
+
+  def drawn(guidance, *captions):
+    example = Example(blank, image_id='a', captions=captions)
+    return predictor([example], task.asking(guidance=guidance, steps=1))[1][0].image.astype(float)
+
+  text = 'a large blue cross'
+  without, plain, more = (drawn(guidance, text) for guidance in (0.0, 1.0, 3.0))
+  assert np.abs(without - drawn(1.0)).max() <= 1
+  inside = (more > 0) & (more < 255)
+  assert np.abs(plain - without).max() > 1 and inside.mean() > 0.5
+  assert np.abs(more - (without + 3 * (plain - without)))[inside].max() <= 3  # all are rounded
+
+
+# predict
+
+
+def asked(predictor, tmp_path, capsys, *arguments, code=0):
+  """(stdout, stderr, picture) of the command."""
+  output = tmp_path / 'out.png'
+  found = predict.main(['--checkpoint', str(predictor), '--output', str(output),
+                        *map(str, arguments)])
+  out, err = capsys.readouterr()
+  assert found == code, err
+  return out, err, np.asarray(Image.open(output)) if found == 0 else None
+
+
+def test_the_same_seed_draws_the_same_picture_and_several_make_a_grid(trained, tmp_path, capsys):
+  text = ('--task', 'generation', '--text', 'a red circle above a blue square')
+  out, err, one = asked(trained[0], tmp_path, capsys, *text, '--seed', 1)
+  assert '1 picture of 32x32 pixels' in out and 'of 1 show it' in out and one.shape == (32, 32, 3)
+  again = asked(trained[0], tmp_path, capsys, *text, '--seed', 1)[2]
+  np.testing.assert_array_equal(one, again)
+  assert (asked(trained[0], tmp_path, capsys, *text, '--seed', 2)[2] != one).any()
+  grid = asked(trained[0], tmp_path, capsys, *text, '--seed', 1, '--n', 3, '--guidance', 2,
+               '--steps', 3)[2]
+  assert grid.shape == (66, 66, 3)
+  assert (grid[32:34] == 255).all() and (grid[34:, 34:] == 255).all()
+  assert (grid[:32, :32] != grid[:32, 34:]).any()
+
+
+def test_what_is_not_masked_stays_and_strength_says_how_much_changes(trained, tmp_path, capsys):
+  source = Drawings('test', size=1, image_size=32)[0]
+  Image.fromarray(source.image).save(tmp_path / 'in.png')
+  mask = np.zeros((32, 32), np.uint8)
+  mask[:, 16:] = 255
+  Image.fromarray(mask).save(tmp_path / 'mask.png')
+  image = ('--text', source.captions[0], '--image', tmp_path / 'in.png')
+  filled = asked(trained[0], tmp_path, capsys, *image, '--mask', tmp_path / 'mask.png')[2]
+  assert np.abs(filled[:, :16].astype(int) - source.image[:, :16]).max() <= 1
+  assert np.abs(filled[:, 16:].astype(int) - source.image[:, 16:]).mean() > 5
+  distances = []
+  for strength in (0, 0.4, 0.9):
+    changed = asked(trained[0], tmp_path, capsys, *image, '--strength', strength)[2]
+    distances.append(np.abs(changed.astype(int) - source.image).mean())
+  assert distances[0] == 0 and distances[0] < distances[1] < distances[2]
+
+
+def test_a_text_that_the_model_cannot_take_as_it_is_is_told_of(trained, tmp_path, capsys):
+  assert 'no text: drawn without one' in asked(trained[0], tmp_path, capsys)[1]
+  err = asked(trained[0], tmp_path, capsys, '--text', 'a red circle above a zebra')[1]
+  assert 'words never seen in training: zebra' in err
+  err = asked(trained[0], tmp_path, capsys, '--text', 'a red circle ' * 9)[1]
+  assert f'the model reads {LENGTH}' in err
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--guidance', '-1'], ['--guidance=-1', '0']), (['--n', '0'], ['--n=0', '1 or more']),
+    (['--steps', '0'], ['--steps=0', '1 or more']),
+    (['--image', '{picture}', '--strength', '1.5'], ['--strength=1.5', '0']),
+    (['--image', '{picture}'], ['--mask', '--strength']),
+    (['--mask', '{picture}'], ['--image']), (['--strength', '0.5'], ['--image']),
+    (['--image', '{picture}', '--mask', '{small}'], ['16x16', '32x20', 'one size']),
+    (['--image', '{picture}', '--mask', '/nowhere.png'], ['--mask /nowhere.png: no such file']),
+], ids=lambda value: ' '.join(value))
+def test_mistakes_of_asking_are_one_line(trained, tmp_path, capsys, arguments, words):
+  Image.new('RGB', (32, 20)).save(tmp_path / 'picture.png')
+  Image.new('RGB', (16, 16)).save(tmp_path / 'small.png')
+  places = {'picture': tmp_path / 'picture.png', 'small': tmp_path / 'small.png'}
+  out, err, _ = asked(trained[0], tmp_path, capsys, '--text', 'a red circle',
+                      *(a.format(**places) for a in arguments), code=2)
+  line, = err.splitlines()
+  assert line.startswith('error: ') and not out
+  for word in words:
+    assert word in line
+
+
+def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finished, capsys):
+  for workdir, arguments, words in (
+      (trained[0], ('--text', 'a red circle'), '--output is missing'),
+      (finished, ('--text', 'what?'), '--image is missing'),
+      (finished, ('--text', 'what?', '--steps', '5'), '--steps means nothing to vqa')):
+    assert predict.main(['--checkpoint', str(workdir), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert words in err and len(err.splitlines()) == 1 and not out
+
+
+@pytest.mark.parametrize('values, words', [
+    (dict(data__image_size=34), 'config.data.image_size=34 does not divide into patches'),
+    (dict(generation__predict='y'), "config.generation.predict='y'"),
+    (dict(generation__sampler='rk4'), "config.generation.sampler='rk4'"),
+    (dict(generation__stem='vit'), "config.generation.stem='vit'"),
+    (dict(generation__guidance=-1.0), 'config.generation.guidance=-1.0'),
+    (dict(generation__steps=0), 'config.generation.steps=0'),
+    (dict(model__denoiser__num_heads=5), 'num_heads=5')], ids=lambda v: str(v)[:40])
+def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words):
+  with pytest.raises(UserError, match=words):
+    Run(config(**values), 'unused')
+
+
+@pytest.mark.parametrize('size', configs.SIZES)
+def test_every_parameter_of_every_size_has_a_rule_and_no_large_one_stays_whole(size):
+  sizes = configs.SIZES[size]['denoiser']
+  side = 8 * sizes['patch_size']
+  mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
+  for stem in STEMS:
+    model = Denoiser((side, side), **sizes, stem=stem, refine_dim=16)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1),
+        jnp.zeros((1, 4, 64)), jnp.ones((1, 4), bool))
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+      axes = jax.tree.leaves(tuple(spec_for(path_name(path), x.shape, mesh)))
+      assert x.size < 100_000 or 'fsdp' in axes, f'{path_name(path)} {x.shape} is whole everywhere'
+
+
+# Scores
+
+
+def test_scores_are_of_seen_and_unseen_names():
+  c = config()
+  train, test = (list(Drawings(split, size=200, without=without)) for split, without in
+                 (('train', ('red circle',)), ('val', ())))
+  tokenizer = train_tokenizer([e.captions[0] for e in train])
+  task = Generation.from_data(c, tokenizer, train)
+  unseen = ['red circle' in e.captions[0] for e in test]
+  perfect = [Prediction(e.image, e.image, 0.5) for e in test]
+  scores = task.score(test, perfect)
+  assert scores['main'] == scores['faithfulness'] == scores['two_objects'] == 1
+  assert scores['loss'] == 0.5
+  assert scores['examples/faithfulness/unseen'] == sum(unseen) > 0
+  assert scores['frechet'] == pytest.approx(0, abs=1e-4)
+  assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
+  blank = np.full_like(test[0].image, 200)
+  spoiled = [Prediction(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
+  scores = task.score(test, spoiled)
+  assert scores['faithfulness/unseen'] == 0 and scores['faithfulness/seen'] == 1
+  assert scores['frechet'] > 1e-4
+  features = task.encode(test[0], Placement(32, 32))
+  assert features['captions'].shape == (1, LENGTH) and features['count'] == 1
+
+
+def test_the_frechet_formula_is_that_of_scipy_and_the_closed_form():
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(2, 6, 6))
+  a, b, means = a @ a.T, b @ b.T, rng.normal(size=(2, 6))
+  theirs = (np.square(means[0] - means[1]).sum()
+            + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real))
+  assert frechet.frechet(means[0], a, means[1], b) == pytest.approx(theirs)
+  # Of covariances that commute: the squared differences of deviations.
+  assert frechet.frechet(np.zeros(3), np.diag([4.0, 9, 0]), np.ones(3), np.diag([1.0, 1, 0])
+                         ) == pytest.approx(3 + 1 + 4)
+
+
+def test_the_frechet_distance_tells_changed_pictures_from_others_of_their_kind():
+  source = Drawings('val', size=400, image_size=32)
+  pictures = [e.image for e in source]
+  half, other = pictures[:200], pictures[200:]
+  floor = frechet.frechet_distance(half, other)
+  blurred = [np.asarray(Image.fromarray(x).resize((8, 8)).resize((32, 32))) for x in half]
+  swapped = [x[..., ::-1] for x in half]
+  for changed in (blurred, swapped):
+    assert frechet.frechet_distance(changed, other) > 3 * floor
+  assert frechet.features(np.stack(half)).shape == (200, 96)
+
+
+# Benchmarks
+
+
+def test_quality_is_told_beside_its_floor_and_baselines(trained, capsys):
+  assert quality.main(['--checkpoint', str(trained[0]), '--n', '30', '--train', '64', '--steps',
+                       '2']) == 0
+  out = capsys.readouterr().out
+  rows = {line[:20].strip(): line[20:].split() for line in out.splitlines()[1:-1]}
+  assert list(rows) == ['model', 'model without text', 'nearest caption', 'real pictures']
+  assert rows['real pictures'][0] == '100.0%'
+  assert rows['nearest caption'][2] == '0.0'  # it is in the training set
+  frechets = {name: float(row[1]) for name, row in rows.items()}
+  assert frechets['real pictures'] < frechets['model']
+  assert quality.main(['--checkpoint', str(trained[0]), '--n', '1']) == 2
+  assert '--n=1: wanted 2' in capsys.readouterr().err
+
+
+def test_a_copy_is_at_distance_zero_and_captions_are_matched_by_words():
+  rng = np.random.default_rng(0)
+  known = rng.integers(0, 256, (5, 4, 4, 3), np.uint8)
+  moved = known[[3, 1]].astype(np.float32)
+  moved[1] += 10
+  np.testing.assert_allclose(quality.nearest_distances(moved, known), [0, 10], atol=0.1)
+  assert quality.nearest_captions(['a red circle'], ['a blue circle', 'red circle', 'a cat']) == [1]
+
+
+@pytest.mark.parametrize('more', [dict(stem='patch'), dict(stem='conv', refine_dim=8)],
+                         ids=['patch', 'conv'])
+def test_flops_are_those_that_xla_counts(more):
+  model = Denoiser((32, 32), 4, 64, 96, 4, 1, 16, **more)
+  inputs = (jnp.zeros((1, 32, 32, 3)), jnp.zeros(1), jnp.zeros((1, 14, 64)),
+            jnp.ones((1, 14), bool))
+  variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  counted = jax.jit(model.apply).lower(variables, *inputs).cost_analysis()['flops']
+  # XLA counts norms, softmax and the like, too.
+  assert 0.85 * counted < bench.forward_flops(model, 14) < counted
+
+
+def test_speed_is_told_of_training_and_drawing(capsys):
+  tiny_sizes = ['--batch', '2', '--steps', '1', '--rounds', '1', '--sampler', 'euler']
+  assert bench.main(tiny_sizes) == 0
+  rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[2:]}
+  assert rows.keys() == {'train', 'draw'}
+  for seconds, examples, *_ in rows.values():
+    assert float(examples) == pytest.approx(2 / float(seconds), rel=0.05)
+  assert bench.main(['--rounds', '0']) == 2
+  assert bench.looks('heun', 10, 3.0) == 38 and bench.looks('euler', 10, 1.0) == 10
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_num_cpu_devices', 8)
+  pictures, of_each = evaluated(Run(config(), 'unused'), (4, 2, 1))
+  np.savez(os.path.join(sys.argv[1], 'evaluated.npz'), images=pictures, losses=of_each)
+  print(json.dumps(three_steps((2, 2, 2), os.path.join(sys.argv[1], 'steps.npz'), config())))

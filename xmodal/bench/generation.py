@@ -1,0 +1,172 @@
+"""Speed of image generation: examples trained on and pictures drawn a second.
+
+`python -m xmodal.bench.generation [--size tiny] [--batch 32] [--pixels 32] [--steps 20]
+[--sampler heun] [--guidance 3] [--rounds 5] [--threads N]` trains on one batch of embedded scenes
+and draws one batch, in alternating rounds; the medians are told. FLOPs are those of the denoiser's
+matrix products and convolutions, counted by a formula: a multiplication and an addition are two,
+a training step is three forward passes, and the text tower is left out. 'peak' is their share of
+what this machine reaches in one large matrix product of the same dtype, measured here.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.bench.multitask_cost import Step
+from xmodal.bench.train_step import limit_threads
+from xmodal.errors import UserError
+
+_PRODUCT = 2048  # rows and columns of the matrices that the peak is measured with
+
+
+def forward_flops(denoiser, text_length: int) -> int:
+  """FLOPs of one forward pass for one picture.
+
+  Args:
+    denoiser: a models.denoiser.Denoiser.
+    text_length: tokens of the text.
+  """
+  d, (height, width) = denoiser, denoiser.image_size
+  patches = height * width // d.patch_size ** 2
+  n, dim, length = patches + d.context_tokens, d.hidden_dim, text_length
+  self_attention = 4 * n * dim ** 2 + 2 * n ** 2 * dim
+  cross_attention = 2 * n * dim ** 2 + 2 * length * dim ** 2 + 2 * n * length * dim
+  layer = self_attention + cross_attention + 3 * n * dim * d.mlp_dim + 6 * dim ** 2
+  pixels = 3 * d.patch_size ** 2
+  ends = _stem(d, height, width) + patches * dim * pixels + 2 * dim ** 2
+  refine = height * width * 9 * d.refine_dim * (6 + 3)
+  return 2 * (d.num_layers * layer + ends + refine)
+
+
+def _stem(d, height, width):
+  """Multiplications of the patch embedding."""
+  patches = height * width // d.patch_size ** 2
+  if d.stem == 'patch':
+    return patches * d.bottleneck_dim * (3 * d.patch_size ** 2 + d.hidden_dim)
+  total, channels = patches * d.hidden_dim ** 2, 3
+  convolutions = d.patch_size.bit_length() - 1
+  for i in range(convolutions):
+    features = max(d.hidden_dim >> (convolutions - 1 - i), 8)
+    total += height * width // 4 ** (i + 1) * 9 * channels * features
+    channels = features
+  return total
+
+
+def looks(sampler: str, steps: int, guidance: float) -> int:
+  """Forward passes for one picture that is drawn."""
+  return (steps if sampler == 'euler' else 2 * steps - 1) * (1 if guidance == 1 else 2)
+
+
+def peak_flops(dtype) -> float:
+  """FLOPs a second of one large matrix product, the best of five."""
+  import jax
+  import jax.numpy as jnp
+  x = jnp.ones((_PRODUCT, _PRODUCT), dtype)
+  multiply = jax.jit(lambda x: x @ x)
+  multiply(x).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    began = time.perf_counter()
+    multiply(x).block_until_ready()
+    seconds.append(time.perf_counter() - began)
+  return 2 * _PRODUCT ** 3 / min(seconds)
+
+
+def make_config(options):
+  """The config of a command line."""
+  c = configs.base()
+  c.mixer.tasks = ('generation',)
+  c.data.drawn = True
+  c.data.train_examples = c.data.eval_examples = options.batch
+  c.data.image_size = options.pixels
+  c.model.size, c.train.batch_size = options.size, options.batch
+  c.generation.caption_length = 14
+  c.generation.sampler, c.generation.steps = options.sampler, options.steps
+  c.generation.guidance = options.guidance
+  return c
+
+
+def measure(config, rounds: int) -> dict[str, dict[str, float]]:
+  """{'train' and 'draw': {'seconds' a batch, 'examples' and 'flops' a second, 'peak' share}}."""
+  import jax
+
+  from xmodal.sharding import mesh as meshes
+  from xmodal.train import build
+  from xmodal.train import state as states
+  from xmodal.train.loop import Run
+
+  with tempfile.TemporaryDirectory() as folder:
+    run = Run(config, folder)
+    step = Step(run, run.sampling.kinds[0])
+    size = config.train.batch_size
+    batch = meshes.put_batch(run.maker('train')(np.arange(size), np.arange(size)), run.mesh, size)
+    task = run.tasks['generation'].asking()
+    model = build.make_model(run.config, run.tokenizer, {'generation': task})
+    draw = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
+    variables = states.create(run.init, run.abstract).variables
+    ways = {'train': lambda: step()[0],
+            'draw': lambda: draw(variables, batch)['generation']['image']}
+    seconds = {name: [] for name in ways}
+    for number in range(rounds + 1):
+      for name, way in ways.items():
+        began = time.perf_counter()
+        jax.block_until_ready(way())
+        if number:  # the first compiles
+          seconds[name].append(time.perf_counter() - began)
+  own = config.generation
+  once = forward_flops(model.heads['generation'].denoiser, own.caption_length)
+  flops = {'train': 3 * once, 'draw': once * looks(own.sampler, own.steps, own.guidance)}
+  peak = peak_flops(build.compute_dtype(config)) * jax.device_count()
+  found = {}
+  for name, of_rounds in seconds.items():
+    median = statistics.median(of_rounds)
+    of_second = flops[name] * size / median
+    found[name] = {'seconds': median, 'examples': size / median, 'flops': of_second,
+                   'peak': of_second / peak}
+  return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--size', default='tiny', help=', '.join(configs.SIZES))
+  parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--pixels', type=int, default=32)
+  parser.add_argument('--steps', type=int, default=20)
+  parser.add_argument('--sampler', default='heun')
+  parser.add_argument('--guidance', type=float, default=3.0)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--threads', type=int, help='processors; all if not given')
+  options = parser.parse_args(arguments)
+  try:
+    _run(options)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _run(options):
+  for name in ('batch', 'steps', 'rounds'):
+    if getattr(options, name) < 1:
+      raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
+  if options.threads is not None:
+    limit_threads(options.threads)
+  import jax
+  print(f'{options.size}, {options.pixels} pixels, batch {options.batch}; drawn in {options.steps} '
+        f'{options.sampler} steps, guidance {options.guidance:g}; {jax.device_count()} x '
+        f'{jax.devices()[0].device_kind}')
+  print(f'{"":>6} {"s/batch":>9} {"examples/s":>11} {"GFLOP/s":>9} {"of peak":>8}')
+  for name, row in measure(make_config(options), options.rounds).items():
+    print(f'{name:>6} {row["seconds"]:9.4f} {row["examples"]:11.2f} {row["flops"] / 1e9:9.1f} '
+          f'{row["peak"]:8.1%}')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

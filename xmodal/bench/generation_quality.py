@@ -1,0 +1,164 @@
+"""How good drawn pictures are: do they show their text, do they look real, are they copies?
+
+`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 4000] [--steps N]
+[--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
+Rows: the model; the model without its text (what the text is worth); for each caption the training
+picture whose caption shares most words with it; and the captions' own pictures, which nothing can
+beat. 'right': share whose pixels show what the caption says, of the embedded scenes alone.
+'Frechet': to n other held-out pictures, by the features of xmodal.metrics.frechet; it is no FID.
+'nearest': distance to the nearest of the training pictures (root mean square over pixels, 0..255),
+the median and the lowest hundredth of the row; a model that copies lies far below the last row.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from xmodal.data.example import Example
+from xmodal.data.shape_drawings import parse
+from xmodal.data.sources import open_source
+from xmodal.errors import UserError
+from xmodal.metrics import drawings, frechet
+from xmodal.mixer.feed import task_config
+from xmodal.predict import AT_ONCE, Predictor
+
+
+def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:
+  """The examples' own pictures as the model is given them: uint8 [N, H, W, 3]."""
+  task = predictor.task('generation')
+  return np.concatenate([
+      predictor.batch(list(examples[start:start + AT_ONCE]), {task.name: task})['image']
+      for start in range(0, len(examples), AT_ONCE)])
+
+
+def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
+          guidance: float | None = None, steps: int | None = None) -> np.ndarray:
+  """A picture for each caption ('': without a text), each with noise of its own."""
+  task = predictor.task('generation').asking(guidance=guidance, steps=steps)
+  side = predictor.config.data.image_size
+  blank = np.zeros((side, side, 3), np.uint8)
+  examples = [Example(blank, image_id=f'{seed}/{number}', captions=(text,) if text else ())
+              for number, text in enumerate(captions)]
+  return np.stack([p.image for p in predictor(examples, task)[1]])
+
+
+def nearest_captions(captions: Sequence[str], known: Sequence[str]) -> list[int]:
+  """For each caption the number of the known one that shares most words, of all that either has."""
+  words = [set(text.lower().split()) for text in known]
+
+  def shared(text):
+    own = set(text.lower().split())
+    return max(range(len(words)), key=lambda i: len(own & words[i]) / max(len(own | words[i]), 1))
+
+  return [shared(text) for text in captions]
+
+
+def nearest_distances(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Distance of each picture to the nearest of others: root mean square over pixels, 0..255."""
+  flat, known = (x.reshape(len(x), -1).astype(np.float32) for x in (pictures, others))
+  # Less the pictures' own squares, which change no order; then anew, for rounding.
+  best = ((known ** 2).sum(1) - 2 * flat @ known.T).argmin(1)
+  return np.sqrt(np.square(flat - known[best]).mean(1))
+
+
+def right_share(pictures: np.ndarray, captions: Sequence[str]) -> float | None:
+  """Share of pictures that show what is said; None where no judge can read the captions."""
+  wanted = list(map(parse, captions))
+  if not all(wanted):
+    return None
+  return float(np.mean([not drawings.fault(*pair) for pair in zip(pictures, wanted)]))
+
+
+def measure(predictor: Predictor, *, count: int, train: int, seed: int,
+            guidance: float | None = None, steps: int | None = None) -> dict[str, dict]:
+  """The table: {row: {'right', 'frechet', 'nearest', 'nearest_1%'}}.
+
+  Args:
+    predictor: of a checkpoint with the generation task.
+    count: captions, and as many other pictures.
+    train: training pictures.
+    seed: of the noise.
+    guidance, steps: None: as the config has them.
+
+  Raises:
+    UserError: no such task, or the data has not so many captions.
+  """
+  task = predictor.task('generation')
+  config = task_config(predictor.config, task.name)
+  if config.data.source == 'shapes':
+    config.data.eval_examples = max(config.data.eval_examples, 2 * count)
+  held_out = _captioned(open_source(config, config.data.eval_split, train=False), 2 * count)
+  known = _captioned(open_source(config, config.data.train_split, train=True), train)
+  if len(held_out) < 2 * count:
+    raise UserError(f'--n={count}: wanted captions of {2 * count} pictures of '
+                    f'{config.data.eval_split!r}, found {len(held_out)}; take a lower one')
+  captions = [e.captions[0] for e in held_out[:count]]
+  real, others = np.split(pictures_of(predictor, held_out), [count])
+  trained_on = pictures_of(predictor, known)
+  by_caption = nearest_captions(captions, [e.captions[0] for e in known])
+  rows = {
+      'model': drawn(predictor, captions, seed, guidance=guidance, steps=steps),
+      'model without text': drawn(predictor, [''] * count, seed, guidance=1.0, steps=steps),
+      'nearest caption': trained_on[by_caption], 'real pictures': real}
+  return {name: {
+      'right': right_share(pictures, captions),
+      'frechet': frechet.frechet_distance(pictures, others),
+      **_nearest(pictures, trained_on)} for name, pictures in rows.items()}
+
+
+def _nearest(pictures, trained_on):
+  distances = nearest_distances(pictures, trained_on)
+  return {'nearest': float(np.median(distances)), 'nearest_1%': float(np.quantile(distances, 0.01))}
+
+
+def _captioned(source, count):
+  found = []
+  for number in range(len(source)):
+    if len(found) == count:
+      break
+    example = source[number]
+    if example.captions:
+      found.append(dataclasses.replace(example, captions=example.captions[:1]))
+  return found
+
+
+def table(rows: dict[str, dict]) -> str:
+  """What measure found, for the terminal."""
+  lines = [f'{"":<20}{"right":>8}{"Frechet":>10}{"nearest":>10}{"lowest 1%":>11}']
+  for name, row in rows.items():
+    right = '' if row['right'] is None else format(row['right'], '.1%')
+    lines.append(f'{name:<20}{right:>8}{row["frechet"]:>10.4f}{row["nearest"]:>10.1f}'
+                 f'{row["nearest_1%"]:>11.1f}')
+  return '\n'.join([*lines, f'Frechet distance of {frechet.EXTRACTOR}; that of real pictures is '
+                    'the floor'])
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', required=True, metavar='DIR')
+  parser.add_argument('--n', type=int, default=300, help='captions')
+  parser.add_argument('--train', type=int, default=4000, help='training pictures')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--guidance', type=float)
+  parser.add_argument('--steps', type=int)
+  options = parser.parse_args(arguments)
+  try:
+    for name, least in (('n', 2), ('train', 1), ('steps', 1), ('guidance', 0)):
+      value = getattr(options, name)
+      if value is not None and value < least:
+        raise UserError(f'--{name}={value}: wanted {least} or more')
+    print(table(measure(Predictor(options.checkpoint), count=options.n, train=options.train,
+                        seed=options.seed, guidance=options.guidance, steps=options.steps)))
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

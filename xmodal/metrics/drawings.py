@@ -1,0 +1,159 @@
+"""Whether a picture of the embedded scenes shows what its caption says, read from its pixels alone.
+
+No model has a part in it. What stands out from the background is cut into connected parts; each
+has a colour, the nearest that a word names, and a shape, the one which, drawn anew at the best
+place and size, covers it best.
+"""
+
+import collections
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from xmodal.data.shape_drawings import Wanted
+from xmodal.data.shape_words import COLORS, SHAPES, Thing
+from xmodal.data.shapes import DEPTH, RGB
+
+# Distances of colours in 0..255: what stands out from the background, and how far from the colour
+# that a word names a thing may be.
+_STANDS_OUT, _SAME_COLOR = 45.0, 70.0
+# Share of a part's pixels that have to be of one colour.
+_ONE_COLOR = 0.85
+# Of the area of a drawn shape and of a part, what both have in common over what either has.
+_LEAST_OVERLAP = 0.78
+# Of a picture's area: smaller parts are specks, and no things.
+_SPECK = 0.006
+# Half the width of a thing, of the picture's side: wider ones are large.
+_LARGE = 0.165
+_TURNS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)
+
+
+class Seen(NamedTuple):
+  """A thing that a picture shows.
+
+  Attributes:
+    thing: its words; None for a color or shape that no word names.
+    center: (x, y) in pixels.
+    overlap: 0..1, how well the shape covers it.
+  """
+
+  thing: Thing
+  center: tuple[float, float]
+  overlap: float
+
+
+def look(pixels: np.ndarray) -> list[Seen]:
+  """What a picture, uint8 [S, S, 3], shows, the largest first."""
+  picture = pixels.astype(np.float32)
+  border = np.concatenate([picture[0], picture[-1], picture[1:-1, 0], picture[1:-1, -1]])
+  background = np.median(border, axis=0)
+  stands_out = np.linalg.norm(picture - background, axis=-1) > _STANDS_OUT
+  count, labels, stats, _ = cv2.connectedComponentsWithStats(
+      stands_out.astype(np.uint8), connectivity=4)
+  least = _SPECK * labels.size
+  parts = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least]
+  parts.sort(key=lambda i: -stats[i, cv2.CC_STAT_AREA])
+  return [_see(picture, background, labels, i) for i in parts]
+
+
+def _see(picture, background, labels, number):
+  own = labels == number
+  distance = np.where(own, np.linalg.norm(picture - background, axis=-1), 0)
+  core = picture[distance > 0.75 * np.quantile(distance[own], 0.9)]
+  color = np.median(core, axis=0)
+  away = color - background
+  coverage = np.clip((picture - background) @ away / max(away @ away, 1.0), 0, 1)
+  # The faint rim belongs to it too, but no other thing does.
+  near = cv2.dilate(own.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+  coverage = np.where(near & ((labels == 0) | own), coverage, 0).astype(np.float32)
+  names = {name: float(np.linalg.norm(color - RGB[name])) for name in COLORS}
+  name = min(names, key=names.get)
+  of_it = (np.linalg.norm(core - color, axis=-1) < _SAME_COLOR).mean()
+  fits = {shape: _fit(coverage, shape) for shape in SHAPES}
+  shape = max(fits, key=lambda s: fits[s][0])
+  overlap, (x, y, radius) = fits[shape]
+  size = 'large' if radius > _LARGE * len(labels) else 'small'
+  thing = Thing(size, name if names[name] <= _SAME_COLOR and of_it >= _ONE_COLOR else None,
+                shape if overlap >= _LEAST_OVERLAP else None)
+  return Seen(thing, (x, y), overlap)
+
+
+def _fit(coverage, shape):
+  """(overlap, (x, y, radius)) of a shape at its best place."""
+  rows, columns = (np.flatnonzero((coverage > 0.5).any(axis)) for axis in (1, 0))
+  if not len(rows):
+    return 0.0, (0.0, 0.0, 0.0)
+  low, high = ((max(p[0] - 2, 0), min(p[-1] + 3, len(coverage))) for p in (columns, rows))
+  window = coverage[high[0]:high[1], low[0]:low[1]]
+  x_at, y_at = (np.arange(*span, dtype=np.float32) + 0.5 for span in (low, high))
+  best = np.array([(columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2,
+                   max(np.ptp(columns), np.ptp(rows)) / 2 + 0.5], np.float32)
+  overlap = 0.0
+  for step in (0.5, 0.5, 0.25):
+    tried = best + step * _TURNS
+    x, y, radius = (tried[:, i, None, None] for i in range(3))
+    drawn = np.clip(DEPTH[shape](abs(x_at - x), y_at[:, None] - y, radius) + 0.5, 0, 1)
+    common, either = (f(drawn, window).sum((1, 2)) for f in (np.minimum, np.maximum))
+    shares = common / either
+    best, overlap = tried[shares.argmax()], float(shares.max())
+  return overlap, tuple(map(float, best))
+
+
+def fault(pixels: np.ndarray, wanted: Wanted) -> str:
+  """What is wrong with a picture, uint8 [S, S, 3], for what a caption says; '' if nothing is.
+
+  It has to show the things that are said and no others, of the sizes that are
+  said, and one farther along the relation's axis than across it.
+  """
+  seen = look(pixels)
+  if len(seen) != len(wanted.things):
+    return f'{len(seen)} things, not {len(wanted.things)}'
+  if len(seen) == 1:
+    return _mismatch(seen[0], wanted.things[0])
+  orders = [seen, seen[::-1]]
+  faults = [' and '.join(filter(None, map(_mismatch, order, wanted.things))) for order in orders]
+  if all(faults):
+    return min(faults, key=len)
+  (x, y), (u, v) = (s.center for s in orders[faults.index('')])
+  right, down = u - x, v - y  # from the first that is named to the second
+  along = {'left of': right, 'right of': -right, 'above': down, 'below': -down}[wanted.relation]
+  across = down if wanted.relation in ('left of', 'right of') else right
+  return '' if along > abs(across) else f'not {wanted.relation}'
+
+
+def _mismatch(seen, wanted):
+  if seen.thing.matches(wanted):
+    return ''
+  known = ' '.join(word for word, asked in zip(seen.thing, wanted) if asked and word)
+  return f'{known or "something unclear"}, not {wanted}'
+
+
+def pairs(wanted: Wanted) -> list[str]:
+  """The names of its things, such as 'red circle'."""
+  return [f'{thing.color} {thing.shape}' for thing in wanted.things]
+
+
+def faithfulness(faults: Sequence[str], wanted: Sequence[Wanted], known: Sequence[str]
+                 ) -> dict[str, float]:
+  """Shares of pictures without fault.
+
+  Args:
+    faults: of each picture, see fault.
+    wanted: what each caption says.
+    known: names such as 'red circle' that training showed.
+
+  Returns:
+    'faithfulness' of all, 'one_object', 'two_objects', and each of the three with '/seen' for
+    captions all of whose names are known, '/unseen' for others; and 'examples...' of each.
+  """
+  groups = collections.defaultdict(list)
+  for bad, of_caption in zip(faults, wanted):
+    ends = ('', '/seen' if set(pairs(of_caption)) <= set(known) else '/unseen')
+    kind = 'two_objects' if of_caption.relation else 'one_object'
+    for name, end in itertools.product(('faithfulness', kind), ends):
+      groups[name + end].append(not bad)
+  shares: Mapping[str, float] = {name: float(np.mean(right)) for name, right in groups.items()}
+  return {**shares, **{f'examples/{name}': len(right) for name, right in groups.items()}}

@@ -1,0 +1,235 @@
+"""A plain transformer over patches that cleans a noisy picture, told a text and how noisy it is.
+
+After JiT (arXiv:2511.13720, section 4): patches through a bottleneck, RMS norms, SwiGLU, rotary
+positions, normed queries and keys, adaLN-Zero for the time (arXiv:2212.09748), and a few tokens in
+the context that say what is wanted. The text is looked at by cross-attention, too.
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.errors import UserError
+from xmodal.models.attention import MultiHeadAttention
+from xmodal.models.backbone import GridPosition
+from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.padding import Padding
+from xmodal.models.vit import ConvStem
+
+STEMS = ('patch', 'conv')
+_TIME_WAVES = 128
+# Of the slowest rotary wave, in patches: far longer than any picture.
+_SLOWEST = 100.0
+
+
+def rotary(grid: tuple[int, int], extra: int, head_dim: int):
+  """A function that turns queries or keys by row and column (arXiv:2104.09864, in two dimensions).
+
+  Args:
+    grid: (rows, columns) of the tokens that lie on it, in rows.
+    extra: tokens before those that lie nowhere, and are not turned.
+    head_dim: a multiple of 4; half of it is turned by the row, half by the column.
+
+  Returns:
+    [B, extra + rows * columns, H, head_dim] -> the same: products of a query and a key hang on
+    how far apart the two are.
+  """
+  row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+  frequencies = _SLOWEST ** -(np.arange(head_dim // 4) / (head_dim // 4))
+  angles = np.concatenate([row[:, None] * frequencies, column[:, None] * frequencies], axis=1)
+  angles = np.pad(angles, ((extra, 0), (0, 0)))[:, None]
+  cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
+
+  def rotate(x):
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+  return rotate
+
+
+class DenoiserLayer(nn.Module):
+  """Self-attention, a look at the text, and an MLP: [B, N, D] -> [B, N, D].
+
+  The time says how the first and the last are scaled, shifted and let through; the layer begins
+  as the identity. Attributes as in Denoiser.
+  """
+
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  dropout_rate: float
+  attention: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, condition, text, text_mask, rotate, *, deterministic):
+    """x [B, N, D], condition [B, D], text [B, L, D], text_mask bool [B, 1, 1, L] -> x, updated."""
+    parts = nn.Dense(6 * self.hidden_dim, dtype=self.dtype, kernel_init=nn.initializers.zeros,
+                     name='modulation')(nn.silu(condition))[:, None]
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(parts, 6, axis=-1)
+    dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+    y = self._attention('self')(modulated(self._norm(x), shift, scale), rotate=rotate)
+    x = x + gate * dropout(y)
+    y = nn.RMSNorm(dtype=self.dtype, name='cross_norm')(x)
+    x = x + dropout(self._attention('cross', nn.initializers.zeros)(y, text, mask=text_mask))
+    y = Mlp(self.mlp_dim, self.hidden_dim, 'silu', gated=True, dropout_rate=self.dropout_rate,
+            dtype=self.dtype, name='mlp')(
+                modulated(self._norm(x), mlp_shift, mlp_scale), deterministic=deterministic)
+    return x + mlp_gate * dropout(y)
+
+  def _norm(self, x):
+    return nn.RMSNorm(dtype=self.dtype, use_scale=False)(x)
+
+  def _attention(self, name, out_init=None):
+    return MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+                              dtype=self.dtype, implementation=self.attention, out_init=out_init,
+                              query_key_norm=True, name=name)
+
+
+def modulated(x, shift, scale):
+  """x [B, N, D] by shift and scale [B, 1, D]; zeros leave it as it is."""
+  return x * (1 + scale) + shift
+
+
+class BottleneckStem(nn.Module):
+  """Each patch through two linear layers, the first narrow: [B, H, W, 3] -> [B, H/P, W/P, D].
+
+  Pictures fill little of the space of their pixels; the narrow layer helps (JiT, section 4.3).
+  """
+
+  patch_size: int
+  bottleneck_dim: int
+  hidden_dim: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images):
+    batch, height, width, channels = images.shape
+    p = self.patch_size
+    patches = images.reshape(batch, height // p, p, width // p, p, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, -1)
+    narrow = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=self.dtype, name='down')(patches)
+    return nn.Dense(self.hidden_dim, dtype=self.dtype, name='up')(narrow)
+
+
+class Denoiser(nn.Module):
+  """Noisy pictures to what is predicted of them (the clean picture, as a rule).
+
+  Attributes:
+    image_size: (H, W), pixels.
+    patch_size: P, pixels.
+    hidden_dim: D.
+    mlp_dim: width inside the MLPs.
+    num_heads: heads of D / num_heads each, a multiple of 4.
+    num_layers: L.
+    bottleneck_dim: width between the two layers of the 'patch' stem.
+    stem: 'patch', or 'conv': strided convolutions, whose patches overlap.
+    context_tokens: tokens before those of the patches, which say what the text says as a whole.
+    refine_dim: width of two convolutions over the pixels predicted and given, which mend the
+      seams between patches; 0: none.
+    dropout_rate: on each sublayer, in training.
+    attention: kernel, see `attention.attention`.
+    remat, scan_unroll: see `layers.scan_layers`.
+  """
+
+  image_size: tuple[int, int]
+  patch_size: int
+  hidden_dim: int
+  mlp_dim: int
+  num_heads: int
+  num_layers: int
+  bottleneck_dim: int
+  stem: str = 'patch'
+  context_tokens: int = 4
+  refine_dim: int = 0
+  dropout_rate: float = 0.0
+  attention: str = 'xla'
+  remat: str = 'none'
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    check(self)
+
+  @nn.compact
+  def __call__(self, z, t, text, text_mask, *, deterministic=True):
+    """What is predicted of noisy pictures; computes in the dtype of the text.
+
+    Args:
+      z: float [B, H, W, 3], pixels in -1..1 and noise.
+      t: float [B], from 0 (noise) to 1 (picture).
+      text: [B, T, C], the tokens of a text tower.
+      text_mask: bool [B, T], False for padding.
+      deterministic: no dropout.
+
+    Returns:
+      float32 [B, H, W, 3].
+    """
+    dtype, width = text.dtype, self.hidden_dim
+    counts = text_mask[..., None].astype(dtype)
+    pooled = (text * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
+    pooled = nn.Dense(width, dtype=dtype, name='pooled_projection')(pooled)
+    text = nn.Dense(width, dtype=dtype, name='text_projection')(text)
+    time = Mlp(width, width, 'silu', dtype=dtype, name='time')(_waves(t).astype(dtype))
+    condition = time + pooled
+
+    x, grid = self._patches(z.astype(dtype), dtype)
+    context = self.param('context_embedding', nn.initializers.normal(0.02),
+                         (self.context_tokens, width)).astype(dtype)
+    x = jnp.concatenate([pooled[:, None] + context, x], axis=1)
+    rotate = rotary(grid, self.context_tokens, width // self.num_heads)
+    mask = text_mask[:, None, None, :]
+    layer = DenoiserLayer(width, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
+                          dtype, name='layers')
+    x, _ = scan_layers(
+        lambda layer, x, _: (layer(x, condition, text, mask, rotate, deterministic=deterministic),
+                             None),
+        layer, x, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
+    return self._pixels(x[:, self.context_tokens:], z, condition, grid, dtype)
+
+  def _patches(self, z, dtype):
+    """Tokens [B, N, D], and the grid that they lie on."""
+    if self.stem == 'conv':
+      stem = ConvStem(self.patch_size, self.hidden_dim, 1e-6, dtype, name='stem')
+      x = stem(z, Padding(None, self.image_size))
+    else:
+      x = BottleneckStem(self.patch_size, self.bottleneck_dim, self.hidden_dim, dtype,
+                         name='stem')(z)
+    grid = x.shape[1:3]
+    return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
+
+  def _pixels(self, x, z, condition, grid, dtype):
+    """float32 [B, H, W, 3] of tokens [B, N, D]."""
+    parts = nn.Dense(2 * self.hidden_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
+                     name='final_modulation')(nn.silu(condition))[:, None]
+    x = modulated(nn.RMSNorm(dtype=dtype, use_scale=False)(x), *jnp.split(parts, 2, axis=-1))
+    p = self.patch_size
+    x = nn.Dense(3 * p * p, dtype=dtype, kernel_init=nn.initializers.zeros,
+                 name='pixel_projection')(x)
+    x = x.reshape(len(x), *grid, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(z.shape)
+    if self.refine_dim:
+      y = jnp.concatenate([x, z.astype(dtype)], axis=-1)
+      y = nn.silu(nn.Conv(self.refine_dim, (3, 3), dtype=dtype, name='refine_conv1')(y))
+      x = x + nn.Conv(3, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros,
+                      name='refine_conv2')(y)
+    return x.astype(jnp.float32)
+
+
+def check(sizes: Denoiser) -> None:
+  """Raises UserError where sizes do not divide, or there is no such stem."""
+  if any(side % sizes.patch_size for side in sizes.image_size):
+    raise UserError(f'config.data.image_size={sizes.image_size[0]} does not divide into patches of '
+                    f'config.model.denoiser.patch_size={sizes.patch_size}; use a multiple of it')
+  if sizes.hidden_dim % (4 * sizes.num_heads):
+    raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
+                    f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
+                    'positions want')
+  if sizes.stem not in STEMS:
+    raise UserError(f'config.generation.stem={sizes.stem!r}: wanted {" or ".join(STEMS)}')
+
+
+def _waves(t):
+  """Sines and cosines of times [B] in 0..1: float32 [B, 2 * _TIME_WAVES]."""
+  frequencies = 1000 * jnp.exp(-jnp.log(10_000.0) * jnp.arange(_TIME_WAVES) / _TIME_WAVES)
+  angles = t[:, None].astype(jnp.float32) * frequencies
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
