@@ -32,7 +32,7 @@ import sys
 from flax import traverse_util
 
 import xmodal
-from xmodal import config as configs
+from xmodal import config as configs, heap
 from xmodal.bench import multitask_cost, multitask_table
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
@@ -227,4 +227,5 @@ def _run(options):
 
 
 if __name__ == '__main__':
+  heap.keep_memory()
   sys.exit(main())

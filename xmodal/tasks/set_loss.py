@@ -119,15 +119,14 @@ def box_losses(found: Queries, query: jax.Array, boxes: jax.Array, real: jax.Arr
 
   The first two are sums of those of the queries' boxes and of the proposals that learn the box.
   """
-  ours = jnp.take_along_axis(found.boxes, query[..., None], axis=1)
-  distance, overlap = _distance(ours, boxes), 1 - generalized_iou(ours, boxes)
+  matched = jnp.take_along_axis(found.boxes, query[..., None], axis=1)
+  distance, overlap = _distance(matched, boxes), 1 - generalized_iou(matched, boxes)
   if found.proposals is not None:
     ours, theirs = found.proposals[:, :, None], boxes[:, None]
     share = _shares(found, query, boxes, real)
     distance += (share * _distance(ours, theirs)).sum(1)
     overlap += (share * (1 - generalized_iou(ours, theirs))).sum(1)
-  return distance, overlap, iou_and_hull(
-      jnp.take_along_axis(found.boxes, query[..., None], axis=1), boxes)[0]
+  return distance, overlap, iou_and_hull(matched, boxes)[0]
 
 
 def _distance(a, b):
