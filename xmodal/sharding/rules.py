@@ -46,7 +46,7 @@ RULES = (
     (r'(objectness|number|(box|proposal)_change)/(kernel|bias)$', ()),
     (r'(query_embedding|context_embedding|reference_points)$', ()),
     (r'modulation/kernel$', ('fsdp', 'tensor')),
-    (r'modulation/bias$', ('tensor',)),
+    (r'modulation/bias$', (('tensor', 'fsdp'),)),
     (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()),
 )
 
