@@ -182,30 +182,6 @@ def test_losses_equal_torch(tokenizer):
   assert error[3] == 0
 
 
-def test_an_error_weighs_as_much_as_it_is_large_for_its_kind(tokenizer):
-  rng = np.random.default_rng(0)
-  numbers = {'count': rng.normal(3, 2, 400), 'distance': rng.normal(500, 100, 400),
-             '': rng.normal(0, 10, 400), 'still': rng.normal(50, 1e-6, 400), 'same': [4.0] * 400,
-             'rare': [7.0, 7.1]}
-  task = Regression.from_data(tiny.changed(regression__question_length=8), tokenizer, [
-      asked(x, question_type=kind) for kind, of_kind in numbers.items() for x in of_kind])
-  of_all = np.std(np.concatenate([*numbers.values()]))
-
-  def loss(kind, error):
-    batch = features(task, asked(5.0, question_type=kind))
-    outputs = {'reg': batch['number'] + np.float32(error / of_all),
-               'gen': jnp.zeros((1, 8, tokenizer.vocab_size))}
-    return task.losses(outputs, batch)['reg'].item()
-
-  # |error| / spread - 0.05, far from the tip.
-  for kind, spread in (('count', 2), ('distance', 100), ('', 10)):
-    assert loss(kind, 3 * spread) == pytest.approx(2.95, rel=0.1)
-  # The spread of all, of kinds that have none or were not in training.
-  for kind in ('same', 'rare', 'new'):
-    assert loss(kind, 3 * of_all) == pytest.approx(2.95, rel=1e-3)
-  assert loss('still', of_all) == pytest.approx(99.95, rel=1e-3)  # outweighs no others
-
-
 @pytest.mark.parametrize('number, text', [
     (0.0, '0'), (3.0, '3'), (2.5, '2.5'), (-3.0, '-3'), (0.123456, '0.1235'), (12345.6, '12350'),
     (1e-3, '0.001')])
@@ -288,7 +264,6 @@ def test_scores_are_those_of_the_predictions_written(run):
   learned = json.loads((workdir / 'assets' / 'regression' / 'numbers.json').read_text())
   train = open_source(config(), 'train', train=True)
   numbers = [train[i].number for i in range(len(train))]
-  assert learned.pop('spreads').keys() == {'count', 'distance', 'width'}
   assert learned == {'mean': pytest.approx(np.mean(numbers)), 'std': pytest.approx(np.std(numbers))}
 
 

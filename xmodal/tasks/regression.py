@@ -1,6 +1,5 @@
 """Regression: a number that answers a question about a picture."""
 
-import collections
 import dataclasses
 import json
 import os
@@ -19,10 +18,8 @@ from xmodal.metrics import regression as metrics
 from xmodal.tasks import card, writing
 from xmodal.tasks.task import Task
 
-# Of the spread of its kind: smaller errors count by their squares, so that l_reg has no corner.
+# Of the standard deviation: smaller errors count by their squares, so that l_reg has no corner.
 _SMOOTH = 0.1
-_FEW = 20  # numbers of a kind, whose spread says little
-_LEAST = 0.01  # spread of a kind, of the standard deviation of all: none outweighs all the others
 _SHOWN = ('MAE', 'RMSE', 'R2', 'within_10%', 'within_0.5', 'constant_MAE')
 
 
@@ -38,11 +35,9 @@ class Regression(Task):
   """Answers questions with numbers.
 
   loss = l_reg + lambda * l_gen. l_reg is the smooth L1 loss (Girshick, 2015) of
-  the number in units of the spread of its kind of question (Example.question_type):
-  their absolute difference, but for a rounded tip below a tenth. So a count that
-  is off by one weighs as much as a distance that is off by many. The model itself
-  tells all kinds in one unit, the standard deviation of all, and need not know a
-  question's kind. l_gen is the T5 decoder's cross-entropy on the number written as text.
+  numbers in units of the training numbers' standard deviation: their absolute
+  difference, but for a rounded tip below a tenth. l_gen is the T5 decoder's
+  cross-entropy on the number written as text.
   """
 
   name = 'regression'
@@ -50,19 +45,17 @@ class Regression(Task):
   main_score = 'R2'
 
   def __init__(self, config, tokenizer: Tokenizer, mean: float, std: float,
-               spreads: Mapping[str, float], dropout_rate: float = 0.0):
+               dropout_rate: float = 0.0):
     """A task on numbers of about this mean and standard deviation.
 
     Args:
       config: config.regression.
       tokenizer: of questions and written numbers.
       mean, std: of the training numbers.
-      spreads: question_type -> spread of the numbers of this kind; `std` for any other.
       dropout_rate: before the number.
     """
     self._config, self._tokenizer = config, tokenizer
-    self._mean, self._std, self._spreads = mean, std, dict(spreads)
-    self._dropout_rate = dropout_rate
+    self._mean, self._std, self._dropout_rate = mean, std, dropout_rate
     self.loss_weights = {'reg': 1.0} | (
         {'gen': config.generation_weight} if config.generation_weight else {})
 
@@ -70,18 +63,12 @@ class Regression(Task):
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    kinds = collections.defaultdict(list)
-    for example in examples:
-      if example.number is not None:
-        kinds[example.question_type].append(example.number)
-    if not kinds:
+    numbers = np.array([e.number for e in examples if e.number is not None], np.float64)
+    if not len(numbers):
       raise UserError(f'regression: none of {len(examples)} training examples has a number; it '
                       'needs the field "number" (of the embedded data: config.data.numbers=True)')
-    numbers = np.concatenate([*kinds.values()])
     # Numbers that are all alike have no unit of their own.
-    std = float(numbers.std()) or 1.0
-    spreads = {kind: _spread(of_kind, std) for kind, of_kind in sorted(kinds.items())}
-    return cls(config.regression, tokenizer, float(numbers.mean()), std, spreads,
+    return cls(config.regression, tokenizer, float(numbers.mean()), float(numbers.std()) or 1.0,
                config.model.dropout_rate)
 
   @classmethod
@@ -89,12 +76,12 @@ class Regression(Task):
     with open(os.path.join(folder, 'numbers.json'), encoding='utf-8') as f:
       learned = json.load(f)
     return cls(config.regression, tokenizer, learned['mean'], learned['std'],
-               learned['spreads'], config.model.dropout_rate)
+               config.model.dropout_rate)
 
   def save(self, folder):
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, 'numbers.json'), 'w', encoding='utf-8') as f:
-      json.dump({'mean': self._mean, 'std': self._std, 'spreads': self._spreads}, f)
+      json.dump({'mean': self._mean, 'std': self._std}, f)
 
   def survey(self, examples):
     said = super().survey(examples)
@@ -115,9 +102,7 @@ class Regression(Task):
     number = example.number if known else self._mean
     features = {
         'question': self._tokenizer.encode([example.question], self._config.question_length)[0],
-        'number': np.float32((number - self._mean) / self._std),
-        'spread': np.float32(self._spreads.get(example.question_type, self._std) / self._std),
-        'weight': np.float32(known)}
+        'number': np.float32((number - self._mean) / self._std), 'weight': np.float32(known)}
     if 'gen' in self.loss_weights:
       features['text'] = self._tokenizer.encode([writing.number_text(number)],
                                                 self._config.number_length)[0]
@@ -142,8 +127,7 @@ class Regression(Task):
     return {term: features['weight'] for term in self.loss_weights}
 
   def losses(self, outputs, features):
-    error = (outputs['reg'] - features['number']) / features['spread']
-    losses = {'reg': optax.huber_loss(error, delta=_SMOOTH) / _SMOOTH}
+    losses = {'reg': optax.huber_loss(outputs['reg'], features['number'], delta=_SMOOTH) / _SMOOTH}
     if 'gen' in self.loss_weights:
       losses['gen'] = writing.token_loss(outputs['gen'], features['text'], self._tokenizer.pad_id)
     return losses
@@ -267,13 +251,6 @@ class RegressionHead(nn.Module):
       arrays |= writing.write(towers, towers.fused(features['question']), self.number_length,
                               pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
-
-
-def _spread(numbers, std):
-  """Standard deviation of one kind's numbers; that of all, `std`, where they are too few to have
-  one, or all alike."""
-  own = float(np.std(numbers)) if len(numbers) >= _FEW else 0.0
-  return max(own, _LEAST * std) if own else std
 
 
 TASK = Regression
