@@ -24,8 +24,7 @@ from xmodal.train.loop import Run
 
 def mixed(tasks=('vqa', 'objects', 'detection'), **values):
   """Detection reads crowded scenes of its own, fewer of them, in their true shape."""
-  c = tiny.changed(mixer__tasks=tasks, mixer__weights=(1.0,) * len(tasks),
-                   vqa__generation_weight=0.0, **values)
+  c = tiny.changed(mixer__tasks=tasks, mixer__weights=(1.0,) * len(tasks), **values)
   for task in set(tasks) - {'vqa', 'objects'} or tasks[-1:]:
     c.mixer.data[task].crowded = True
     c.mixer.data[task].keep_aspect = True

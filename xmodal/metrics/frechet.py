@@ -10,33 +10,35 @@ import cv2
 import numpy as np
 
 EXTRACTOR = 'random patch features'
-_FILTERS, _WIDTH, _SCALES, _CELLS = 8, 5, 3, 2
+_FILTERS, _WIDTH, _SCALES = 8, 5, 3
+_LEVEL = 2  # filters of each scale that see how bright and of which colour all is
 
 
 def features(pictures: np.ndarray) -> np.ndarray:
-  """Random patch features of pictures, uint8 [N, S, S, 3]: float64 [N, 96].
+  """Random patch features of pictures, uint8 [N, S, S, 3]: float64 [N, 24].
 
   At the whole, half and quarter size: 8 fixed random filters of 5x5 pixels with
-  a rectifier, averaged over the quarters of the picture. They see colours,
-  edges and coarse places, and know nothing of what is shown. S is 20 or more.
+  a rectifier, averaged over the picture. Six of them see nothing where all is
+  of one colour. They tell edges and textures, and know nothing of what is shown,
+  nor where. S is 20 or more.
   """
   rng = np.random.default_rng(0)
   kernels = rng.normal(size=(_SCALES, _FILTERS, _WIDTH, _WIDTH, 3)).astype(np.float32)
+  kernels[:, _LEVEL:] -= kernels[:, _LEVEL:].mean((2, 3), keepdims=True)
   kernels /= np.linalg.norm(kernels.reshape(_SCALES, _FILTERS, -1), axis=-1)[..., None, None, None]
   return np.stack([_of_picture(picture.astype(np.float32) / 127.5 - 1, kernels)
                    for picture in pictures]).astype(np.float64)
 
 
 def _of_picture(picture, kernels):
-  pooled = []
+  means = []
+  edge = _WIDTH // 2  # what is beyond the picture is not to count
   for of_scale in kernels:
     for kernel in of_scale:
       seen = sum(cv2.filter2D(picture[..., c], -1, kernel[..., c]) for c in range(3))
-      edge = _WIDTH // 2  # what is beyond the picture is not to count
-      seen = np.maximum(seen[edge:-edge, edge:-edge], 0)
-      pooled.append(cv2.resize(seen, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA).ravel())
+      means.append(np.maximum(seen[edge:-edge, edge:-edge], 0).mean())
     picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-  return np.concatenate(pooled)
+  return np.array(means)
 
 
 def frechet(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
@@ -49,10 +51,13 @@ def frechet(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov
   return float(np.square(mean - other_mean).sum() + np.trace(cov + other_cov) - 2 * common)
 
 
-def frechet_distance(pictures: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-  """Frechet distance of EXTRACTOR between two sets of two pictures or more, uint8 [S, S, 3]."""
-  of_both = []
-  for those in (pictures, others):
-    found = features(np.stack(those))
-    of_both += [found.mean(0), np.cov(found.T)]
-  return frechet(*of_both)
+def frechet_distance(pictures: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> float:
+  """Frechet distance of EXTRACTOR between two sets of two pictures or more, uint8 [S, S, 3].
+
+  In units of each feature's standard deviation over the real ones, so that no
+  filter outweighs others.
+  """
+  found, truth = features(np.stack(pictures)), features(np.stack(real))
+  unit = truth.std(0) + 1e-6
+  found, truth = found / unit, truth / unit
+  return frechet(found.mean(0), np.cov(found.T), truth.mean(0), np.cov(truth.T))
