@@ -17,9 +17,8 @@ import time
 import numpy as np
 
 from xmodal import config as configs
+from xmodal.bench.compare import check_positive, limit_threads, run_command
 from xmodal.bench.multitask_cost import Step
-from xmodal.bench.train_step import limit_threads
-from xmodal.errors import UserError
 
 _PRODUCT = 2048  # rows and columns of the matrices that the peak is measured with
 
@@ -143,19 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--guidance', type=float, default=3.0)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--threads', type=int, help='processors; all if not given')
-  options = parser.parse_args(arguments)
-  try:
-    _run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, parser.parse_args(arguments))
 
 
 def _run(options):
-  for name in ('batch', 'steps', 'rounds'):
-    if getattr(options, name) < 1:
-      raise UserError(f'--{name}={getattr(options, name)}: wanted 1 or more')
+  check_positive(options, 'batch', 'steps', 'rounds')
   if options.threads is not None:
     limit_threads(options.threads)
   import jax

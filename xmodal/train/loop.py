@@ -12,7 +12,6 @@ import time
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
-import numpy as np
 
 from xmodal import config as configs
 from xmodal.data import pipeline
