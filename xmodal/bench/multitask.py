@@ -1,7 +1,7 @@
 """Whether tasks help each other: each alone against all together.
 
-`python -m xmodal.bench.multitask [--steps 1500] [--seeds 3] [--tasks vqa,detection] ...`
-trains configs/multitask.py, one run after another, each in a folder of its own below
+`python -m xmodal.bench.multitask [--steps 1000] [--seeds 3] [--tasks vqa,detection] ...`
+trains configs/multitask_shared.py, one run after another, each in a folder of its own below
 --workdir. A run that has ended is not run again, and one that was stopped goes on: the same
 command makes the table over several sittings. It is in table.md, and all numbers are in
 results.json, after each run.
@@ -42,7 +42,8 @@ from xmodal.tasks import task_class
 from xmodal.train import build
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
-_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs', 'multitask.py')
+_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
+                       'multitask_shared.py')
 
 
 def train(config, workdir: str) -> bool:
@@ -173,7 +174,7 @@ def _base(options):
     base = runpy.run_path(options.config)['get_config']()
   except (OSError, KeyError) as error:
     raise UserError(f'--config={options.config}: wanted a Python file with get_config(), such as '
-                    'configs/multitask.py') from error
+                    'configs/multitask_shared.py') from error
   known = tuple(base.mixer.tasks)
   weights = build.task_weights(base)
   chosen = _chosen('tasks', options.tasks, known) if options.tasks else known
@@ -191,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_multitask')
   parser.add_argument('--config', default=_CONFIG, help='of the model, the data and the tasks')
-  parser.add_argument('--steps', type=int, help='1500; with --fast 200')
+  parser.add_argument('--steps', type=int, help='1000; with --fast 200')
   parser.add_argument('--seeds', type=int, help='3; with --fast 1')
   parser.add_argument('--tasks', help='some of those of the config, with commas')
   parser.add_argument('--samplings', help='all; with --fast joint,round_robin')
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options):
   fast = options.fast
-  options.steps = (200 if fast else 1500) if options.steps is None else options.steps
+  options.steps = (200 if fast else 1000) if options.steps is None else options.steps
   options.seeds = (1 if fast else 3) if options.seeds is None else options.seeds
   check_positive(options, 'steps', 'seeds', 'rounds', 'round_steps')
   options.samplings = _chosen(

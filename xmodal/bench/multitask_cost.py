@@ -1,5 +1,6 @@
 """Seconds a step of tasks together, over those of each alone and over the plain sum."""
 
+import gc
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +28,7 @@ class Step:
 
 def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
                  samplings: Mapping[str, object], rounds: int, steps: int) -> dict[str, dict]:
-  """Ratios within rounds that run all kinds of step in turn.
+  """Ratios within rounds that run kinds of step in turn, the plain sum always among them.
 
   Args:
     alone: a Run of each task.
@@ -40,22 +41,31 @@ def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
     {what: {'seconds': median, 'ratio': [median, lowest, highest], 'over': of what}}. Of a sampling
     it is the time in which each task gets one batch, on average over a cycle.
   """
-  ways = {f'{task} alone': Step(run, run.sampling.kinds[0]) for task, run in alone.items()}
-  ways |= {balance: Step(run, run.sampling.kinds[0]) for balance, run in balances.items()}
-  for run in samplings.values():  # many have the same kinds of step, and one model
-    ways |= {kind: Step(run, kind) for kind in run.sampling.kinds if kind not in ways}
-  measure(ways, 1, 1)  # whatever is done once
-  seconds = measure(ways, rounds, steps)
+  plain = Step(balances['fixed'], balances['fixed'].sampling.kinds[0])
 
-  plain = seconds['fixed']
-  sums = [sum(times) for times in zip(*(seconds[f'{task} alone'] for task in alone))]
-  found = {f'{task} alone': _figures(seconds[f'{task} alone']) for task in alone}
-  found['fixed'] = _figures(plain, sums, 'sum of those alone')
-  for balance in balances:
+  def measured(ways):
+    # Some at a time: a program on a CPU is thousands of mappings, of which Linux allows a process
+    # 65,530, and all kinds of step together would have more.
+    gc.collect()
+    ways = {'fixed': plain, **{name: Step(run, kind) for name, (run, kind) in ways.items()}}
+    measure(ways, 1, 1)  # whatever is done once
+    return measure(ways, rounds, steps)
+
+  singles = {f'{task} alone': (run, run.sampling.kinds[0]) for task, run in alone.items()}
+  seconds = measured(singles)
+  sums = [sum(times) for times in zip(*(seconds[name] for name in singles))]
+  found = {name: _figures(seconds[name]) for name in singles}
+  found['fixed'] = _figures(seconds['fixed'], sums, 'sum of those alone')
+  for balance, run in balances.items():
     if balance != 'fixed':
-      found[balance] = _figures(seconds[balance], plain, 'fixed')
+      seconds = measured({balance: (run, run.sampling.kinds[0])})
+      found[balance] = _figures(seconds[balance], seconds['fixed'], 'fixed')
+  if samplings:  # many have the same kinds of step, and one model
+    seconds = measured({kind: (run, kind) for run in samplings.values()
+                        for kind in run.sampling.kinds})
   for name, run in samplings.items():
-    found[name] = _figures(_of_sampling(run.sampling, seconds, len(alone)), plain, 'fixed')
+    found[name] = _figures(_of_sampling(run.sampling, seconds, len(alone)), seconds['fixed'],
+                           'fixed')
   return found
 
 

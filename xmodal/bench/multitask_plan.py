@@ -61,7 +61,8 @@ class Setting:
       c.mixer.data.vqa.answers_share = self.answers_share
     c.seed = seed
     c.train.steps = self.steps
-    c.train.eval_every = c.train.checkpoint_every = -(-self.steps // _EVALUATIONS)
+    c.train.eval_every = -(-self.steps // _EVALUATIONS)
+    c.train.checkpoint_every = -(-self.steps // 2)  # half a run is all that a stop may cost
     c.train.keep_checkpoints, c.train.samples = 1, 0
     c.optimizer.warmup_steps = min(base.optimizer.warmup_steps, self.steps // 10)
     return c
