@@ -57,8 +57,9 @@ class Predictor:
         self._step, abstract, ema=self.config.train.ema_decay > 0)
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
-  def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None) -> dict:
-    """The batch that the model is given for some examples; for none, one filler.
+  def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
+            least: int = 1) -> dict:
+    """The batch that the model is given for some examples, and fillers up to `least`.
 
     Pictures are fitted to the model's input as those of the first of the tasks are.
     """
@@ -68,8 +69,8 @@ class Predictor:
     data = task_config(self.config, next(iter(tasks))).data
     make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
                       keep_aspect=data.keep_aspect)
-    numbers = np.arange(max(len(examples), 1))
-    return make(numbers, numbers)
+    records = np.arange(max(len(examples), least))
+    return make(np.where(records < len(source), records, -1), records)
 
   def tower(self, part: str):
     """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
@@ -106,10 +107,12 @@ class Predictor:
     task = self.task(task) if isinstance(task, str) else task
     pictures, predictions = [], []
     for start in range(0, len(examples), AT_ONCE):
-      batch = self.batch(examples[start:start + AT_ONCE], {task.name: task})
+      some = examples[start:start + AT_ONCE]
+      # The last of several batches is as large as the others, and so compiled with them.
+      batch = self.batch(some, {task.name: task}, least=AT_ONCE if start else 1)
       arrays = jax.device_get(self._compiled(task)(self.variables, batch))
-      pictures.append(batch['image'])
-      predictions += task.decode(arrays[task.name])
+      pictures.append(batch['image'][:len(some)])
+      predictions += task.decode(arrays[task.name])[:len(some)]
     return np.concatenate(pictures), predictions
 
   def _compile(self, task):
@@ -198,17 +201,7 @@ class _Progress:
     if not sys.stderr.isatty():
       return None
     self._bar = tqdm(total=steps * self._rounds, unit='step', dynamic_ncols=True, leave=False)
-    done = set()
-
-    def told(step):
-      # Heun tells of each step twice; the next pictures begin at 1 again.
-      if int(step) == 1:
-        done.clear()
-      if int(step) not in done:
-        done.add(int(step))
-        self._bar.update(1)
-
-    return told
+    return lambda step: self._bar.update(1)
 
   def __exit__(self, *_):
     if self._bar is not None:

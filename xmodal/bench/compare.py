@@ -25,7 +25,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
   for name in names:
     value = getattr(options, name)
     for number in value if isinstance(value, list) else [value]:
-      if number < 1:
+      if number is not None and number < 1:
         raise UserError(f'--{name.replace("_", "-")}={number}: wanted 1 or more')
 
 

@@ -24,7 +24,7 @@ _PRODUCT = 2048  # rows and columns of the matrices that the peak is measured wi
 
 
 def forward_flops(denoiser, text_length: int) -> int:
-  """FLOPs of one forward pass for one picture.
+  """FLOPs of one forward pass for one picture, but for what reads the time and projects the text.
 
   Args:
     denoiser: a models.denoiser.Denoiser.
@@ -45,9 +45,10 @@ def forward_flops(denoiser, text_length: int) -> int:
 def _stem(d, height, width):
   """Multiplications of the patch embedding."""
   patches = height * width // d.patch_size ** 2
+  total = patches * d.bottleneck_dim * (3 * d.patch_size ** 2 + d.hidden_dim)
   if d.stem == 'patch':
-    return patches * d.bottleneck_dim * (3 * d.patch_size ** 2 + d.hidden_dim)
-  total, channels = patches * d.hidden_dim ** 2, 3
+    return total
+  total, channels = total + patches * d.hidden_dim ** 2, 3
   convolutions = d.patch_size.bit_length() - 1
   for i in range(convolutions):
     features = max(d.hidden_dim >> (convolutions - 1 - i), 8)

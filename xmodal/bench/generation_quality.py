@@ -1,13 +1,14 @@
 """How good drawn pictures are: do they show their text, do they look real, are they copies?
 
-`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 4000] [--steps N]
-[--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
+`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000]
+[--steps N] [--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
 Rows: the model; the model without its text (what the text is worth); for each caption the training
 picture whose caption shares most words with it; and the captions' own pictures, which nothing can
 beat. 'right': share whose pixels show what the caption says, of the embedded scenes alone.
 'Frechet': to n other held-out pictures, by the features of xmodal.metrics.frechet; it is no FID.
-'nearest': distance to the nearest of the training pictures (root mean square over pixels, 0..255),
-the median and the lowest hundredth of the row; a model that copies lies far below the last row.
+'nearest': distance to the nearest of --train training pictures (root mean square over pixels,
+0..255), the median and the lowest hundredth of the row; a model that copies those lies far below the
+last row.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xmodal.bench.compare import check_positive, run_command
 from xmodal.data.example import Example
 from xmodal.data.shape_drawings import parse
 from xmodal.data.sources import open_source
@@ -142,22 +144,20 @@ def main(arguments: list[str] | None = None) -> int:
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR')
   parser.add_argument('--n', type=int, default=300, help='captions')
-  parser.add_argument('--train', type=int, default=4000, help='training pictures')
+  parser.add_argument('--train', type=int, default=20_000,
+                      help='training pictures, that copies are looked for among')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--guidance', type=float)
   parser.add_argument('--steps', type=int)
-  options = parser.parse_args(arguments)
-  try:
-    for name, least in (('n', 2), ('train', 1), ('steps', 1), ('guidance', 0)):
-      value = getattr(options, name)
-      if value is not None and value < least:
-        raise UserError(f'--{name}={value}: wanted {least} or more')
-    print(table(measure(Predictor(options.checkpoint), count=options.n, train=options.train,
-                        seed=options.seed, guidance=options.guidance, steps=options.steps)))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return run_command(_run, parser.parse_args(arguments))
+
+
+def _run(options):
+  check_positive(options, 'n', 'train', 'steps')
+  if options.guidance is not None and not 0 <= options.guidance < np.inf:
+    raise UserError(f'--guidance={options.guidance:g}: wanted 0 or more')
+  print(table(measure(Predictor(options.checkpoint), count=options.n, train=options.train,
+                      seed=options.seed, guidance=options.guidance, steps=options.steps)))
 
 
 if __name__ == '__main__':

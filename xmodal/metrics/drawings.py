@@ -117,11 +117,16 @@ def fault(pixels: np.ndarray, wanted: Wanted) -> str:
   faults = [' and '.join(filter(None, map(_mismatch, order, wanted.things))) for order in orders]
   if all(faults):
     return min(faults, key=len)
-  (x, y), (u, v) = (s.center for s in orders[faults.index('')])
-  right, down = u - x, v - y  # from the first that is named to the second
-  along = {'left of': right, 'right of': -right, 'above': down, 'below': -down}[wanted.relation]
-  across = down if wanted.relation in ('left of', 'right of') else right
-  return '' if along > abs(across) else f'not {wanted.relation}'
+  # Of two things alike either may be the first.
+  lies = any(_lies(*order, wanted.relation) for order, wrong in zip(orders, faults) if not wrong)
+  return '' if lies else f'not {wanted.relation}'
+
+
+def _lies(first, second, relation):
+  (x, y), (u, v) = first.center, second.center
+  right, down = u - x, v - y
+  along = {'left of': right, 'right of': -right, 'above': down, 'below': -down}[relation]
+  return along > abs(down if relation in ('left of', 'right of') else right)
 
 
 def _mismatch(seen, wanted):

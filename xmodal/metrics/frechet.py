@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 EXTRACTOR = 'random patch features'
+LEAST_SIDE = 20  # pixels: below, nothing is left of the smallest scale
 _FILTERS, _WIDTH, _SCALES = 8, 5, 3
 _LEVEL = 2  # filters of each scale that see how bright and of which colour all is
 
@@ -20,7 +21,7 @@ def features(pictures: np.ndarray) -> np.ndarray:
   At the whole, half and quarter size: 8 fixed random filters of 5x5 pixels with
   a rectifier, averaged over the picture. Six of them see nothing where all is
   of one colour. They tell edges and textures, and know nothing of what is shown,
-  nor where. S is 20 or more.
+  nor where. S is LEAST_SIDE or more.
   """
   rng = np.random.default_rng(0)
   kernels = rng.normal(size=(_SCALES, _FILTERS, _WIDTH, _WIDTH, 3)).astype(np.float32)

@@ -17,7 +17,10 @@ from xmodal.models.padding import Padding
 from xmodal.models.vit import ConvStem
 
 STEMS = ('patch', 'conv')
-_TIME_WAVES = 128
+_TIME_WAVES = 64
+# Radians over all times, of the slowest and the fastest wave: what is learned at one time is known
+# at those near it. (Waves of up to 1000 tell 0.500 from 0.505 as if they were far apart.)
+_TIME_TURNS = (0.5, 30.0)
 # Of the slowest rotary wave, in patches: far longer than any picture.
 _SLOWEST = 100.0
 
@@ -87,7 +90,7 @@ class DenoiserLayer(nn.Module):
 
 
 def modulated(x, shift, scale):
-  """x [B, N, D] by shift and scale [B, 1, D]; zeros leave it as it is."""
+  """x [B, ..., D] by shift and scale [B, 1.., D]; zeros leave it as it is."""
   return x * (1 + scale) + shift
 
 
@@ -123,7 +126,8 @@ class Denoiser(nn.Module):
     num_heads: heads of D / num_heads each, a multiple of 4.
     num_layers: L.
     bottleneck_dim: width between the two layers of the 'patch' stem.
-    stem: 'patch', or 'conv': strided convolutions, whose patches overlap.
+    stem: 'patch', or 'conv': strided convolutions too, whose patches overlap, but which their norms
+      keep from seeing how bright all is.
     context_tokens: tokens before those of the patches, which say what the text says as a whole.
     refine_dim: width of two convolutions over the pixels predicted and given, which mend the
       seams between patches; 0: none.
@@ -189,12 +193,11 @@ class Denoiser(nn.Module):
 
   def _patches(self, z, dtype):
     """Tokens [B, N, D], and the grid that they lie on."""
+    x = BottleneckStem(self.patch_size, self.bottleneck_dim, self.hidden_dim, dtype,
+                       name='patch_stem')(z)
     if self.stem == 'conv':
-      stem = ConvStem(self.patch_size, self.hidden_dim, 1e-6, dtype, name='stem')
-      x = stem(z, Padding(None, self.image_size))
-    else:
-      x = BottleneckStem(self.patch_size, self.bottleneck_dim, self.hidden_dim, dtype,
-                         name='stem')(z)
+      stem = ConvStem(self.patch_size, self.hidden_dim, 1e-6, dtype, name='conv_stem')
+      x = x + stem(z, Padding(None, self.image_size))
     grid = x.shape[1:3]
     return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
 
@@ -209,7 +212,11 @@ class Denoiser(nn.Module):
     x = x.reshape(len(x), *grid, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(z.shape)
     if self.refine_dim:
       y = jnp.concatenate([x, z.astype(dtype)], axis=-1)
-      y = nn.silu(nn.Conv(self.refine_dim, (3, 3), dtype=dtype, name='refine_conv1')(y))
+      y = nn.Conv(self.refine_dim, (3, 3), dtype=dtype, name='refine_conv1')(y)
+      # How much of the noisy picture is to be believed hangs on the time.
+      parts = nn.Dense(2 * self.refine_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
+                       name='refine_modulation')(nn.silu(condition))[:, None, None]
+      y = nn.silu(modulated(y, *jnp.split(parts, 2, axis=-1)))
       x = x + nn.Conv(3, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros,
                       name='refine_conv2')(y)
     return x.astype(jnp.float32)
@@ -217,6 +224,9 @@ class Denoiser(nn.Module):
 
 def check(sizes: Denoiser) -> None:
   """Raises UserError where sizes do not divide, or there is no such stem."""
+  for key in ('patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'):
+    if getattr(sizes, key) < 1:
+      raise UserError(f'config.model.denoiser.{key}={getattr(sizes, key)}: wanted 1 or more')
   if any(side % sizes.patch_size for side in sizes.image_size):
     raise UserError(f'config.data.image_size={sizes.image_size[0]} does not divide into patches of '
                     f'config.model.denoiser.patch_size={sizes.patch_size}; use a multiple of it')
@@ -226,10 +236,13 @@ def check(sizes: Denoiser) -> None:
                     'positions want')
   if sizes.stem not in STEMS:
     raise UserError(f'config.generation.stem={sizes.stem!r}: wanted {" or ".join(STEMS)}')
+  if sizes.stem == 'conv' and (sizes.patch_size < 2 or sizes.patch_size & (sizes.patch_size - 1)):
+    raise UserError("config.generation.stem='conv' wants a power of two from 2 on, found "
+                    f'config.model.denoiser.patch_size={sizes.patch_size}; use 4, 8 or 16, or '
+                    "stem 'patch'")
 
 
 def _waves(t):
   """Sines and cosines of times [B] in 0..1: float32 [B, 2 * _TIME_WAVES]."""
-  frequencies = 1000 * jnp.exp(-jnp.log(10_000.0) * jnp.arange(_TIME_WAVES) / _TIME_WAVES)
-  angles = t[:, None].astype(jnp.float32) * frequencies
+  angles = t[:, None].astype(jnp.float32) * jnp.geomspace(*_TIME_TURNS, _TIME_WAVES)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -106,7 +106,7 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: jax.A
     z, before, first = carry
     step, again = turn // 2, turn % 2 == 1
     v = velocity_fn(z, start + (step + again) * length)
-    tell(step + 1)
+    jax.lax.cond(again | (turn == 2 * steps - 2), lambda: tell(step + 1), lambda: None)
     return (jnp.where(again, before + length * (first + v) / 2, z + length * v),
             jnp.where(again, before, z), jnp.where(again, first, v))
 

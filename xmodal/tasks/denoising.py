@@ -20,7 +20,7 @@ class GenerationHead(nn.Module):
     time_mean, time_std: of the logits of the times trained on.
     caption_drop: share of the captions that are hidden in training.
     guidance: how far to go from the velocity without a text to that with it (arXiv:2207.12598).
-    guidance_interval: of times; outside there is none (arXiv:2404.07724).
+    guidance_interval: of times; outside it is 1 at most (arXiv:2404.07724).
     sampler, steps: see models.flow.integrate.
     strength: None: pictures are drawn from noise alone; else see tasks.generation.Start.
     scored: whether predict gives truth and loss beside the picture.
@@ -84,14 +84,18 @@ class GenerationHead(nn.Module):
 
   def _draw(self, towers, features):
     """float32 [B, H, W, 3]."""
-    x, _ = _pictures(towers)
+    x, extent = _pictures(towers)
     noise = self._own_noise(features, x.shape[1:])
     velocity = self._velocity(towers, features['captions'][:, 0])
+    # What is known goes straight from its noise: what is not to be drawn anew, and padding, whose
+    # pixels were never learned.
+    anew = Padding(extent, x.shape[1:3]).mask_like(x)
     if 'mask' in features:
-      anew = features['mask'][..., None]
-      known = x - noise
-      return self._follow(lambda z, t: jnp.where(anew, velocity(z, t), known), x, noise)
-    return self._follow(velocity, x, noise)
+      mask = features['mask'][..., None]
+      anew = mask if anew is None else mask & anew
+    if anew is None:
+      return self._follow(velocity, x, noise)
+    return self._follow(lambda z, t: jnp.where(anew, velocity(z, t), x - noise), x, noise)
 
   def _follow(self, velocity, x, noise):
     start = 0.0 if self.strength is None else 1.0 - self.strength
@@ -126,7 +130,7 @@ class GenerationHead(nn.Module):
         return v
       with_text, without = v[::2], v[1::2]
       low, high = self.guidance_interval
-      scale = jnp.where((t >= low) & (t <= high), self.guidance, 1.0)
+      scale = jnp.where((t >= low) & (t <= high), self.guidance, min(self.guidance, 1.0))
       return without + scale * (with_text - without)
 
     return velocity

@@ -100,6 +100,9 @@ class Generation(Task):
     if own.sampler not in flow.SAMPLERS:
       raise UserError(f'config.generation.sampler={own.sampler!r}: wanted '
                       f'{", ".join(flow.SAMPLERS)}')
+    if own.guidance_from > own.guidance_to:
+      raise UserError(f'config.generation.guidance_from={own.guidance_from:g} lies after '
+                      f'guidance_to={own.guidance_to:g}: there would never be guidance')
     self._config, self._tokenizer, self._learned = config, tokenizer, dict(learned)
     self._guidance, self._steps, self._sampler = own.guidance, own.steps, own.sampler
     self._start: Start | None = None  # what a person gave
@@ -288,7 +291,7 @@ class Generation(Task):
       faults = [drawings.fault(image, wanted) for image, wanted in judged]
       scores |= drawings.faithfulness(faults, [w for _, w in judged], self._learned['names'])
       scores['main'] = scores['faithfulness']
-    if len(pairs) >= _LEAST_FOR_FRECHET:
+    if len(pairs) >= _LEAST_FOR_FRECHET and len(pairs[0][1].image) >= frechet.LEAST_SIDE:
       scores['frechet'] = frechet.frechet_distance(
           [p.image for _, p in pairs], [p.truth for _, p in pairs])
     return scores
@@ -314,7 +317,8 @@ class Generation(Task):
       rows.append('seen: every color and shape together as in training; all by a judge of pixels')
     rows.append(f'v-loss {scores["loss"]:.4f} on {scores["examples"]} pictures')
     if 'frechet' in scores:
-      rows.append(f'Frechet distance of {frechet.EXTRACTOR}: {scores["frechet"]:.4f} (it is no FID)')
+      rows.append(f'Frechet distance of {frechet.EXTRACTOR}: {scores["frechet"]:.4f} (it is no '
+                  'FID)')
     return '\n'.join(rows)
 
   def record(self, example, prediction):
