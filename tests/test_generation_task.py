@@ -42,9 +42,9 @@ def config(**values):
       'mixer__tasks': ('generation',), 'mixer__weights': (1.0,), 'data__drawn': True,
       'data__without': ('red circle',), 'model__denoiser__hidden_dim': 32,
       'model__denoiser__num_layers': 2, 'generation__steps': 4,
-      'generation__caption_length': LENGTH, 'generation__guidance_from': 0.0, 'train__ema_decay': 0.9,
-      'train__steps': 30, 'train__eval_every': 30, 'train__checkpoint_every': 30, 'optimizer__learning_rate': 3e-3,
-      **values})
+      'generation__caption_length': LENGTH, 'generation__guidance_from': 0.0,
+      'train__ema_decay': 0.9, 'train__steps': 30, 'train__eval_every': 30,
+      'train__checkpoint_every': 30, 'optimizer__learning_rate': 3e-3, **values})
 
 
 @pytest.fixture(scope='module')

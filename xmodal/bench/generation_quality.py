@@ -153,7 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options):
-  check_positive(options, 'n', 'train', 'steps')
+  check_positive(options, 'train', 'steps')
+  if options.n < 2:  # one picture has no spread
+    raise UserError(f'--n={options.n}: wanted 2 or more')
   if options.guidance is not None and not 0 <= options.guidance < np.inf:
     raise UserError(f'--guidance={options.guidance:g}: wanted 0 or more')
   print(table(measure(Predictor(options.checkpoint), count=options.n, train=options.train,
