@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 import importlib.util
 import os
+import runpy
 import sys
 import time
 
@@ -27,6 +28,15 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
     for number in value if isinstance(value, list) else [value]:
       if number is not None and number < 1:
         raise UserError(f'--{name.replace("_", "-")}={number}: wanted 1 or more')
+
+
+def read_config(path: str):
+  """What get_config() of a Python file returns; UserError where there is no such thing."""
+  try:
+    return runpy.run_path(path)['get_config']()
+  except (OSError, KeyError) as error:
+    raise UserError(f'--config={path}: wanted a Python file with get_config(), such as those in '
+                    'configs/') from error
 
 
 def chosen_ways(text: str, known: Sequence[str]) -> tuple[str, ...]:

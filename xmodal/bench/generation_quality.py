@@ -1,14 +1,14 @@
 """How good drawn pictures are: do they show their text, do they look real, are they copies?
 
-`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000]
-[--steps N] [--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
+`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000] [--steps N]
+[--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
 Rows: the model; the model without its text (what the text is worth); for each caption the training
 picture whose caption shares most words with it; and the captions' own pictures, which nothing can
 beat. 'right': share whose pixels show what the caption says, of the embedded scenes alone.
 'Frechet': to n other held-out pictures, by the features of xmodal.metrics.frechet; it is no FID.
 'nearest': distance to the nearest of --train training pictures (root mean square over pixels,
-0..255), the median and the lowest hundredth of the row; a model that copies those lies far below the
-last row.
+0..255), the median and the lowest hundredth of the row; a model that copies those lies far below
+the last row.
 """
 
 import argparse

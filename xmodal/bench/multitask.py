@@ -26,7 +26,6 @@ import argparse
 import dataclasses
 import json
 import os
-import runpy
 import sys
 
 from flax import traverse_util
@@ -34,7 +33,7 @@ from flax import traverse_util
 import xmodal
 from xmodal import config as configs, heap
 from xmodal.bench import multitask_cost, multitask_table
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import SAMPLINGS
@@ -170,11 +169,7 @@ def _chosen(flag, text, known):
 
 def _base(options):
   """The config that all runs change, with the tasks chosen."""
-  try:
-    base = runpy.run_path(options.config)['get_config']()
-  except (OSError, KeyError) as error:
-    raise UserError(f'--config={options.config}: wanted a Python file with get_config(), such as '
-                    'configs/multitask_shared.py') from error
+  base = read_config(options.config)
   known = tuple(base.mixer.tasks)
   weights = build.task_weights(base)
   chosen = _chosen('tasks', options.tasks, known) if options.tasks else known

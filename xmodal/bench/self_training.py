@@ -16,7 +16,6 @@ A run that has ended is not run again, and one that was stopped goes on. Table a
 import argparse
 import json
 import os
-import runpy
 import shutil
 import statistics
 import sys
@@ -25,7 +24,7 @@ from PIL import Image
 
 import xmodal
 from xmodal import augment, config as configs, heap
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask import train
 from xmodal.bench.multitask_table import markdown
 from xmodal.data.shapes import Shapes
@@ -33,7 +32,7 @@ from xmodal.errors import UserError
 
 _CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
                        'self_training.py')
-# Of a task, what the table shows: 'written' captions are compared word for word.
+# Of a task, what the table shows; exact: captions that are right word for word.
 _SCORES = {'vqa': 'accuracy', 'captioning': 'exact'}
 
 
@@ -113,10 +112,7 @@ def _folder(workdir, seed, name):
 
 def _run(options):
   check_positive(options, 'labelled', 'unlabelled', 'steps', 'seeds', 'per_picture')
-  try:
-    base = runpy.run_path(options.config)['get_config']()
-  except (OSError, KeyError) as error:
-    raise UserError(f'--config={options.config}: wanted a Python file with get_config()') from error
+  base = read_config(options.config)
   if base.data.source != 'shapes' or not {'vqa', 'captioning'} <= set(base.mixer.tasks):
     raise UserError(f'--config={options.config}: wanted vqa and captioning on the embedded shapes, '
                     f'found {", ".join(base.mixer.tasks)} on {base.data.source}')
@@ -133,7 +129,8 @@ def _run(options):
       'train', size=options.labelled + options.unlabelled,
       image_size=base.data.image_size or configs.IMAGE_SIZE), options.labelled)
   for seed in range(options.seeds):
-    made = os.path.join(workdir, f'seed_{seed}', f'made_{options.per_picture}_{options.threshold:g}')
+    made = os.path.join(workdir, f'seed_{seed}',
+                        f'made_{options.per_picture}_{options.threshold:g}')
     for name, config in settings(base, options, made).items():
       config.seed = seed
       if name == 'made too':
