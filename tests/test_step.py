@@ -61,12 +61,34 @@ def start(model=Linear(), optimizer=optax.adam(0.1), **options):
   return state, jax.jit(step)
 
 
+class SomeRegression(Regression):
+  """Of which only some examples count for anything."""
+
+  def weights(self, features):
+    return {'square': features['counts'], 'absolute': features['counts']}
+
+
 def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def assert_close(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+def test_progress_is_the_mean_over_examples_that_count():
+  batch = a_batch()
+  batch['task']['counts'] = np.array([1, 0, 1, 0, 1, 0, 1, 1], np.float32)
+  batch['valid'][7] = False
+  state, _ = start()
+  step = make_train_step(Linear(), {'task': SomeRegression()}, {'task': 2.0}, optax.sgd(0.1))
+  found = jax.jit(step)(state.replace(opt_state=optax.sgd(0.1).init(state.params)), batch)[1]
+  some = {'image': batch['image'][:7:2], 'valid': np.ones(4, bool),
+          'task': {key: x[:7:2] for key, x in batch['task'].items()}}
+  error = np.asarray(Linear().apply({'params': state.params}, some, deterministic=True)['task']
+                     - some['task']['y'])
+  assert 0 < (np.abs(error) < 1).sum() < 4
+  assert found['task/accuracy'] == pytest.approx((np.abs(error) < 1).mean())
 
 
 def test_loss_and_gradient_equal_torch():

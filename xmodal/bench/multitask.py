@@ -92,8 +92,8 @@ def _scores(tasks):
   return {task: score for task in tasks if (score := task_class(task).main_score)}
 
 
-def _write(workdir, name, table, **results):
-  """Adds to results.json, and writes a table beside it."""
+def write_table(workdir: str, name: str, table: str, **results) -> None:
+  """Adds to a folder's results.json, and writes a table beside it."""
   path = os.path.join(workdir, 'results.json')
   os.makedirs(workdir, exist_ok=True)
   if os.path.exists(path):
@@ -118,10 +118,10 @@ def _train_all(base, options):
     found = summaries(settings, base, options.seeds, options.workdir)
     if options.labels:
       table = multitask_table.labels_table(found)
-      _write(options.workdir, 'labels.md', table, labels=found)
+      write_table(options.workdir, 'labels.md', table, labels=found)
     else:
       table = multitask_table.main_table(found, _scores(base.mixer.tasks))
-      _write(options.workdir, 'table.md', table, settings=found)
+      write_table(options.workdir, 'table.md', table, settings=found)
     return '\n\n'.join([table, *notes])
 
   # Seed by seed, so that a table of some is one of all settings.
@@ -155,7 +155,7 @@ def _cost(base, options):
       {name: run(Setting(tasks, options.steps, sampling=name))
        for name in options.samplings if name != 'joint'}, options.rounds, options.round_steps)
   table = multitask_cost.cost_table(found)
-  _write(options.workdir, 'cost.md', table, cost=found)
+  write_table(options.workdir, 'cost.md', table, cost=found)
   print(f'batch {base.train.batch_size}, {options.rounds} rounds, {jax.device_count()} x '
         f'{jax.devices()[0].device_kind}\n\n{table}')
 

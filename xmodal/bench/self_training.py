@@ -25,7 +25,7 @@ from PIL import Image
 import xmodal
 from xmodal import augment, config as configs, heap
 from xmodal.bench.compare import check_positive, read_config, run_command
-from xmodal.bench.multitask import train
+from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
 from xmodal.data.shapes import Shapes
 from xmodal.errors import UserError
@@ -139,10 +139,7 @@ def _run(options):
         print('stopped; the same command goes on')
         return
       found = summarise(workdir, settings(base, options, made), options.seeds)
-      with open(os.path.join(workdir, 'results.json'), 'w', encoding='utf-8') as f:
-        json.dump(found, f, indent=2)
-      with open(os.path.join(workdir, 'table.md'), 'w', encoding='utf-8') as f:
-        f.write(f'{results_table(found)}\n')
+      write_table(workdir, 'table.md', results_table(found), **found)
   print(f'\n{results_table(found)}\n\nMean over the seeds (largest less smallest). In {workdir}: '
         'results.json, and a folder a run')
 

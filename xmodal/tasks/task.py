@@ -62,7 +62,7 @@ class Task(abc.ABC):
     """Loss of each example by term: float32 [B], finite wherever its weight is 0."""
 
   def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the progress bar shows beside the loss: float32 [B], averaged over the batch."""
+    """What the progress bar shows beside the loss: float32 [B], averaged over what counts for it."""
     return {}
 
   @abc.abstractmethod

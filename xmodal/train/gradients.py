@@ -40,16 +40,21 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
             for name, task in tasks.items() if name in part
             for term, weight in task.weights(part[name]).items()}
 
+  def counts_of(part):
+    """bool [B] by task: whether an example counts for any of its terms."""
+    return {name: jnp.any(jnp.stack([*task.weights(part[name]).values()]) > 0, axis=0)
+                  & part['valid'] for name, task in tasks.items() if name in part}
+
   def totals_of(part):
     return {**{key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(part).items()},
-            'valid': jnp.maximum(part['valid'].sum(), 1.0)}
+            **{name: jnp.maximum(count.sum(), 1) for name, count in counts_of(part).items()}}
 
   def forward(trained, fixed, collections, part, totals, rng):
     """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
     outputs, collections = model.apply(
         {'params': join(trained, fixed), **collections}, part, deterministic=False,
         rngs={'dropout': rng}, mutable=list(collections))
-    weights, losses, metrics = weights_of(part), {}, {}
+    weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
       task, loss = tasks[name], 0.0
       for term, values in task.losses(outputs[name], part[name]).items():
@@ -57,7 +62,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
         metrics[key] = (values * weights[key]).sum() / totals[key]
         loss += task.loss_weights[term] * metrics[key]
       for key, values in task.progress(outputs[name], part[name]).items():
-        metrics[f'{name}/{key}'] = (values * part['valid']).sum() / totals['valid']
+        metrics[f'{name}/{key}'] = (values * counts[name]).sum() / totals[name]
       losses[name] = task_weights[name] * loss
     return losses, (collections, metrics)
 
