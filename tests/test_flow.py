@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from xmodal.errors import UserError
-from xmodal.models import flow
-from xmodal.models.denoiser import Denoiser, rotary
+from xmodal.models import denoiser, flow
+from xmodal.models.denoiser import PATCHES, Denoiser, rotary
 
 MEAN = np.array([0.5, -0.3], np.float32)
 COV = np.array([[0.30, 0.12], [0.12, 0.10]], np.float32)
@@ -132,15 +132,32 @@ def test_products_of_turned_tokens_hang_on_their_distance_alone():
   assert not np.isclose(products[0, 0, 0, 1], products[0, 0, 1, 0])
 
 
-@pytest.mark.parametrize('more', [dict(stem='patch'), dict(stem='conv', refine_dim=4)],
-                         ids=['patch', 'conv'])
-def test_the_denoiser_looks_at_picture_time_and_text_but_not_at_padding(more):
+def test_windows_lie_around_their_patches_and_add_up_again():
+  images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
+  assert denoiser.windows_of(images, 4).shape == (2, 2, 3, 8 * 8 * 3)
+  padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  windows = np.asarray(denoiser.windows_of(images, 4))
+  for row, column in np.ndindex(2, 3):
+    seen = padded[:, 4 * row:4 * row + 8, 4 * column:4 * column + 8]
+    np.testing.assert_array_equal(np.sort(windows[:, row, column]),
+                                  np.sort(seen.reshape(2, -1)))
+  # Each pixel lies in four windows, but for those beyond the edge.
+  times = np.asarray(denoiser.sum_of_windows(windows, 4)) / images
+  expected = np.multiply.outer([1] * 2 + [2] * 4 + [1] * 2, [1] * 2 + [2] * 8 + [1] * 2)
+  np.testing.assert_allclose(times, np.broadcast_to(expected[None, :, :, None], times.shape),
+                             rtol=1e-5)
+  transposed, = jax.linear_transpose(lambda x: denoiser.windows_of(x, 4), images)(windows)
+  np.testing.assert_allclose(denoiser.sum_of_windows(windows, 4), transposed, rtol=1e-6)
+
+
+@pytest.mark.parametrize('patches', PATCHES)
+def test_the_denoiser_looks_at_picture_time_and_text_but_not_at_padding(patches):
   rng = np.random.default_rng(0)
   z = rng.normal(size=(2, 8, 12, 3)).astype(np.float32)
   text = rng.normal(size=(2, 3, 8)).astype(np.float32)
   mask = np.array([[True, True, False]] * 2)
   t = np.array([0.2, 0.2], np.float32)
-  model = Denoiser(**TINY, **more)
+  model = Denoiser(**TINY, patches=patches)
   init = jax.jit(model.init)(jax.random.key(0), z, t, text, mask)
   apply = jax.jit(model.apply)
   np.testing.assert_array_equal(apply(init, z, t, text, mask), np.zeros_like(z))
@@ -168,7 +185,8 @@ def test_the_denoiser_looks_at_picture_time_and_text_but_not_at_padding(more):
 @pytest.mark.parametrize('change, words', [
     (dict(image_size=(30, 30)), 'image_size=30 does not divide into patches of.*=4'),
     (dict(num_heads=8), 'num_heads=8 heads with a multiple of 4'),
-    (dict(stem='vit'), "stem='vit'")])
+    (dict(patch_size=1, patches='overlap'), "wants an even .*patch_size, found 1"),
+    (dict(patches='vit'), "patches='vit'")])
 def test_sizes_that_do_not_fit_are_one_line(change, words):
   with pytest.raises(UserError, match=words):
     Denoiser(**{**TINY, **change})

@@ -26,7 +26,7 @@ from xmodal.data.shape_drawings import Drawings
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning, frechet
-from xmodal.models.denoiser import STEMS, Denoiser
+from xmodal.models.denoiser import PATCHES, Denoiser
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation import Generation, Prediction
@@ -289,12 +289,12 @@ def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finis
     (dict(data__image_size=34), 'config.data.image_size=34 does not divide into patches'),
     (dict(generation__predict='y'), "config.generation.predict='y'"),
     (dict(generation__sampler='rk4'), "config.generation.sampler='rk4'"),
-    (dict(generation__stem='vit'), "config.generation.stem='vit'"),
+    (dict(generation__patches='vit'), "config.generation.patches='vit'"),
     (dict(generation__guidance=-1.0), 'config.generation.guidance=-1.0'),
     (dict(generation__steps=0), 'config.generation.steps=0'),
     (dict(generation__guidance_from=0.9, generation__guidance_to=0.1), 'guidance_from=0.9 lies'),
     (dict(model__denoiser__patch_size=0), 'patch_size=0: wanted 1 or more'),
-    (dict(model__denoiser__patch_size=6, data__image_size=48), 'patch_size=6; use 4, 8'),
+    (dict(model__denoiser__patch_size=1), 'patch_size, found 1'),
     (dict(model__denoiser__num_heads=5), 'num_heads=5')], ids=lambda v: str(v)[:40])
 def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words):
   with pytest.raises(UserError, match=words):
@@ -306,8 +306,8 @@ def test_every_parameter_of_every_size_has_a_rule_and_no_large_one_stays_whole(s
   sizes = configs.SIZES[size]['denoiser']
   side = 8 * sizes['patch_size']
   mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
-  for stem in STEMS:
-    model = Denoiser((side, side), **sizes, stem=stem, refine_dim=16)
+  for patches in PATCHES:
+    model = Denoiser((side, side), **sizes, patches=patches)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.zeros(1),
         jnp.zeros((1, 4, 64)), jnp.ones((1, 4), bool))
@@ -394,10 +394,9 @@ def test_a_copy_is_at_distance_zero_and_captions_are_matched_by_words():
   assert quality.nearest_captions(['a red circle'], ['a blue circle', 'red circle', 'a cat']) == [1]
 
 
-@pytest.mark.parametrize('more', [dict(stem='patch'), dict(stem='conv', refine_dim=8)],
-                         ids=['patch', 'conv'])
-def test_flops_are_those_that_xla_counts(more):
-  model = Denoiser((32, 32), 4, 64, 96, 4, 1, 16, **more)
+@pytest.mark.parametrize('patches', PATCHES)
+def test_flops_are_those_that_xla_counts(patches):
+  model = Denoiser((32, 32), 4, 64, 96, 4, 1, 16, patches)
   inputs = (jnp.zeros((1, 32, 32, 3)), jnp.zeros(1), jnp.zeros((1, 14, 64)),
             jnp.ones((1, 14), bool))
   variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)

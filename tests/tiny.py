@@ -26,7 +26,6 @@ def get_config():
   c.mixer.weights = (1.0, 1.0)
   c.vqa.question_length = 12
   c.generation.steps = 2
-  c.generation.refine_dim = 4
   c.train.batch_size = 8
   c.train.steps = 6
   c.train.log_every = 1

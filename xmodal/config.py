@@ -203,8 +203,7 @@ def base() -> ConfigDict:
   c.generation.caption_length = 32  # tokens
   c.generation.max_captions = 5  # of one picture, of which each visit reads one
   c.generation.predict = 'x'  # the clean picture; or v, noise: the loss is of v whichever it is
-  c.generation.stem = 'conv'  # overlapping patches, for small sizes; patch: a bottleneck, as in JiT
-  c.generation.refine_dim = 16  # of two convolutions over the pixels in the end; 0: none
+  c.generation.patches = 'overlap'  # squares of twice the side, in and out; plain: as in JiT
   c.generation.time_mean = -0.8  # of the logit of the times trained on: 0 is noise, 1 a picture
   c.generation.time_std = 0.8
   c.generation.caption_drop = 0.1  # of the captions, hidden in training: guidance needs it
@@ -289,7 +288,7 @@ _RANGES = {
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
     'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
-    'generation.refine_dim': (0, None), 'generation.time_std': (1e-6, None),
+    'generation.time_std': (1e-6, None),
     'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
     'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
     'generation.steps': (1, None),

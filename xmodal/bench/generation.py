@@ -3,7 +3,7 @@
 `python -m xmodal.bench.generation [--size tiny] [--batch 32] [--pixels 32] [--steps 20]
 [--sampler heun] [--guidance 3] [--rounds 5] [--threads N]` trains on one batch of embedded scenes
 and draws one batch, in alternating rounds; the medians are told. FLOPs are those of the denoiser's
-matrix products and convolutions, counted by a formula: a multiplication and an addition are two,
+matrix products, counted by a formula: a multiplication and an addition are two,
 a training step is three forward passes, and the text tower is left out. 'peak' is their share of
 what this machine reaches in one large matrix product of the same dtype, measured here.
 """
@@ -36,25 +36,9 @@ def forward_flops(denoiser, text_length: int) -> int:
   self_attention = 4 * n * dim ** 2 + 2 * n ** 2 * dim
   cross_attention = 2 * n * dim ** 2 + 2 * length * dim ** 2 + 2 * n * length * dim
   layer = self_attention + cross_attention + 3 * n * dim * d.mlp_dim + 6 * dim ** 2
-  pixels = 3 * d.patch_size ** 2
-  ends = _stem(d, height, width) + patches * dim * pixels + 2 * dim ** 2
-  refine = height * width * 9 * d.refine_dim * (6 + 3)
-  return 2 * (d.num_layers * layer + ends + refine)
-
-
-def _stem(d, height, width):
-  """Multiplications of the patch embedding."""
-  patches = height * width // d.patch_size ** 2
-  total = patches * d.bottleneck_dim * (3 * d.patch_size ** 2 + d.hidden_dim)
-  if d.stem == 'patch':
-    return total
-  total, channels = total + patches * d.hidden_dim ** 2, 3
-  convolutions = d.patch_size.bit_length() - 1
-  for i in range(convolutions):
-    features = max(d.hidden_dim >> (convolutions - 1 - i), 8)
-    total += height * width // 4 ** (i + 1) * 9 * channels * features
-    channels = features
-  return total
+  pixels = (4 if d.patches == 'overlap' else 1) * 3 * d.patch_size ** 2
+  ends = patches * (d.bottleneck_dim * (pixels + dim) + dim * pixels) + 2 * dim ** 2
+  return 2 * (d.num_layers * layer + ends)
 
 
 def looks(sampler: str, steps: int, guidance: float) -> int:

@@ -5,6 +5,8 @@ positions, normed queries and keys, adaLN-Zero for the time (arXiv:2212.09748), 
 the context that say what is wanted. The text is looked at by cross-attention, too.
 """
 
+import itertools
+
 from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,8 @@ from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.backbone import GridPosition
 from xmodal.models.layers import Mlp, scan_layers
-from xmodal.models.padding import Padding
-from xmodal.models.vit import ConvStem
 
-STEMS = ('patch', 'conv')
+PATCHES = ('overlap', 'plain')
 _TIME_WAVES = 64
 # Radians over all times, of the slowest and the fastest wave: what is learned at one time is known
 # at those near it. (Waves of up to 1000 tell 0.500 from 0.505 as if they were far apart.)
@@ -94,25 +94,35 @@ def modulated(x, shift, scale):
   return x * (1 + scale) + shift
 
 
-class BottleneckStem(nn.Module):
-  """Each patch through two linear layers, the first narrow: [B, H, W, 3] -> [B, H/P, W/P, D].
+def blocks_of(images, side):
+  """[B, H, W, C] -> squares of that side, each in a row: [B, H/side, W/side, side * side * C]."""
+  batch, height, width, channels = images.shape
+  x = images.reshape(batch, height // side, side, width // side, side, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
 
-  Pictures fill little of the space of their pixels; the narrow layer helps (JiT, section 4.3).
-  """
 
-  patch_size: int
-  bottleneck_dim: int
-  hidden_dim: int
-  dtype: jnp.dtype
+def images_of(blocks, side):
+  """The inverse of blocks_of."""
+  batch, rows, columns, values = blocks.shape
+  x = blocks.reshape(batch, rows, columns, side, side, values // side ** 2)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * side, columns * side, -1)
 
-  @nn.compact
-  def __call__(self, images):
-    batch, height, width, channels = images.shape
-    p = self.patch_size
-    patches = images.reshape(batch, height // p, p, width // p, p, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // p, -1)
-    narrow = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=self.dtype, name='down')(patches)
-    return nn.Dense(self.hidden_dim, dtype=self.dtype, name='up')(narrow)
+
+def windows_of(images, side):
+  """Squares of twice the side, with one of those of blocks_of in the middle of each:
+  [B, H, W, C] -> [B, H/side, W/side, 4 * side * side * C]. Beyond the edges there are zeros."""
+  half = side // 2
+  x = blocks_of(jnp.pad(images, ((0, 0), (half, half), (half, half), (0, 0))), side)
+  return jnp.concatenate([x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:]], axis=-1)
+
+
+def sum_of_windows(windows, side):
+  """The picture that such squares add up to, where they overlap: the transpose of windows_of."""
+  half, corners = side // 2, ((0, 1), (1, 0))
+  quarters = jnp.split(windows, 4, axis=-1)
+  x = sum(jnp.pad(quarter, ((0, 0), rows, columns, (0, 0))) for quarter, (rows, columns) in zip(
+      quarters, itertools.product(corners, corners)))
+  return images_of(x, side)[:, half:-half, half:-half]
 
 
 class Denoiser(nn.Module):
@@ -125,12 +135,10 @@ class Denoiser(nn.Module):
     mlp_dim: width inside the MLPs.
     num_heads: heads of D / num_heads each, a multiple of 4.
     num_layers: L.
-    bottleneck_dim: width between the two layers of the 'patch' stem.
-    stem: 'patch', or 'conv': strided convolutions too, whose patches overlap, but which their norms
-      keep from seeing how bright all is.
+    bottleneck_dim: width between the two linear layers that a patch goes through.
+    patches: 'plain' as in JiT, or 'overlap': each token reads and writes the pixels around its
+      patch, too, in a square of twice the side, so that there are no seams.
     context_tokens: tokens before those of the patches, which say what the text says as a whole.
-    refine_dim: width of two convolutions over the pixels predicted and given, which mend the
-      seams between patches; 0: none.
     dropout_rate: on each sublayer, in training.
     attention: kernel, see `attention.attention`.
     remat, scan_unroll: see `layers.scan_layers`.
@@ -143,9 +151,8 @@ class Denoiser(nn.Module):
   num_heads: int
   num_layers: int
   bottleneck_dim: int
-  stem: str = 'patch'
+  patches: str = 'plain'
   context_tokens: int = 4
-  refine_dim: int = 0
   dropout_rate: float = 0.0
   attention: str = 'xla'
   remat: str = 'none'
@@ -177,7 +184,7 @@ class Denoiser(nn.Module):
     time = Mlp(width, width, 'silu', dtype=dtype, name='time')(_waves(t).astype(dtype))
     condition = time + pooled
 
-    x, grid = self._patches(z.astype(dtype), dtype)
+    x, grid = self._tokens(z.astype(dtype), dtype)
     context = self.param('context_embedding', nn.initializers.normal(0.02),
                          (self.context_tokens, width)).astype(dtype)
     x = jnp.concatenate([pooled[:, None] + context, x], axis=1)
@@ -189,41 +196,33 @@ class Denoiser(nn.Module):
         lambda layer, x, _: (layer(x, condition, text, mask, rotate, deterministic=deterministic),
                              None),
         layer, x, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
-    return self._pixels(x[:, self.context_tokens:], z, condition, grid, dtype)
+    return self._pixels(x[:, self.context_tokens:], condition, grid, dtype)
 
-  def _patches(self, z, dtype):
-    """Tokens [B, N, D], and the grid that they lie on."""
-    x = BottleneckStem(self.patch_size, self.bottleneck_dim, self.hidden_dim, dtype,
-                       name='patch_stem')(z)
-    if self.stem == 'conv':
-      stem = ConvStem(self.patch_size, self.hidden_dim, 1e-6, dtype, name='conv_stem')
-      x = x + stem(z, Padding(None, self.image_size))
+  def _tokens(self, z, dtype):
+    """[B, N, D], and the grid that they lie on.
+
+    Pictures fill little of the space of their pixels; a narrow layer helps (JiT, section 4.3).
+    """
+    squares = (windows_of if self.patches == 'overlap' else blocks_of)(z, self.patch_size)
+    x = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=dtype, name='stem_down')(squares)
+    x = nn.Dense(self.hidden_dim, dtype=dtype, name='stem_up')(x)
     grid = x.shape[1:3]
     return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
 
-  def _pixels(self, x, z, condition, grid, dtype):
+  def _pixels(self, x, condition, grid, dtype):
     """float32 [B, H, W, 3] of tokens [B, N, D]."""
     parts = nn.Dense(2 * self.hidden_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
                      name='final_modulation')(nn.silu(condition))[:, None]
     x = modulated(nn.RMSNorm(dtype=dtype, use_scale=False)(x), *jnp.split(parts, 2, axis=-1))
-    p = self.patch_size
-    x = nn.Dense(3 * p * p, dtype=dtype, kernel_init=nn.initializers.zeros,
-                 name='pixel_projection')(x)
-    x = x.reshape(len(x), *grid, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(z.shape)
-    if self.refine_dim:
-      y = jnp.concatenate([x, z.astype(dtype)], axis=-1)
-      y = nn.Conv(self.refine_dim, (3, 3), dtype=dtype, name='refine_conv1')(y)
-      # How much of the noisy picture is to be believed hangs on the time.
-      parts = nn.Dense(2 * self.refine_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
-                       name='refine_modulation')(nn.silu(condition))[:, None, None]
-      y = nn.silu(modulated(y, *jnp.split(parts, 2, axis=-1)))
-      x = x + nn.Conv(3, (3, 3), dtype=dtype, kernel_init=nn.initializers.zeros,
-                      name='refine_conv2')(y)
-    return x.astype(jnp.float32)
+    overlap = self.patches == 'overlap'
+    pixels = (4 if overlap else 1) * self.patch_size ** 2
+    x = nn.Dense(3 * pixels, dtype=dtype, kernel_init=nn.initializers.zeros,
+                 name='pixel_projection')(x).reshape(len(x), *grid, -1)
+    return (sum_of_windows if overlap else images_of)(x, self.patch_size).astype(jnp.float32)
 
 
 def check(sizes: Denoiser) -> None:
-  """Raises UserError where sizes do not divide, or there is no such stem."""
+  """Raises UserError where sizes do not divide, or there are no such patches."""
   for key in ('patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'):
     if getattr(sizes, key) < 1:
       raise UserError(f'config.model.denoiser.{key}={getattr(sizes, key)}: wanted 1 or more')
@@ -234,12 +233,11 @@ def check(sizes: Denoiser) -> None:
     raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
                     f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
                     'positions want')
-  if sizes.stem not in STEMS:
-    raise UserError(f'config.generation.stem={sizes.stem!r}: wanted {" or ".join(STEMS)}')
-  if sizes.stem == 'conv' and (sizes.patch_size < 2 or sizes.patch_size & (sizes.patch_size - 1)):
-    raise UserError("config.generation.stem='conv' wants a power of two from 2 on, found "
-                    f'config.model.denoiser.patch_size={sizes.patch_size}; use 4, 8 or 16, or '
-                    "stem 'patch'")
+  if sizes.patches not in PATCHES:
+    raise UserError(f'config.generation.patches={sizes.patches!r}: wanted {" or ".join(PATCHES)}')
+  if sizes.patches == 'overlap' and sizes.patch_size % 2:
+    raise UserError("config.generation.patches='overlap' wants an even "
+                    f"config.model.denoiser.patch_size, found {sizes.patch_size}; use 'plain'")
 
 
 def _waves(t):

@@ -116,9 +116,8 @@ class Generation(Task):
     # A few layers run faster as straight code; many compile faster as a loop.
     unroll = sizes['num_layers'] if sizes['num_layers'] <= 6 else 1
     return Denoiser(
-        image_size=(config.data.image_size,) * 2, **sizes, stem=config.generation.stem,
-        refine_dim=config.generation.refine_dim, dropout_rate=config.model.dropout_rate,
-        attention=usable(config.model.attention), remat=config.model.remat, scan_unroll=unroll)
+        image_size=(config.data.image_size,) * 2, **sizes, patches=config.generation.patches,
+        dropout_rate=config.model.dropout_rate, attention=usable(config.model.attention), remat=config.model.remat, scan_unroll=unroll)
 
   # ---- what is learned from the data
 
