@@ -117,7 +117,8 @@ class Generation(Task):
     unroll = sizes['num_layers'] if sizes['num_layers'] <= 6 else 1
     return Denoiser(
         image_size=(config.data.image_size,) * 2, **sizes, patches=config.generation.patches,
-        dropout_rate=config.model.dropout_rate, attention=usable(config.model.attention), remat=config.model.remat, scan_unroll=unroll)
+        dropout_rate=config.model.dropout_rate, attention=usable(config.model.attention),
+        remat=config.model.remat, scan_unroll=unroll)
 
   # ---- what is learned from the data
 
