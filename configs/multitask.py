@@ -1,7 +1,8 @@
-"""Questions, captions, retrieval, objects and detection in one model, on two embedded sources; for
-two CPU cores.
+"""Questions, captions, retrieval, objects, detection and drawing in one model, on three embedded
+sources; for two CPU cores.
 
-Detection is of crowded scenes, all else of plain ones, whose pictures the towers see once for all.
+Detection is of crowded scenes, drawing of bare ones, all else of plain ones, whose pictures the
+towers see once for all.
 """
 
 from xmodal import config
@@ -10,14 +11,19 @@ from xmodal import config
 def get_config():
   c = config.base()
   # As for questions (configs/vqa.py): naming the objects teaches it to look.
-  c.mixer.tasks = ('vqa', 'objects', 'captioning', 'retrieval', 'detection')
-  c.mixer.weights = (1.0, 10.0, 1.0, 1.0, 1.0)
+  c.mixer.tasks = ('vqa', 'objects', 'captioning', 'retrieval', 'detection', 'generation')
+  c.mixer.weights = (1.0, 10.0, 1.0, 1.0, 1.0, 1.0)
   c.mixer.data.detection.crowded = True
   c.mixer.data.detection.eval_examples = 500
+  c.mixer.data.generation.drawn = True
+  c.mixer.data.generation.eval_examples = 100
   c.data.eval_examples = 1000
   c.data.image_size = 64
   c.vqa.question_length = 14
   c.vqa.answer_length = 4
+  c.generation.caption_length = 14
+  c.generation.steps = 10
+  c.model.denoiser.patch_size = 8
   c.train.batch_size = 32
   c.train.steps = 3000
   c.train.eval_every = 1000

@@ -83,7 +83,7 @@ def test_what_training_leaves_out_is_said(task, tokenizer):
   said = task.survey([Example(IMAGE, captions=TEXTS), Example(IMAGE, captions=(long,))])
   assert 'of 4 captions are longer than 8 tokens' in said[0]
   assert '1 of 2 pictures have more than 2 captions (up to 3)' in said[1]
-  with pytest.raises(UserError, match='none of 1 examples has "captions"'):
+  with pytest.raises(UserError, match='none of 1 examples has "caption"'):
     task.survey([Example(IMAGE, question='what?')])
 
 

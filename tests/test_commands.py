@@ -165,6 +165,9 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
 
 @pytest.mark.parametrize('arguments, words', [
     (['--config', TINY, '--config.trian.steps=3'], ['trian', 'Did you mean "train"']),
+    (['--config', TINY, '--config.mixer.data.objects.colour=red'],
+     ['--config.mixer.data.objects.colour=red']),
+    (['--config.seed=3', '--config', TINY], ['--config FILE', 'before']),
     (['--config', TINY, '--config.train.steps=many'], ['config.train.steps', 'many']),
     (['--config', TINY, '--mode=tarin'], ['tarin', 'dry_run']),
     (['--config', TINY, '--workdri=x'], ['workdri']),
@@ -175,6 +178,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.train.accumulation=3'], ['batch_size=8', 'multiple of 3']),
     (['--config', TINY, '--config.train.batch_size=0'], ['batch_size=0']),
     (['--config', TINY, '--config.data.source=jsonl'], ['config.data.root']),
+    (['--config', TINY, '--config.data.root=/nowhere'], ['/nowhere', 'shapes', 'jsonl']),
     (['--config', TINY, '--config.data.source=shaeps'], ['shaeps', 'jsonl']),
     (['--config', TINY, '--config.data.source=jsonl', '--config.data.root=/nowhere'], ['/nowhere']),
     (['--config', TINY, '--config.data.source=jsonl', '--config.data.root={empty}'],
@@ -182,6 +186,9 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.data.eval_split=vla'], ['vla', 'val']),
     (['--config', TINY, '--config.mixer.tasks=("vqq", "objects")'], ['vqq', 'vqa']),
     (['--config', TINY, '--config.mixer.weights=(1.0,)'], ['config.mixer.weights']),
+    (['--config', TINY, '--config.mixer.weights=("a", 1)'], ['config.mixer.weights', 'number']),
+    (['--config', TINY, '--config.mixer.sampling=alternating',
+      '--config.mixer.turns=("vision_tower", 20)'], ['config.mixer.turns', 'pairs']),
     (['--config', TINY, '--config.mixer.sampling=jiont'], ['jiont', 'round_robin']),
     (['--config', TINY, '--config.mixer.balance=pcgard'], ['pcgard', 'famo']),
     (['--config', TINY, '--config.mixer.data.objects.source=coco',

@@ -102,7 +102,7 @@ def test_what_cannot_be_trained_is_said(tokenizer):
   with pytest.raises(UserError, match='accumulation=2 .* micro-batch'):
     of(tokenizer, described('a'), train__accumulation=2)
   task = of(tokenizer, described('a'))
-  with pytest.raises(UserError, match='none of 1 examples has "captions"'):
+  with pytest.raises(UserError, match='none of 1 examples has "caption"'):
     task.survey([Example(IMAGE, question='what?')])
   cut, left = task.survey([described(*['a red circle'] * 6), described('a red circle. ' * 9)])
   assert cut.startswith('1 of 6 captions are longer than 24 tokens')
@@ -272,6 +272,8 @@ def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
   assert capsys.readouterr().err == f'error: --image {folder} is a folder; vqa wants one picture\n'
   _, _, err = ask(capsys, run[0], folder, 'a red circle ' * 30)
   assert err.count('note: the text has') == 1 and 'the model reads 24' in err
+  _, _, err = ask(capsys, run[0], folder, 'a red circle. a blue square.')
+  assert err.count('note:') == 1 and 'not for each of its 2 parts' in err
 
 
 def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):

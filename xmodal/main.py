@@ -65,6 +65,13 @@ def _parse(argv):
     while isinstance(text, BaseException):  # a KeyError around another: str() would quote it twice
       text = text.args[0] if text.args else type(text).__name__
     text = ' '.join(str(text).split())
+    if 'before a value for --config' in text:
+      raise UserError('--config FILE has to come before the keys that change it') from error
+    for argument in argv:
+      keys = argument.removeprefix('--').partition('=')[0].split('.')
+      if any(text.startswith(repr(key)) for key in keys):
+        text = f'{argument}: no key {text}'
+        break
     raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')

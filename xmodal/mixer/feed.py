@@ -110,6 +110,18 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
   return [_open(own, tuple(names), uses) for own, names in shared.values()]
 
 
+def unread(config: ConfigDict, tasks: tuple[str, ...]) -> Iterator[str]:
+  """A line on each part of config.mixer.data that is of no task of the run."""
+  for task, changes in config.mixer.data.items():
+    if task not in tasks and _has_values(changes):
+      yield f'config.mixer.data.{task} is not read: {task} is none of config.mixer.tasks'
+
+
+def _has_values(changes):
+  return any(_has_values(value) if isinstance(value, ConfigDict) else value is not None
+             for value in (changes or {}).values())
+
+
 def _open(config, names, uses):
   name = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
   try:

@@ -120,11 +120,14 @@ def apportion(amounts: Sequence[float], total: int) -> list[int]:
   return counts.tolist()
 
 
+def _is_turn(turn):
+  return (isinstance(turn, (tuple, list)) and list(map(type, turn)) == [str, int] and turn[1] > 0)
+
+
 def _alternating(mixer, tasks):
   """Each turn of config.mixer.turns, in order, for its number of steps."""
-  turns = tuple(map(tuple, mixer.turns))
-  if not turns or any(len(turn) != 2 or not isinstance(turn[0], str) or not isinstance(turn[1], int)
-                      or turn[1] < 1 for turn in turns):
+  turns = tuple(mixer.turns)
+  if not turns or not all(map(_is_turn, turns)):
     raise UserError(f'config.mixer.turns={turns}: wanted pairs of a regular expression and a '
                     "number of steps, such as (('vision_tower', 100), ('text_tower|heads', 50))")
   if mixer.turns_of not in ('parameters', 'tasks'):

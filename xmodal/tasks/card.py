@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 WIDTH = 384
 _MARGIN, _FONT_SIZE = 10, 16
 RIGHT, WRONG, PLAIN = '#0a7a2f', '#b3261e', '#202124'
+_FRAME = '#c8c8c8'
 
 
 def draw_card(pixels: np.ndarray, lines: Sequence[tuple[str, str]]) -> Image.Image:
@@ -39,6 +40,10 @@ def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.I
   card = Image.new('RGB', size, 'white')
   card.paste(picture, ((size[0] - picture.width) // 2, _MARGIN))
   pen = ImageDraw.Draw(card)
+  left = (size[0] - picture.width) // 2
+  # A thin frame around it: a white picture has an edge, too.
+  pen.rectangle((left - 1, _MARGIN - 1, left + picture.width, _MARGIN + picture.height), None,
+                _FRAME)
   for row, (text, colour) in enumerate(wrapped):
     pen.text((_MARGIN, picture.height + 2 * _MARGIN + row * step), text, colour, font)
   return card

@@ -126,9 +126,10 @@ class Objects(Task):
     lines = [(f'{name} ({probability:.0%})',
               card.PLAIN if not truth else card.RIGHT if name in truth else card.WRONG)
              for name, probability in prediction if probability >= _LIKELY]
+    lines = lines or [('nothing likely', card.PLAIN if not truth else card.WRONG)]
     if example.objects is not None:
       lines.append((f'truth: {", ".join(sorted(truth)) or "nothing"}', card.PLAIN))
-    return card.draw_card(pixels, lines or [('nothing likely', card.PLAIN)])
+    return card.draw_card(pixels, lines)
 
 
 class ObjectsHead(nn.Module):
@@ -196,8 +197,9 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   """
   counts = collections.Counter(o.name for e in examples for o in e.objects or ())
   if not counts:
-    raise UserError(f'none of {len(examples)} training examples has an object; take tasks that '
-                    'learn from objects out of config.mixer.tasks')
+    raise UserError(f'none of {len(examples)} training examples has an object: add "objects" to the '
+                    'data, or take the tasks that learn from them (objects, detection) out of '
+                    'config.mixer.tasks')
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return tuple(name for name, _ in ranked[:size])
 

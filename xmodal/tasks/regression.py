@@ -156,14 +156,15 @@ class Regression(Task):
       scores['written_share'] = len(read) / len(known)  # of texts that are numbers at all
       if read:
         scores['written_MAE'] = metrics.regression_scores(*zip(*read))['MAE']
-    groups = metrics.scores_by_group(numbers, truths, [e.question_type or 'all' for e, _ in known])
+    kinds = [e.question_type or 'other' for e, _ in known]
+    groups = metrics.scores_by_group(numbers, truths, kinds) if set(kinds) != {'other'} else {}
     return scores | {f'{name}/{group}': score for group, of_group in groups.items()
                      for name, score in of_group.items()}
 
   def headline(self, scores):
     if 'MAE' not in scores:
       return ''
-    return (f'mean error {scores["MAE"]:.3g} (of their mean: {scores["constant_MAE"]:.3g}), '
+    return (f'mean error {scores["MAE"]:.3g} ({scores["constant_MAE"]:.3g} if their mean is always said), '
             f'{scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
 
   def table(self, scores):
@@ -194,7 +195,7 @@ class Regression(Task):
     if not prediction.written:
       return line
     text, probability = prediction.written
-    return f'{line}\nwritten: {text} ({probability:.1%})'
+    return f'{line}\nwritten: {text or "(nothing)"} ({probability:.1%})'
 
   def draw(self, example, pixels, prediction):
     lines = [(example.question, card.PLAIN)]
@@ -205,7 +206,7 @@ class Regression(Task):
       colour = card.RIGHT if near else card.WRONG
     lines.append((f'model: {writing.number_text(prediction.number)}', colour))
     if prediction.written:
-      lines.append((f'written: {prediction.written[0]}', card.PLAIN))
+      lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.number is not None:
       lines.append((f'truth: {writing.number_text(example.number)}', card.PLAIN))
     return card.draw_card(pixels, lines)

@@ -127,9 +127,7 @@ class Retrieval(Task):
     return said
 
   def ask(self, image, text):
-    # A full stop within a word ends no text.
-    parts = (' '.join(part.split()) for part in re.split(r'\.(?=\s|$)|[;\n]', text))
-    texts = tuple(dict.fromkeys(part for part in parts if part))
+    texts = _texts(text)
     if not texts:
       raise UserError(f'--text {text!r} says nothing; wanted texts with a full stop after each: "a '
                       'red circle. a blue square."')
@@ -168,8 +166,11 @@ class Retrieval(Task):
 
   def notes(self, example):
     limit = self._config.caption_length
-    return [f'the text has {length} tokens, the model reads {limit}: its end is left out'
-            for length in self._tokenizer.lengths(example.captions) if length > limit]
+    parts = _texts(' '.join(example.captions)) if self._searches else ()
+    whole = [f'the folder is searched for the text as a whole, not for each of its {len(parts)} '
+             'parts'] if len(parts) > 1 else []
+    return whole + [f'the text has {length} tokens, the model reads {limit}: its end is left out'
+                    for length in self._tokenizer.lengths(example.captions) if length > limit]
 
   # ---- device: model and losses
 
@@ -287,6 +288,13 @@ class Retrieval(Task):
     rank = f' (a right one is number {prediction.picture_ranks[0]})'
     return card.stack([drawn, card.add_lines(
         card.draw_grid(found), [(f'pictures for: {_captions(example)[0]}{rank}', card.PLAIN)])])
+
+
+def _texts(text):
+  """The different texts in one, each with a full stop, a semicolon or a line's end after it."""
+  # A full stop within a word ends no text.
+  parts = (' '.join(part.split()) for part in re.split(r'\.(?=\s|$)|[;\n]', text))
+  return tuple(dict.fromkeys(part for part in parts if part.strip('.')))
 
 
 def _captions(example) -> tuple[str, ...]:

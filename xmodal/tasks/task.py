@@ -131,7 +131,8 @@ class Task(abc.ABC):
   def survey(self, examples: Sequence[Example]) -> list[str]:
     """What to tell before training on these examples; UserError if they cannot be trained on."""
     if not any(e.has(*self.needs) for e in examples):
-      fields = ' and '.join(f'"{field}"' for field in self.needs)
+      # As they are called in files: jsonl has one "caption", or several of them.
+      fields = ' and '.join(f'"{field}"'.replace('captions', 'caption') for field in self.needs)
       raise UserError(f'{self.name}: none of {len(examples)} examples has {fields}; add that to '
                       f'the data, or take {self.name!r} out of config.mixer.tasks')
     return []

@@ -224,7 +224,7 @@ class VQA(Task):
     share = f' ({prediction.top[0][1]:.0%})' if prediction.top else ''
     lines.append((f'model: {prediction.answer}{share}', colour))
     if prediction.top and prediction.written:
-      lines.append((f'written: {prediction.written[0]}', card.PLAIN))
+      lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.answers:
       lines.append((f'truth: {_commonest(example.answers)}', card.PLAIN))
     return card.draw_card(pixels, lines)
@@ -233,7 +233,7 @@ class VQA(Task):
     lines = [f'{probability:7.1%}  {answer}' for answer, probability in prediction.top]
     if prediction.written:
       text, probability = prediction.written
-      lines.append(f'written: {text} ({probability:.1%})')
+      lines.append(f'written: {text or "(nothing)"} ({probability:.1%})')
     return '\n'.join(lines)
 
   def notes(self, example):

@@ -18,7 +18,7 @@ from xmodal.data import pipeline
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
 from xmodal.mixer.balance import make_balance
-from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds
+from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds, unread
 from xmodal.mixer.sampling import Kind, make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
@@ -86,7 +86,8 @@ class Run:
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else build.learn(
             config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
-    self.notes = [line for use in uses for feed in self.feeds for line in feed.notes(use)]
+    self.notes = [*unread(config, names),
+                  *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
     self.notes += _survey(self.tasks, samples)
     self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
 
@@ -295,10 +296,11 @@ class Run:
           f'lower config.optimizer.learning_rate={self.config.optimizer.learning_rate} or '
           f'config.optimizer.clip_norm, and start in a new --workdir')
     self._recent |= numbers
+    share = shares.of_steps(self.sampling, tuple(self.tasks), step)
     if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-      report.train(step, self._recent | shares.of_steps(self.sampling, tuple(self.tasks), step))
+      report.train(step, self._recent | share)
       self._recent = {}
-    report.advance(step, numbers)
+    report.advance(step, numbers | share)
     return told
 
   def _finish(self, state, scores, start, seconds, report):
@@ -386,6 +388,8 @@ def _stop_signals():
 
   def heed(*_):
     stop.set()
+    # Not by print: a signal may come in the middle of another.
+    os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at once\n')
     signal.signal(signal.SIGINT, before[signal.SIGINT])
 
   before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -95,6 +95,9 @@ def _quieten_board():
 
 def _summary(metrics):
   parts = [f'loss {metrics["loss"]:.3f}']
+  if any(key.endswith('/share') for key in metrics):  # it is of some tasks, others at other steps
+    parts = ['loss ' + ', '.join(f'{key.removesuffix("/loss")} {value:.3f}' for key, value
+                                 in metrics.items() if key.endswith('/loss'))]
   parts += [f'{key.replace("/", " ")} {value:.1%}' for key, value in metrics.items()
             if key.endswith(('/accuracy', '/iou'))]
   if metrics['skipped']:

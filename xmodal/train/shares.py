@@ -51,11 +51,14 @@ def never_updated(of_kinds: Mapping[Kind, Set[str]]) -> Iterator[str]:
 
 
 def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
-  """A line on how often each source is read, where there are several or steps differ."""
-  if 'train' not in feeds[0].sources or len(feeds) == len(sampling.kinds) == 1:
+  """A line on how often each source is read, where there are several, or steps differ, or a batch
+  is larger than its source."""
+  if 'train' not in feeds[0].sources:
     return
   for feed in feeds:
     steps, size = sampling.taken(feed.tasks, train.steps), len(feed.sources['train'])
+    if len(feeds) == len(sampling.kinds) == 1 and size >= train.batch_size:
+      continue
     yield (f'{feed.name}: {steps:,} of {train.steps:,} steps read {train.batch_size} of {size:,} '
            f'examples, {steps * train.batch_size / size:,.1f} epochs')
 
