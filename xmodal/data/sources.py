@@ -55,8 +55,8 @@ def _open(config, split, train):
   data = config.data
   if data.source == 'shapes':
     if data.root:
-      raise UserError(f"config.data.root={data.root!r} means nothing to config.data.source='shapes'; "
-                      f'set that, too: {", ".join(READERS)}')
+      raise UserError(f"config.data.root={data.root!r} means nothing to config.data.source='shapes'"
+                      f'; set that, too: {", ".join(READERS)}')
     options = dict(size=data.train_examples if train else data.eval_examples,
                    image_size=data.image_size or IMAGE_SIZE, seed=0)
     kinds = [kind for kind in _SCENES if data[kind]]

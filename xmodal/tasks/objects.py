@@ -197,8 +197,8 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   """
   counts = collections.Counter(o.name for e in examples for o in e.objects or ())
   if not counts:
-    raise UserError(f'none of {len(examples)} training examples has an object: add "objects" to the '
-                    'data, or take the tasks that learn from them (objects, detection) out of '
+    raise UserError(f'none of {len(examples)} training examples has an object: add "objects" to '
+                    'the data, or take the tasks that learn from them (objects, detection) out of '
                     'config.mixer.tasks')
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return tuple(name for name, _ in ranked[:size])
