@@ -15,12 +15,19 @@ def get_config():
   c.data.train_examples = 100_000
   c.data.eval_examples = 300
   c.model.text.num_layers = 2
+  # Until pictures are whole, what counts is how many examples were seen: narrow is fast.
+  c.model.denoiser.hidden_dim = 96
+  c.model.denoiser.mlp_dim = 192
+  c.model.denoiser.num_heads = 3
+  c.model.denoiser.num_layers = 4
   c.generation.caption_length = 14
+  c.generation.time_mean = -0.6
+  c.generation.time_std = 0.9
   c.generation.steps = 10
-  c.train.batch_size = 32
-  c.train.steps = 10_000
-  c.train.eval_every = 2500
-  c.train.checkpoint_every = 2500
+  c.train.batch_size = 64
+  c.train.steps = 8_000
+  c.train.eval_every = 2000
+  c.train.checkpoint_every = 2000
   c.train.ema_decay = 0.999
   c.optimizer.learning_rate = 2e-3
   return c
