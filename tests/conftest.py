@@ -7,14 +7,16 @@ import tempfile
 
 # Before jax or tensorflow is imported, here or in a subprocess of a test.
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_towers.py -k cudnn.
+# Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_gpu.py and
+# test_towers.py -k cudnn.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _cache = tempfile.mkdtemp(prefix='xmodal-test-jax-')
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-# Programs that run for milliseconds need not be fast; they compile in half the time.
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+  # Programs that run for milliseconds need not be fast; they compile in half the time.
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 # Eight devices on two busy cores wait for each other for longer than XLA's 40 seconds.
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_cpu_collective_call_terminate_timeout_seconds=600')

@@ -84,6 +84,22 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished
                tiny.restored(finished))
 
 
+def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():
+  script = '\n'.join((
+      'import hashlib', 'from xmodal.train import loop',
+      'with loop._stop_signals():', '  print("waiting", flush=True)',
+      # As long as a compiler, which sees no signal either.
+      '  hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'))
+  with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    assert process.stdout.readline() == 'waiting\n'
+    process.send_signal(signal.SIGINT)
+    while 'stopping after the step' not in (line := process.stderr.readline()):
+      assert line, 'it ended and said nothing'
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+
+
 def test_eval_gives_the_scores_of_the_training(command, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'run')
   predictions = workdir / 'predictions_vqa_val.jsonl'

@@ -179,6 +179,20 @@ def test_captions_are_hidden_as_often_as_said(share, hidden):
   assert int(same.sum()) in hidden
 
 
+def test_the_loss_of_an_example_is_the_mean_of_its_noises():
+  found = {}
+  for noises in (1, 16):
+    run = Run(config(generation__noises=noises), 'unused')
+    batch = run.maker('train')(np.arange(8), np.arange(8))
+    variables = states.create(run.init, run.abstract).variables
+    found[noises] = np.array(jax.jit(jax.vmap(lambda key: run.model.apply(
+        variables, batch, deterministic=False, rngs={'dropout': key})['generation']))(
+            jax.random.split(jax.random.key(0), 64)))
+  one, many = ((x.mean(), x.std(axis=0).mean()) for x in found.values())
+  assert many[0] == pytest.approx(one[0], rel=0.05)
+  assert one[1] / many[1] == pytest.approx(4, rel=0.2)
+
+
 def test_guidance_goes_on_from_no_text_through_the_text(predictor):
   """Of one step from noise the picture is linear in it."""
   task, blank = predictor.task('generation'), np.zeros((32, 32, 3), np.uint8)
@@ -373,14 +387,15 @@ def test_the_frechet_distance_tells_changed_pictures_from_others_of_their_kind()
 
 def test_quality_is_told_beside_its_floor_and_baselines(trained, capsys):
   assert quality.main(['--checkpoint', str(trained[0]), '--n', '30', '--train', '64', '--steps',
-                       '2']) == 0
+                       '2', '--guidance', '1', '3']) == 0
   out = capsys.readouterr().out
-  rows = {line[:20].strip(): line[20:].split() for line in out.splitlines()[1:-1]}
-  assert list(rows) == ['model', 'model without text', 'nearest caption', 'real pictures']
+  rows = {line[:22].strip(): line[22:].split() for line in out.splitlines()[1:-1]}
+  assert list(rows) == ['model, guidance 1', 'model, guidance 3', 'model without text',
+                        'nearest caption', 'real pictures']
   assert rows['real pictures'][0] == '100.0%'
   assert rows['nearest caption'][2] == '0.0'  # it is in the training set
   frechets = {name: float(row[1]) for name, row in rows.items()}
-  assert frechets['real pictures'] < frechets['model']
+  assert frechets['real pictures'] < frechets['model, guidance 3']
   assert quality.main(['--checkpoint', str(trained[0]), '--n', '1']) == 2
   assert '--n=1: wanted 2' in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """Batches: every example once, the same after any stop, right answers left right."""
 
 import dataclasses
+import sys
 
 import numpy as np
 from PIL import Image
@@ -214,7 +215,21 @@ def test_too_many_unreadable_pictures_stop_the_run_in_one_line(tmp_path):
   assert '\n' not in str(error.value)
 
 
-def test_a_defect_in_a_source_is_raised_as_itself():
+def test_batches_made_without_tensorflow_are_the_same(monkeypatch):
+  make = maker(Shapes('train', size=20, image_size=32), Boxes(), CHANGES)
+  straight = list(pipeline.train_batches(make, 8, 2, 30))
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  for a, b in zip(straight, pipeline.train_batches(make, 8, 2, 30), strict=True):
+    assert_equal(a, b)
+  next(batches := pipeline.train_batches(make, 8, 0, 10**9))
+  batches.close()  # ends its threads, or the test would not end
+
+
+@pytest.mark.parametrize('tensorflow', [True, False])
+def test_a_defect_in_a_source_is_raised_as_itself(monkeypatch, tensorflow):
+  if not tensorflow:
+    monkeypatch.setitem(sys.modules, 'tensorflow', None)
+
   class Broken(list):
 
     def __getitem__(self, index):

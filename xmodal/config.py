@@ -206,6 +206,7 @@ def base() -> ConfigDict:
   c.generation.patches = 'overlap'  # squares of twice the side, in and out; plain: as in JiT
   c.generation.time_mean = -0.8  # of the logit of the times trained on: 0 is noise, 1 a picture
   c.generation.time_std = 0.8
+  c.generation.noises = 1  # noisy pictures of each example in a step, at different times
   c.generation.caption_drop = 0.1  # of the captions, hidden in training: guidance needs it
   c.generation.guidance = 3.0  # 1: none; how far to go from the picture of no text to that of this
   c.generation.guidance_from = 0.1  # times between which there is guidance
@@ -288,7 +289,7 @@ _RANGES = {
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
     'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
-    'generation.time_std': (1e-6, None),
+    'generation.time_std': (1e-6, None), 'generation.noises': (1, None),
     'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
     'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
     'generation.steps': (1, None),

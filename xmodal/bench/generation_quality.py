@@ -1,14 +1,14 @@
 """How good drawn pictures are: do they show their text, do they look real, are they copies?
 
 `python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000] [--steps N]
-[--guidance G] [--seed 0]` draws a picture for each of n captions that the model was not trained on.
-Rows: the model; the model without its text (what the text is worth); for each caption the training
-picture whose caption shares most words with it; and the captions' own pictures, which nothing can
-beat. 'right': share whose pixels show what the caption says, of the embedded scenes alone.
-'Frechet': to n other held-out pictures, by the features of xmodal.metrics.frechet; it is no FID.
-'nearest': distance to the nearest of --train training pictures (root mean square over pixels,
-0..255), the median and the lowest hundredth of the row; a model that copies those lies far below
-the last row.
+[--guidance G ...] [--seed 0]` draws a picture for each of n captions that the model was not trained
+on. Rows: the model, once for each guidance; the model without its text (what the text is worth);
+for each caption the training picture whose caption shares most words with it; and the captions' own
+pictures, which nothing can beat. 'right': share whose pixels show what the caption says, of the
+embedded scenes alone. 'Frechet': to n other held-out pictures, by the features of
+xmodal.metrics.frechet; it is no FID. 'nearest': distance to the nearest of --train training
+pictures (root mean square over pixels, 0..255), the median and the lowest hundredth of the row; a
+model that copies those lies far below the last row.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def right_share(pictures: np.ndarray, captions: Sequence[str]) -> float | None:
 
 
 def measure(predictor: Predictor, *, count: int, train: int, seed: int,
-            guidance: float | None = None, steps: int | None = None) -> dict[str, dict]:
+            guidances: Sequence[float] = (), steps: int | None = None) -> dict[str, dict]:
   """The table: {row: {'right', 'frechet', 'nearest', 'nearest_1%'}}.
 
   Args:
@@ -83,7 +83,8 @@ def measure(predictor: Predictor, *, count: int, train: int, seed: int,
     count: captions, and as many other pictures.
     train: training pictures.
     seed: of the noise.
-    guidance, steps: None: as the config has them.
+    guidances: of a row of the model each; none: the config's.
+    steps: None: the config's.
 
   Raises:
     UserError: no such task, or the data has not so many captions.
@@ -101,8 +102,10 @@ def measure(predictor: Predictor, *, count: int, train: int, seed: int,
   real, others = np.split(pictures_of(predictor, held_out), [count])
   trained_on = pictures_of(predictor, known)
   by_caption = nearest_captions(captions, [e.captions[0] for e in known])
+  guidances = guidances or [config.generation.guidance]
   rows = {
-      'model': drawn(predictor, captions, seed, guidance=guidance, steps=steps),
+      **{f'model, guidance {g:g}': drawn(predictor, captions, seed, guidance=g, steps=steps)
+         for g in guidances},
       'model without text': drawn(predictor, [''] * count, seed, guidance=1.0, steps=steps),
       'nearest caption': trained_on[by_caption], 'real pictures': real}
   return {name: {
@@ -129,10 +132,10 @@ def _captioned(source, count):
 
 def table(rows: dict[str, dict]) -> str:
   """What measure found, for the terminal."""
-  lines = [f'{"":<20}{"right":>8}{"Frechet":>10}{"nearest":>10}{"lowest 1%":>11}']
+  lines = [f'{"":<22}{"right":>8}{"Frechet":>10}{"nearest":>10}{"lowest 1%":>11}']
   for name, row in rows.items():
     right = '' if row['right'] is None else format(row['right'], '.1%')
-    lines.append(f'{name:<20}{right:>8}{row["frechet"]:>10.4f}{row["nearest"]:>10.1f}'
+    lines.append(f'{name:<22}{right:>8}{row["frechet"]:>10.4f}{row["nearest"]:>10.1f}'
                  f'{row["nearest_1%"]:>11.1f}')
   return '\n'.join([*lines, f'Frechet distance of {frechet.EXTRACTOR}; that of real pictures is '
                     'the floor'])
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--train', type=int, default=20_000,
                       help='training pictures, that copies are looked for among')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--guidance', type=float)
+  parser.add_argument('--guidance', type=float, nargs='+', default=[])
   parser.add_argument('--steps', type=int)
   return run_command(_run, parser.parse_args(arguments))
 
@@ -156,10 +159,11 @@ def _run(options):
   check_positive(options, 'train', 'steps')
   if options.n < 2:  # one picture has no spread
     raise UserError(f'--n={options.n}: wanted 2 or more')
-  if options.guidance is not None and not 0 <= options.guidance < np.inf:
-    raise UserError(f'--guidance={options.guidance:g}: wanted 0 or more')
+  for guidance in options.guidance:
+    if not 0 <= guidance < np.inf:
+      raise UserError(f'--guidance={guidance:g}: wanted 0 or more')
   print(table(measure(Predictor(options.checkpoint), count=options.n, train=options.train,
-                      seed=options.seed, guidance=options.guidance, steps=options.steps)))
+                      seed=options.seed, guidances=options.guidance, steps=options.steps)))
 
 
 if __name__ == '__main__':

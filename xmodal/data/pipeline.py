@@ -1,6 +1,7 @@
 """From a source to batches of arrays, in an exact order."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -169,12 +170,35 @@ def eval_batches(make: BatchMaker, batch_size: int,
 
 
 def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
-  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads."""
+  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads, or in Python's own
+  where TensorFlow is not installed (images for GPUs often come without)."""
+  # Of those this process may use; a cluster gives out parts of a machine.
+  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   # TensorFlow computes nothing here; its note on oneDNN would only puzzle.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  import tensorflow as tf  # takes seconds and 600 MB: only where data is read
-  tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
+  try:
+    import tensorflow as tf  # takes seconds and 600 MB: only where data is read
+  except ModuleNotFoundError:
+    return _in_threads(at, start, stop, workers)
+  return _in_tf_data(tf, at, start, stop, workers)
 
+
+def _in_threads(at, start, stop, workers):
+  pending = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    try:
+      for step in range(start, stop):
+        pending.append(pool.submit(at, step))
+        if len(pending) == workers + 2:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_tf_data(tf, at, start, stop, workers):
+  tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
   made, raised = {}, collections.deque(maxlen=1)
 
   def make(step):
@@ -186,8 +210,6 @@ def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
       raise
     return step
 
-  # Of those this process may use; a cluster gives out parts of a machine.
-  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   dataset = tf.data.Dataset.range(start, stop).map(
       lambda step: tf.numpy_function(make, [step], tf.int64, stateful=False),
       num_parallel_calls=workers, deterministic=True).prefetch(2)

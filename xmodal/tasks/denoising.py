@@ -18,6 +18,7 @@ class GenerationHead(nn.Module):
     empty: tokens of a text that says nothing, which stand for a hidden caption.
     predicts: what the denoiser predicts, see models.flow.
     time_mean, time_std: of the logits of the times trained on.
+    noises: noisy pictures that training makes of each example, whose text is read once.
     caption_drop: share of the captions that are hidden in training.
     guidance: how far to go from the velocity without a text to that with it (arXiv:2207.12598).
     guidance_interval: of times; outside it is 1 at most (arXiv:2404.07724).
@@ -32,6 +33,7 @@ class GenerationHead(nn.Module):
   predicts: str
   time_mean: float
   time_std: float
+  noises: int
   caption_drop: float
   guidance: float
   guidance_interval: tuple[float, float]
@@ -60,12 +62,19 @@ class GenerationHead(nn.Module):
       tokens = jnp.take_along_axis(captions, place[:, None, None], axis=1)[:, 0]
       hidden = jax.random.bernoulli(keys[1], self.caption_drop, (batch, 1))
       tokens = jnp.where(hidden, jnp.array(self.empty), tokens)
-      noise = jax.random.normal(keys[2], x.shape)
-      t = flow.draw_times(keys[3], (batch,), self.time_mean, self.time_std)
-    text = towers.text(tokens)
-    predicted = self.denoiser(flow.between(x, noise, t), t, text.tokens, text.mask,
+      noise = jax.random.normal(keys[2], (batch * self.noises, *x.shape[1:]))
+      t = flow.draw_times(keys[3], noise.shape[:1], self.time_mean, self.time_std)
+    text, noises = towers.text(tokens), len(noise) // batch
+
+    def each(a):
+      # Not one batch after the other: each device keeps its own examples.
+      return jnp.repeat(a, noises, axis=0)
+
+    truth = each(x)
+    predicted = self.denoiser(flow.between(truth, noise, t), t, each(text.tokens), each(text.mask),
                               deterministic=deterministic)
-    error = flow.v_loss(predicted, x, noise, t, self.predicts)
+    error = flow.v_loss(predicted, truth, noise, t, self.predicts)
+    error = error.reshape(batch, noises, *x.shape[1:]).mean(1)
     seen = Padding(extent, x.shape[1:3]).mask_like(x)
     if seen is None:
       return error.mean((1, 2, 3))

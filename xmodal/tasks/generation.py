@@ -261,10 +261,11 @@ class Generation(Task):
     empty = tuple(self._tokenizer.encode([''], self._length)[0].tolist())
     return GenerationHead(
         self._denoiser(), empty=empty, predicts=own.predict, time_mean=own.time_mean,
-        time_std=own.time_std, caption_drop=own.caption_drop, guidance=float(self._guidance),
-        guidance_interval=(own.guidance_from, own.guidance_to), sampler=self._sampler,
-        steps=self._steps, strength=None if self._start is None else self._start.strength,
-        scored=self._scored, told=self._told)
+        time_std=own.time_std, noises=own.noises, caption_drop=own.caption_drop,
+        guidance=float(self._guidance), guidance_interval=(own.guidance_from, own.guidance_to),
+        sampler=self._sampler, steps=self._steps,
+        strength=None if self._start is None else self._start.strength, scored=self._scored,
+        told=self._told)
 
   def weights(self, features):
     return {'v': (features['count'] > 0).astype(jnp.float32)}

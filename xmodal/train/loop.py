@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 
@@ -379,22 +380,38 @@ def _check_continues(config, begun, workdir):
 
 @contextlib.contextmanager
 def _stop_signals():
-  """Gives an event that SIGTERM and the first SIGINT set."""
+  """Gives an event that SIGTERM and the first SIGINT set; the second SIGINT ends the process."""
   stop = threading.Event()
   # Of several processes, all have to stop at one step: Orbax sees to that.
   if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
     yield stop
     return
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  told, tell = socket.socketpair()
+  tell.setblocking(False)
 
-  def heed(*_):
-    stop.set()
-    # Not by print: a signal may come in the middle of another.
-    os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at once\n')
-    signal.signal(signal.SIGINT, before[signal.SIGINT])
+  def listen():
+    # Python's own handlers wait for the main thread, which may compile for a minute.
+    came = set()
+    while number := told.recv(1):
+      if number[0] == signal.SIGINT and came:
+        os._exit(128 + signal.SIGINT)
+      if number[0] in numbers and not came:
+        # Not by print: that may be in the middle of another.
+        os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at '
+                    b'once\n')
+        came.add(number)
 
-  before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+  before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+  other = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+  listener = threading.Thread(target=listen, daemon=True)
+  listener.start()
   try:
     yield stop
   finally:
+    signal.set_wakeup_fd(other)
     for number, handler in before.items():
       signal.signal(number, handler)
+    tell.close()
+    listener.join()
+    told.close()

@@ -1,0 +1,34 @@
+"""Drawing what a text says at 64x64 pixels, on embedded scenes; for one GPU."""
+
+from xmodal import config
+
+
+def get_config():
+  c = config.base()
+  c.mixer.tasks = ('generation',)
+  c.data.drawn = True
+  c.data.without = ('red circle', 'blue square', 'green triangle', 'yellow cross')
+  c.data.image_size = 64
+  c.data.train_examples = 1_000_000
+  c.data.eval_examples = 1_000
+  c.model.attention = 'cudnn'
+  c.model.text.num_layers = 2
+  c.model.denoiser.hidden_dim = 256
+  c.model.denoiser.mlp_dim = 512
+  c.model.denoiser.num_heads = 4
+  c.model.denoiser.num_layers = 8
+  c.model.denoiser.patch_size = 4
+  c.generation.caption_length = 14
+  # More pixels show the same scene through more noise: train nearer to noise.
+  c.generation.time_mean = -1.0
+  c.generation.time_std = 0.9
+  # To make a picture takes longer than to learn from it once.
+  c.generation.noises = 4
+  c.train.batch_size = 128
+  c.train.steps = 10_000
+  c.train.log_every = 100
+  c.train.eval_every = 5_000
+  c.train.checkpoint_every = 5_000
+  c.train.ema_decay = 0.999
+  c.optimizer.warmup_steps = 500
+  return c
