@@ -13,6 +13,8 @@ def get_config():
   c.data.eval_examples = 1_000
   c.model.attention = 'cudnn'
   c.model.text.num_layers = 2
+  # Or which word goes with which, and what lies left of what, is learned very late.
+  c.model.text.position_std = 2.0
   c.model.denoiser.hidden_dim = 256
   c.model.denoiser.mlp_dim = 512
   c.model.denoiser.num_heads = 4

@@ -91,5 +91,5 @@ def test_files_stay_lists_with_their_faults(monkeypatch):
 
 
 def test_no_answers_at_all_is_one_line():
-  with pytest.raises(UserError, match=r'config.data.answers_share=0.0: wanted 1e-06 to 1'):
+  with pytest.raises(UserError, match=r'config.data.answers_share=0.0: wanted above 0, at most 1'):
     open_feeds(config(data__answers_share=0.0), ('vqa',), ('train',))

@@ -100,6 +100,19 @@ def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():
     assert process.wait() == 130
 
 
+def test_steps_are_told_before_evaluations_and_with_their_speed(command, tmp_path):
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path, '--config.train.steps=4',
+                         '--config.train.log_every=2', '--config.train.eval_every=2')
+  assert code == 0 and '\nobjects\nF1 of names' in out and '\nvqa\n' in out
+  told = [line.split(':')[0].split('  ')[0] for line in out.splitlines()
+          if line.startswith(('step', 'evaluation'))]
+  assert list(dict.fromkeys(told)) == ['step 2/4', 'evaluation at step 2', 'step 4/4',
+                                       'evaluation at step 4']
+  lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
+  rates = [line['examples_per_second'] for line in lines if 'examples_per_second' in line]
+  assert len(rates) == 2 and min(rates) > 0
+
+
 def test_eval_gives_the_scores_of_the_training(command, finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'run')
   predictions = workdir / 'predictions_vqa_val.jsonl'
@@ -180,7 +193,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--config', TINY, '--config.trian.steps=3'], ['trian', 'Did you mean "train"']),
+    (['--config', TINY, '--config.trian.steps=3'], ['trian', 'did you mean "train"']),
     (['--config', TINY, '--config.mixer.data.objects.colour=red'],
      ['--config.mixer.data.objects.colour=red']),
     (['--config.seed=3', '--config', TINY], ['--config FILE', 'before']),
@@ -209,7 +222,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.mixer.balance=pcgard'], ['pcgard', 'famo']),
     (['--config', TINY, '--config.mixer.data.objects.source=coco',
       '--config.mixer.data.objects.root=/nowhere'], ['data of objects', '/nowhere']),
-    (['--config', TINY, '--config.mixer.data.objcts.root=x'], ['objcts', 'Did you mean "objects"']),
+    (['--config', TINY, '--config.mixer.data.objcts.root=x'], ['objcts', 'did you mean "objects"']),
     (['--config', TINY, '--config.mixer.data.objects.crowded=maybe'], ['crowded', 'maybe']),
     (['--config', TINY, '--config.train.eval_every=0'], ['config.train.eval_every=0']),
     (['--config', TINY, '--config.optimizer.warmup_steps=6'], ['warmup_steps=6', 'steps=6']),

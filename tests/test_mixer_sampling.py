@@ -96,6 +96,7 @@ def test_turns_of_tasks_and_of_parameters():
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vision', 0),)}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': ((5, 'vision'),)}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vis(', 5),)}, 'no regular expression'),
+    ({'mixer__turns_of': 'heads'}, "turns_of='heads'"),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('a', 5),), 'mixer__turns_of': 'heads'},
      "turns_of='heads'"),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vqa', 5),), 'mixer__turns_of': 'tasks'},
@@ -193,7 +194,7 @@ def test_tasks_with_the_same_data_share_a_source():
     ({'detectoin': {'root': 'x'}}, r"mixer\.data\.detectoin: no such task"),
     ({'detection': {'source': 'coco', 'root': '/nowhere'}}, 'data of detection: .*/nowhere'),
     ({'detection': {'augment': {'crop': 3.0}}},
-     r'data of detection: config\.data\.augment\.crop=3')])
+     r'data of detection: config\.mixer\.data\.detection\.augment\.crop=3')])
 def test_data_that_cannot_be_is_one_line(changes, words):
   c = own_data()
   c.mixer.data = changes  # as a file in configs/ may set it

@@ -126,8 +126,12 @@ def _augment(args):
     os.remove(f'{path}.part')
   print('\n'.join(report(labeller.tally, args.threshold, path)))
   if not labeller.tally.examples:
-    raise UserError(f'nothing was kept: lower --threshold {args.threshold}, ask what captions tell '
-                    'of, or train the model for longer')
+    ways = ['train the model for longer']
+    if labeller.tally.verdicts[None] and not args.keep_unjudged:
+      ways = ['ask what captions tell of', 'take --keep_unjudged', *ways]
+    if args.threshold > 0:
+      ways = [f'lower --threshold {args.threshold}', *ways]
+    raise UserError(f'nothing was kept: {", or ".join(ways)}')
 
 
 def _path_from(folder, path):
@@ -191,7 +195,7 @@ def report(tally: Tally, threshold: float, path: str) -> list[str]:
   verdicts, answered = tally.verdicts, tally.given.total()
   rows = [('pictures', tally.pictures,
            f'{len(tally.unreadable):,} more cannot be read' if tally.unreadable else ''),
-          ('captions kept', tally.captions, f'probability a token {threshold} or more')]
+          ('captions kept', tally.captions, f'not empty, probability a token {threshold} or more')]
   if answered:
     judged = (f'the caption agrees with {verdicts[True]:,}, contradicts {verdicts[False]:,} and '
               f'says nothing of {verdicts[None]:,}')

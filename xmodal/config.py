@@ -105,6 +105,9 @@ def base() -> ConfigDict:
   c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
+  # T5 from nothing: of its biases of relative positions at the start; None: 1 / sqrt(hidden_dim), as
+  # published. With 2 it tells words apart by their places from the first step.
+  c.model.text.position_std = placeholder(float)
   c.model.cross = ConfigDict()
   c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
   c.model.denoiser = ConfigDict()  # of image generation
@@ -264,13 +267,14 @@ def _unset(section):
 # Of pictures for a vision tower that begins from nothing, where the config names none.
 IMAGE_SIZE = 48
 
+_ABOVE_ZERO = 1e-6
 # Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
 _RANGES = {
     'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None), 'model.lora.alpha': (0, None),
     'model.lora.dropout_rate': (0, 0.99),
-    'model.text.vocab_size': (1, None),
+    'model.text.vocab_size': (1, None), 'model.text.position_std': (0, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
-    'data.answers_share': (1e-6, 1), 'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None),
+    'data.answers_share': (_ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None),
     'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
     'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
@@ -279,7 +283,7 @@ _RANGES = {
     'detection.max_names': (1, None), 'detection.max_objects': (1, None),
     'detection.queries': (0, None), 'detection.layers': (1, None),
     'detection.glimpse': (0, None),
-    'detection.expression_length': (2, None), 'detection.expression_weight': (1e-6, None),
+    'detection.expression_length': (2, None), 'detection.expression_weight': (_ABOVE_ZERO, None),
     'detection.threshold': (0, 1),
     'captioning.caption_length': (2, None), 'captioning.max_captions': (1, None),
     'captioning.beams': (1, None), 'captioning.temperature': (0, None),
@@ -289,11 +293,11 @@ _RANGES = {
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
     'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
-    'generation.time_std': (1e-6, None), 'generation.noises': (1, None),
+    'generation.time_std': (_ABOVE_ZERO, None), 'generation.noises': (1, None),
     'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
     'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
     'generation.steps': (1, None),
-    'mixer.temperature': (1e-6, None), 'mixer.balance_rate': (0, None),
+    'mixer.temperature': (_ABOVE_ZERO, None), 'mixer.balance_rate': (0, None),
     'mixer.gradnorm_alpha': (0, None), 'mixer.dwa_window': (1, None),
     'mixer.measure_every': (0, None),
     'train.steps': (1, None),
@@ -312,7 +316,10 @@ def check(config: ConfigDict) -> None:
     for part in key.split('.'):
       value = value[part]
     if value is not None and not low <= value <= (math.inf if high is None else high):
-      wanted = f'{low} or more' if high is None else f'{low} to {high}'
+      if low == _ABOVE_ZERO:
+        wanted = 'above 0' if high is None else f'above 0, at most {high}'
+      else:
+        wanted = f'{low} or more' if high is None else f'{low} to {high}'
       raise UserError(f'config.{key}={value}: wanted {wanted}')
   if config.data.blank not in ('', 'image', 'question'):
     raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')

@@ -24,13 +24,15 @@ _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost
 
 
 def main() -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):
       print(_help())
       return 0
     config, workdir = _parse(sys.argv)
     _run(config, workdir, _MODE.value)
+  except KeyboardInterrupt:  # a second Ctrl-C, or one before or after training
+    return 130
   except UserError as error:
     return _fail(error)
   except OSError as error:  # a full disk, a folder that may not be written to
@@ -67,6 +69,7 @@ def _parse(argv):
     text = ' '.join(str(text).split())
     if 'before a value for --config' in text:
       raise UserError('--config FILE has to come before the keys that change it') from error
+    text = text.replace("' Did you", "'; did you")
     for argument in argv:
       keys = argument.removeprefix('--').partition('=')[0].split('.')
       if any(text.startswith(repr(key)) for key in keys):

@@ -129,7 +129,8 @@ def _train_all(base, options):
     for setting in settings:
       workdir = os.path.join(options.workdir, setting.folder(seed))
       if not train(setting.config(base, seed), workdir):
-        print(f'stopped after {done} of {total} runs; the same command goes on')
+        tables = f', told of in {options.workdir}' if done else ''
+        print(f'stopped after {done} of {total} runs{tables}; the same command goes on')
         return
       done += 1
       table = write()

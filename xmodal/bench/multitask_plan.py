@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.mixer.feed import open_feeds
 from xmodal.mixer.sampling import Sampling, make_sampling
@@ -57,6 +58,8 @@ class Setting:
     c.mixer.tasks, c.mixer.weights = self.tasks, tuple(weights[task] for task in self.tasks)
     c.mixer.sampling, c.mixer.balance = self.sampling, self.balance
     c.mixer.turns = (base.mixer.turns or _TURNS) if self.sampling == 'alternating' else ()
+    for task in set(base.mixer.tasks) - set(self.tasks):
+      c.mixer.data[task] = configs.base().mixer.data[task]  # or each run would say it is not read
     if self.answers_share < 1:  # vqa reads by itself then, whatever the others read
       c.mixer.data.vqa.answers_share = self.answers_share
     c.seed = seed

@@ -15,6 +15,7 @@ A box without area is left out and told of; whatever else is wrong in a line sto
 the training.
 """
 
+import difflib
 import json
 import logging
 import math
@@ -128,8 +129,11 @@ class LineParser:
     """Says which keys were ignored, or ''."""
     if not self.ignored:
       return ''
-    return (f'ignored keys {", ".join(sorted(map(shown, self.ignored)))} '
-            f'(known: {", ".join(self._readers)})')
+    keys = []
+    for key in sorted(map(shown, self.ignored)):
+      near = difflib.get_close_matches(key.strip("'"), self._readers, 1)
+      keys.append(f'{key} (did you mean {near[0]!r}?)' if near else key)
+    return f'ignored keys {", ".join(keys)} (known: {", ".join(self._readers)})'
 
   def _image(self, value):
     if not isinstance(value, str) or not value:

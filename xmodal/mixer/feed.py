@@ -7,6 +7,7 @@ towers see each picture once for all of them. A batch of one source is flat:
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -117,6 +118,9 @@ def unread(config: ConfigDict, tasks: tuple[str, ...]) -> Iterator[str]:
       yield f'config.mixer.data.{task} is not read: {task} is none of config.mixer.tasks'
 
 
+_OF_A_TASK = re.compile(rf'config\.data\.(?!{"|".join(configs.DATA_OF_THE_RUN)})')
+
+
 def _has_values(changes):
   return any(_has_values(value) if isinstance(value, ConfigDict) else value is not None
              for value in (changes or {}).values())
@@ -130,7 +134,11 @@ def _open(config, names, uses):
                                 only_answered=all('answers' in task_class(n).needs for n in names))
                for use in uses}
   except UserError as error:
-    raise UserError(f'data of {name}: {error}') from error
+    text = str(error)
+    if any(_has_values(config.mixer.data[task]) for task in names):
+      # The keys that would change it.
+      text = _OF_A_TASK.sub(f'config.mixer.data.{names[0]}.', text)
+    raise UserError(f'data of {name}: {text}') from error
   return Feed(name, names, config, sources,
               {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
                for use, source in sources.items()},

@@ -92,6 +92,8 @@ def make_sampling(config, sizes: Mapping[str, int]) -> Sampling:
   if mixer.turns and mixer.sampling != 'alternating':
     raise UserError(f'config.mixer.turns mean nothing to config.mixer.sampling={mixer.sampling!r}; '
                     "leave them out, or set it to 'alternating'")
+  if mixer.turns_of not in ('parameters', 'tasks'):
+    raise UserError(f'config.mixer.turns_of={mixer.turns_of!r}: wanted parameters or tasks')
   if mixer.sampling == 'joint':
     return Sampling((Kind(tasks),), ((0, 1),))
   if mixer.sampling == 'alternating':
@@ -130,8 +132,6 @@ def _alternating(mixer, tasks):
   if not turns or not all(map(_is_turn, turns)):
     raise UserError(f'config.mixer.turns={turns}: wanted pairs of a regular expression and a '
                     "number of steps, such as (('vision_tower', 100), ('text_tower|heads', 50))")
-  if mixer.turns_of not in ('parameters', 'tasks'):
-    raise UserError(f'config.mixer.turns_of={mixer.turns_of!r}: wanted parameters or tasks')
   kinds = []
   for pattern, _ in turns:
     try:

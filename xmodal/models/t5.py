@@ -144,6 +144,7 @@ class T5(nn.Module):
     num_decoder_layers: decoder layers.
     relative_attention_num_buckets: see `relative_position_buckets`.
     relative_attention_max_distance: see `relative_position_buckets`.
+    position_std: deviation of the biases of relative positions at the start; None: 1 / sqrt(D).
     gated: gated tanh-GELU MLPs (1.1) or ReLU ones (1.0).
     tie_word_embeddings: whether the embedding is the output layer as well (1.0).
     scale_decoder_outputs: divide by sqrt(D) before the output layer (1.0).
@@ -164,6 +165,7 @@ class T5(nn.Module):
   num_decoder_layers: int
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
+  position_std: float | None = None
   gated: bool = False
   tie_word_embeddings: bool = True
   scale_decoder_outputs: bool = True
@@ -307,8 +309,9 @@ class T5(nn.Module):
                                   for i in range(self.num_decoder_layers))
 
   def _relative_bias(self):
+    std = self.hidden_dim ** -0.5 if self.position_std is None else self.position_std
     return nn.Embed(self.relative_attention_num_buckets, self.num_heads,
-                    embedding_init=nn.initializers.normal(self.hidden_dim ** -0.5))
+                    embedding_init=nn.initializers.normal(std))
 
   def _buckets(self, relative, *, bidirectional):
     return relative_position_buckets(

@@ -194,8 +194,10 @@ class Run:
 
   def tables(self, scores: dict[str, dict]) -> str:
     """The scores of all tasks, for the terminal."""
-    return '\n\n'.join(t for name, task in self.asked.items() if scores[name]
-                       for t in [task.table(scores[name])] if t)
+    found = {name: task.table(scores[name]) or task.headline(scores[name])
+             for name, task in self.asked.items() if scores[name]}
+    return '\n\n'.join(f'{name}\n{text}' if len(self.asked) > 1 else text
+                       for name, text in found.items() if text)
 
   def train(self) -> dict:
     """Trains to the end; returns what final.json holds.
@@ -266,15 +268,17 @@ class Run:
       state, metrics = steps[kind](state, batch)
       running.append((step, metrics | measured))
       last = step == train.steps
-      # Two steps stay in flight; looking at the last one would make the device wait.
-      while len(running) > (0 if last else 2):
+      evaluates = last or step % train.eval_every == 0
+      # Two steps stay in flight, as looking at the last one would make the device wait; before an
+      # evaluation it has to.
+      while len(running) > (0 if evaluates else 2):
         told = self._look(*running.popleft(), report, told)
       stopping = stop.is_set() if jax.process_count() == 1 else checkpoints.preempted(step)
       if last or stopping or step % train.checkpoint_every == 0:
         checkpoints.save(state, self.assets)
       if stopping:
         return state, None
-      if last or step % train.eval_every == 0:
+      if evaluates:
         scores = self.evaluate(state.variables, step, report, stop)
         if scores is None:
           checkpoints.save(state, self.assets)
@@ -410,8 +414,8 @@ def _stop_signals():
     yield stop
   finally:
     signal.set_wakeup_fd(other)
-    for number, handler in before.items():
-      signal.signal(number, handler)
     tell.close()
     listener.join()
     told.close()
+    for number, handler in before.items():
+      signal.signal(number, handler)
