@@ -9,7 +9,7 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from xmodal.errors import UserError
-from xmodal.models.t5 import relative_position_buckets
+from xmodal.models.t5 import T5, relative_position_buckets
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.tensors import init_shapes
 
@@ -127,6 +127,14 @@ def test_bfloat16_gives_float32_logits_with_and_without_the_cache(models):
 
 
 @pytest.mark.parametrize('models', ['1.1'], indirect=True)
+@pytest.mark.parametrize('asked, std', [(None, 0.125), (2.0, 2.0)])
+def test_position_biases_begin_as_wide_as_asked(asked, std):
+  module = T5(9, 64, 8, 8, 16, 1, 0, position_std=asked)
+  params = module.init(jax.random.key(0), np.ones((1, 3), np.int32), np.ones((1, 3), bool),
+                       method='encode')['params']
+  assert np.std(params['encoder_relative_bias']['embedding']) == pytest.approx(std, rel=0.15)
+
+
 def test_dropout_changes_the_logits_and_gradients_stay_finite_under_remat(models):
   _, module, params = models
   module = module.clone(dropout_rate=0.3, remat='full')

@@ -106,7 +106,7 @@ def base() -> ConfigDict:
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
   # T5 from nothing: of its biases of relative positions at the start; None: 1 / sqrt(hidden_dim), as
-  # published. With 2 it tells words apart by their places from the first step.
+  # published. With 2 the order of words shows from the first step.
   c.model.text.position_std = placeholder(float)
   c.model.cross = ConfigDict()
   c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
