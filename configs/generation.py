@@ -15,7 +15,7 @@ def get_config():
   c.data.train_examples = 100_000
   c.data.eval_examples = 300
   c.model.text.num_layers = 2
-  # Or the tower takes a caption for a bag of words: the order of them is learned very late.
+  # What lies left of what is in the order of words, which counts for little otherwise.
   c.model.text.position_std = 2.0
   # Until pictures are whole, what counts is how many examples were seen: narrow is fast.
   c.model.denoiser.hidden_dim = 96

@@ -13,7 +13,7 @@ def get_config():
   c.data.eval_examples = 1_000
   c.model.attention = 'cudnn'
   c.model.text.num_layers = 2
-  # Or the tower takes a caption for a bag of words: the order of them is learned very late.
+  # What lies left of what is in the order of words, which counts for little otherwise.
   c.model.text.position_std = 2.0
   c.model.denoiser.hidden_dim = 256
   c.model.denoiser.mlp_dim = 512

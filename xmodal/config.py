@@ -105,8 +105,8 @@ def base() -> ConfigDict:
   c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
-  # T5 from nothing: of its biases of relative positions at the start; None: 1 / sqrt(hidden_dim), as
-  # published. With 2 the order of words shows from the first step.
+  # T5 from nothing: of its biases of relative positions at the start; None: as published,
+  # 1 / sqrt(hidden_dim), with which their order counts for little until it is learned.
   c.model.text.position_std = placeholder(float)
   c.model.cross = ConfigDict()
   c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
@@ -274,7 +274,8 @@ _RANGES = {
     'model.lora.dropout_rate': (0, 0.99),
     'model.text.vocab_size': (1, None), 'model.text.position_std': (0, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
-    'data.answers_share': (_ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1), 'data.memory_mb': (0, None),
+    'data.answers_share': (_ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1),
+    'data.memory_mb': (0, None),
     'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
     'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),

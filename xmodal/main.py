@@ -24,7 +24,7 @@ _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost
 
 
 def main() -> int:
-  """Runs a command line; returns its exit code: 0, 2 for a mistake of the user's, 130 after Ctrl-C."""
+  """Runs a command line; returns 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):
       print(_help())

@@ -396,15 +396,15 @@ def _stop_signals():
 
   def listen():
     # Python's own handlers wait for the main thread, which may compile for a minute.
-    came = set()
+    heard = False
     while number := told.recv(1):
-      if number[0] == signal.SIGINT and came:
+      if number[0] == signal.SIGINT and heard:
         os._exit(128 + signal.SIGINT)
-      if number[0] in numbers and not came:
+      if number[0] in numbers and not heard:
         # Not by print: that may be in the middle of another.
         os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at '
                     b'once\n')
-        came.add(number)
+        heard = True
 
   before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
   other = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
