@@ -189,7 +189,10 @@ def _read(folder, item, abstract):
       read = reader.restore(path, args=ocp.args.StandardRestore(wanted))
   except UserError:
     raise
-  except (OSError, ValueError, KeyError) as error:
+  except Exception as error:
+    error = _wrapped(error)
+    if not isinstance(error, (OSError, ValueError, KeyError)):
+      raise
     if getattr(error, 'errno', None) in _NOT_DAMAGE:
       raise UserError(f'checkpoint {folder} cannot be read ({error.strerror}); put that right and '
                       'run the same command again') from error
@@ -199,6 +202,13 @@ def _read(folder, item, abstract):
   if int(_fingerprint(read['arrays'])) != int(read['fingerprint']):
     raise _Damaged(f'{item}: an array has changed since it was written')
   return read['arrays']
+
+
+def _wrapped(error):
+  """What Orbax, of an array it could not read, wraps in an exception of no narrower type."""
+  while type(error) is Exception and error.__cause__ is not None:
+    error = error.__cause__
+  return error
 
 
 def _any_sharding(abstract):
