@@ -25,6 +25,7 @@ def get_config():
   c.generation.caption_length = 14
   c.generation.time_mean = -0.6
   c.generation.time_std = 0.9
+  c.generation.early_steps = 900
   c.generation.steps = 10
   c.train.batch_size = 64
   c.train.steps = 8_000

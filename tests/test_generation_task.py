@@ -193,6 +193,25 @@ def test_the_loss_of_an_example_is_the_mean_of_its_noises():
   assert one[1] / many[1] == pytest.approx(4, rel=0.2)
 
 
+def test_early_steps_have_times_of_their_own():
+  """Of a third of them, half way from there, and after the last: the losses of runs that always
+  have these times."""
+  def losses(*steps, **values):
+    run = Run(config(**values), 'unused')
+    batch = run.maker('train')(np.arange(8), np.arange(8))
+    state, step = states.create(run.init, run.abstract), run.compile_step()
+    return [float(step(jax.tree.map(jnp.copy, state.replace(step=jnp.int32(number))), batch)[1][
+        'loss']) for number in steps]
+
+  late = {'generation__time_mean': -1.0, 'generation__time_std': 0.7}
+  early, between, after = losses(100, 200, 300, **late, generation__early_steps=300,
+                                 generation__early_mean=1.0)
+  assert [early] == losses(100, generation__time_mean=1.0, generation__time_std=0.3)
+  assert [between] == pytest.approx(
+      losses(200, generation__time_mean=0.0, generation__time_std=0.5), rel=1e-5)
+  assert [after] == losses(300, **late)
+
+
 def test_guidance_goes_on_from_no_text_through_the_text(predictor):
   """Of one step from noise the picture is linear in it."""
   task, blank = predictor.task('generation'), np.zeros((32, 32, 3), np.uint8)
@@ -305,6 +324,7 @@ def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finis
     (dict(generation__sampler='rk4'), "config.generation.sampler='rk4'"),
     (dict(generation__patches='vit'), "config.generation.patches='vit'"),
     (dict(generation__guidance=-1.0), 'config.generation.guidance=-1.0'),
+    (dict(generation__early_steps=-1), 'config.generation.early_steps=-1'),
     (dict(generation__steps=0), 'config.generation.steps=0'),
     (dict(generation__guidance_from=0.9, generation__guidance_to=0.1), 'guidance_from=0.9 lies'),
     (dict(model__denoiser__patch_size=0), 'patch_size=0: wanted 1 or more'),

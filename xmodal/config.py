@@ -27,7 +27,7 @@ SIZES = {
         gpt2=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
         cross=dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
         denoiser=dict(patch_size=4, hidden_dim=128, mlp_dim=256, num_heads=4, num_layers=5,
-                      bottleneck_dim=32)),
+                      bottleneck_dim=96)),
     'small': dict(
         vit=dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
         resnet=dict(block='basic', norm='group', widths=(64, 128, 256, 512),
@@ -209,6 +209,10 @@ def base() -> ConfigDict:
   c.generation.patches = 'overlap'  # squares of twice the side, in and out; plain: as in JiT
   c.generation.time_mean = -0.8  # of the logit of the times trained on: 0 is noise, 1 a picture
   c.generation.time_std = 0.8
+  # Steps in which times begin close to where the text tells the most, and from a third of them on
+  # spread: a model from nothing learns what texts say there. 0: none.
+  c.generation.early_steps = 0
+  c.generation.early_mean = -1.6  # of the logit of those times; twice the side: 0.7 less
   c.generation.noises = 1  # noisy pictures of each example in a step, at different times
   c.generation.caption_drop = 0.1  # of the captions, hidden in training: guidance needs it
   c.generation.guidance = 3.0  # 1: none; how far to go from the picture of no text to that of this
@@ -294,7 +298,8 @@ _RANGES = {
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
     'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
-    'generation.time_std': (_ABOVE_ZERO, None), 'generation.noises': (1, None),
+    'generation.time_std': (_ABOVE_ZERO, None), 'generation.early_steps': (0, None),
+    'generation.noises': (1, None),
     'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
     'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
     'generation.steps': (1, None),

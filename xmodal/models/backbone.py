@@ -223,9 +223,14 @@ def _waves(rng, shape, dtype=jnp.float32):
 
 
 class SharedTowers:
-  """A backbone bound to one batch of pictures: each tower runs once, however many heads ask."""
+  """A backbone bound to one batch of pictures: each tower runs once, however many heads ask.
+
+  Attributes:
+    step: of training, int32 [B], all the same; None otherwise.
+  """
 
   def __init__(self, backbone: Backbone, batch, deterministic: bool):
+    self.step: jax.Array | None = batch.get('step')
     self._backbone, self._deterministic = backbone, deterministic
     self._image, self._extent = batch['image'], batch.get('extent')
     self._made = {}

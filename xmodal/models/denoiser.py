@@ -5,7 +5,9 @@ positions, normed queries and keys, adaLN-Zero for the time (arXiv:2212.09748), 
 the context that say what is wanted. The text is looked at by cross-attention, too.
 """
 
+import functools
 import itertools
+import math
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -204,7 +206,9 @@ class Denoiser(nn.Module):
     Pictures fill little of the space of their pixels; a narrow layer helps (JiT, section 4.3).
     """
     squares = (windows_of if self.patches == 'overlap' else blocks_of)(z, self.patch_size)
-    x = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=dtype, name='stem_down')(squares)
+    init = functools.partial(_low_frequencies, patch_size=self.patch_size)
+    x = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=dtype, kernel_init=init,
+                 name='stem_down')(squares)
     x = nn.Dense(self.hidden_dim, dtype=dtype, name='stem_up')(x)
     grid = x.shape[1:3]
     return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
@@ -219,6 +223,26 @@ class Denoiser(nn.Module):
     x = nn.Dense(3 * pixels, dtype=dtype, kernel_init=nn.initializers.zeros,
                  name='pixel_projection')(x).reshape(len(x), *grid, -1)
     return (sum_of_windows if overlap else images_of)(x, self.patch_size).astype(jnp.float32)
+
+
+def _low_frequencies(rng, shape, dtype=jnp.float32, *, patch_size):
+  """Cosine waves over the squares of _tokens, a channel each, the slower the louder.
+
+  Of a picture in noise, most of what can be seen is in the slow ones. As loud
+  as random kernels all in all.
+  """
+  del rng
+  values, count = shape
+  side = math.isqrt(values // 3)
+  n = np.arange(side)
+  wave = np.cos(np.pi * n[:, None] * (n + 0.5) / side)
+  wave /= np.linalg.norm(wave, axis=1, keepdims=True)
+  waves = np.einsum('ai,bj,cd->abcijd', wave, wave, np.eye(3)).reshape(values, side, side, 3)
+  speed = np.repeat(np.hypot(n[:, None], n).ravel(), 3)
+  loud = waves / (1 + speed[:, None, None, None]) ** 2
+  kernel = np.asarray(blocks_of(loud[np.argsort(speed, kind='stable')], patch_size))
+  kernel = np.resize(kernel.reshape(values, values), (count, values)).T
+  return jnp.asarray(kernel * (count / (kernel ** 2).sum()) ** 0.5, dtype)
 
 
 def check(sizes: Denoiser) -> None:

@@ -29,7 +29,8 @@ def between(x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
   return t * x + (1 - t) * noise
 
 
-def draw_times(rng: jax.Array, shape: tuple[int, ...], mean: float, std: float) -> jax.Array:
+def draw_times(rng: jax.Array, shape: tuple[int, ...], mean: jax.typing.ArrayLike,
+               std: jax.typing.ArrayLike) -> jax.Array:
   """Logit-normal times (arXiv:2403.03206): sigmoid of a normal of this mean and deviation."""
   return jax.nn.sigmoid(mean + std * jax.random.normal(rng, shape))
 

@@ -10,6 +10,12 @@ from xmodal.models import flow
 from xmodal.models.padding import Padding
 
 
+# Of the logits of early times. Where things are seen, but hardly what they are, a text that is
+# understood helps the most. With other times among those, a model from nothing takes in the words,
+# but not for long their order: which thing is where.
+_EARLY_STD = 0.3
+
+
 class GenerationHead(nn.Module):
   """Denoising in training, and the loop that draws.
 
@@ -18,6 +24,8 @@ class GenerationHead(nn.Module):
     empty: tokens of a text that says nothing, which stand for a hidden caption.
     predicts: what the denoiser predicts, see models.flow.
     time_mean, time_std: of the logits of the times trained on.
+    early_mean, early_steps: in the first steps of training times are near this one instead, and
+      then spread.
     noises: noisy pictures that training makes of each example, whose text is read once.
     caption_drop: share of the captions that are hidden in training.
     guidance: how far to go from the velocity without a text to that with it (arXiv:2207.12598).
@@ -33,6 +41,8 @@ class GenerationHead(nn.Module):
   predicts: str
   time_mean: float
   time_std: float
+  early_mean: float
+  early_steps: int
   noises: int
   caption_drop: float
   guidance: float
@@ -63,7 +73,8 @@ class GenerationHead(nn.Module):
       hidden = jax.random.bernoulli(keys[1], self.caption_drop, (batch, 1))
       tokens = jnp.where(hidden, jnp.array(self.empty), tokens)
       noise = jax.random.normal(keys[2], (batch * self.noises, *x.shape[1:]))
-      t = flow.draw_times(keys[3], noise.shape[:1], self.time_mean, self.time_std)
+      mean, std = self._spread_of_times(towers.step)
+      t = flow.draw_times(keys[3], (batch, self.noises), mean, std).reshape(-1)
     text, noises = towers.text(tokens), len(noise) // batch
 
     def each(a):
@@ -79,6 +90,15 @@ class GenerationHead(nn.Module):
     if seen is None:
       return error.mean((1, 2, 3))
     return jnp.where(seen, error, 0).sum((1, 2, 3)) / jnp.maximum(seen.sum((1, 2, 3)), 1)
+
+  def _spread_of_times(self, step):
+    """Mean and deviation of the logits of times at steps int32 [B]: each a number or [B, 1]."""
+    if step is None or not self.early_steps:
+      return self.time_mean, self.time_std
+    # As it was for a third of the early steps, then slowly on.
+    share = jnp.clip(1.5 * step / self.early_steps - 0.5, 0, 1)[:, None]
+    return tuple((1 - share) * early + share * late for early, late in zip(
+        (self.early_mean, _EARLY_STD), (self.time_mean, self.time_std)))
 
   def predict(self, towers, features: Mapping[str, jax.Array]):
     """Returns 'image' uint8 [B, H, W, 3], of the first captions; if scored also 'truth', likewise,

@@ -261,7 +261,8 @@ class Generation(Task):
     empty = tuple(self._tokenizer.encode([''], self._length)[0].tolist())
     return GenerationHead(
         self._denoiser(), empty=empty, predicts=own.predict, time_mean=own.time_mean,
-        time_std=own.time_std, noises=own.noises, caption_drop=own.caption_drop,
+        time_std=own.time_std, early_mean=own.early_mean, early_steps=own.early_steps,
+        noises=own.noises, caption_drop=own.caption_drop,
         guidance=float(self._guidance), guidance_interval=(own.guidance_from, own.guidance_to),
         sampler=self._sampler, steps=self._steps,
         strength=None if self._start is None else self._start.strength, scored=self._scored,

@@ -114,6 +114,13 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
   return gradients
 
 
+def at_step(batch: Mapping, step: jax.Array) -> dict:
+  """A batch with the step that it is trained in: 'step' int32 [B], like all that examples have."""
+  if 'image' not in batch:
+    return {feed: at_step(part, step) for feed, part in batch.items()}
+  return {**batch, 'step': jnp.full_like(batch['valid'], step, jnp.int32)}
+
+
 def _one_by_one(names, pullback):
   """{task: gradient of its loss alone}."""
   # Each pass by itself and not in a loop, although that compiles sooner: XLA leaves out what gives

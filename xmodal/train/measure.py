@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
-from xmodal.train.gradients import make_gradients, products
+from xmodal.train.gradients import at_step, make_gradients, products
 
 
 def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
@@ -32,6 +32,7 @@ def make_measure(model, tasks: Mapping[str, Task], task_weights: Mapping[str, fl
   gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation, separate=True)
 
   def measure(state, batch):
+    batch = at_step(batch, state.step)
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     trained, fixed = split(state.params, frozen)
     at, others = split(trained, shared)[::-1]

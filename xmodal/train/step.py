@@ -9,7 +9,7 @@ import optax
 from xmodal.mixer.balance import Balance
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
-from xmodal.train.gradients import make_gradients, products, weighted_sum
+from xmodal.train.gradients import at_step, make_gradients, products, weighted_sum
 from xmodal.train.measure import compared
 from xmodal.train.state import TrainState
 
@@ -67,6 +67,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     return total, collections, losses, weights, gram, metrics
 
   def train_step(state: TrainState, batch):
+    batch = at_step(batch, state.step)
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     trained, fixed = split(state.params, frozen)
     moving, still = split(trained, resting)
