@@ -16,7 +16,7 @@ def get_config():
   c.data.eval_examples = 300
   c.model.text.num_layers = 2
   # What lies left of what is in the order of words, which counts for little otherwise.
-  c.model.text.position_std = 2.0
+  c.model.text.neighbor_bias = 5.0
   # Until pictures are whole, what counts is how many examples were seen: narrow is fast.
   c.model.denoiser.hidden_dim = 96
   c.model.denoiser.mlp_dim = 192
@@ -25,7 +25,7 @@ def get_config():
   c.generation.caption_length = 14
   c.generation.time_mean = -0.6
   c.generation.time_std = 0.9
-  c.generation.early_steps = 900
+  c.generation.early_steps = 1500
   c.generation.steps = 10
   c.train.batch_size = 64
   c.train.steps = 8_000

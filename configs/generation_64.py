@@ -14,7 +14,7 @@ def get_config():
   c.model.attention = 'cudnn'
   c.model.text.num_layers = 2
   # What lies left of what is in the order of words, which counts for little otherwise.
-  c.model.text.position_std = 2.0
+  c.model.text.neighbor_bias = 5.0
   c.model.denoiser.hidden_dim = 256
   c.model.denoiser.mlp_dim = 512
   c.model.denoiser.num_heads = 4

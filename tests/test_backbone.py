@@ -130,6 +130,6 @@ def test_unknown_choices_are_named(examples):
 def test_a_size_that_a_tower_does_not_have_is_named(examples):
   with pytest.raises(UserError, match='model.vision.hidden_dim means nothing to resnet'):
     make(examples, **{**vision('resnet'), 'model__vision__hidden_dim': 16})
-  with pytest.raises(UserError, match='model.text.position_std=2.0 means nothing to bert'):
+  with pytest.raises(UserError, match='model.text.neighbor_bias=2.0 means nothing to bert'):
     make(examples, model__text__name='bert', model__text__head_dim=None,
-         model__text__position_std=2.0)
+         model__text__neighbor_bias=2.0)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
 from xmodal.errors import UserError
 from xmodal.models import denoiser, flow
@@ -148,6 +149,25 @@ def test_windows_lie_around_their_patches_and_add_up_again():
                              rtol=1e-5)
   transposed, = jax.linear_transpose(lambda x: denoiser.windows_of(x, 4), images)(windows)
   np.testing.assert_allclose(denoiser.sum_of_windows(windows, 4), transposed, rtol=1e-6)
+
+
+@pytest.mark.parametrize('patches', PATCHES)
+def test_the_stem_begins_with_the_slow_cosines_of_each_square(patches):
+  """As scipy's discrete cosine transform finds them, each slower one at least as loud."""
+  z = np.random.default_rng(0).normal(size=(1, 8, 12, 3)).astype(np.float32)
+  kernel = Denoiser(**{**TINY, 'bottleneck_dim': 18}, patches=patches).init(
+      jax.random.key(0), z, jnp.zeros(1), jnp.zeros((1, 3, 8)), jnp.ones((1, 3), bool))[
+          'params']['stem_down']['kernel']
+  cut, square = {'plain': (denoiser.blocks_of, z[0, 4:8, 4:8]),
+                 'overlap': (denoiser.windows_of, z[0, 2:10, 2:10])}[patches]
+  if patches == 'overlap':
+    square = np.pad(square, ((0, 2), (0, 0), (0, 0)))
+  transformed = scipy.fft.dctn(square, axes=(0, 1), norm='ortho')
+  slowest = np.stack([transformed[i] for i in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))])
+  loud = np.asarray(cut(z, 4)[0, 1, 1] @ kernel) / slowest.reshape(-1)
+  np.testing.assert_allclose(loud.reshape(-1, 3), loud[::3, None].repeat(3, 1), rtol=1e-3)
+  assert (np.diff(loud[::3]) < 1e-4).all() and loud[-1] < loud[0] / 4
+  assert (np.asarray(kernel) ** 2).sum() == pytest.approx(18)  # what random noise becomes
 
 
 @pytest.mark.parametrize('patches', PATCHES)

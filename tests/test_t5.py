@@ -126,12 +126,31 @@ def test_bfloat16_gives_float32_logits_with_and_without_the_cache(models):
   assert next_cache == cache  # A loop can carry it.
 
 
-@pytest.mark.parametrize('asked, std', [(None, 0.125), (2.0, 2.0)])
-def test_position_biases_begin_as_wide_as_asked(asked, std):
-  module = T5(9, 64, 8, 8, 16, 1, 0, position_std=asked)
-  params = module.init(jax.random.key(0), np.ones((1, 3), np.int32), np.ones((1, 3), bool),
-                       method='encode')['params']
-  assert np.std(params['encoder_relative_bias']['embedding']) == pytest.approx(std, rel=0.15)
+def first_biases(asked):
+  """[H, 20, 20] of the encoder and of the decoder, a query's in a row, by transformers' buckets."""
+  tokens, mask = np.ones((1, 20), np.int32), np.ones((1, 20), bool)
+  params = T5(9, 64, 8, 8, 16, 1, 1, neighbor_bias=asked).init(
+      jax.random.key(0), tokens, mask, tokens)['params']
+  places = torch.arange(20)
+  for stack in ('encoder', 'decoder'):
+    buckets = T5Attention._relative_position_bucket(places - places[:, None], stack == 'encoder')
+    table = np.asarray(params[f'{stack}_relative_bias']['embedding'])
+    yield table[buckets.numpy()].transpose(2, 0, 1)
+
+
+def test_position_biases_begin_small_or_in_favour_of_neighbours():
+  for biases in first_biases(None):
+    assert np.std(biases) == pytest.approx(0.125, rel=0.5)
+  encoder, decoder = first_biases(5.0)
+
+  def favoured(row):
+    assert set(row) <= {0, 5}
+    return list(np.flatnonzero(row))
+
+  assert [favoured(head[10]) for head in encoder] == [
+      [9], [11], [7, 8], [12, 13], [3, 4, 5, 6], [14, 15, 16, 17], [0, 1, 2], [18, 19]]
+  assert [favoured(head[10, :11]) for head in decoder[:4]] == [
+      [9], [7, 8], [3, 4, 5, 6], [0, 1, 2]]
 
 
 @pytest.mark.parametrize('models', ['1.1'], indirect=True)

@@ -105,9 +105,9 @@ def base() -> ConfigDict:
   c.model.text.pretrained = ''  # likewise, and its tokenizer
   c.model.text.tokenizer = ''  # folder with a HuggingFace tokenizer; '': learned from the data
   c.model.text.vocab_size = 8000  # of a learned tokenizer, at most
-  # T5 from nothing: of its biases of relative positions at the start; None: as published,
-  # 1 / sqrt(hidden_dim), with which their order counts for little until it is learned.
-  c.model.text.position_std = placeholder(float)
+  # T5 from nothing: how much its heads favour neighbouring words at the start; None: not, as
+  # published, and so their order counts for little until it is learned.
+  c.model.text.neighbor_bias = placeholder(float)
   c.model.cross = ConfigDict()
   c.model.cross.variant = 'co_attention'  # two streams; merged: one of both
   c.model.denoiser = ConfigDict()  # of image generation
@@ -276,7 +276,7 @@ _ABOVE_ZERO = 1e-6
 _RANGES = {
     'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None), 'model.lora.alpha': (0, None),
     'model.lora.dropout_rate': (0, 0.99),
-    'model.text.vocab_size': (1, None), 'model.text.position_std': (0, None),
+    'model.text.vocab_size': (1, None), 'model.text.neighbor_bias': (0, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
     'data.answers_share': (_ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1),
     'data.memory_mb': (0, None),

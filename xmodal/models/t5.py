@@ -1,5 +1,6 @@
 """T5 text-to-text transformer: 1.0 (arXiv:1910.10683) and 1.1 (gated GELU, untied head)."""
 
+import functools
 import math
 
 from flax import linen as nn
@@ -40,6 +41,19 @@ def relative_position_buckets(relative, *, bidirectional, num_buckets, max_dista
   growth = growth / np.float32(math.log(max_distance / exact)) * np.float32(num_buckets - exact)
   far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
   return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def _of_neighbors(shape, bias, dtype, buckets):
+  """[num_buckets, H]: a bias in favour of the tokens 1, then 2 or 3, 4 to 7, 8 to 15 away.
+
+  In turns: with buckets of both sides the first head looks at the token before, the second at the
+  one after, the third at two and three before, and so on.
+  """
+  table, sides = np.zeros(shape, np.float32), (-1, 1) if buckets(1) != buckets(0) else (-1,)
+  for head in range(shape[1]):
+    near = 2 ** (head // len(sides) % 4)
+    table[buckets(sides[head % len(sides)] * np.arange(near, 2 * near)), head] = bias
+  return jnp.asarray(table, dtype)
 
 
 class _Layer(nn.Module):
@@ -144,7 +158,8 @@ class T5(nn.Module):
     num_decoder_layers: decoder layers.
     relative_attention_num_buckets: see `relative_position_buckets`.
     relative_attention_max_distance: see `relative_position_buckets`.
-    position_std: deviation of the biases of relative positions at the start; None: 1 / sqrt(D).
+    neighbor_bias: of relative positions at the start: how much each head favours its neighbours,
+      see `_of_neighbors`; None: small random biases, as published.
     gated: gated tanh-GELU MLPs (1.1) or ReLU ones (1.0).
     tie_word_embeddings: whether the embedding is the output layer as well (1.0).
     scale_decoder_outputs: divide by sqrt(D) before the output layer (1.0).
@@ -165,7 +180,7 @@ class T5(nn.Module):
   num_decoder_layers: int
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
-  position_std: float | None = None
+  neighbor_bias: float | None = None
   gated: bool = False
   tie_word_embeddings: bool = True
   scale_decoder_outputs: bool = True
@@ -182,10 +197,10 @@ class T5(nn.Module):
     self.token_embedding = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype,
                                     embedding_init=nn.initializers.normal(1.))
     self.dropout = nn.Dropout(self.dropout_rate)
-    self.encoder_relative_bias = self._relative_bias()
+    self.encoder_relative_bias = self._relative_bias(bidirectional=True)
     self.encoder_layers = EncoderLayer(*fields)
     self.encoder_norm = nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
-    self.decoder_relative_bias = self._relative_bias()
+    self.decoder_relative_bias = self._relative_bias(bidirectional=False)
     self.decoder_layers = DecoderLayer(*fields)
     self.decoder_norm = nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.lm_head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype,
@@ -308,10 +323,14 @@ class T5(nn.Module):
     return layer, layers or tuple(jax.tree.map(lambda x: x[i], stacked)
                                   for i in range(self.num_decoder_layers))
 
-  def _relative_bias(self):
-    std = self.hidden_dim ** -0.5 if self.position_std is None else self.position_std
-    return nn.Embed(self.relative_attention_num_buckets, self.num_heads,
-                    embedding_init=nn.initializers.normal(std))
+  def _relative_bias(self, *, bidirectional):
+    init = nn.initializers.normal(self.hidden_dim ** -0.5)
+    if self.neighbor_bias is not None:
+      def init(rng, shape, dtype=jnp.float32):
+        del rng
+        return _of_neighbors(shape, self.neighbor_bias, dtype, functools.partial(
+            self._buckets, bidirectional=bidirectional))
+    return nn.Embed(self.relative_attention_num_buckets, self.num_heads, embedding_init=init)
 
   def _buckets(self, relative, *, bidirectional):
     return relative_position_buckets(

@@ -34,11 +34,11 @@ def text_tower(config, vocab_size: int, shared: dict, pretrained: Tower | None =
     # A tokenizer may know a token more: a pad token that the checkpoint was trained without.
     return pretrained.clone(vocab_size=max(vocab_size, pretrained.module.vocab_size), **shared)
   fields = stack(configs.tower_sizes(config, 'text'), shared)
-  position_std = config.model.text.position_std
+  neighbor_bias = config.model.text.neighbor_bias
   if config.model.text.name == 't5':
-    return _t5(vocab_size, {**fields, 'position_std': position_std})
-  if position_std is not None:
-    raise UserError(f'config.model.text.position_std={position_std} means nothing to '
+    return _t5(vocab_size, {**fields, 'neighbor_bias': neighbor_bias})
+  if neighbor_bias is not None:
+    raise UserError(f'config.model.text.neighbor_bias={neighbor_bias} means nothing to '
                     f'{config.model.text.name}; leave it out')
   return {'bert': Bert, 'gpt2': Gpt2}[config.model.text.name](vocab_size=vocab_size, **fields)
 
