@@ -24,6 +24,8 @@ def get_config():
   # More pixels show the same scene through more noise: train nearer to noise.
   c.generation.time_mean = -1.0
   c.generation.time_std = 0.9
+  c.generation.early_mean = -2.3
+  c.generation.early_steps = 1_500
   # To make a picture takes longer than to learn from it once.
   c.generation.noises = 4
   c.train.batch_size = 128
