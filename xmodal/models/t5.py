@@ -43,12 +43,13 @@ def relative_position_buckets(relative, *, bidirectional, num_buckets, max_dista
   return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
 
 
-def _of_neighbors(shape, bias, dtype, buckets):
+def _of_neighbors(rng, shape, dtype=jnp.float32, *, bias, buckets):
   """[num_buckets, H]: a bias in favour of the tokens 1, then 2 or 3, 4 to 7, 8 to 15 away.
 
   In turns: with buckets of both sides the first head looks at the token before, the second at the
   one after, the third at two and three before, and so on.
   """
+  del rng
   table, sides = np.zeros(shape, np.float32), (-1, 1) if buckets(1) != buckets(0) else (-1,)
   for head in range(shape[1]):
     near = 2 ** (head // len(sides) % 4)
@@ -326,10 +327,8 @@ class T5(nn.Module):
   def _relative_bias(self, *, bidirectional):
     init = nn.initializers.normal(self.hidden_dim ** -0.5)
     if self.neighbor_bias is not None:
-      def init(rng, shape, dtype=jnp.float32):
-        del rng
-        return _of_neighbors(shape, self.neighbor_bias, dtype, functools.partial(
-            self._buckets, bidirectional=bidirectional))
+      buckets = functools.partial(self._buckets, bidirectional=bidirectional)
+      init = functools.partial(_of_neighbors, bias=self.neighbor_bias, buckets=buckets)
     return nn.Embed(self.relative_attention_num_buckets, self.num_heads, embedding_init=init)
 
   def _buckets(self, relative, *, bidirectional):
