@@ -23,14 +23,16 @@ def get_config():
   c.model.denoiser.num_heads = 3
   c.model.denoiser.num_layers = 4
   c.generation.caption_length = 14
-  c.generation.time_mean = -0.6
-  c.generation.time_std = 0.9
+  c.generation.time_mean = -0.3
+  c.generation.time_std = 0.85
   c.generation.early_steps = 1500
   c.generation.steps = 10
   c.train.batch_size = 64
-  c.train.steps = 8_000
+  c.train.steps = 7_000
   c.train.eval_every = 2000
   c.train.checkpoint_every = 2000
   c.train.ema_decay = 0.999
+  c.optimizer.name = 'muon'
+  c.optimizer.muon_rate = 2.0
   c.optimizer.learning_rate = 2e-3
   return c

@@ -157,6 +157,25 @@ def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
   assert metrics['gradient_norm'] == pytest.approx(norm, rel=1e-4)
 
 
+def test_parameters_that_two_optimisers_share_keep_their_moments_too():
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: 'adam' if 'bias' in str(path) else 'momentum', params)
+
+  optimizer = optax.partition({'adam': optax.adam(0.05), 'momentum': optax.sgd(0.05, 0.9)}, labels)
+  state, joint = start(optimizer=optimizer)
+  state, _ = joint(state, batch_of())
+  _, step = start(kind=Kind(('c',)), optimizer=optimizer)
+  new, _ = step(state, batch_of(('c',)))
+  found = set()
+  for (path, x), old in zip(jax.tree_util.tree_leaves_with_path(new.opt_state),
+                            jax.tree.leaves(state.opt_state), strict=True):
+    layer = next((layer for layer in state.params if f"'{layer}'" in str(path)), None)
+    if layer:
+      found.add((layer, bool((np.asarray(x) == np.asarray(old)).all())))
+  assert found == {(layer, layer in ('fused', 'heads_a', 'heads_b')) for layer in state.params}
+
+
 def test_turns_that_match_nothing_are_one_line():
   params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
   with pytest.raises(UserError, match="'towre' matches no parameter .* begin with fused/bias"):

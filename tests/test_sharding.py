@@ -109,7 +109,7 @@ def three_steps(sizes, file, config=None):
   """Takes three steps on a mesh of these sizes, and writes what became of each parameter.
 
   Returns the metrics of each step, and the share of the state that a device holds. The file
-  gets two arrays a parameter: 'gradient/NAME', AdamW's running mean of the gradients, and
+  gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
   run = Run(config or tiny.get_config(), 'unused')
@@ -123,8 +123,9 @@ def three_steps(sizes, file, config=None):
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))
     told.append({key: float(value) for key, value in metrics.items()})
   moved = jax.tree.map(lambda new, old: np.asarray(new) - old, state.params, first.params)
-  np.savez(file, **by_name(optax.tree.get(state.opt_state, 'mu'), 'gradient'),
-           **by_name(moved, 'moved'))
+  np.savez(file, **by_name(moved, 'moved'), **{
+      name: x for _, tree in optax.tree_utils.tree_get_all_with_path(state.opt_state, 'mu')
+      for name, x in by_name(tree, 'gradient').items()})
   held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
   return {'metrics': told, 'held': held / sum(x.size for x in jax.tree.leaves(state))}
 

@@ -307,7 +307,7 @@ def test_the_schedule_warms_up_and_decays():
 
 @pytest.mark.parametrize('key, value', [
     ('learning_rate', 0.0), ('learning_rate', float('nan')), ('clip_norm', -1.0), ('eps', 0.0),
-    ('b1', 1.0), ('b2', -0.1), ('weight_decay', -1.0)])
+    ('b1', 1.0), ('b2', -0.1), ('weight_decay', -1.0), ('muon_rate', 0.0)])
 def test_numbers_that_cannot_be_are_named(key, value):
   c = tiny.changed(**{f'optimizer__{key}': value}).optimizer
   with pytest.raises(UserError, match=f'config.optimizer.*{key}={value}'):

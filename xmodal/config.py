@@ -233,6 +233,7 @@ def base() -> ConfigDict:
   c.train.samples = 12  # pictures drawn at each evaluation
 
   c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'  # or muon: matrices of layers move by orthogonal steps
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_steps = 100
   c.optimizer.end_share = 0.01  # of the learning rate, left at the end
@@ -241,6 +242,7 @@ def base() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.98
   c.optimizer.eps = 1e-8
+  c.optimizer.muon_rate = 1.0  # of the learning rate, for those matrices
   c.optimizer.frozen = ''  # such as 'vision_tower': parameters whose paths match never change
   c.optimizer.vision_rate = 1.0  # of the learning rate, in the vision tower
   c.optimizer.text_rate = 1.0  # likewise

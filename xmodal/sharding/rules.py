@@ -12,7 +12,6 @@ import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import optax
 
 # Megatron's split (arXiv:1909.08053): heads and MLP width over `tensor`, so that
 # each pair of linear layers needs one sum; the other side over `fsdp`.
@@ -79,10 +78,3 @@ def shard_tree(tree, mesh: Mesh):
   """A NamedSharding for each array (or its shape) of a tree of parameters."""
   return jax.tree_util.tree_map_with_path(
       lambda path, x: NamedSharding(mesh, spec_for(path_name(path), x.shape, mesh)), tree)
-
-
-def shard_optimizer(optimizer: optax.GradientTransformation, opt_state, params_sharding,
-                    whole: NamedSharding):
-  """Optimiser state lies as the parameters it belongs to; counters are whole everywhere."""
-  return optax.tree_map_params(optimizer, lambda _, sharding: sharding, opt_state, params_sharding,
-                               transform_non_params=lambda _: whole)

@@ -1,12 +1,22 @@
-"""AdamW (arXiv:1711.05101) with warm-up and cosine decay, from a config."""
+"""AdamW (arXiv:1711.05101) or Muon (arXiv:2502.16982), with warm-up and cosine decay."""
+
+import re
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from xmodal.errors import UserError
 from xmodal.models.lora import is_adapter
 from xmodal.sharding.rules import path_name
 from xmodal.train.rates import rates
+
+
+NAMES = ('adamw', 'muon')
+# Of the kernels of stacked layers, [L, in, out].
+_LAYERS = re.compile(r'(^|.*[/_])layers/.*/kernel')
+# Root mean square of Muon's updates: about AdamW's (arXiv:2502.16982, section 2.2).
+_MUON_SIZE = 0.2
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
@@ -32,7 +42,9 @@ def decays(params):
 
 
 def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTransformation:
-  """Clipping by global norm, then AdamW; biases, norms and positions do not decay.
+  """Clipping by global norm, then AdamW or Muon; biases, norms and positions do not decay.
+
+  Muon moves the matrices of layers, AdamW with Nesterov's momentum all else.
 
   Args:
     config: config.optimizer.
@@ -41,9 +53,12 @@ def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTr
       optimiser itself is given those that are trained.
 
   Raises:
-    UserError: a number is outside what it may be.
+    UserError: there is no such optimiser, or a number is outside what it may be.
   """
-  for key in ('learning_rate', 'clip_norm', 'eps', 'vision_rate', 'text_rate', 'layer_decay'):
+  if config.name not in NAMES:
+    raise UserError(f'config.optimizer.name={config.name!r}: wanted {" or ".join(NAMES)}')
+  for key in ('learning_rate', 'clip_norm', 'eps', 'muon_rate', 'vision_rate', 'text_rate',
+              'layer_decay'):
     if not config[key] > 0:
       raise UserError(f'config.optimizer.{key}={config[key]} must be above 0')
   if config.weight_decay < 0 or not (0 <= config.b1 < 1 and 0 <= config.b2 < 1):
@@ -53,12 +68,50 @@ def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTr
     raise UserError(f'config.optimizer.layer_decay={config.layer_decay} must be 1 or less')
   optimizer = optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
-      optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps,
-                  weight_decay=config.weight_decay, mask=decays))
+      _muon(config, schedule) if config.name == 'muon' else optax.adamw(
+          schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
+          mask=decays))
   if config.vision_rate == config.text_rate == config.layer_decay == 1:
     return optimizer
   # Last, so that weight decay is scaled too, as it is by a learning rate.
   return optax.chain(optimizer, _scale(rates(config, params)))
+
+
+def by_parameter(optimizer: optax.GradientTransformation, opt_state, values, otherwise):
+  """A tree like opt_state: for what belongs to a parameter its value, else `otherwise`.
+
+  Args:
+    optimizer: that the state is of.
+    opt_state: its state, or the shapes.
+    values: a tree like the parameters that are trained.
+    otherwise: for counters.
+  """
+  def masked(x):  # where a parameter would be that another part of the optimiser moves
+    return isinstance(x, optax.MaskedNode)
+
+  return optax.tree_map_params(
+      optimizer, lambda x, value: x if masked(x) else value, opt_state, values,
+      transform_non_params=lambda _: otherwise, is_leaf=masked)
+
+
+def _muon(config, schedule):
+  # Directions alone, hence the minus: sign, rate and decay are the same for all parameters.
+  directions = muon(
+      -config.muon_rate, consistent_rms=_MUON_SIZE,
+      muon_weight_dimension_numbers=_matrices, adam_learning_rate=-1.0, adam_b1=config.b1,
+      adam_b2=config.b2, eps=config.eps)
+  return optax.chain(directions, optax.add_decayed_weights(config.weight_decay, decays),
+                     optax.scale_by_learning_rate(schedule))
+
+
+def _matrices(params):
+  """How Muon sees the kernels of layers, each layer for itself; None for all else."""
+  def matrix(path, x):
+    if x.ndim == 3 and _LAYERS.fullmatch(path_name(path)):
+      return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return None
+
+  return jax.tree_util.tree_map_with_path(matrix, params)
 
 
 def _scale(factors):

@@ -14,6 +14,7 @@ from xmodal.mixer.feed import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
 from xmodal.train.frozen import join, split
+from xmodal.train.optimizer import by_parameter
 
 
 @flax.struct.dataclass
@@ -94,8 +95,7 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
   params = rules.shard_tree(abstract.params, mesh)
   return TrainState(
       step=whole, params=params, collections=rules.shard_tree(abstract.collections, mesh),
-      opt_state=rules.shard_optimizer(
-          optimizer, abstract.opt_state, split(params, frozen)[0], whole),
+      opt_state=by_parameter(optimizer, abstract.opt_state, split(params, frozen)[0], whole),
       ema=None if abstract.ema is None else params,
       mixer=jax.tree.map(lambda _: whole, abstract.mixer), rng=whole, skipped=whole,
       skipped_in_a_row=whole)

@@ -11,6 +11,7 @@ from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products, weighted_sum
 from xmodal.train.measure import compared
+from xmodal.train.optimizer import by_parameter
 from xmodal.train.state import TrainState
 
 
@@ -115,6 +116,5 @@ def _keep_moments(optimizer, new, old, params, resting):
   """The optimiser's new state, but of the parameters that rest the old one."""
   moving, still = split(params, resting)
   rests = join(jax.tree.map(lambda _: False, moving), jax.tree.map(lambda _: True, still))
-  rests = optax.tree_map_params(optimizer, lambda _, rest: rest, new, rests,
-                                transform_non_params=lambda _: False)
+  rests = by_parameter(optimizer, new, rests, False)
   return jax.tree.map(lambda rest, a, b: b if rest else a, rests, new, old)
