@@ -311,6 +311,7 @@ def test_mistakes_of_asking_are_one_line(trained, tmp_path, capsys, arguments, w
 def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finished, capsys):
   for workdir, arguments, words in (
       (trained[0], ('--text', 'a red circle'), '--output is missing'),
+      (trained[0], ('--text', 'a red circle', '--output', 'x.xyz'), 'x.xyz names no kind'),
       (finished, ('--text', 'what?'), '--image is missing'),
       (finished, ('--text', 'what?', '--steps', '5'), '--steps means nothing to vqa')):
     assert predict.main(['--checkpoint', str(workdir), *arguments]) == 2

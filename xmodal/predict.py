@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from xmodal import config as configs
@@ -157,8 +158,8 @@ def _answer(args):
   for name in ('image', 'mask'):
     if (path := getattr(args, name)) is not None and not os.path.exists(path):
       raise UserError(f'--{name} {path}: no such file')
-  if args.output and not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
-    raise UserError(f'--output {args.output}: no such folder')
+  if args.output:
+    _check_output(args.output)
   enable_compilation_cache()
   predictor = Predictor(args.checkpoint)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
@@ -184,8 +185,15 @@ def _answer(args):
     try:
       task.draw(examples[0], pictures[0], prediction).save(args.output)
     except (OSError, ValueError) as error:
-      raise UserError(f'--output {args.output} cannot be written ({error}); a name ending in .png '
-                      'is wanted') from error
+      raise UserError(f'--output {args.output} cannot be written: {error}') from error
+
+
+def _check_output(path):
+  """Raises UserError before the work where a picture could not be written there."""
+  if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    raise UserError(f'--output {path}: no such folder')
+  if Image.registered_extensions().get(os.path.splitext(path)[1].lower()) not in Image.SAVE:
+    raise UserError(f'--output {path} names no kind of picture; a name ending in .png is wanted')
 
 
 class _Progress:

@@ -110,7 +110,7 @@ def fault(pixels: np.ndarray, wanted: Wanted) -> str:
   """
   seen = look(pixels)
   if len(seen) != len(wanted.things):
-    return f'{len(seen)} things, not {len(wanted.things)}'
+    return f'{len(seen)} thing{"" if len(seen) == 1 else "s"}, not {len(wanted.things)}'
   if len(seen) == 1:
     return _mismatch(seen[0], wanted.things[0])
   orders = [seen, seen[::-1]]

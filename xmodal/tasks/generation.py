@@ -177,7 +177,8 @@ class Generation(Task):
       if value is not None and value < 1:
         raise UserError(f'--{name}={value}: wanted 1 or more')
     if guidance is not None and not 0 <= guidance < np.inf:
-      raise UserError(f'--guidance={guidance:g}: wanted 0 (no heed of the text), 1 (none) or more')
+      raise UserError(f'--guidance={guidance:g}: wanted 0 (no heed of the text), '
+                      '1 (the text as it is) or more (stronger)')
     if strength is not None and not 0 <= strength <= 1:
       raise UserError(f'--strength={strength:g}: wanted 0 (the picture as it is) to 1 (all anew)')
     if image is None and (mask is not None or strength is not None):
