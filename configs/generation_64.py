@@ -34,5 +34,7 @@ def get_config():
   c.train.eval_every = 5_000
   c.train.checkpoint_every = 5_000
   c.train.ema_decay = 0.999
+  c.optimizer.name = 'muon'
+  c.optimizer.muon_rate = 2.0
   c.optimizer.warmup_steps = 500
   return c
