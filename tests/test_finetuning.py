@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
-import pathlib
 import shutil
-import subprocess
 import sys
 
 from flax import linen as nn
@@ -28,7 +25,7 @@ from xmodal.train.loop import Run
 from xmodal.train.optimizer import make_optimizer
 from xmodal.train.rates import rates
 from xmodal.train.step import make_train_step
-from test_sharding import three_steps
+from test_sharding import run_alone, three_steps
 from test_step import Regression, a_batch
 import tiny
 
@@ -393,11 +390,7 @@ def test_the_table_of_a_dry_run_says_what_is_frozen(run):
 
 def test_adapters_on_eight_devices_learn_as_on_one(tmp_path):
   one = three_steps((1, 1, 1), tmp_path / 'one.npz', adapted())
-  out = subprocess.run([sys.executable, __file__, str(tmp_path / 'eight.npz')], capture_output=True,
-                       text=True, cwd=pathlib.Path(__file__).parents[1],
-                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-  assert out.returncode == 0, out.stderr[-3000:]
-  eight = json.loads(out.stdout.splitlines()[-1])
+  eight = run_alone(__file__, tmp_path / 'eight.npz')
   for a, b in zip(one['metrics'], eight['metrics'], strict=True):
     assert b == pytest.approx(a, rel=2e-4, abs=1e-5)
   assert eight['held'] < 0.5

@@ -1,10 +1,7 @@
 """Muon: equal to torch's for the matrices of layers, and stopped, split and frozen as AdamW is."""
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -13,7 +10,7 @@ import optax
 import pytest
 import torch
 
-from test_sharding import MESHES, three_steps
+from test_sharding import MESHES, run_alone, three_steps
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.loop import Run
@@ -110,11 +107,7 @@ def test_a_run_with_a_frozen_tower_goes_on_bit_for_bit(run, tmp_path):
 
 def test_on_eight_devices_it_learns_as_on_one(tmp_path):
   one = three_steps((1, 1, 1), tmp_path / 'one.npz', with_muon())
-  out = subprocess.run([sys.executable, __file__, str(tmp_path / 'eight.npz')], capture_output=True,
-                       text=True, cwd=pathlib.Path(__file__).parents[1],
-                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-  assert out.returncode == 0, out.stderr[-3000:]
-  eight = json.loads(out.stdout.splitlines()[-1])
+  eight = run_alone(__file__, tmp_path / 'eight.npz')
   for a, b in zip(one['metrics'], eight['metrics'], strict=True):
     assert b['loss'] == pytest.approx(a['loss'], rel=2e-4)
   assert eight['held'] < 0.4

@@ -135,13 +135,18 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('steps')
 
 
-@pytest.fixture(scope='module')
-def on_eight(folder):
-  out = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True,
+def run_alone(file, argument):
+  """What a test file prints as a program of its own, which may have other devices."""
+  out = subprocess.run([sys.executable, file, str(argument)], capture_output=True, text=True,
                        cwd=pathlib.Path(__file__).parents[1],
                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
   assert out.returncode == 0, out.stderr[-3000:]
   return json.loads(out.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope='module')
+def on_eight(folder):
+  return run_alone(__file__, folder)
 
 
 @pytest.fixture(scope='module')
