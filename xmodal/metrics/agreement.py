@@ -8,9 +8,10 @@ agree with every 'no'.
 
 import re
 
+from xmodal.data.letters import WORD
 from xmodal.metrics.vqa import answer_key, normalize_answer
 
-_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[.;!?,]")
+_WORD = re.compile(rf"{WORD}(?:['-]{WORD})*|[.;!?,]")
 _ENDS = frozenset('.;!?')
 _BETWEEN = frozenset(
     """, the this that these those it its he she they his her their you your i we our my any some

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xmodal.data.letters import FORMATS, MARKS, WORD
+
 _ORDER = 4  # of the longest n-grams
 _SIGMA = 6.0  # of CIDEr's penalty on lengths, in 2-grams
 _BETA = 1.2  # of ROUGE-L: how much recall counts beside precision
@@ -32,14 +34,18 @@ _TOKEN = re.compile(rf"""
   | n't(?!\w)
   | '(?:s|m|d|re|ve|ll)(?!\w)
   | '(?:em|n'|\d\ds?)(?!\w)
-  | o'[^\W_]+ | ma'am(?!\w) | y'(?=all)                      # o'clock
+  | ma'am(?!\w) | c'est(?!\w) | y'(?=all) | j'(?=[^\W\d_])
+  | (?<!')[dlno]'(?!\d){WORD}(?:-{WORD})*                    # o'clock, l'homme
+  | [^\W\d_]+[aeiouy]'(?=[aeiou]){WORD}(?:-{WORD})*          # qu'il
   | (?:(?<![^\s(])[-+]?\.?)?\d+(?:[.,:/]\d+)*(?![-./]?\w)    # 10:30, 1,000, -.5
-  | [^\W_]+(?:[-._/][^\W_]+)*                                # t-shirt
-  | [^\w\s]
+  | {WORD}(?:[-._/]{WORD})*                                  # t-shirt
+  | [^\w\s{MARKS}{FORMATS}\U00010000-\U0010ffff]
 """, re.VERBOSE)
-_DROPPED = frozenset("'`\".?!,:-;\N{HORIZONTAL ELLIPSIS}\N{EN DASH}\N{EM DASH}")
-_QUOTES = str.maketrans('\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}'
-                        '\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}', "''\"\"")
+_DROPPED = frozenset("'`\".?!,:-;\N{HORIZONTAL ELLIPSIS}\N{EN DASH}\N{EM DASH}"
+                     '\u00ab\u00bb\u2039\u203a')  # guillemets
+_REPLACED = str.maketrans('\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}'
+                          '\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}',
+                          "''\"\"", '\N{SOFT HYPHEN}')
 
 
 def tokenize(text: str) -> list[str]:
@@ -48,9 +54,15 @@ def tokenize(text: str) -> list[str]:
   Of ordinary captions these are the tokens of coco-caption, which calls Stanford's
   PTBTokenizer; of 20,000 lines of software documentation 99.4% came out alike (not
   web addresses, file names, versions). A bracket stays a token ('-lrb-'), as there.
+
+  Words of other languages are those of PTBTokenizer too, vowel signs and accents
+  included, in the scripts that it knows whole. It drops some or all vowel signs of
+  Kannada, Malayalam, Sinhala, Gurmukhi, Khmer, Burmese and Tibetan; here they stay
+  in their words. Chinese, Japanese and Thai are split at spaces and punctuation
+  only, as there.
   """
   tokens = []
-  for token in _TOKEN.findall(text.lower().translate(_QUOTES)):
+  for token in _TOKEN.findall(text.lower().translate(_REPLACED)):
     if token not in _DROPPED:
       tokens += _TWO_WORDS.get(token, _BRACKETS.get(token, token)).split()
   return tokens
@@ -82,7 +94,9 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]
   scores |= {'ROUGE-L': rouge_l(ours, theirs), 'CIDEr': cider(ours, theirs)}
   if (score := meteor(ours, theirs)) is not None:
     scores['METEOR'] = score
-  return scores | {'exact': float(np.mean([text in texts for text, texts in zip(ours, theirs)]))}
+  # A caption without words says nothing right, also where a reference has none either.
+  return scores | {'exact': float(np.mean([bool(words) and words in texts
+                                           for words, texts in zip(ours, theirs)]))}
 
 
 def bleu(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:

@@ -109,6 +109,9 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
          best: int = 1) -> Ranking:
   """Ranks candidates for each query; wrong ones as similar as a right one go before it.
 
+  A similarity that is not finite is the lowest of all, so that a right candidate with such a one
+  comes last.
+
   Args:
     queries: float32 [Q, D], of length 1.
     candidates: float32 [N, D], of length 1.
@@ -118,12 +121,14 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
   best = min(best, len(candidates))
   parts = []
   for start in range(0, len(queries), _CHUNK):
-    similarity = queries[start:start + _CHUNK] @ candidates.T
+    with np.errstate(invalid='ignore', over='ignore'):
+      similarity = queries[start:start + _CHUNK] @ candidates.T
+    similarity = np.where(np.isfinite(similarity), similarity, np.float32(-np.inf))
     is_right = np.zeros(similarity.shape, bool)
     for row, numbers in zip(is_right, right[start:start + _CHUNK]):
       row[numbers] = True
     truth = np.where(is_right, similarity, -np.inf).max(1, keepdims=True)
-    ranks = 1 + (~is_right & (similarity > truth - _TIE)).sum(1)
+    ranks = 1 + (~is_right & (similarity >= truth - _TIE)).sum(1)
     top = np.argpartition(-similarity, best - 1, axis=1)[:, :best]
     order = np.argsort(-np.take_along_axis(similarity, top, axis=1), axis=1, kind='stable')
     top = np.take_along_axis(top, order, axis=1)

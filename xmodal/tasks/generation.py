@@ -14,6 +14,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.data import augment, images
 from xmodal.data.example import Example
+from xmodal.data.letters import WORD
 from xmodal.data.shape_drawings import parse
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -27,6 +28,7 @@ from xmodal.tasks.task import Task
 
 _LEAST_FOR_FRECHET = 50  # pictures
 _SHOWN_WORDS = 5
+_WORD = re.compile(rf"{WORD}(?:[_']{WORD})*")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -352,7 +354,7 @@ class Generation(Task):
 
 
 def _words(text):
-  return set(re.findall(r"\w+(?:'\w+)?", text.lower()))
+  return set(_WORD.findall(text.lower()))
 
 
 def _identity(example):
