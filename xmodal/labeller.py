@@ -122,7 +122,7 @@ class Labeller:
     for example, prediction in zip(asked, self._predict(asked, 'vqa')):
       answer = prediction.answer.strip()
       self.tally.given[answer] += 1
-      if not answer or prediction.probability < self._threshold:
+      if not (answer and prediction.probability >= self._threshold):  # NaN is not sure either
         continue
       self.tally.sure[answer] += 1
       verdict = agrees(example.question, answer, captions[example.image][0])

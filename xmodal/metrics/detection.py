@@ -40,7 +40,8 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found
   A picture that nobody looked at (objects None) is in neither, as what is found
   there may be right; but where that is so of all, as in a test set, all are in both,
   so that the results can be sent to whoever has the truth. A name that is not in
-  category_ids counts neither as truth nor as found.
+  category_ids counts neither as truth nor as found. A box or score that is not finite is left
+  out of what was found: pycocotools would match it with any truth.
 
   Args:
     examples: N pictures. They keep their image_id if each has one, all different and of one
@@ -77,7 +78,8 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found
     results.extend({
         'image_id': image_id, 'category_id': category_ids[found.name],
         'bbox': [round(float(side), 2) for side in found.box], 'score': float(found.score)}
-                   for found in predictions[i] if found.name in category_ids)
+                   for found in predictions[i] if found.name in category_ids
+                   and np.isfinite([*found.box, found.score]).all())
   categories = [{'id': number, 'name': name} for name, number in category_ids.items()]
   return {'info': {}, 'images': images, 'annotations': annotations,
           'categories': categories}, results

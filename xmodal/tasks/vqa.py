@@ -180,7 +180,8 @@ class VQA(Task):
     if 'top_index' in arrays:
       top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
              for row in zip(arrays['top_index'], arrays['top_probability'])]
-    return [Prediction(answer=top[i][0][0] if top else written[i][0],
+    # Logits that are not finite order nothing: their first answer is not the model's.
+    return [Prediction(answer=_answer(top[i]) if top else written[i][0],
                        top=top[i] if top else (), written=written[i] if written else None)
             for i in range(count)]
 
@@ -252,6 +253,11 @@ class VQA(Task):
     if prediction.written:
       line['written'] = prediction.written[0]
     return line
+
+
+def _answer(top):
+  answer, probability = top[0]
+  return answer if np.isfinite(probability) else ''
 
 
 def _commonest(answers):
