@@ -2,15 +2,19 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from xmodal.bench.data import jpeg, photo_like
+from xmodal.data import check, images
 from xmodal.data.images import fit, load_image, resize_antialiased
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
+from xmodal.labeller import Opened
 
 SIZE = (40, 56)  # height and width differ, so that swapping them shows
 
@@ -259,6 +263,36 @@ def test_what_is_no_picture_is_refused(tmp_path, content):
   assert str(path) in refused(str(path))
 
 
+@pytest.mark.parametrize('options', [
+    {'format': 'JPEG'}, {'format': 'JPEG', 'exif': True}, {'format': 'PNG'}, {'format': 'TIFF'},
+    {'format': 'JPEG', 'mode': 'CMYK'}, {'format': 'GIF'}])
+@pytest.mark.parametrize('side, read', [(40, True), (41, False), (80, False)])
+def test_one_limit_on_pixels_for_every_decoder(tmp_path, monkeypatch, options, side, read):
+  """40 x 40 are allowed; Pillow by itself warns at half its limit, and raises at its own."""
+  monkeypatch.setattr(images, 'MAX_PIXELS', 1600)
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1600)
+  options = {'mode': 'L', **options}
+  if options.pop('exif', False):
+    options['exif'] = Image.Exif()
+    options['exif'][0x010F] = 'camera'
+  path = str(tmp_path / 'a')
+  Image.new(options.pop('mode'), (side, side + (side == 80)), 90).save(path, **options)
+  if read:
+    assert load_image(path, SIZE)[1] == (40, 40)
+    assert isinstance(check.decode_all([path])[path], tuple)
+  else:
+    assert f'{path}: ' in refused(path) and 'more than the 1,600 that are read' in refused(path)
+    assert 'that are read' in check.decode_all([path])[path]
+    wrong = Opened().open([path], 40)
+    assert 'that are read' in wrong[path]
+
+
+def test_the_limit_is_where_pillow_refuses_by_itself():
+  script = 'from PIL import Image; print(2 * Image.MAX_IMAGE_PIXELS)'
+  unchanged = subprocess.run([sys.executable, '-c', script], capture_output=True, check=True)
+  assert int(unchanged.stdout) == images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
 def test_missing_file_and_folder_are_refused(tmp_path):
   assert 'nowhere.jpg' in refused(str(tmp_path / 'nowhere.jpg'))
   assert str(tmp_path) in refused(str(tmp_path))
@@ -272,8 +306,6 @@ def test_other_arrays_are_refused(array):
 
 
 def test_no_tensorflow_is_needed():
-  import subprocess
-  import sys
   script = 'import sys, xmodal.data.images; sys.exit("tensorflow" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', script], check=False).returncode == 0
 

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from xmodal.data import images
 from xmodal.data.boxes import keep_inside
@@ -26,7 +26,7 @@ from xmodal.errors import UserError
 
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
 _DECODED_SIZE = (32, 32)
-_MOST_NAMES = 100
+_MOST_NAMES, _MOST_NOTES = 100, 5
 _AT_ONCE = 4096
 
 
@@ -38,12 +38,14 @@ class CheckedFile:
     examples: the lines that parse.
     complaints: the lines that are bad, all that is wrong with each.
     note: says which keys were ignored, or ''.
+    pictures: lines on pictures that are read in a way to know of, see picture_notes.
   """
 
   path: str
   examples: dict[int, Example] = dataclasses.field(default_factory=dict)
   complaints: dict[int, list[str]] = dataclasses.field(default_factory=dict)
   note: str = ''
+  pictures: list[str] = dataclasses.field(default_factory=list)
 
   def complain(self, number: int, complaint: str) -> None:
     self.complaints.setdefault(number, []).append(complaint)
@@ -90,6 +92,7 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
         complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
+  lines += picture_notes(sizes)
   if names:
     most = max(seen, key=seen.get)
     rest = len(names) - _MOST_NAMES
@@ -100,12 +103,31 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   return complaints, lines
 
 
-def decode_all(paths: Iterable[str]) -> dict[str, tuple[int, int] | str]:
-  """Decodes pictures as training does: path -> (width, height) after EXIF rotation, or what is
-  wrong."""
+class Size(tuple[int, int]):
+  """(width, height) of a picture after EXIF rotation.
+
+  Attributes:
+    note: what a person should know of how it is read, see images.Decoded.
+  """
+
+  note: str = ''
+
+
+def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
+  """Decodes pictures as training does: path -> their size, or what is wrong."""
   paths = list(paths)
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
     return dict(zip(paths, pool.map(_decode, paths)))
+
+
+def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
+  """What decode_all noted of pictures that can be read: how many, and the first few, a line each."""
+  noted = [f'  {path}: {size.note}' for path, size in sorted(pictures.items())
+           if not isinstance(size, str) and size.note]
+  if not noted:
+    return []
+  more = [f'  and {len(noted) - _MOST_NOTES:,} more'] if len(noted) > _MOST_NOTES else []
+  return [f'  pictures to look at: {len(noted):,} of {len(pictures):,}', *noted[:_MOST_NOTES], *more]
 
 
 def summary(file: CheckedFile) -> list[str]:
@@ -130,7 +152,7 @@ def summary(file: CheckedFile) -> list[str]:
                  f'median {statistics.median(lengths):g}')
   if file.note:
     lines.append(f'  {file.note}')
-  return lines
+  return lines + file.pictures
 
 
 def _parse_file(path, parser):
@@ -155,14 +177,18 @@ def _parse_file(path, parser):
 
 def _decode(path):
   try:
-    height, width = images.load_image(path, _DECODED_SIZE)[1]
+    picture = images.decode(path, _DECODED_SIZE)
   except UserError as error:
     return str(error)
-  return width, height
+  size = Size(picture.size[::-1])
+  size.note = picture.note
+  return size
 
 
 def _check_pictures(file, pictures):
   """The second check: pictures that do not decode, boxes that are not inside them."""
+  own = {example.image for example in file.examples.values()}
+  file.pictures = picture_notes({path: pictures[path] for path in own})
   for number, example in file.examples.items():
     found = pictures[example.image]
     if isinstance(found, str):

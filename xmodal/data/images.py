@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -10,11 +11,19 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from xmodal.data import deep_grey
 from xmodal.errors import UserError
 
 # Whoever loads pictures runs many at once; OpenCV's own threads inside each
 # would only get in the way.
 cv2.setNumThreads(0)
+
+# The one limit on pictures, whatever reads them: those of more pixels count as unreadable. It is
+# where Pillow by itself suspects a file that is made to fill the memory.
+MAX_PIXELS = 178_956_970
+# By itself Pillow warns at half of it. From here on it only refuses what is twice as large.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -39,11 +48,10 @@ def load_image(
 ) -> tuple[np.ndarray, tuple[int, int]]:
   """Reads a picture, turns it upright and squashes it to a size.
 
-  Every kind that Pillow opens is read; of several frames the first. Colour
-  profiles are ignored. Transparent parts show white. Grey of 16 bits is scaled
-  from 0..65535; grey of 32 bits, whose files state no range, from its own
-  lowest to its highest value. Safe to call from many threads, which then run
-  at once.
+  Every kind that Pillow opens is read, up to MAX_PIXELS; of several frames the
+  first. Colour profiles are ignored. Transparent parts show white. Grey of more
+  than 8 bits is scaled as xmodal.data.deep_grey says. Safe to call from many
+  threads, which then run at once.
 
   Args:
     source: path of a picture file, the bytes of one, or uint8 pixels [H, W, 3].
@@ -56,8 +64,9 @@ def load_image(
     turned upright, which boxes in pixels refer to.
 
   Raises:
-    UserError: no such file, not a picture, damaged or cut off, or an array of
-      another shape or dtype.
+    UserError: no such file, not a picture, damaged or cut off, of more than
+      MAX_PIXELS, grey in which no pixel has a value, or an array of another
+      shape or dtype.
   """
   return fit(decode(source, size), size, out)
 
@@ -80,12 +89,14 @@ class Decoded(NamedTuple):
       decoded at 1/2 to 278 pixels, the last of them half outside.
     stored_size: (height, width) as stored.
     orientation: EXIF orientation, 1 to 8.
+    note: what a person should know of how the pixels were read; mostly ''.
   """
 
   pixels: np.ndarray
   extent: tuple[float, float]
   stored_size: tuple[float, float]
   orientation: int
+  note: str = ''
 
   @property
   def size(self) -> tuple[float, float]:
@@ -98,7 +109,7 @@ def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]
   if isinstance(source, np.ndarray):
     return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
   data, name = _read(source)
-  return _decode_plain_jpeg(data, size) or _decode(data, name)
+  return _decode_plain_jpeg(data, size, name) or _decode(data, name)
 
 
 def crop(
@@ -145,7 +156,7 @@ def fit(
   """The second half of `load_image`: upright, and squashed to (height, width)."""
   if out is None:
     out = np.empty((*size, 3), np.uint8)
-  pixels, extent, _, orientation = picture
+  pixels, extent, _, orientation, _ = picture
   if orientation == 1:
     return resize_antialiased(pixels, size, extent, out), picture.size
   # Turning is cheaper after the resize.
@@ -253,7 +264,7 @@ def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
     ) from fault
 
 
-def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Decoded | None:
+def _decode_plain_jpeg(data: bytes, size: tuple[int, int], name: str) -> Decoded | None:
   """Decodes a sound grey or colour JPEG; None for all else.
 
   The same decoder as Pillow's (libjpeg-turbo) with less copying. Pictures of
@@ -263,8 +274,12 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Decoded | None:
   if data[:3] != b'\xff\xd8\xff':
     return None
   try:
-    orientation = _orientation(Image.open(io.BytesIO(data))) if _has_app1(data) else 1
     *stored_size, colours, _ = simplejpeg.decode_jpeg_header(data)
+  except ValueError:
+    return None  # Odd or damaged: Pillow judges which.
+  _check_pixels(name, stored_size)
+  try:
+    orientation = _orientation(Image.open(io.BytesIO(data))) if _has_app1(data) else 1
     if colours not in ('Gray', 'YCbCr', 'RGB'):
       return None
     wanted = size[::-1] if orientation >= 5 else size
@@ -278,7 +293,7 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int]) -> Decoded | None:
         return Decoded(pixels, extent, tuple(stored_size), orientation)
     return Decoded(simplejpeg.decode_jpeg(data), *[tuple(stored_size)] * 2, orientation)
   except (ValueError, OSError):
-    return None  # Odd or damaged: Pillow judges which.
+    return None
 
 
 def _has_app1(data: bytes) -> bool:
@@ -303,16 +318,30 @@ def _decode(data: bytes, name: str) -> Decoded:
         f'{name}: not a picture ({len(data)} bytes, starting {data[:8]!r}); wanted a JPEG, PNG or'
         ' other format that Pillow opens: replace the file or leave it out'
     ) from fault
+  except Image.DecompressionBombError as fault:
+    raise _too_large(name) from fault
   except Exception as fault:
     raise _damaged(name, fault) from fault
+  _check_pixels(name, image.size[::-1])
   try:
     image.load()
-    pixels = _to_rgb(image)
-    return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image))
+    pixels, note = _to_rgb(image)
+    return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image), note)
   except MemoryError:
     raise
   except Exception as fault:  # Decoders raise all sorts on bad bytes.
     raise _damaged(name, fault) from fault
+
+
+def _check_pixels(name: str, size: tuple[int, int]) -> None:
+  """Raises UserError for a (height, width) of more than MAX_PIXELS."""
+  if size[0] * size[1] > MAX_PIXELS:
+    raise _too_large(name, f'{size[1]}x{size[0]} = {size[0] * size[1]:,} pixels, ')
+
+
+def _too_large(name: str, found: str = '') -> UserError:
+  return UserError(f'{name}: {found}more than the {MAX_PIXELS:,} that are read: shrink the picture '
+                   'or leave it out')
 
 
 def _damaged(name: str, fault: Exception) -> UserError:
@@ -332,22 +361,15 @@ def _orientation(image: Image.Image) -> int:
   return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-  """uint8 [H, W, 3] as stored, transparent parts over white."""
-  if image.mode == 'F' or image.mode.startswith('I'):
-    return _deep_grey_to_rgb(np.asarray(image))
+def _to_rgb(image: Image.Image) -> tuple[np.ndarray, str]:
+  """uint8 [H, W, 3] as stored, transparent parts over white; and a note, see Decoded."""
+  if deep_grey.is_deep(image):
+    grey, note = deep_grey.to_8_bit(image)
+    if isinstance(clear := image.info.get('transparency'), int):
+      grey = np.where(np.asarray(image) == clear, np.uint8(255), grey)
+    return np.repeat(grey[..., None], 3, axis=2), note
   if image.has_transparency_data:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
-  return np.asarray(image.convert('RGB'))
-
-
-def _deep_grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-  """Grey of 16 or 32 bits, [H, W], to uint8 [H, W, 3]."""
-  low, high = float(grey.min()), float(grey.max())
-  # Some readers hand 16 bits over as 32.
-  if np.issubdtype(grey.dtype, np.integer) and low >= 0 and high <= 65535:
-    low, high = 0.0, 65535.0
-  scaled = (grey - low) * (255 / max(high - low, 1e-12))
-  return np.repeat(np.rint(scaled).astype(np.uint8)[..., None], 3, axis=2)
+  return np.asarray(image.convert('RGB')), ''
