@@ -279,6 +279,30 @@ def test_what_is_not_masked_stays_and_strength_says_how_much_changes(trained, tm
   assert distances[0] == 0 and distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_transparent_parts_of_a_mask_are_not_drawn_anew(tmp_path, mode):
+  """As a paint program exports white strokes on an empty layer, and as a palette stores them."""
+  task = Generation(config(), train_tokenizer(['a red circle'], 40), {
+      'max_captions': 1, 'words': [], 'drawn': False, 'names': []})
+  Image.new('RGB', (32, 32)).save(tmp_path / 'in.png')
+  strokes = np.full((32, 32, 2), (255, 0), np.uint8)  # white, and nothing of it to be seen
+  strokes[:, 20:, 1] = 255
+  mask, expected = Image.fromarray(strokes, 'LA'), strokes[..., 1] == 255
+  path = tmp_path / 'mask.png'
+  if mode == 'P':
+    mask = Image.fromarray((strokes[..., 1] == 0).astype(np.uint8), 'P')
+    mask.putpalette([255] * 6)
+    mask.save(path, transparency=1)
+  else:
+    mask.convert(mode).save(path)
+  asked_task = task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(path))[0]
+  np.testing.assert_array_equal(asked_task._start.mask, expected)
+  strokes[..., 1] = 0
+  Image.fromarray(strokes, 'LA').save(tmp_path / 'empty.png')
+  with pytest.raises(UserError, match='is white nowhere'):
+    task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
+
+
 def test_a_text_that_the_model_cannot_take_as_it_is_is_told_of(trained, tmp_path, capsys):
   assert 'no text: drawn without one' in asked(trained[0], tmp_path, capsys)[1]
   err = asked(trained[0], tmp_path, capsys, '--text', 'a red circle above a zebra')[1]

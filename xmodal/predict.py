@@ -142,7 +142,7 @@ def main(argv=None) -> int:
   drawing.add_argument('--steps', type=int, help='of the way from noise to the picture')
   drawing.add_argument('--seed', type=int, help='the same seed draws the same picture; 0')
   drawing.add_argument('--mask', metavar='F', help='a picture as large as --image, white where '
-                       'that is to be drawn anew')
+                       'that is to be drawn anew; transparent parts count as black')
   drawing.add_argument('--strength', type=float,
                        help='0..1: how much of --image is to change, where the mask is white')
   args = parser.parse_args(argv)

@@ -104,12 +104,16 @@ class Decoded(NamedTuple):
     return self.stored_size[::-1] if _UPRIGHT[self.orientation][2] else self.stored_size
 
 
-def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]) -> Decoded:
-  """The first half of `load_image`: a picture in no less than the (height, width) wanted."""
+def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int],
+           behind: str = 'white') -> Decoded:
+  """The first half of `load_image`: a picture in no less than the (height, width) wanted.
+
+  `behind` is the colour that transparent parts show, 'white' or 'black'.
+  """
   if isinstance(source, np.ndarray):
     return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
   data, name = _read(source)
-  return _decode_plain_jpeg(data, size, name) or _decode(data, name)
+  return _decode_plain_jpeg(data, size, name) or _decode(data, name, behind)
 
 
 def crop(
@@ -309,7 +313,7 @@ def _has_app1(data: bytes) -> bool:
   return False
 
 
-def _decode(data: bytes, name: str) -> Decoded:
+def _decode(data: bytes, name: str, behind: str) -> Decoded:
   """Decodes anything that Pillow opens; raises UserError for what it does not."""
   try:
     image = Image.open(io.BytesIO(data))
@@ -325,7 +329,7 @@ def _decode(data: bytes, name: str) -> Decoded:
   _check_pixels(name, image.size[::-1])
   try:
     image.load()
-    pixels, note = _to_rgb(image)
+    pixels, note = _to_rgb(image, behind)
     return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image), note)
   except MemoryError:
     raise
@@ -361,15 +365,14 @@ def _orientation(image: Image.Image) -> int:
   return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> tuple[np.ndarray, str]:
-  """uint8 [H, W, 3] as stored, transparent parts over white; and a note, see Decoded."""
+def _to_rgb(image: Image.Image, behind: str) -> tuple[np.ndarray, str]:
+  """uint8 [H, W, 3] as stored, transparent parts over a colour; and a note, see Decoded."""
   if deep_grey.is_deep(image):
     grey, note = deep_grey.to_8_bit(image)
     if isinstance(clear := image.info.get('transparency'), int):
-      grey = np.where(np.asarray(image) == clear, np.uint8(255), grey)
+      grey = np.where(np.asarray(image) == clear, np.uint8(255 * (behind == 'white')), grey)
     return np.repeat(grey[..., None], 3, axis=2), note
   if image.has_transparency_data:
     image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
+    image = Image.alpha_composite(Image.new('RGBA', image.size, behind), image)
   return np.asarray(image.convert('RGB')), ''

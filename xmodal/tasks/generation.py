@@ -203,16 +203,21 @@ class Generation(Task):
     return task, examples
 
   def _read_mask(self, image, mask):
-    """bool [S, S]: where a mask is white, at the size of the model's input."""
+    """bool [S, S]: where a mask is white, at the size of the model's input. Where it is transparent
+    nobody painted it white."""
     side = (self._config.data.image_size,) * 2
-    picture, drawn_anew = (images.decode(f, side) for f in (image, mask))
+    picture, drawn_anew = images.decode(image, side), images.decode(mask, side, behind='black')
     if picture.size != drawn_anew.size:
       (height, width), (rows, columns) = picture.size, drawn_anew.size
       raise UserError(f'--mask {mask} is {columns}x{rows} pixels, --image {image} is '
                       f'{width}x{height}; they have to be of one size')
     fitted = np.zeros((*side, 3), np.uint8)
     augment.Plan().apply(drawn_anew, fitted, self._config.data.keep_aspect)
-    return fitted.mean(-1) > 127
+    white = fitted.mean(-1) > 127
+    if not white.any():
+      raise UserError(f'--mask {mask} is white nowhere, so that nothing would be drawn anew: paint '
+                      'white what is to change (transparent parts count as black)')
+    return white
 
   def join(self, examples, predictions):
     pictures = np.stack([p.image for p in predictions])
