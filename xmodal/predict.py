@@ -130,9 +130,9 @@ def main(argv=None) -> int:
                       'also a folder of them, to be searched for the text; for generation one to '
                       'change, or none')
   parser.add_argument('--text', default='', help='the question; for detection, names with a full '
-                      'stop after each, or what means one thing: "the square left of the cross"; '
-                      'for retrieval, texts to be compared, with a full stop after each; for '
-                      'generation, what to draw; captioning needs none')
+                      'stop or semicolon after each, or what means one thing: "the square left of '
+                      'the cross"; for retrieval, texts to be compared, likewise; for generation, '
+                      'what to draw; captioning needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
   drawing = parser.add_argument_group('generation')

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -28,6 +27,7 @@ from xmodal.models.expressions import MeantQuery
 from xmodal.models.queries import ImageQueries, QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
+from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, meant_losses, set_losses
 from xmodal.tasks.task import Task
 
@@ -134,12 +134,14 @@ class Detection(Task):
         for i, name in enumerate(sorted(unseen), 1)})
 
   def ask(self, image, text):
-    parts = (' '.join(part.split()).rstrip(' ?!') for part in re.split(r'[.;\n]', text))
+    parts = (part if part in self._trained else part.rstrip(' ?!\uff1f\uff01')
+             for part in split_texts(text, self._trained))
     phrases = [part for part in dict.fromkeys(parts) if part]
     if not phrases:
       raise UserError(f'--text {text!r} names nothing; wanted names ("red circle. blue square.") or '
                       'an expression ("the square left of the red circle")')
-    expressions = [part for part in phrases if part.lower().startswith('the ')]
+    expressions = [part for part in phrases
+                   if part.lower().startswith('the ') and part not in self._trained]
     if expressions and not self._learned['expressions']:
       raise UserError(f'--text: {expressions[0]!r} means one thing (it begins with "the"), and this '
                       'model learned from data without such texts; name what to find: "dog. cat."')

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 import zlib
@@ -27,6 +26,7 @@ from xmodal.metrics import retrieval as metrics
 from xmodal.models.pooling import AttentionPool
 from xmodal.tasks import card, writing
 from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.task import Task
 
 _LISTED = 10  # pictures that a folder is searched for
@@ -127,7 +127,7 @@ class Retrieval(Task):
     return said
 
   def ask(self, image, text):
-    texts = _texts(text)
+    texts = split_texts(text)
     if not texts:
       raise UserError(f'--text {text!r} says nothing; wanted texts with a full stop after each: "a '
                       'red circle. a blue square."')
@@ -166,7 +166,7 @@ class Retrieval(Task):
 
   def notes(self, example):
     limit = self._config.caption_length
-    parts = _texts(' '.join(example.captions)) if self._searches else ()
+    parts = split_texts(' '.join(example.captions)) if self._searches else ()
     whole = [f'the folder is searched for the text as a whole, not for each of its {len(parts)} '
              'parts'] if len(parts) > 1 else []
     return whole + [f'the text has {length} tokens, the model reads {limit}: its end is left out'
@@ -288,13 +288,6 @@ class Retrieval(Task):
     rank = f' (a right one is number {prediction.picture_ranks[0]})'
     return card.stack([drawn, card.add_lines(
         card.draw_grid(found), [(f'pictures for: {_captions(example)[0]}{rank}', card.PLAIN)])])
-
-
-def _texts(text):
-  """The different texts in one, each with a full stop, a semicolon or a line's end after it."""
-  # A full stop within a word ends no text.
-  parts = (' '.join(part.split()) for part in re.split(r'\.(?=\s|$)|[;\n]', text))
-  return tuple(dict.fromkeys(part for part in parts if part.strip('.')))
 
 
 def _captions(example) -> tuple[str, ...]:
