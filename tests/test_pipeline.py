@@ -1,6 +1,8 @@
 """Batches: every example once, the same after any stop, right answers left right."""
 
 import dataclasses
+import json
+import pathlib
 import sys
 
 import numpy as np
@@ -8,7 +10,8 @@ from PIL import Image
 import pytest
 
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation
+from xmodal.data.augment import Augmentation, language_notes
+from xmodal.data.english import is_english
 from xmodal.data.example import Example, Object
 from xmodal.data.shapes import Shapes
 from xmodal.errors import UserError
@@ -155,9 +158,49 @@ def test_half_of_the_pictures_are_mirrored():
     dict(question='what time is it?', answers=('10:10',)),
     dict(objects=(Object('left lung', (0, 0, 16, 32)),)),
     dict(question='is it big?', answers=('no',), reason='The one on the left is bigger.'),
-    dict(question='what does the sign say?', answers=('stop',))])
+    dict(question='what does the sign say?', answers=('stop',)),
+    dict(question='which way?', answers=('links',))])
 def test_no_mirror_where_a_text_speaks_of_sides_or_letters(texts):
   assert share_mirrored(**texts) == 0
+
+
+FOREIGN = [
+    dict(question='Ist die Katze links vom Hund?', answers=('ja',)),
+    dict(question='Welche Farbe hat das Auto rechts?', answers=('rot',)),
+    dict(question='\u732b\u5728\u72d7\u7684\u5de6\u8fb9\u5417\uff1f', answers=('\u662f',)),
+    dict(captions=('a dog and a cat', 'ein Hund und links von ihm noch eine Katze')),
+    dict(captions=('\u041a\u043e\u0442 \u0441\u043b\u0435\u0432\u0430',)),
+    dict(captions=('le chat est \u00e0 gauche',)), dict(captions=('el gato a la izquierda',)),
+    dict(captions=('paka yuko upande wa kushoto',)),
+    dict(captions=('the \u5de6\u8fb9 cat is the red one',)),
+    dict(objects=(Object('linker Schuh', (0, 0, 16, 32)),)),
+    dict(objects=(Object('\u5de6\u8f6c', (0, 0, 16, 32)), Object('dog', (0, 0, 9, 9))))]
+
+
+@pytest.mark.parametrize('texts', FOREIGN)
+def test_no_mirror_where_the_language_is_not_known(texts):
+  assert share_mirrored(**texts) == 0
+  note, = language_notes(Augmentation(mirror=True), [Example('a.png', **texts)])
+  assert 'leaves' in note and ('1 of 1 examples' in note or '1 names of objects' in note)
+  assert language_notes(Augmentation(crop=0.5), [Example('a.png', **texts)]) == []
+
+
+@pytest.mark.parametrize('texts', [
+    dict(captions=('a man riding a wave on top of a surfboard',)), dict(captions=('red circle',)),
+    dict(question='is it a caf\u00e9?', answers=('yes',)), dict(question='1 + 2?'),
+    dict(objects=tuple(Object(name, (0, 0, 9, 9)) for name in ('RBC', 'fire hydrant')))])
+def test_english_is_mirrored_as_ever(texts):
+  assert 0.4 < share_mirrored(**texts) < 0.6
+  assert language_notes(Augmentation(mirror=True), [Example('a.png', **texts)]) == []
+
+
+def test_questions_of_real_data_read_as_english():
+  folder = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'vqa_rad'
+  if not folder.exists():
+    pytest.skip('the real data is not beside the project')
+  path, = folder.glob('*.json')
+  questions = {str(r['question']) for r in json.loads(path.read_text(encoding='utf-8'))}
+  assert len(questions) > 1900 and all(map(is_english, questions))
 
 
 def inputs(changes, question):

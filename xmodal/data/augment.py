@@ -5,19 +5,24 @@ change: no mirror image where a question or answer says 'left', no turning upsid
 down where it says 'above', neither where letters or clocks are read; no shift or
 zoom where a text speaks of a place or a size, or the answer is a number; no change
 of light where it speaks of brightness or contrast. A word is taken at its worst:
-'upright' costs a mirror image, and no more. Only what has no text but the names of its objects is
+'upright' costs a mirror image, and no more. The words are English: where a sentence
+does not read as English, or the name of an object may name a side in another language,
+nothing is changed that words might speak of (language_notes counts such examples). Only what has no text but the names of its objects is
 cropped, and the objects that are cut off are no longer there; of all else
 nothing is ever cut off, so that counts and objects stay.
 """
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from xmodal.data import images
+from xmodal.data.english import has_no_foreign_side, is_english
 from xmodal.data.example import Example
+from xmodal.data.files import shown
 from xmodal.data.placement import Placement
 
 # Whole words, and stems that any word may hold: 'leftmost', 'hyperdense'.
@@ -73,18 +78,55 @@ class Augmentation:
     words = set(re.findall(r'[a-z]+', ' '.join(
         (example.question, *example.answers, *example.captions, *(o.name for o in named),
          example.reason)).lower()))
-    mirror = self.mirror and draws[0] < 0.5 and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS)
+    english = _reads_as_english(example)
+    turns = english and all(map(has_no_foreign_side, (*(o.name for o in named), *example.answers)))
+    mirror = (self.mirror and draws[0] < 0.5 and turns
+              and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS))
     # A number may measure the picture.
-    still = example.number is not None or _any_of(words, _PLACE_WORDS, _SIDE_STEMS)
+    still = (not english or example.number is not None
+             or _any_of(words, _PLACE_WORDS, _SIDE_STEMS))
     zoom = 0.0 if still else self.zoom
-    light = 0.0 if _any_of(words, _LIGHT_WORDS, _LIGHT_STEMS) else self.light
+    bright = not english or _any_of(words, _LIGHT_WORDS, _LIGHT_STEMS)
+    light = 0.0 if bright else self.light
     crop = 0.0 if any(map(example.has, _WHOLE_PICTURE)) else self.crop
-    flip = self.flip and draws[10] < 0.5 and not _any_of(words, _FLIP_WORDS, _FLIP_STEMS)
+    flip = (self.flip and draws[10] < 0.5 and turns
+            and not _any_of(words, _FLIP_WORDS, _FLIP_STEMS))
     width, height = 1.0 - crop * draws[6], 1.0 - crop * draws[7]
     x0, y0 = (1.0 - width) * draws[8], (1.0 - height) * draws[9]
     return Plan(mirror, 1.0 - zoom * draws[1], draws[2], draws[3],
                 1.0 + light * (2 * draws[4] - 1), 1.0 + light * (2 * draws[5] - 1),
                 flip, (x0, y0, x0 + width, y0 + height))
+
+
+def language_notes(augmentation: Augmentation, examples: Sequence[Example]) -> list[str]:
+  """A line on the examples that are not changed as their language is not known; [] if none."""
+  changes = [key for key in ('mirror', 'flip', 'zoom', 'light') if getattr(augmentation, key)]
+  notes = []
+  foreign = [e for e in examples if changes and not _reads_as_english(e)]
+  if foreign:
+    text = next(text for text in _sentences(foreign[0]) if not is_english(text))
+    notes.append(f'{len(foreign):,} of {len(examples):,} examples do not read as English, such as '
+                 f'{shown(text)}: data.augment ({", ".join(changes)}) leaves them as they are, as '
+                 'their words may speak of what would change')
+  turns = [key for key in ('mirror', 'flip') if key in changes]
+  names = {o.name for e in examples for o in e.objects or ()
+           if turns and not has_no_foreign_side(o.name)}
+  if names:
+    notes.append(f'{len(names):,} names of objects may name a side in a language other than '
+                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) leaves '
+                 'their pictures as they are')
+  return notes
+
+
+def _reads_as_english(example):
+  return all(map(is_english, _sentences(example)))
+
+
+def _sentences(example):
+  """Its texts; answers, often a word or two, are taken for the language of their question."""
+  texts = (example.question, *example.captions, example.reason,
+           example.expression.name if example.expression else '')
+  return [text for text in texts if text] or list(example.answers)
 
 
 def _any_of(words, known, stems):

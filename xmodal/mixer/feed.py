@@ -14,7 +14,7 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation
+from xmodal.data.augment import Augmentation, language_notes
 from xmodal.data.boxes import BadBoxes
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
@@ -26,6 +26,7 @@ from xmodal.mixer.sampling import Sampling
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
 
+_SAMPLED = 500  # of a generated source, to know its language
 _MOST_BOXES = 20  # that are not inside their pictures and are shown
 
 
@@ -79,10 +80,14 @@ class Feed:
     return self.config.data[f'{use}_split']
 
   def notes(self, use: str) -> list[str]:
-    """What a run says of a split: how much of it a model made, and the faults in its files."""
-    source = self.sources[use]
-    return made_notes(use, source) + fault_notes(
+    """What a run says of a split: how much of it a model made, the faults in its files, and what
+    is not augmented."""
+    source, augmentation = self.sources[use], Augmentation(**self.config.data.augment.to_dict())
+    notes = made_notes(use, source) + fault_notes(
         use, source, check_flags(self.config, self.split(use)))
+    if use == 'train':
+      notes += language_notes(augmentation, pipeline.sample(source, _SAMPLED))
+    return notes
 
   def maker(self, use: str, tasks: Mapping[str, Task],
             decode: Callable[..., Decoded]) -> pipeline.BatchMaker:

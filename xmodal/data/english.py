@@ -1,0 +1,58 @@
+"""Whether a text is English: for rules that know English words only, and must not guess."""
+
+import functools
+import re
+import unicodedata
+
+_WORDS = re.compile(r'[^\W\d_]+')
+# Only in English among the languages that write with Latin letters, as far as these are common.
+_ENGLISH = frozenset(
+    """the and with what which who whose where there this that these those it its does did how many
+    any some you your they their from have between behind above below front next near each other
+    only all not yes because can could would should do be been being or but than then when while
+    one two three four five seven eight ten color colour shape picture image object objects thing
+    things circle square triangle cross red blue green yellow black white brown gray grey purple
+    are were both used left right more most man men woman women person people child boy girl dog cat
+    horse bird car street road water table sitting standing holding riding looking walking showing
+    seen shown visible present lung heart chest brain patient obvious""".split())
+# Common in English, and words of other languages too.
+_SHARED = frozenset('a an i is was of in on at to for by as no he his her has we so me my'
+                    ' up out if'.split())
+_SHORT = 3  # words: a name, not a sentence
+# Left and right, east and west, in other languages with Latin letters: words, and how they begin.
+_SIDES = frozenset('destra destro destri destre sinistra sinistro dreta drets bal balra jobb jobbra '
+                   'sol solda solunda sagda leva levo levi levy prava pravo pravi pravy lewo prawo '
+                   'ovest oeste este ouest ost osten westen linke linker linkes linken'
+                   .split())
+_SIDE_STEMS = ('links', 'recht', 'regs', 'izquierd', 'derech', 'gauch', 'droit', 'sinistr',
+               'esquerd', 'esquerr', 'direit', 'dereit', 'venstr', 'hoyre', 'hojre', 'hogra',
+               'hoger', 'vanster', 'lewa', 'lewe', 'lewy', 'prawa', 'prawe', 'prawy', 'vlevo',
+               'vpravo', 'lijev', 'desn', 'stang', 'dreapt', 'vasem', 'vasen', 'oike', 'kiri',
+               'kanan', 'kushot', 'kulia', 'kaliwa', 'baloldal', 'jobbold')
+
+
+def has_no_foreign_side(name: str) -> bool:
+  """Whether a name is of the letters a to z, and says left or right in no language known here."""
+  words = _WORDS.findall(name.lower())
+  return all(word.isascii() and word not in _SIDES and not word.startswith(_SIDE_STEMS)
+             for word in words)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def is_english(text: str) -> bool:
+  """Whether a sentence is English: by one word that says so, or by half of its words that may be.
+
+  A text of up to three words counts as English where has_no_foreign_side. One without letters is
+  as good as English.
+  """
+  words = _WORDS.findall(text.lower())
+  if len(words) <= _SHORT:
+    return has_no_foreign_side(text)
+  if not all(word.isascii() or _is_latin(word) for word in words):
+    return False
+  known = sum(word in _ENGLISH or word in _SHARED for word in words)
+  return 2 * known >= len(words) or not _ENGLISH.isdisjoint(words)
+
+
+def _is_latin(word):
+  return all(unicodedata.name(letter, '').startswith('LATIN') for letter in word)
