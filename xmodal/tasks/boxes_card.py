@@ -1,12 +1,13 @@
 """A picture with the boxes that were found in it, each with its label, for people to look at."""
 
+import bisect
 import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
-from xmodal.tasks import card
+from xmodal.tasks import card, lettering
 
 Box = Sequence[float]  # (x, y, width, height) in pixels
 
@@ -32,6 +33,8 @@ def draw_boxes_card(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
                     truths: Sequence[Box], lines: Sequence[tuple[str, str]]) -> Image.Image:
   """draw_boxes with (text, colour) lines under it."""
   legend = [('dashed: the truth', card.PLAIN)] if truths else []
+  if note := lettering.note([label for label, _, _ in found]):
+    legend.append((note, card.PLAIN))
   return card.add_lines(draw_boxes(pixels, found, truths), [*lines, *legend])
 
 
@@ -83,27 +86,27 @@ def _draw_dashes(pen, corners):
 
 
 def _draw_tags(pen, size, found, corners):
-  font = ImageFont.load_default(max(11, round(min(size) / 32)))
-  ascent, descent = font.getmetrics()
+  letters = max(11, round(min(size) / 32))
   boxes = np.array(corners).reshape(-1, 4)
   tags, texts = [], []
   for label, _, _ in found:
-    texts.append(_shortened(label, font, size[0] - 2 * _PADDING))
-    wanted = np.array([font.getlength(texts[-1]) + 2 * _PADDING, ascent + descent])
+    texts.append(_shortened(label, letters, size[0] - 2 * _PADDING))
+    wanted = np.array([lettering.length(texts[-1], letters) + 2 * _PADDING,
+                       sum(lettering.metrics(letters))])
     tags.append(_free_place(np.ceil(wanted), boxes[len(tags)], boxes, np.array(tags), size))
   for (x0, y0, x1, y1), text, (_, _, colour) in reversed(list(zip(tags, texts, found))):
     pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
     light = np.dot(ImageColor.getrgb(colour), (0.299, 0.587, 0.114)) > 120
-    pen.text((x0 + _PADDING, y0), text, 'black' if light else 'white', font)
+    lettering.draw_text(pen, (x0 + _PADDING, y0), text, 'black' if light else 'white', letters)
 
 
-def _shortened(text, font, width):
+def _shortened(text, size, width):
   """The text, without a part before its last four letters (' 97%') if it is too wide."""
-  cut = len(text)
-  while font.getlength(text) > width and cut > 4:
-    cut -= 1
-    text = f'{text[:cut - 4]}...{text[-4:]}'
-  return text
+  if lettering.length(text, size) <= width:
+    return text
+  kept = bisect.bisect_right(range(max(len(text) - 4, 1)), width, key=lambda cut: lettering.length(
+      f'{text[:cut]}...{text[-4:]}', size))
+  return f'{text[:max(kept - 1, 0)]}...{text[-4:]}'
 
 
 def _free_place(tag, own, boxes, tags, size):

@@ -1,15 +1,16 @@
 """A picture with lines of text under it, for people to look at."""
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from xmodal.tasks import lettering
 
 WIDTH = 384
 _MARGIN, _FONT_SIZE = 10, 16
 RIGHT, WRONG, PLAIN = '#0a7a2f', '#b3261e', '#202124'
-_FRAME = '#c8c8c8'
+_FRAME, _FAINT = '#c8c8c8', '#6b6f76'
 
 
 def draw_card(pixels: np.ndarray, lines: Sequence[tuple[str, str]]) -> Image.Image:
@@ -30,11 +31,11 @@ def resize(pixels: np.ndarray, width: int) -> Image.Image:
 
 
 def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
-  """Puts (text, colour) lines under a picture."""
+  """Puts (text, colour) lines under a picture, and a note where some letters have no font."""
   width = max(WIDTH, picture.width)
-  font = ImageFont.load_default(_FONT_SIZE)
-  wrapped = [(part, colour) for text, colour in lines
-             for part in textwrap.wrap(text, 44 * width // WIDTH) or ['']]
+  note = lettering.note([text for text, _ in lines])
+  wrapped = [(part, colour) for text, colour in [*lines, (note, _FAINT)][:len(lines) + bool(note)]
+             for part in lettering.wrap(text, _FONT_SIZE, width)]
   step = _FONT_SIZE + 5
   size = (width + 2 * _MARGIN, picture.height + 3 * _MARGIN + step * len(wrapped))
   card = Image.new('RGB', size, 'white')
@@ -45,7 +46,8 @@ def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.I
   pen.rectangle((left - 1, _MARGIN - 1, left + picture.width, _MARGIN + picture.height), None,
                 _FRAME)
   for row, (text, colour) in enumerate(wrapped):
-    pen.text((_MARGIN, picture.height + 2 * _MARGIN + row * step), text, colour, font)
+    place = _MARGIN, picture.height + 2 * _MARGIN + row * step
+    lettering.draw_text(pen, place, text, colour, _FONT_SIZE)
   return card
 
 
