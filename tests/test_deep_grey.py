@@ -74,16 +74,26 @@ def test_fewer_bits_stored_in_16_keep_their_grey_levels(bits, format):
   assert (f'of which {bits} are used' in note) == (bits < 16)
 
 
+def tiff(pixels, bits, width):
+  """A TIFF of one row that Pillow cannot write."""
+  tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
+          (279, len(pixels))]
+  data = b'II*\0' + struct.pack('<I', 8 + len(pixels)) + pixels + struct.pack('<H', len(tags))
+  return data + b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags) + bytes(4)
+
+
 def test_a_tiff_of_12_bits_says_so():
   """Two pixels in three bytes; dark, so that their values alone would look like 8 bits."""
   values = [0, 16, 100, 255]
   pixels = b''.join(((a << 12) | b).to_bytes(3) for a, b in zip(values[::2], values[1::2]))
-  tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
-          (279, len(pixels))]
-  data = b'II*\0' + struct.pack('<I', 8 + len(pixels)) + pixels + struct.pack('<H', len(tags))
-  data += b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags) + bytes(4)
-  pixels, _ = load_image(data, (1, 4))
-  assert pixels[0, :, 0].tolist() == [round(v / 4095 * 255) for v in values]
+  seen, _ = load_image(tiff(pixels, 12, 4), (1, 4))
+  assert seen[0, :, 0].tolist() == [round(v / 4095 * 255) for v in values]
+
+
+def test_a_tiff_of_32_bits_without_sign_goes_beyond_half_its_range():
+  values = np.array([0, 2**30, 2**31, 3 * 2**30, 2**32 - 1], np.uint32)
+  seen, _ = load_image(tiff(values.astype('<u4').tobytes(), 32, 5), (1, 5))
+  assert seen[0, :, 0].tolist() == [0, 64, 128, 191, 255]
 
 
 def test_transparent_grey_of_16_bits_shows_white():

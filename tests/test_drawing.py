@@ -46,7 +46,8 @@ def test_a_box_is_where_it_should_be(size, factor):
 
 
 @pytest.mark.parametrize('box', [(0, 0, 64, 64), (-9, -9, 90, 90), (60, 60, 20, 20), (-5, 30, 9, 9),
-                                 (63.9, 63.9, 0.1, 0.1), (10, 10, 0, 0), (200, -80, 5, 5)])
+                                 (63.9, 63.9, 0.1, 0.1), (10, 10, 0, 0), (200, -80, 5, 5),
+                                 (np.nan,) * 4, (3, np.inf, 4, np.inf)])
 def test_boxes_at_the_edge_stay_in_the_picture(box):
   picture = draw_boxes(grey(64, 64), [('cat 97%', box, RED)])
   red = where(picture, RED)

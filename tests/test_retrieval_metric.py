@@ -73,6 +73,11 @@ def test_a_gallery_by_hand():
       [0, 1], [0], [0, 1], [0, 2], [0, 2], [0, 2]]
 
 
+def test_one_wording_in_two_normal_forms():
+  gallery = make_gallery(['a', 'b'], [['caf\u00e9'], ['Cafe\u0301']])
+  assert [r.tolist() for r in gallery.right_captions] == [[0, 1], [0, 1]]
+
+
 def test_ties_do_not_flatter():
   same = np.full((30, 4), 0.5, np.float32)
   own = np.arange(30)[:, None]

@@ -18,7 +18,7 @@ from PIL import Image
 _FILL = 1e20
 # In use for 'not measured' where the file does not say so.
 _CUSTOMARY = (-9999, -99999, -999, -32768, -32767, -2**31)
-_GDAL_NODATA, _BITS_PER_SAMPLE = 42113, 258  # TIFF tags
+_GDAL_NODATA, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 42113, 258, 339  # TIFF tags
 _FEW_LEVELS = 4
 
 
@@ -36,15 +36,17 @@ def to_8_bit(image: Image.Image) -> tuple[np.ndarray, str]:
   Raises:
     ValueError: no pixel has a value.
   """
-  grey = np.asarray(image)
-  valued = _valued(image, grey)
+  grey, tags = np.asarray(image), getattr(image, 'tag_v2', {})
+  if tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+    grey = grey.view(np.uint32)  # Pillow knows signed ones only
+  valued = _valued(tags, grey)
   values = grey if valued is None else grey[valued]
   if not values.size:
     raise ValueError('no pixel has a value: all are NaN, infinite or nodata')
   low, high = float(values.min()), float(values.max())
   whole = (valued is None and np.issubdtype(grey.dtype, np.integer) and low >= 0
            and high <= 65535)
-  bits = _bits(image, high) if whole else 0
+  bits = _bits(tags, high) if whole else 0
   notes = []
   if whole:
     low, high = 0.0, float(2 ** bits - 1)
@@ -62,15 +64,15 @@ def to_8_bit(image: Image.Image) -> tuple[np.ndarray, str]:
   return scaled, '; '.join(notes)
 
 
-def _valued(image, grey):
+def _valued(tags, grey):
   """bool [H, W]: which pixels have a value; None: all."""
   valued = np.ones(grey.shape, bool)
   if grey.dtype.kind == 'f':
     valued = np.abs(grey) < _FILL  # False for NaN
-  stated = getattr(image, 'tag_v2', {}).get(_GDAL_NODATA)
+  stated = tags.get(_GDAL_NODATA)
   if stated is not None:
     valued &= ~_equal(grey, stated)
-  if valued.any() and (lowest := grey[valued].min()) in _CUSTOMARY:
+  if grey.dtype.kind != 'u' and valued.any() and (lowest := grey[valued].min()) in _CUSTOMARY:
     rest = grey[valued & (grey != lowest)]
     # In float, as the difference of whole numbers may not fit into their type.
     if rest.size and float(rest.min()) - float(lowest) > float(rest.max()) - float(rest.min()):
@@ -88,8 +90,8 @@ def _equal(grey, stated):
     return np.zeros(grey.shape, bool)
 
 
-def _bits(image, highest):
-  stated = getattr(image, 'tag_v2', {}).get(_BITS_PER_SAMPLE)
+def _bits(tags, highest):
+  stated = tags.get(_BITS_PER_SAMPLE)
   if isinstance(stated, tuple) and len(stated) == 1 and 8 < stated[0] < 16:
     return stated[0]
   return next(bits for bits in (8, 10, 12, 16) if highest < 2 ** bits)

@@ -11,6 +11,7 @@ by the same words none is more right than another).
 import collections
 from collections.abc import Hashable, Sequence
 import dataclasses
+import unicodedata
 
 import numpy as np
 
@@ -87,7 +88,8 @@ def make_gallery(pictures: Sequence[Hashable], captions: Sequence[Sequence[str]]
 
 
 def _wording(text):
-  return ' '.join(text.lower().split())
+  # One letter may be written in two ways, as itself or with an accent of its own.
+  return ' '.join(unicodedata.normalize('NFC', text.lower()).split())
 
 
 @dataclasses.dataclass(frozen=True)

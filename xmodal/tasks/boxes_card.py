@@ -67,7 +67,8 @@ def draw_boxes(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
 def _corners(box, scale, size):
   """Corner pixels (x0, y0, x1, y1) of a box in the picture as drawn, the last inclusive."""
   x, y, width, height = box
-  ends = np.array([x, y, x + width, y + height]) * (*scale, *scale)
+  # A broken model's boxes are not finite.
+  ends = np.nan_to_num(np.array([x, y, x + width, y + height]) * (*scale, *scale))
   x0, y0, x1, y1 = np.clip(np.rint(ends), 0, (*size, *size)).astype(int).tolist()
   x0, y0 = min(x0, size[0] - 1), min(y0, size[1] - 1)
   return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
