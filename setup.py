@@ -18,7 +18,7 @@ setup(
         'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers',
         'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools',
         f'tensorflow-cpu; {SMALL_TENSORFLOW}', f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
-        'weblate-fonts',  # for texts of all scripts in pictures; without it only plain Latin is drawn
+        'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],

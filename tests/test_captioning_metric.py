@@ -28,8 +28,10 @@ TREEBANK = {
     '20-foot 3D 4x4 1st 1.5 .5 -5 +5 a+b 5*6': '20-foot 3d 4x4 1st 1.5 .5 -5 +5 a + b 5 * 6',
     'A man , riding a wave . A   woman.\n': 'a man riding a wave a woman',
     ' . ': '',
-    # Letters with marks of their own: Hindi, Tamil, Bengali, Telugu, Gujarati, Thai, Arabic, Hebrew.
-    'एक लाल गाड़ी सड़क पर है।': 'एक लाल गाड़ी सड़क पर है ।', 'தமிழ் மொழி ஒரு நாய்': 'தமிழ் மொழி ஒரு நாய்',
+    # Letters with marks of their own: Hindi, Tamil, Bengali, Telugu, Gujarati, Thai, Arabic,
+    # Hebrew.
+    'एक लाल गाड़ी सड़क पर है।': 'एक लाल गाड़ी सड़क पर है ।',
+    'தமிழ் மொழி ஒரு நாய்': 'தமிழ் மொழி ஒரு நாய்',
     'কুকুর একটি বল': 'কুকুর একটি বল', 'తెలుగు భాష': 'తెలుగు భాష', 'ગુજરાતી': 'ગુજરાતી',
     'แมวสีแดง ภาษาไทย': 'แมวสีแดง ภาษาไทย', 'مَرْحَبًا كلب أحمر.': 'مَرْحَبًا كلب أحمر',
     'שָׁלוֹם כלב': 'שָׁלוֹם כלב', 'नमस्\u200dते': 'नमस् ते', 'می\u200cخواهم': 'می خواهم',
@@ -48,14 +50,16 @@ def test_words_are_split_as_coco_caption_splits_them(text):
 
 
 # Stanford's program drops signs of these, so that words fall to pieces.
-@pytest.mark.parametrize('text', ['ಕನ್ನಡ ಭಾಷೆ', 'മലയാളം ഭാഷ', 'ਪੰਜਾਬੀ', 'ភាសាខ្មែរ', 'မြန်မာ', 'සිංහල'])
+@pytest.mark.parametrize('text', [
+    'ಕನ್ನಡ ಭಾಷೆ', 'മലയാളം ഭാഷ', 'ਪੰਜਾਬੀ', 'ភាសាខ្មែរ', 'မြန်မာ', 'සිංහල'])
 def test_words_of_other_scripts_stay_whole(text):
   assert captioning.tokenize(text) == text.split()
 
 
 def test_captions_without_a_common_word_score_nothing(monkeypatch):
   monkeypatch.setattr(captioning, 'meteor', lambda *_: None)
-  truth = [['एक लाल गाड़ी सड़क पर है'], ['दो काले कुत्ते पानी में हैं'], ['एक महिला किताब पढ़ रही है']]
+  truth = [['एक लाल गाड़ी सड़क पर है'], ['दो काले कुत्ते पानी में हैं'],
+           ['एक महिला किताब पढ़ रही है']]
   wrong = ['नीली नाव किनारे खड़ी', 'सफ़ेद बिल्ली कुर्सी नीचे', 'तीन बच्चे गेंद खेलते']
   scores = captioning.caption_scores(wrong, truth)
   assert all(score < 1e-6 for score in scores.values()), scores

@@ -1,4 +1,4 @@
-"""Grey of more than 8 bits, with and without pixels that have no value, and what data.check says."""
+"""Grey of more than 8 bits, also with pixels that have no value, and what data.check says."""
 
 import io
 import json

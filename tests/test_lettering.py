@@ -32,7 +32,8 @@ def picture(text, size=16):
 @pytest.mark.parametrize('script', COVERED)
 def test_scripts_are_drawn(script):
   text = COVERED[script]
-  assert all(kind is not None for kind, _ in lettering._parts(text)) and lettering.note([text]) == ''
+  assert all(kind is not None for kind, _ in lettering._parts(text))
+  assert lettering.note([text]) == ''
   letters = [c for c in dict.fromkeys(text) if unicodedata.category(c)[0] == 'L']
   pictures = {picture(letter).tobytes() for letter in letters}
   assert len(pictures) == len(letters)  # no two are the same box
@@ -41,7 +42,8 @@ def test_scripts_are_drawn(script):
 
 def test_a_letter_is_drawn_by_a_font_that_has_it():
   """Which letters those are is told by the fonts' own tables."""
-  tables = {kind: TTFont(path, lazy=True).getBestCmap() for kind, path in lettering._kinds().items()}
+  tables = {kind: TTFont(path, lazy=True).getBestCmap()
+            for kind, path in lettering._kinds().items()}
   rng = np.random.default_rng(0)
   codes = np.concatenate([rng.integers(32, 0x3000, 300), rng.integers(0x3000, 0xd7ff, 200)])
   wrong = [hex(code) for code in codes.tolist() for kind in tables

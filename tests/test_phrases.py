@@ -33,7 +33,8 @@ def test_full_stops_end_texts_and_not_words(text):
 
 @pytest.mark.parametrize('text, names', [
     ('plan b. c; d. etc. dog. what?', ('plan b. c; d', 'etc.', 'dog', 'what?')),
-    ('A. B. dog', ('A', 'B', 'dog')), ('Yahoo!. dog. Yahoo! sign', ('Yahoo!', 'dog', 'Yahoo! sign')),
+    ('A. B. dog', ('A', 'B', 'dog')),
+    ('Yahoo!. dog. Yahoo! sign', ('Yahoo!', 'dog', 'Yahoo! sign')),
     ('etc.', ('etc.',)), ('no. 5. no. 5 sign.', ('no. 5', 'no. 5 sign'))])
 def test_names_of_training_are_taken_whole(text, names):
   known = ('plan b. c; d', 'etc.', 'A', 'B', 'dog', 'Yahoo!', 'what?', 'no. 5', '')

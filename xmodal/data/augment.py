@@ -7,9 +7,10 @@ zoom where a text speaks of a place or a size, or the answer is a number; no cha
 of light where it speaks of brightness or contrast. A word is taken at its worst:
 'upright' costs a mirror image, and no more. The words are English: where a sentence
 does not read as English, or the name of an object may name a side in another language,
-nothing is changed that words might speak of (language_notes counts such examples). Only what has no text but the names of its objects is
-cropped, and the objects that are cut off are no longer there; of all else
-nothing is ever cut off, so that counts and objects stay.
+nothing is changed that words might speak of (language_notes counts such examples).
+Only what has no text but the names of its objects is cropped, and the objects that
+are cut off are no longer there; of all else nothing is ever cut off, so that counts
+and objects stay.
 """
 
 import dataclasses

@@ -3,9 +3,10 @@
 Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 'file:line: what, wanted what', pictures that cannot be decoded included, then a
 summary, in which pictures are named that are read in a way to know of (pixels
-without a value, 12 bits stored in 16). Of other sources, it prints all that was left out of a split or mended
-in it, and the boxes that are outside the pictures as they are. Exits with 0 if
-all is good, 1 if something is not, 2 if there is nothing to check.
+without a value, 12 bits stored in 16). Of other sources, it prints all that was
+left out of a split or mended in it, and the boxes that are outside the pictures as
+they are. Exits with 0 if all is good, 1 if something is not, 2 if there is nothing
+to check.
 """
 
 import argparse
@@ -122,13 +123,14 @@ def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
 
 
 def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
-  """What decode_all noted of pictures that can be read: how many, and the first few, a line each."""
+  """What decode_all noted of pictures that can be read: how many, and the first few."""
   noted = [f'  {path}: {size.note}' for path, size in sorted(pictures.items())
            if not isinstance(size, str) and size.note]
   if not noted:
     return []
   more = [f'  and {len(noted) - _MOST_NOTES:,} more'] if len(noted) > _MOST_NOTES else []
-  return [f'  pictures to look at: {len(noted):,} of {len(pictures):,}', *noted[:_MOST_NOTES], *more]
+  return [f'  pictures to look at: {len(noted):,} of {len(pictures):,}', *noted[:_MOST_NOTES],
+          *more]
 
 
 def summary(file: CheckedFile) -> list[str]:

@@ -56,8 +56,8 @@ def to_8_bit(image: Image.Image) -> tuple[np.ndarray, str]:
   known = grey if valued is None else np.where(valued, grey, values.flat[0])
   scaled = np.rint((known - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
   if valued is not None:
-    notes.append(f'{grey.size - values.size:,} of {grey.size:,} pixels have no value (NaN, infinite '
-                 'or nodata) and show black')
+    notes.append(f'{grey.size - values.size:,} of {grey.size:,} pixels have no value (NaN, '
+                 'infinite or nodata) and show black')
     scaled = np.where(valued, scaled if high > low else np.uint8(255), np.uint8(0))
   if not whole and high > low:
     notes += _squeezed(scaled, low, high)

@@ -20,8 +20,8 @@ _SHARED = frozenset('a an i is was of in on at to for by as no he his her has we
                     ' up out if'.split())
 _SHORT = 3  # words: a name, not a sentence
 # Left and right, east and west, in other languages with Latin letters: words, and how they begin.
-_SIDES = frozenset('destra destro destri destre sinistra sinistro dreta drets bal balra jobb jobbra '
-                   'sol solda solunda sagda leva levo levi levy prava pravo pravi pravy lewo prawo '
+_SIDES = frozenset('destra destro destri destre sinistra sinistro dreta drets bal balra jobb '
+                   'jobbra sol solda solunda sagda leva levo levi levy prava pravo pravi pravy lewo prawo '
                    'ovest oeste este ouest ost osten westen linke linker linkes linken'
                    .split())
 _SIDE_STEMS = ('links', 'recht', 'regs', 'izquierd', 'derech', 'gauch', 'droit', 'sinistr',

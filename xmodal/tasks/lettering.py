@@ -3,8 +3,8 @@
 The fonts are Kurinto Sans (SIL Open Font License) of the package weblate-fonts. They cover Latin,
 Greek, Cyrillic, Armenian, Georgian, Hebrew, Arabic, Ethiopic, the scripts of India and Sri Lanka,
 Thai, Lao, Chinese, Japanese and Korean; neither Khmer, Burmese and Tibetan nor emoji. A letter
-without a font is shown by its number, such as \\u1780. Joined and reordered letters (Arabic, Hebrew,
-Hindi) take Pillow with Raqm, which its wheels have, and the system's FriBiDi library.
+without a font is shown by its number, such as \\u1780. Joined and reordered letters (Arabic,
+Hebrew, Hindi) take Pillow with Raqm, which its wheels have, and the system's FriBiDi library.
 """
 
 import bisect
