@@ -15,8 +15,8 @@ _ENGLISH = frozenset(
     are were both used left right more most man men woman women person people child boy girl dog cat
     horse bird car street road water table sitting standing holding riding looking walking showing
     seen shown visible present lung heart chest brain patient obvious lady guy kid shirt jacket
-    pants hair head tree trees grass building house kitchen bathroom bedroom chair couch bench desk window
-    floor plate bowl bottle knife spoon sandwich cake food truck bike bicycle motorcycle airplane
+    pants hair head tree trees grass building house kitchen bathroom bedroom chair couch bench desk
+    window floor plate bowl bottle knife spoon sandwich cake food truck bike bicycle motorcycle airplane
     boat beach ocean sky snow mountain field group close little old young wearing carrying eating
     playing driving flying laying lying sleeping parked wooden striped big tall short dark light
     bright sign player players wave surfboard skateboard""".split())
@@ -26,8 +26,8 @@ _SHARED = frozenset('a an i is was of in on at to for by as no he his her has we
 _SHORT = 3  # words: a name, not a sentence
 # Left and right, east and west, in other languages with Latin letters: words, and how they begin.
 _SIDES = frozenset('destra destro destri destre sinistra sinistro dreta drets bal balra jobb '
-                   'jobbra sol solda solunda sagda leva levo levi levy prava pravo pravi pravy lewo '
-                   'prawo ovest oeste este ouest ost osten westen linke linker linkes linken'
+                   'jobbra sol solda solunda sagda leva levo levi levy prava pravo pravi pravy '
+                   'lewo prawo ovest oeste este ouest ost osten westen linke linker linkes linken'
                    .split())
 _SIDE_STEMS = ('links', 'recht', 'regs', 'izquierd', 'derech', 'gauch', 'droit', 'sinistr',
                'esquerd', 'esquerr', 'direit', 'dereit', 'venstr', 'hoyre', 'hojre', 'hogra',
