@@ -107,7 +107,7 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
   root, _ = _coco(tmp_path, None, file='annotations/image_info_test-dev2017.json',
                   folder='test2017')
   assert read_coco(root, 'test') == read_coco(root, 'test-dev') == [
-      Example(str(tmp_path / 'test2017' / '7.jpg'), image_id=7)]
+      Example(str(tmp_path / 'test2017' / '7.jpg'), image_id=7, recorded_size=(60, 40))]
   _coco(tmp_path, [], [_image(8), _image(9)])
   captions = _write(tmp_path / 'annotations' / 'captions_val2017.json', {'annotations': [
       {'id': 1, 'image_id': 9, 'caption': 'A cat.\n'}, {'id': 2, 'image_id': 9, 'caption': 'Cat!'},
@@ -115,7 +115,7 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
   examples = read_coco(root, 'val')
   assert [(e.captions, e.objects) for e in examples] == [((), ()), (('A cat.', 'Cat!'), ())]
   assert list(examples.faults) == [f'{captions}: caption 3: image_id 1 is not listed, left out',
-                                   f"{captions}: caption 4: is ' ', wanted text, left out"]
+                                   f"{captions}: caption 4: is ' ', wanted text, not empty, left out"]
 
 
 # An annotation, what is said of it, and the box that is left of it.
@@ -191,7 +191,7 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
         images=[_image(7), _image(7, file_name='8.jpg')])
   stops('categories', "category id 1 is that of 'cat' and of 'eel'",
         categories=[{'id': 1, 'name': 'cat'}, {'id': 1, 'name': 'eel'}])
-  stops('fields', r'record 0 \(from 0\) is .*, wanted the fields id, file_name',
+  stops('fields', r'record 0 \(from 0\): id is missing, wanted a whole number or text',
         images=[{'file_name': '7.jpg'}])
   stops('none', "wanted a list under 'images' with at least one record", images=[])
   stops('odd', 'annotations are 3, wanted a list', annotations=3)
@@ -274,7 +274,8 @@ def test_voc_objects_as_the_development_kit_means_them(tmp_path):
   _voc(tmp_path, 'b', [], split='val')
   [a, b] = read_voc(root, 'train+val')
   assert a == Example(str(tmp_path / 'JPEGImages' / 'a.jpg'), image_id='a', objects=(
-      Object('person', (1, 2, 8, 6), ignore=True), Object('cat', (1, 2, 8, 6))))
+      Object('person', (1, 2, 8, 6), ignore=True), Object('cat', (1, 2, 8, 6))),
+      recorded_size=(60, 40))
   assert b.objects == ()
 
 
@@ -351,13 +352,14 @@ def test_visual_genome_gives_an_example_per_region(tmp_path):
                  {5: [_region(1, phrase=' the  end ')], 2: [_region(2), _region(3, (9, 9, 9, 9))]})
   seen = Object('cat', (1, 2, 3, 4)), Object('room', (0, 0, 60, 40))
   source = read_visual_genome(root, _ALL)
+  size = dict(recorded_size=(60, 40))
   two = Example(str(tmp_path / 'VG_100K' / '2.jpg'), image_id=2, objects=seen,
-                expression=Object('the red cat', (1, 2, 3, 4)))
+                expression=Object('the red cat', (1, 2, 3, 4)), **size)
   assert list(source) == [
       Example(str(tmp_path / 'VG_100K_2' / '5.jpg'), image_id=5, objects=(),
-              expression=Object('the end', (1, 2, 3, 4))),
+              expression=Object('the end', (1, 2, 3, 4)), **size),
       two, Example(two.image, image_id=2, objects=seen,
-                   expression=Object('the red cat', (9, 9, 9, 9)))]
+                   expression=Object('the red cat', (9, 9, 9, 9)), **size)]
   assert source.faults == () and source[-1] == source[2]
   with pytest.raises(IndexError):
     source[3]
@@ -470,8 +472,11 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   (tmp_path / 'voc' / 'JPEGImages' / 'b.jpg').write_text('not a picture')
   assert check.main([root, '--source', 'voc', '--split', 'train']) == 1
   lines = capsys.readouterr().out.splitlines()
-  assert 'b.jpg' in lines[0] and lines[-1] == '2 faults' and len(lines) == 6
+  assert 'b.jpg' in lines[0] and lines[-1] == '3 faults' and len(lines) == 7
   assert lines[1] == (
+      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels upright; its boxes are for 60 x 40: mend the '
+      'boxes, or put back the picture they were drawn on')
+  assert lines[2] == (
       f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
       'wanted [x, y, width, height] inside 40 x 40')
   assert check.main([root, '--source', 'voc', '--split', 'test']) == 2
