@@ -14,10 +14,12 @@ from xmodal.data import check
 from xmodal.data.coco import read_coco
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
+from xmodal.data.pipeline import BatchMaker
 from xmodal.data.sources import open_source
 from xmodal.data.visual_genome import read_visual_genome
 from xmodal.data.voc import read_voc
 from xmodal.errors import UserError
+from xmodal.tasks.objects import make_name_list
 from xmodal.train.loop import Run
 import tiny
 
@@ -204,6 +206,55 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
   (tmp_path / 'split' / 'val2017' / '7.jpg').unlink()
   with pytest.raises(UserError, match='1 of 1 pictures are not in .*, such as 7.jpg; unpack'):
     read_coco(str(tmp_path / 'split'), 'val')
+
+
+def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
+  shares = [[0.1, 0.2, 0.5, 0.3], [0.5, 0.5, 1, 1.0], [0, 0, 0.25, 1]]
+  pixels = [[0, 0, 1, 1], [0.5, 0.5, 3, 1], [1, 0, 1, 1]]
+  root, path = _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares + pixels)])
+  [example] = examples = read_coco(root, 'val')
+  assert [list(o.box) for o in example.objects] == pixels
+  assert list(examples.faults) == [
+      f'{path}: annotation {n}: box {box} is in shares of the picture (0..1), wanted pixels, left out'
+      for n, box in enumerate(shares)]
+  _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares)])
+  with pytest.raises(UserError, match='none of 1 examples .*: 3 x box is in shares of the picture'):
+    open_source(_config(root, 'coco'), 'val', train=True)
+  lines = [{'image': 'val2017/7.jpg', 'objects': [{'box': box, 'name': 'cat'} for box in shares],
+            'expression': {'box': shares[0], 'name': 'the cat'}}]
+  path = _write(tmp_path / 'train.jsonl', lines[0])
+  assert check.main([root]) == 1
+  said = capsys.readouterr().out.splitlines()
+  assert said[0] == (f'{path}:1: objects 1: box [0.1, 0.2, 0.5, 0.3] is in shares of the picture '
+                     '(0..1), wanted pixels, left out')
+  assert said[3].startswith(f'{path}:1: expression: box [0.1')
+  examples = open_source(_config(root, 'jsonl'), 'train', train=True)
+  assert examples[0].objects == () and examples[0].expression is None
+  with pytest.raises(UserError, match=r'has an object \(4 x box is in shares of the picture'):
+    make_name_list(examples, 10)
+
+
+def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, capsys):
+  """As detectron2 refuses it: the boxes were drawn on another picture."""
+  images = [_image(n) for n in range(1, 6)]
+  root, _ = _coco(tmp_path, [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)], images)
+  turned = Image.Exif()
+  turned[0x0112] = 6
+  paths = [str(tmp_path / 'val2017' / f'{n}.jpg') for n in range(1, 6)]
+  Image.new('RGB', (60, 40)).save(paths[1], exif=turned)  # upright: 40 x 60
+  Image.new('RGB', (40, 60)).save(paths[2], exif=turned)  # upright: 60 x 40, as stated
+  for path in paths[3:]:  # the last has no boxes
+    _picture(pathlib.Path(path), 120, 80)
+  start = [f'{paths[1]}: is 40 x 60 pixels, turned, as EXIF turns pictures, and 60 x 40 pixels in ',
+           f'{paths[3]}: is 120 x 80 pixels, and 60 x 40 pixels in the files of its boxes']
+  assert check.main([root, '--source', 'coco', '--split', 'val']) == 1
+  *said, last = capsys.readouterr().out.splitlines()
+  found = [line for line in said if line.startswith(root)]
+  assert all(map(str.startswith, found, start)) and len(found) == 2 and last == '2 faults'
+  make = BatchMaker(read_coco(root, 'val'), {}, (16, 16), bad=None)
+  for _ in range(2):
+    make(np.arange(5), np.arange(5))
+  assert make.bad_boxes.told() == found
 
 
 # Pascal VOC
@@ -437,8 +488,14 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
   wrong = [_annotation(n, [1, 2, 3, 0]) for n in range(2, 9)]
   root, path = _coco(tmp_path, [_annotation(1), *wrong, _annotation(9, [1, 2, 99, 2])])
   _coco(tmp_path, [_annotation(1)], file='annotations/instances_train2017.json', folder='train')
+  shrunk = _picture(tmp_path / 'train' / '7.jpg', 30, 20)
   notes = Run(_config(root, 'coco'), str(tmp_path / 'run')).notes
-  assert notes[:7] == [
+  assert notes[0] == ('train: 1 of 1 pictures looked at have another size than the files of their '
+                      'boxes state:')
+  assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels, and 60 x 40 pixels in the files of')
+  assert notes[2] == (
+      f'  all of them: python -m xmodal.data.check {root} --source coco --split train')
+  assert notes[3:10] == [
       'eval: 7 x box has no area, left out; 1 x box reaches out of the picture, clipped to it',
       *(f'  {path}: annotation {n}: box [1, 2, 3, 0] has no area, left out' for n in range(2, 7)),
       f'  all of them: python -m xmodal.data.check {root} --source coco --split val']
@@ -474,8 +531,9 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert 'b.jpg' in lines[0] and lines[-1] == '3 faults' and len(lines) == 7
   assert lines[1] == (
-      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels upright; its boxes are for 60 x 40: mend the '
-      'boxes, or put back the picture they were drawn on')
+      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels, and 60 x 40 pixels in the files of its boxes, '
+      'which so may lie elsewhere: mend the files, or put back the picture that the boxes were drawn '
+      'on')
   assert lines[2] == (
       f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
       'wanted [x, y, width, height] inside 40 x 40')

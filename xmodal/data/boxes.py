@@ -51,7 +51,7 @@ def keep_inside(example: Example, width: int, height: int) -> tuple[Example, lis
 
 
 def other_size(example: Example, width: int, height: int) -> str:
-  """What is wrong with a picture that has boxes and not the size they were drawn for; or ''.
+  """What is wrong with a picture that has boxes and another size than their files state; or ''.
 
   Args:
     example: the example.
@@ -60,9 +60,10 @@ def other_size(example: Example, width: int, height: int) -> str:
   recorded = example.recorded_size
   if recorded in (None, (width, height)) or not (example.objects or example.expression):
     return ''
-  turned = ', turned by its EXIF orientation' if recorded == (height, width) else ''
-  return (f'is {width:g} x {height:g} pixels upright{turned}; its boxes are for {recorded[0]:g} '
-          f'x {recorded[1]:g}: mend the boxes, or put back the picture they were drawn on')
+  turned = ', turned, as EXIF turns pictures' if recorded == (height, width) else ''
+  return (f'is {width:g} x {height:g} pixels{turned}, and {recorded[0]:g} x {recorded[1]:g} '
+          'pixels in the files of its boxes, which so may lie elsewhere: mend the files, or put back '
+          'the picture that the boxes were drawn on')
 
 
 def size_notes(source: Source, name: str, flags: str) -> list[str]:
@@ -90,8 +91,8 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
     if line := other_size(example, width, height):
       wrong.append(f'{example.image}: {line}')
   return wrong and [
-      f'{name}: {len(wrong)} of {looked} pictures looked at are not of the size that their boxes are '
-      f'for; the first: {wrong[0]}; all of them: python -m xmodal.data.check {flags}']
+      f'{name}: {len(wrong)} of {looked} pictures looked at have another size than the files of '
+      'their boxes state:', f'  {wrong[0]}', f'  all of them: python -m xmodal.data.check {flags}']
 
 
 class BadBoxes:
@@ -99,7 +100,7 @@ class BadBoxes:
 
   Attributes:
     of_record: record number -> a line on each of its bad boxes.
-    of_size: path of a picture -> that it has another size than its boxes are for.
+    of_size: path of a picture -> what other_size says of it.
   """
 
   def __init__(self):

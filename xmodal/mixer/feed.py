@@ -160,8 +160,8 @@ def left_out(feeds: Sequence[Feed]) -> list[str]:
                'their pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
   for name, feed, use in each_split(feeds):
     if sizes := sorted(feed.bad_boxes[use].of_size.values()):
-      lines.append(f'{name}: {len(sizes)} pictures are not of the size that their boxes are for, so '
-                   'that the boxes lie elsewhere:')
+      lines.append(f'{name}: {len(sizes)} pictures have another size than the files of their boxes '
+                   'state:')
       lines += _first(sizes)
     if told := feed.bad_boxes[use].told_boxes():
       lines.append(f'{name}: {len(told)} boxes in {len(feed.bad_boxes[use].of_record)} of '
