@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from xmodal.data.example import Example, Object
+from xmodal.data.faults import Examples
 from xmodal.metrics.detection import (
     Found, coco_files, coco_scores, iou, number_categories, referring_accuracy)
 
@@ -161,11 +162,26 @@ def test_categories_keep_their_numbers_if_they_can():
             Example('b.jpg')]
   own = (('dog', 18), ('cat', 17), ('dog', 18), ('cow', None))
   assert number_categories(['cat', 'dog'], examples(*own)) == {'cat': 17, 'dog': 18}
-  # One without a number, one never seen, two of one number, two numbers of one.
+  # One without a number, two of one number, numbers of two kinds.
   assert number_categories(['cat', 'cow'], examples(*own)) == {'cat': 1, 'cow': 2}
-  assert number_categories(['cat', 'owl'], examples(*own)) == {'cat': 1, 'owl': 2}
   assert number_categories(['a', 'b'], examples(('a', 4), ('b', 4))) == {'a': 1, 'b': 2}
-  assert number_categories(['a', 'b'], examples(('a', 4), ('b', 6), ('a', 5))) == {'a': 1, 'b': 2}
+  assert number_categories(['a', 'b'], examples(('a', 4), ('b', 'x'))) == {'a': 1, 'b': 2}
+  # Two numbers of one name: that of most objects. A name of another data set has none here.
+  twice = examples(('a', 4), ('b', 6), ('a', 5), ('a', 5))
+  assert number_categories(['a', 'b'], twice) == {'a': 5, 'b': 6}
+  assert number_categories(['cat', 'owl'], examples(*own)) == {'cat': 17, 'owl': None}
+
+
+def test_numbers_of_another_split_are_kept_beside_new_ones():
+  unnumbered = [Example('a.jpg', objects=(Object('cat', (0, 0, 1, 1)), Object('owl', (0, 0, 1, 1))))]
+  names = ['cat', 'dog', 'owl', 'emu']
+  assert number_categories(names, unnumbered, {'cat': 17, 'dog': 90}) == {
+      'cat': 17, 'dog': 90, 'owl': 91, 'emu': 92}
+  assert number_categories(names[:3], unnumbered, {'cat': 'c', 'dog': 'd'}) == {
+      'cat': 1, 'dog': 2, 'owl': 3}
+  listed = Examples(unnumbered, (), {'cat': 0, 'owl': 1, 'never there': 2})
+  assert number_categories(names[:3], listed, {'cat': 1, 'dog': 0}) == {
+      'cat': 0, 'dog': None, 'owl': 1}
 
 
 def test_iou_is_that_of_pycocotools():

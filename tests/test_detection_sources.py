@@ -14,10 +14,12 @@ from xmodal.data import check
 from xmodal.data.coco import read_coco
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
+from xmodal.data.pipeline import BatchMaker
 from xmodal.data.sources import open_source
 from xmodal.data.visual_genome import read_visual_genome
 from xmodal.data.voc import read_voc
 from xmodal.errors import UserError
+from xmodal.tasks.objects import make_name_list
 from xmodal.train.loop import Run
 import tiny
 
@@ -107,7 +109,7 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
   root, _ = _coco(tmp_path, None, file='annotations/image_info_test-dev2017.json',
                   folder='test2017')
   assert read_coco(root, 'test') == read_coco(root, 'test-dev') == [
-      Example(str(tmp_path / 'test2017' / '7.jpg'), image_id=7)]
+      Example(str(tmp_path / 'test2017' / '7.jpg'), image_id=7, recorded_size=(60, 40))]
   _coco(tmp_path, [], [_image(8), _image(9)])
   captions = _write(tmp_path / 'annotations' / 'captions_val2017.json', {'annotations': [
       {'id': 1, 'image_id': 9, 'caption': 'A cat.\n'}, {'id': 2, 'image_id': 9, 'caption': 'Cat!'},
@@ -115,7 +117,7 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
   examples = read_coco(root, 'val')
   assert [(e.captions, e.objects) for e in examples] == [((), ()), (('A cat.', 'Cat!'), ())]
   assert list(examples.faults) == [f'{captions}: caption 3: image_id 1 is not listed, left out',
-                                   f"{captions}: caption 4: is ' ', wanted text, left out"]
+                                   f"{captions}: caption 4: is ' ', wanted text, not empty, left out"]
 
 
 # An annotation, what is said of it, and the box that is left of it.
@@ -191,7 +193,7 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
         images=[_image(7), _image(7, file_name='8.jpg')])
   stops('categories', "category id 1 is that of 'cat' and of 'eel'",
         categories=[{'id': 1, 'name': 'cat'}, {'id': 1, 'name': 'eel'}])
-  stops('fields', r'record 0 \(from 0\) is .*, wanted the fields id, file_name',
+  stops('fields', r'record 0 \(from 0\): id is missing, wanted a whole number or text',
         images=[{'file_name': '7.jpg'}])
   stops('none', "wanted a list under 'images' with at least one record", images=[])
   stops('odd', 'annotations are 3, wanted a list', annotations=3)
@@ -204,6 +206,55 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
   (tmp_path / 'split' / 'val2017' / '7.jpg').unlink()
   with pytest.raises(UserError, match='1 of 1 pictures are not in .*, such as 7.jpg; unpack'):
     read_coco(str(tmp_path / 'split'), 'val')
+
+
+def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
+  shares = [[0.1, 0.2, 0.5, 0.3], [0.5, 0.5, 1, 1.0], [0, 0, 0.25, 1]]
+  pixels = [[0, 0, 1, 1], [0.5, 0.5, 3, 1], [1, 0, 1, 1]]
+  root, path = _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares + pixels)])
+  [example] = examples = read_coco(root, 'val')
+  assert [list(o.box) for o in example.objects] == pixels
+  assert list(examples.faults) == [
+      f'{path}: annotation {n}: box {box} is in shares of the picture (0..1), wanted pixels, left out'
+      for n, box in enumerate(shares)]
+  _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares)])
+  with pytest.raises(UserError, match='none of 1 examples .*: 3 x box is in shares of the picture'):
+    open_source(_config(root, 'coco'), 'val', train=True)
+  lines = [{'image': 'val2017/7.jpg', 'objects': [{'box': box, 'name': 'cat'} for box in shares],
+            'expression': {'box': shares[0], 'name': 'the cat'}}]
+  path = _write(tmp_path / 'train.jsonl', lines[0])
+  assert check.main([root]) == 1
+  said = capsys.readouterr().out.splitlines()
+  assert said[0] == (f'{path}:1: objects 1: box [0.1, 0.2, 0.5, 0.3] is in shares of the picture '
+                     '(0..1), wanted pixels, left out')
+  assert said[3].startswith(f'{path}:1: expression: box [0.1')
+  examples = open_source(_config(root, 'jsonl'), 'train', train=True)
+  assert examples[0].objects == () and examples[0].expression is None
+  with pytest.raises(UserError, match=r'has an object \(4 x box is in shares of the picture'):
+    make_name_list(examples, 10)
+
+
+def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, capsys):
+  """As detectron2 refuses it: the boxes were drawn on another picture."""
+  images = [_image(n) for n in range(1, 6)]
+  root, _ = _coco(tmp_path, [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)], images)
+  turned = Image.Exif()
+  turned[0x0112] = 6
+  paths = [str(tmp_path / 'val2017' / f'{n}.jpg') for n in range(1, 6)]
+  Image.new('RGB', (60, 40)).save(paths[1], exif=turned)  # upright: 40 x 60
+  Image.new('RGB', (40, 60)).save(paths[2], exif=turned)  # upright: 60 x 40, as stated
+  for path in paths[3:]:  # the last has no boxes
+    _picture(pathlib.Path(path), 120, 80)
+  start = [f'{paths[1]}: is 40 x 60 pixels, turned, as EXIF turns pictures, and 60 x 40 pixels in ',
+           f'{paths[3]}: is 120 x 80 pixels, and 60 x 40 pixels in the files of its boxes']
+  assert check.main([root, '--source', 'coco', '--split', 'val']) == 1
+  *said, last = capsys.readouterr().out.splitlines()
+  found = [line for line in said if line.startswith(root)]
+  assert all(map(str.startswith, found, start)) and len(found) == 2 and last == '2 faults'
+  make = BatchMaker(read_coco(root, 'val'), {}, (16, 16), bad=None)
+  for _ in range(2):
+    make(np.arange(5), np.arange(5))
+  assert make.bad_boxes.told() == found
 
 
 # Pascal VOC
@@ -274,7 +325,8 @@ def test_voc_objects_as_the_development_kit_means_them(tmp_path):
   _voc(tmp_path, 'b', [], split='val')
   [a, b] = read_voc(root, 'train+val')
   assert a == Example(str(tmp_path / 'JPEGImages' / 'a.jpg'), image_id='a', objects=(
-      Object('person', (1, 2, 8, 6), ignore=True), Object('cat', (1, 2, 8, 6))))
+      Object('person', (1, 2, 8, 6), ignore=True), Object('cat', (1, 2, 8, 6))),
+      recorded_size=(60, 40))
   assert b.objects == ()
 
 
@@ -351,13 +403,14 @@ def test_visual_genome_gives_an_example_per_region(tmp_path):
                  {5: [_region(1, phrase=' the  end ')], 2: [_region(2), _region(3, (9, 9, 9, 9))]})
   seen = Object('cat', (1, 2, 3, 4)), Object('room', (0, 0, 60, 40))
   source = read_visual_genome(root, _ALL)
+  size = dict(recorded_size=(60, 40))
   two = Example(str(tmp_path / 'VG_100K' / '2.jpg'), image_id=2, objects=seen,
-                expression=Object('the red cat', (1, 2, 3, 4)))
+                expression=Object('the red cat', (1, 2, 3, 4)), **size)
   assert list(source) == [
       Example(str(tmp_path / 'VG_100K_2' / '5.jpg'), image_id=5, objects=(),
-              expression=Object('the end', (1, 2, 3, 4))),
+              expression=Object('the end', (1, 2, 3, 4)), **size),
       two, Example(two.image, image_id=2, objects=seen,
-                   expression=Object('the red cat', (9, 9, 9, 9)))]
+                   expression=Object('the red cat', (9, 9, 9, 9)), **size)]
   assert source.faults == () and source[-1] == source[2]
   with pytest.raises(IndexError):
     source[3]
@@ -435,8 +488,14 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
   wrong = [_annotation(n, [1, 2, 3, 0]) for n in range(2, 9)]
   root, path = _coco(tmp_path, [_annotation(1), *wrong, _annotation(9, [1, 2, 99, 2])])
   _coco(tmp_path, [_annotation(1)], file='annotations/instances_train2017.json', folder='train')
+  shrunk = _picture(tmp_path / 'train' / '7.jpg', 30, 20)
   notes = Run(_config(root, 'coco'), str(tmp_path / 'run')).notes
-  assert notes[:7] == [
+  assert notes[0] == ('train: 1 of 1 pictures looked at have another size than the files of their '
+                      'boxes state:')
+  assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels, and 60 x 40 pixels in the files of')
+  assert notes[2] == (
+      f'  all of them: python -m xmodal.data.check {root} --source coco --split train')
+  assert notes[3:10] == [
       'eval: 7 x box has no area, left out; 1 x box reaches out of the picture, clipped to it',
       *(f'  {path}: annotation {n}: box [1, 2, 3, 0] has no area, left out' for n in range(2, 7)),
       f'  all of them: python -m xmodal.data.check {root} --source coco --split val']
@@ -470,8 +529,12 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   (tmp_path / 'voc' / 'JPEGImages' / 'b.jpg').write_text('not a picture')
   assert check.main([root, '--source', 'voc', '--split', 'train']) == 1
   lines = capsys.readouterr().out.splitlines()
-  assert 'b.jpg' in lines[0] and lines[-1] == '2 faults' and len(lines) == 6
+  assert 'b.jpg' in lines[0] and lines[-1] == '3 faults' and len(lines) == 7
   assert lines[1] == (
+      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels, and 60 x 40 pixels in the files of its boxes, '
+      'which so may lie elsewhere: mend the files, or put back the picture that the boxes were drawn '
+      'on')
+  assert lines[2] == (
       f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
       'wanted [x, y, width, height] inside 40 x 40')
   assert check.main([root, '--source', 'voc', '--split', 'test']) == 2

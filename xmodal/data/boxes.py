@@ -1,9 +1,16 @@
-"""Boxes that are not inside their pictures."""
+"""Boxes that are not inside their pictures, and pictures that are not as the boxes' files say."""
 
 import dataclasses
 
-from xmodal.data.example import Example
+import numpy as np
+
+from xmodal.data import images
+from xmodal.data.example import Example, Source
 from xmodal.data.faults import SLACK_PIXELS
+from xmodal.errors import UserError
+
+_LOOKED_AT = 32  # pictures of a split, before a run
+_DECODED = (8, 8)  # pixels: as small as decoders go
 
 
 def keep_inside(example: Example, width: int, height: int) -> tuple[Example, list[str]]:
@@ -43,21 +50,77 @@ def keep_inside(example: Example, width: int, height: int) -> tuple[Example, lis
       expression=things[count] if example.expression else None), complaints
 
 
+def other_size(example: Example, width: int, height: int) -> str:
+  """What is wrong with a picture that has boxes and another size than their files state; or ''.
+
+  Args:
+    example: the example.
+    width, height: of its picture, upright, in pixels.
+  """
+  recorded = example.recorded_size
+  if recorded in (None, (width, height)) or not (example.objects or example.expression):
+    return ''
+  turned = ', turned, as EXIF turns pictures' if recorded == (height, width) else ''
+  return (f'is {width:g} x {height:g} pixels{turned}, and {recorded[0]:g} x {recorded[1]:g} '
+          'pixels in the files of its boxes, which so may lie elsewhere: mend the files, or put back '
+          'the picture that the boxes were drawn on')
+
+
+def size_notes(source: Source, name: str, flags: str) -> list[str]:
+  """What to say before a run of a split whose pictures have other sizes than its files state.
+
+  A few pictures are looked at: what shrinks or turns pictures seldom stops at one.
+
+  Args:
+    source: the split.
+    name: what the run calls it.
+    flags: of xmodal.data.check, to read the same split.
+  """
+  wrong, looked = [], 0
+  if not isinstance(source[0].image, str):  # drawn when asked for
+    return wrong
+  for record in np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist():
+    example = source[record]
+    if example.recorded_size is None:
+      continue
+    try:
+      height, width = images.decode(example.image, _DECODED).size
+    except UserError:
+      continue  # reported where it is trained on
+    looked += 1
+    if line := other_size(example, width, height):
+      wrong.append(f'{example.image}: {line}')
+  return wrong and [
+      f'{name}: {len(wrong)} of {looked} pictures looked at have another size than the files of '
+      'their boxes state:', f'  {wrong[0]}', f'  all of them: python -m xmodal.data.check {flags}']
+
+
 class BadBoxes:
   """Notes the bad boxes of records, each record once however often it is met.
 
   Attributes:
     of_record: record number -> a line on each of its bad boxes.
+    of_size: path of a picture -> what other_size says of it.
   """
 
   def __init__(self):
     self.of_record: dict[int, list[str]] = {}
+    self.of_size: dict[str, str] = {}
 
   def add(self, record: int, example: Example, complaints: list[str]) -> None:
     """Notes what keep_inside said of a record's example."""
     picture = example.image if isinstance(example.image, str) else 'pixels'
     self.of_record[record] = [f'record {record}, {picture}: {line}' for line in complaints]
 
+  def add_size(self, example: Example, width: int, height: int) -> None:
+    """Notes what other_size says of an example."""
+    if line := other_size(example, width, height):
+      self.of_size[str(example.image)] = f'{example.image}: {line}'
+
   def told(self) -> list[str]:
+    """A line on each picture of another size, and on each bad box in the order of the records."""
+    return [*sorted(self.of_size.values()), *self.told_boxes()]
+
+  def told_boxes(self) -> list[str]:
     """A line on each bad box, in the order of the records."""
     return [line for record in sorted(self.of_record) for line in self.of_record[record]]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from xmodal.data import images
-from xmodal.data.boxes import keep_inside
+from xmodal.data.boxes import keep_inside, other_size
 from xmodal.data.example import Example, Source
 from xmodal.data.files import MissingSplit, existing_folder
 from xmodal.data.jsonl import SPLITS, LineParser, numbered_lines
@@ -85,11 +85,14 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
     sizes |= decoded
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))
     for example in examples:
-      objects = () if example.image in seen else example.objects or ()
+      met = example.image in seen
+      objects = () if met else example.objects or ()
       seen.setdefault(example.image, len(objects))
       names.update(thing.name for thing in objects)
       ignored += sum(thing.ignore for thing in objects)
       if not isinstance(size := sizes[example.image], str):
+        if not met and (line := other_size(example, *size)):
+          complaints.append(f'{example.image}: {line}')
         shown = dataclasses.replace(example, objects=objects)
         complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
@@ -159,19 +162,14 @@ def summary(file: CheckedFile) -> list[str]:
 
 
 def _parse_file(path, parser):
-  """The first check: each line by itself, and question_ids against each other."""
-  file, first_line = CheckedFile(path), {}
+  """The first check: each line by itself, and ids against each other."""
+  file = CheckedFile(path)
   for number, line in numbered_lines(path):
-    example, complaints = parser.parse(line)
+    example, complaints = parser.parse(line, number)
     if complaints:
       file.complaints[number] = complaints
-    if example is None:
-      continue
-    file.examples[number] = example
-    question_id = example.question_id
-    if question_id is not None and first_line.setdefault(question_id, number) != number:
-      file.complain(number, f'question_id {question_id!r} is that of line '
-                            f'{first_line[question_id]} too, wanted one of its own')
+    if example is not None:
+      file.examples[number] = example
   if not file.examples and not file.complaints:
     file.complain(1, 'no examples, wanted one JSON object a line')
   file.note = parser.ignored_note()

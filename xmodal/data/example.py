@@ -49,6 +49,8 @@ class Example:
     number: a number to be predicted, or None.
     reason: why the answer is right, in one sentence, or ''.
     made: whether a model made what is known of the picture (xmodal.augment), and not people.
+    recorded_size: (width, height) in pixels that the data set's files state for the picture its
+      boxes were drawn on; the picture itself may have another.
   """
 
   image: str | np.ndarray
@@ -63,6 +65,7 @@ class Example:
   reason: str = ''
   image_id: int | str | None = None
   made: bool = False
+  recorded_size: tuple[float, float] | None = None
 
   def has(self, *fields: str) -> bool:
     """Whether all of these fields are filled."""

@@ -2,11 +2,11 @@
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xmodal.data.example import Example, Source
-from xmodal.data.files import shown
+from xmodal.data.fields import Complaint, check_fields, name, number, optional, shown
 from xmodal.errors import UserError
 
 # Annotation tools round: half a pixel beyond the edge is no mistake.
@@ -17,6 +17,7 @@ NO_AREA = 'box {} has no area, left out'
 OUTSIDE = 'box {} is outside the picture, left out'
 CLIPPED = 'box {} reaches out of the picture, clipped to it'
 MALFORMED = 'box {} is not four finite numbers, left out'
+SHARES = 'box {} is in shares of the picture (0..1), wanted pixels, left out'
 
 _FIRST = 5
 
@@ -42,15 +43,18 @@ def fault(where: str, what: str, value: Any = '') -> Fault:
 
 
 class Examples(list[Example]):
-  """The examples of a split, and what is wrong with its files.
+  """The examples of a split, and what is known of its files.
 
   Attributes:
     faults: all that was left out or mended, a line each.
+    categories: name -> number of each category that the files list, {} if they list none.
   """
 
-  def __init__(self, examples: Iterable[Example], faults: Iterable[Fault]):
+  def __init__(self, examples: Iterable[Example], faults: Iterable[Fault],
+               categories: Mapping[str, int | str] | None = None):
     super().__init__(examples)
     self.faults: tuple[Fault, ...] = tuple(faults)
+    self.categories: dict[str, int | str] = dict(categories or {})
 
 
 def usable_box(
@@ -63,8 +67,8 @@ def usable_box(
     size: (width, height) of the picture in pixels, infinite where not known.
 
   Returns:
-    The box, None where it cannot be used; and NO_AREA, OUTSIDE, CLIPPED, MALFORMED
-    or ''. A box that reaches out by SLACK_PIXELS or less stays as it is.
+    The box, None where it cannot be used; and NO_AREA, OUTSIDE, CLIPPED, MALFORMED,
+    SHARES or ''. A box that reaches out by SLACK_PIXELS or less stays as it is.
   """
   try:
     x, y, width, height = box
@@ -75,6 +79,8 @@ def usable_box(
     return None, MALFORMED
   if width <= 0 or height <= 0:
     return None, NO_AREA
+  if in_shares(box):
+    return None, SHARES
   left, top = max(x, 0), max(y, 0)
   right, bottom = min(x + width, size[0]), min(y + height, size[1])
   if left >= right or top >= bottom:
@@ -84,14 +90,52 @@ def usable_box(
   return (float(x), float(y), float(width), float(height)), ''
 
 
-def picture_size(width: Any, height: Any) -> tuple[float, float]:
-  """(width, height) in pixels as a file has them, infinite where it has none that can be."""
+def usable_name(value: Any, where: str, faults: list[Fault]) -> str:
+  """The name of an object on one line; '' where it is none, which is noted in faults."""
+  if value is None or (isinstance(value, str) and not value.strip()):
+    faults.append(fault(where, 'has no name, left out'))
+    return ''
   try:
-    if 0 < width < math.inf and 0 < height < math.inf:
-      return width, height
-  except TypeError:
-    pass
-  return math.inf, math.inf
+    return name(value)
+  except Complaint as complaint:
+    faults.append(Fault(f'{where}: name {complaint}, left out', 'name is no text, left out'))
+    return ''
+
+
+def in_shares(box: Sequence[float]) -> bool:
+  """Whether a box (x, y, width, height) can only be meant in shares of its picture.
+
+  It would lie in the first pixels and be smaller than one of them. A box of whole numbers is in
+  pixels: (0, 0, 1, 1) may be a single one.
+  """
+  return 0 <= min(box) and max(box) <= 1 and any(side % 1 for side in box)
+
+
+def picture_size(record: Any, where: str, faults: list[Fault]) -> tuple[float, float]:
+  """(width, height) in pixels as a picture's record has them, infinite where it has none.
+
+  null and 0 are none; what else cannot be is noted in faults.
+  """
+  sizes, complaints = check_fields(record, _SIZE)
+  faults += [Fault(f'{where}: {line}; its size is taken as not known',
+                   'size of a picture is no number of pixels, taken as not known')
+             for line in complaints]
+  width, height = (sizes.get(side) or math.inf for side in _SIZE)
+  return (width, height) if width < math.inf and height < math.inf else (math.inf, math.inf)
+
+
+def known_size(size: tuple[float, float]) -> tuple[float, float] | None:
+  """What picture_size gave, as Example has it: None where it is not known."""
+  return size if size[0] < math.inf else None
+
+
+def _pixels(value):
+  if (found := number(value)) < 0:
+    raise Complaint(f'is {shown(value)}, wanted a number of pixels')
+  return found
+
+
+_SIZE = {'width': optional(_pixels), 'height': optional(_pixels)}
 
 
 def count_kinds(faults: Sequence[Fault]) -> str:
@@ -115,11 +159,11 @@ def fault_notes(split: str, source: Source, flags: str) -> list[str]:
           f'  all of them: python -m xmodal.data.check {flags}']
 
 
-def check_left(source: Source, name: str, flags: str) -> None:
+def check_left(source: Source, split: str, flags: str) -> None:
   """Raises UserError if no example of a source has an object or an expression."""
   if any(example.objects or example.expression for example in source):
     return
   faults = getattr(source, 'faults', ())
   why = f': {count_kinds(faults)}; all: python -m xmodal.data.check {flags}' if faults else ''
-  raise UserError(f'{name}: none of {len(source)} examples to train on has a box that can be '
+  raise UserError(f'{split}: none of {len(source)} examples to train on has a box that can be '
                   f'used{why}')

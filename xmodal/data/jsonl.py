@@ -11,21 +11,22 @@ boxes and ignore (false, if not given) are as in xmodal.data.example.Object, the
 expression as in Example. made (false, if not given) says that a model wrote the
 line, and made_by which: nothing here reads it. null means not given. Other keys
 are ignored. Files are UTF-8; a byte order mark, blank lines and CRLF are allowed.
-A box without area is left out and told of; whatever else is wrong in a line stops
-the training.
+A box without area or in shares of the picture is left out and reported, as is a
+question_id that occurs twice; whatever else is wrong in a line stops the training.
 """
 
 import difflib
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
-from xmodal.data.faults import NO_AREA, Examples, Fault, fault
-from xmodal.data.files import MissingSplit, Pictures, existing_folder, shown, unreadable
+from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
+from xmodal.data.fields import Complaint, shown
+from xmodal.data.files import MissingSplit, Pictures, existing_folder, unreadable
 from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -36,7 +37,7 @@ _UNASKED = 'question is empty, wanted the question that was answered'
 def read_jsonl(root: str, split: str) -> Examples:
   """Reads {root}/{split}.jsonl; pictures are looked up, not opened.
 
-  Boxes without area are its faults.
+  What was left out of lines is its faults.
 
   Raises:
     UserError: no such folder, file or examples, or a bad line (a picture that is
@@ -47,7 +48,7 @@ def read_jsonl(root: str, split: str) -> Examples:
   parser = LineParser(root)
   examples, faults = [], []
   for number, line in numbered_lines(path):
-    example, complaints = parser.parse(line)
+    example, complaints = parser.parse(line, number)
     if example is None:
       raise UserError(f'{path}:{number}: {"; ".join(complaints)}; to list every bad line: '
                       f'python -m xmodal.data.check {root}')
@@ -79,7 +80,7 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 class LineParser:
-  """Parses the lines of one folder's files.
+  """Parses the lines of one file.
 
   Attributes:
     ignored: the keys met that have no meaning here, in the order met.
@@ -89,41 +90,54 @@ class LineParser:
     self.ignored: dict[str, None] = {}
     self._pictures = Pictures(root)
     self._left_out: list[Fault] = []  # of the line being parsed
-    self._readers = {
-        'image': self._image, 'image_id': _id, 'question': _text, 'answers': _answers,
-        'question_id': _id, 'question_type': _text, 'caption': _captions,
-        'objects': self._objects, 'expression': self._expression, 'number': _number,
-        'reason': _text, 'made': _made}
+    self._checks = {key: fields.optional(check) for key, check in {
+        'image': self._image, 'image_id': fields.identifier, 'question': fields.trimmed,
+        'answers': _answers, 'question_id': fields.identifier, 'question_type': fields.trimmed,
+        'caption': _captions, 'objects': self._objects, 'expression': self._expression,
+        'number': fields.number, 'reason': fields.trimmed, 'made': fields.flag}.items()}
+    self._asked: dict[int | str, int] = {}  # question_id -> line
+    self._shown: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
 
-  def parse(self, line: bytes) -> tuple[Example | None, list[str]]:
-    """One line -> an Example, None where it cannot be used, and all that is wrong with the line.
+  def parse(self, line: bytes, number: int) -> tuple[Example | None, list[str]]:
+    """A line and its number -> an Example, None where it cannot be used, and all that is wrong.
 
     Each complaint is 'what, wanted what'; those beside an Example are Faults, of
     what was left out of it.
     """
     self._left_out = []
     try:
-      fields = _json_object(line)
-    except _Complaint as complaint:
+      record = _json_object(line)
+    except Complaint as complaint:
       return None, [str(complaint)]
-    self.ignored.update((key, None) for key in fields
-                        if key not in self._readers and key != 'made_by')
-    values, complaints = {}, []
-    for key, read in self._readers.items():
-      if fields.get(key) is not None:
-        try:
-          values[key] = read(fields[key])
-        except _Complaint as complaint:
-          complaints.append(f'{key} {complaint}')
-    if fields.get('image') is None:
+    self.ignored.update((key, None) for key in record
+                        if key not in self._checks and key != 'made_by')
+    values, complaints = fields.check_fields(record, self._checks)
+    values = {key: value for key, value in values.items() if value is not None}
+    if record.get('image') is None:
       complaints.append('image is missing, wanted the path of a picture')
-    unasked = fields.get('question') is None or values.get('question') == ''
-    if fields.get('answers') not in (None, []) and unasked:
+    unasked = record.get('question') is None or values.get('question') == ''
+    if record.get('answers') not in (None, []) and unasked:
       complaints.append(_UNASKED)
+    complaints += self._met_before(values, number)
     if complaints:
       return None, complaints + self._left_out
     values['captions'] = values.pop('caption', ())
     return Example(**values), self._left_out
+
+  def _met_before(self, values, number):
+    """Complaints on ids that an earlier line has; what can be gone on with is noted as left out."""
+    question_id, image_id, image = map(values.get, ('question_id', 'image_id', 'image'))
+    if question_id is not None and (
+        first := self._asked.setdefault(question_id, number)) != number:
+      self._left_out.append(Fault(
+          f'question_id {shown(question_id)} is that of line {first} too, wanted one of its own',
+          'question_id is that of an earlier line'))
+    if image_id is None or image is None:
+      return []
+    other, first = self._shown.setdefault(image_id, (image, number))
+    return [] if other == image else [
+        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted one of its '
+        'own: pictures are told apart by it where scores are counted']
 
   def ignored_note(self) -> str:
     """Says which keys were ignored, or ''."""
@@ -131,24 +145,25 @@ class LineParser:
       return ''
     keys = []
     for key in sorted(map(shown, self.ignored)):
-      near = difflib.get_close_matches(key.strip("'"), self._readers, 1)
+      near = difflib.get_close_matches(key.strip("'"), self._checks, 1)
       keys.append(f'{key} (did you mean {near[0]!r}?)' if near else key)
-    return f'ignored keys {", ".join(keys)} (known: {", ".join(self._readers)})'
+    return f'ignored keys {", ".join(keys)} (known: {", ".join(self._checks)})'
 
   def _image(self, value):
     if not isinstance(value, str) or not value:
-      raise _Complaint(f'is {shown(value)}, wanted the path of a picture')
+      raise Complaint(f'is {shown(value)}, wanted the path of a picture')
     try:
       path = self._pictures.find(value)
     except UserError as error:
-      raise _Complaint(f'{shown(value)} is out of reach: {error}') from None
+      raise Complaint(f'{shown(value)} is out of reach: {error}') from None
     if path is None:
-      raise _Complaint(f'{shown(value)} is not there, wanted a file in {self._pictures.root}')
+      raise Complaint(f'{shown(value)} is not there, wanted a file in {self._pictures.root}'
+                      f'{self._pictures.hint()}')
     return path
 
   def _objects(self, value):
     if not isinstance(value, list):
-      raise _Complaint(f'is {shown(value)}, wanted a list of {{"box": ..., "name": ...}}')
+      raise Complaint(f'is {shown(value)}, wanted a list of {{"box": ..., "name": ...}}')
     things = (self._object(item, 'objects', f'{n} ') for n, item in enumerate(value, 1))
     return tuple(thing for thing in things if thing)
 
@@ -158,9 +173,10 @@ class LineParser:
   def _object(self, item, key, number=''):
     """An Object, or None where its box has no area."""
     thing = _object(item, number)
-    if min(thing.box[2:]) > 0:
+    what = NO_AREA if min(thing.box[2:]) <= 0 else SHARES if in_shares(thing.box) else ''
+    if not what:
       return thing
-    self._left_out.append(fault(f'{key} {number}'.strip(), NO_AREA, item['box']))
+    self._left_out.append(fault(f'{key} {number}'.strip(), what, item['box']))
     return None
 
 
@@ -173,100 +189,59 @@ def check_asked(examples: Iterable[Example], path: str) -> None:
                       'take the file as distributed')
 
 
-class _Complaint(Exception):
-  """What is wrong with one value: 'what it is, wanted what'."""
-
-
 def _json_object(line):
   try:
     fields = json.loads(line.decode('utf-8').strip(), parse_constant=_no_constant)
   except UnicodeDecodeError as error:
-    raise _Complaint(f'byte {error.start + 1} is not UTF-8, wanted UTF-8 text') from None
+    raise Complaint(f'byte {error.start + 1} is not UTF-8, wanted UTF-8 text') from None
   except json.JSONDecodeError as error:
-    raise _Complaint(f'not JSON ({error.msg} at column {error.colno}), '
+    raise Complaint(f'not JSON ({error.msg} at column {error.colno}), '
                      'wanted one JSON object a line') from None
   except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, depth of 1,000
-    raise _Complaint(f'not readable JSON ({error}), wanted one JSON object a line') from None
+    raise Complaint(f'not readable JSON ({error}), wanted one JSON object a line') from None
   if not isinstance(fields, dict):
-    raise _Complaint(f'is {shown(fields)}, wanted one JSON object a line')
+    raise Complaint(f'is {shown(fields)}, wanted one JSON object a line')
   return fields
 
 
 def _no_constant(name):
-  raise _Complaint(f'has the number {name}, wanted finite numbers')
+  raise Complaint(f'has the number {name}, wanted finite numbers')
 
 
-def _text(value):
-  if not isinstance(value, str):
-    raise _Complaint(f'is {shown(value)}, wanted text')
-  try:
-    value.encode('utf-8')
-  except UnicodeEncodeError:
-    raise _Complaint(f'is {shown(value)}, wanted text without half characters '
-                     '(\\ud800 to \\udfff alone)') from None
-  return value.strip()
-
-
-def _filled_texts(value, kinds, wanted):
+def _texts(value, check):
   """A value or a list of them -> tuple of texts, none empty."""
   texts = []
   for item in value if isinstance(value, list) else [value]:
-    if isinstance(item, bool) or not isinstance(item, kinds):
-      raise _Complaint(f'has {shown(item)}, wanted {wanted}')
-    text = _text(item if isinstance(item, str) else _number_text(item))
-    if not text:
-      raise _Complaint(f'has {shown(item)}, wanted {wanted}, not empty')
-    # Answers repeat: one copy of each keeps large sets small in memory.
-    texts.append(sys.intern(text))
+    try:
+      texts.append(check(item).strip())
+    except Complaint as complaint:
+      raise Complaint(f'has {str(complaint).removeprefix("is ")}') from None
+    if not texts[-1]:
+      raise Complaint(f'has {shown(item)}, wanted text, not empty')
   return tuple(texts)
 
 
 def _answers(value):
-  return _filled_texts(value, (str, int, float), 'text or a number, or a list of them')
+  return tuple(map(sys.intern, _texts(value, fields.answer)))
 
 
 def _captions(value):
-  return _filled_texts(value, str, 'text or a list of texts')
-
-
-def _number_text(number):
-  """The number as people write it: 2.0 as '2'."""
-  return str(int(number)) if _number(number).is_integer() else repr(number)
-
-
-def _number(value):
-  try:
-    if not isinstance(value, bool) and math.isfinite(value):
-      return float(value)
-  except (TypeError, OverflowError):
-    pass
-  raise _Complaint(f'is {shown(value)}, wanted a finite number')
-
-
-def _made(value):
-  if not isinstance(value, bool):
-    raise _Complaint(f'is {shown(value)}, wanted true or false')
-  return value
-
-
-def _id(value):
-  if isinstance(value, bool) or not isinstance(value, (int, str)):
-    raise _Complaint(f'is {shown(value)}, wanted a whole number or text')
-  return value
+  return _texts(value, fields.text)
 
 
 def _object(item, number):
   if not isinstance(item, dict) or not {'box', 'name'} <= item.keys():
-    raise _Complaint(f'{number}is {shown(item)}, wanted {{"box": ..., "name": ...}}')
-  name, box, ignore = item['name'], item['box'], item.get('ignore')
-  if not isinstance(name, str) or not name.strip():
-    raise _Complaint(f'{number}has name {shown(name)}, wanted text, not empty')
+    raise Complaint(f'{number}is {shown(item)}, wanted {{"box": ..., "name": ...}}')
+  values, complaints = fields.check_fields(item, {
+      'name': fields.name, 'box': _box, 'ignore': fields.optional(fields.flag, False)})
+  if complaints:
+    raise Complaint(f'{number}has {complaints[0].replace(" is ", " ", 1)}')
+  return Object(**values)
+
+
+def _box(value):
   try:
-    x, y, width, height = box if isinstance(box, list) else ()
-    box = _number(x), _number(y), _number(width), _number(height)
-  except (ValueError, _Complaint):
-    raise _Complaint(f'{number}has box {shown(box)}, '
-                     'wanted [x, y, width, height], numbers in pixels') from None
-  if ignore not in (None, False, True):
-    raise _Complaint(f'{number}has ignore {shown(ignore)}, wanted true or false')
-  return Object(sys.intern(_text(name)), box, bool(ignore))
+    x, y, width, height = value if isinstance(value, list) else ()
+    return tuple(map(fields.number, (x, y, width, height)))
+  except (ValueError, Complaint):
+    raise Complaint(f'is {shown(value)}, wanted [x, y, width, height], numbers in pixels') from None

@@ -101,6 +101,8 @@ class BatchMaker:
     placement, extent = self._picture(example, record, position, out)
     readable = placement is not None
     if readable:
+      if record >= 0 and example.recorded_size:
+        self.bad_boxes.add_size(example, placement.width, placement.height)
       example, complaints = keep_inside(example, placement.width, placement.height)
       if complaints and record >= 0:
         self.bad_boxes.add(record, example, complaints)

@@ -6,8 +6,11 @@ import os
 
 import numpy as np
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
-from xmodal.data.faults import Fault, fault, picture_size, usable_box
+from xmodal.data.faults import (
+    Fault, fault, known_size, picture_size, usable_box, usable_name)
+from xmodal.data.fields import Complaint
 from xmodal.data.files import Pictures, check_present, existing_folder, read_json, take_records
 from xmodal.errors import UserError
 
@@ -15,6 +18,7 @@ _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
 _FOLDERS = ('VG_100K', 'VG_100K_2')
+_TAKEN = object()  # in place of a picture's record
 
 
 def read_visual_genome(root: str, split: str) -> 'VisualGenome':
@@ -58,10 +62,10 @@ class VisualGenome:
 
   def __init__(self, root: str, split: str):
     faults: list[Fault] = []
-    self._images, self._image_ids, sizes = _read_pictures(root, split, faults)
+    self._images, self._image_ids, self._sizes = _read_pictures(root, split, faults)
     numbers = {str(image_id): n for n, image_id in enumerate(self._image_ids)}
     self._objects, self._regions = (
-        _read_boxes(os.path.join(root, file), split, kind, numbers, sizes, faults)
+        _read_boxes(os.path.join(root, file), split, kind, numbers, self._sizes, faults)
         for file, kind in (('objects.json', 'objects'), ('region_descriptions.json', 'regions')))
     if self._objects is None and self._regions is None:
       raise UserError(f'{root} has neither objects.json nor region_descriptions.json, wanted one '
@@ -83,6 +87,7 @@ class VisualGenome:
       picture, expression = self._regions.pictures[row], self._regions.row(row)
     return Example(
         image=self._images[picture], image_id=self._image_ids[picture], expression=expression,
+        recorded_size=known_size(self._sizes[picture]),
         objects=None if self._objects is None else self._objects.of_picture(picture))
 
 
@@ -130,7 +135,7 @@ def _read_pictures(root, split, faults):
   """Paths, image_ids and sizes of the pictures of a split."""
   path = os.path.join(root, 'image_data.json')
   content = read_json(path)
-  ids = take_records(path, content, ('image_id',))
+  ids = take_records(path, content, {'image_id': fields.identifier})
   files, found, missing = Pictures(root), {}, []
   for (image_id,), record in zip(ids, content):
     if _split_of(image_id) not in split.split('+'):
@@ -143,9 +148,9 @@ def _read_pictures(root, split, faults):
     image = next((path for path in paths if path), None)
     if image is None:
       missing.append(name)
-    size = picture_size(record.get('width'), record.get('height'))
+    size = picture_size(record, f'{path}: image_id {image_id}', faults)
     found[str(image_id)] = image, image_id, size
-  check_present(missing, len(found), f'{root} ({", ".join(_FOLDERS)})')
+  check_present(missing, len(found), f'{root} ({", ".join(_FOLDERS)})', files)
   if not found:
     raise UserError(f'{path}: none of {len(ids)} pictures is in {split!r}')
   return tuple(zip(*found.values()))
@@ -155,7 +160,7 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
   """The objects or regions of a split as _Boxes; None where there is no such file."""
   if not os.path.isfile(path):
     return None
-  boxes = _Boxes()
+  boxes, met = _Boxes(), set()
 
   def take(pairs):
     """Keeps what is needed of a picture as soon as it is read: the whole would take gigabytes."""
@@ -163,16 +168,23 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
     if kind not in record:
       return record
     image_id = record.get('image_id', record.get('id'))
+    try:
+      image_id = fields.identifier(image_id)
+    except Complaint:
+      image_id = fields.shown(image_id)  # of no picture that is listed
     number = numbers.get(str(image_id))
-    if number is not None:
+    if number in met:
+      faults.append(fault(path, 'image_id {} is listed twice, kept once', image_id))
+    elif number is not None:
+      met.add(number)
       for name, box in _usable(path, kind, record[kind], sizes[number], faults):
         boxes.add(number, name, box)
     elif _split_of(image_id) in split.split('+'):
       faults.append(fault(path, 'image_id {} is not in image_data.json, left out', image_id))
-    return None
+    return _TAKEN
 
   content = read_json(path, take)
-  if not isinstance(content, list) or any(content):
+  if not isinstance(content, list) or any(item is not _TAKEN for item in content):
     raise UserError(f'{path}: wanted a list of pictures with {kind}, as distributed')
   boxes.pack(len(sizes))
   return boxes
@@ -190,15 +202,16 @@ def _usable(path, kind, items, size, faults):
       name = names[0] if isinstance(names, list) and names else None
     else:
       item_id, name, sides = item.get('region_id'), item.get('phrase'), _REGION_SIDES
-    where = f'{path}: {kind[:-1]} {item_id}'
-    name = ' '.join(name.split()) if isinstance(name, str) else ''
+    where = f'{path}: {kind[:-1]} {fields.shown(item_id)}'
+    if item_id is not None:
+      if (key := fields.shown(item_id)) in seen:
+        faults.append(fault(where, 'has the id of an earlier one, left out'))
+        continue
+      seen.add(key)
+    if not (name := usable_name(name, where, faults)):
+      continue
     box = [item.get(side) for side in sides]
     usable, what = usable_box(box, size)
-    if str(item_id) in seen:
-      usable, what = None, 'has the id of an earlier one, left out'
-    elif not name:
-      usable, what = None, 'has no name, left out'
-    seen.add(str(item_id))
     if what:
       faults.append(fault(where, what, box))
     if usable:

@@ -3,15 +3,16 @@
 import hashlib
 import os
 
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.files import Pictures, check_present, existing_folder, read_records
+from xmodal.data.fields import Complaint
+from xmodal.data.files import (
+    Pictures, check_present, check_unique, existing_folder, read_records)
 from xmodal.data.jsonl import check_asked
 from xmodal.errors import UserError
 
 _QUESTIONS = 'VQA_RAD Dataset Public.json'
 _PICTURES = 'VQA_RAD Image Folder'
-_FIELDS = ('qid', 'qid_linked_id', 'phrase_type', 'image_name', 'question', 'answer',
-           'answer_type')
 _SPLITS = ('train', 'val', 'train+val', 'test')
 _VAL_SHARE = 0.15
 
@@ -38,8 +39,8 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
     varies); question_type is 'closed' or 'open'.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, or a
-      question is empty.
+    UserError: a file or picture is missing or not what it should be, a question is
+      empty, or two share a qid.
   """
   if split not in _SPLITS:
     raise UserError(f'VQA-RAD has no split {split!r}, wanted one of {", ".join(_SPLITS)}')
@@ -47,6 +48,7 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
   pictures, missing, examples = Pictures(root), [], []
   path = os.path.join(root, _QUESTIONS)
   records = read_records(path, _FIELDS)
+  check_unique(path, 'qid', (qid for qid, *_ in records))
   for qid, linked, phrase_type, image_name, question, answer, answer_type in records:
     if _split_of(phrase_type, linked) not in split.split('+'):
       continue
@@ -55,9 +57,9 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
       missing.append(image_name)
       continue
     examples.append(Example(
-        image=image, question=_one_line(question), answers=(_one_line(answer),),
-        question_id=int(qid), question_type=answer_type.strip().lower()))
-  check_present(missing, len(missing) + len(examples), os.path.join(root, _PICTURES))
+        image=image, question=question, answers=(answer,),
+        question_id=qid, question_type=answer_type.lower()))
+  check_present(missing, len(missing) + len(examples), os.path.join(root, _PICTURES), pictures)
   check_asked(examples, path)
   return examples
 
@@ -70,6 +72,19 @@ def _split_of(phrase_type, linked):
   return 'val' if int.from_bytes(digest[:4], 'big') < _VAL_SHARE * 2**32 else 'train'
 
 
+def _qid(value):
+  """A whole number, one of which is published as text."""
+  try:
+    return int(value) if isinstance(value, str) else fields.whole_number(value)
+  except ValueError:
+    raise Complaint(f'is {fields.shown(value)}, wanted a whole number') from None
+
+
 def _one_line(value):
   """Some answers are numbers, some texts have tabs or spaces around; null is no text."""
-  return '' if value is None else ' '.join(str(value).split())
+  return '' if value is None else ' '.join(fields.answer(value).split())
+
+
+_FIELDS = {'qid': _qid, 'qid_linked_id': fields.text, 'phrase_type': fields.text,
+           'image_name': fields.filled_text, 'question': _one_line, 'answer': _one_line,
+           'answer_type': fields.trimmed}

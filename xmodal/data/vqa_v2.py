@@ -1,14 +1,21 @@
 """VQA v2 (Goyal et al., CVPR 2017) as visualqa.org distributes it."""
 
 import os
-import sys
 
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.files import Pictures, check_present, existing_folder, read_records
+from xmodal.data.fields import shown
+from xmodal.data.files import (
+    Pictures, check_present, check_unique, existing_folder, read_records)
 from xmodal.data.jsonl import check_asked
 from xmodal.errors import UserError
 
 _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}
+_QUESTION = {'question_id': fields.identifier, 'image_id': fields.whole_number,
+             'question': fields.optional(fields.text, '')}
+_ANNOTATION = {'question_id': fields.identifier, 'image_id': fields.optional(fields.whole_number),
+               'answers': fields.list_of(fields.member('answer', fields.answer)),
+               'answer_type': fields.text}
 
 
 def read_vqa_v2(root: str, split: str) -> list[Example]:
@@ -29,7 +36,8 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
 
   Raises:
     UserError: a file or picture is missing or not what it should be, a question
-      that was answered is empty, or the two files do not belong together.
+      that was answered is empty, two share a question_id, or the two files do not
+      belong together.
   """
   if split not in _SUBTYPES:
     raise UserError(f'VQA v2 has no split {split!r}, wanted one of {", ".join(_SUBTYPES)}')
@@ -37,8 +45,10 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
   root = existing_folder(
       root, f'v2_OpenEnded_mscoco_{subtype}_questions.json and pictures in {subtype}')
   path = os.path.join(root, f'v2_OpenEnded_mscoco_{subtype}_questions.json')
-  questions = read_records(path, ('question_id', 'image_id', 'question'), 'questions')
-  answers = {} if split == 'test' else _read_answers(root, subtype, {q[0] for q in questions})
+  questions = read_records(path, _QUESTION, 'questions')
+  check_unique(path, 'question_id', (question_id for question_id, *_ in questions))
+  answers = {} if split == 'test' else _read_answers(
+      root, subtype, {question_id: image_id for question_id, image_id, _ in questions})
   pictures, missing, examples = Pictures(root), {}, []
   for question_id, image_id, question in questions:
     name = os.path.join(subtype, f'COCO_{subtype}_{image_id:012d}.jpg')
@@ -49,21 +59,25 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
     given, answer_type = answers.get(question_id, ((), ''))
     examples.append(Example(image=image, question=question, answers=given,
                             question_id=question_id, question_type=answer_type))
-  check_present(list(missing), len({image_id for _, image_id, _ in questions}), root)
+  check_present(list(missing), len({image_id for _, image_id, _ in questions}), root, pictures)
   check_asked(examples, path)
   return examples
 
 
-def _read_answers(root, subtype, question_ids):
-  """question_id -> (answers, answer type), for exactly the questions asked."""
+def _read_answers(root, subtype, asked):
+  """question_id -> (answers, answer type), for exactly the questions asked, of their images."""
   path = os.path.join(root, f'v2_mscoco_{subtype}_annotations.json')
-  records = read_records(path, ('question_id', 'answers', 'answer_type'), 'annotations')
-  # The same few thousand answers fill four million places: keep one copy of each.
-  answers = {question_id: (tuple(sys.intern(person['answer']) for person in people), answer_type)
-             for question_id, people, answer_type in records}
-  if answers.keys() != question_ids:
+  records = read_records(path, _ANNOTATION, 'annotations')
+  check_unique(path, 'question_id', (question_id for question_id, *_ in records))
+  answers = {question_id: (given, answer_type) for question_id, _, given, answer_type in records}
+  if answers.keys() != asked.keys():
     raise UserError(
-        f'{path}: {len(question_ids - answers.keys())} questions have no annotation and '
-        f'{len(answers.keys() - question_ids)} annotations no question, wanted one each; '
+        f'{path}: {len(asked.keys() - answers.keys())} questions have no annotation and '
+        f'{len(answers.keys() - asked.keys())} annotations no question, wanted one each; '
         'take both files from one release')
+  for question_id, image_id, *_ in records:
+    if image_id not in (None, asked[question_id]):
+      raise UserError(f'{path}: question_id {shown(question_id)} is about image {image_id}, and '
+                      f'about image {asked[question_id]} in the file of questions; take both files '
+                      'from one release')
   return answers

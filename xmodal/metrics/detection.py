@@ -3,9 +3,11 @@
 Boxes are (x, y, width, height) in pixels of the picture as stored, x to the right, y downwards.
 """
 
+import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -23,31 +25,69 @@ class Found:
   score: float
 
 
-def number_categories(names: Sequence[str], examples: Sequence[Example]) -> dict[str, int]:
-  """The data set's own number of each name; 1, 2, ... if it lacks one or they contradict."""
-  wanted = set(names)
-  own = {(o.name, o.category_id) for e in examples for o in e.objects or () if o.name in wanted}
-  numbers = dict(own)
-  if None not in numbers.values() and len(set(numbers.values())) == len(own) == len(wanted):
-    return {name: numbers[name] for name in names}
-  return {name: i for i, name in enumerate(names, 1)}
+def number_categories(names: Sequence[str], examples: Sequence[Example],
+                      known: Mapping[str, int | str] | None = None
+                      ) -> dict[str, int | str | None]:
+  """A number for each name, to be written into files about these examples.
+
+  Categories of different files are joined by name, never by number: val may number
+  anew what train has numbered.
+
+  Args:
+    names: of the categories.
+    examples: of one split; `categories`, if they have them, are the numbers of all names
+      that its files list (xmodal.data.faults.Examples).
+    known: numbers from elsewhere (another split), for examples without any.
+
+  Returns:
+    The examples' own numbers if every one of the names that occurs in them has one, and no
+    two share one; None for a name that they neither have nor list. Otherwise the known
+    numbers, and after them new ones, from 1.
+  """
+  own, there = _own_numbers(examples), _names_in(examples)
+  if own and own.keys() >= there & set(names):
+    return {name: own.get(name) for name in names}
+  known = known or {}
+  if not all(isinstance(number, int) for number in known.values()):
+    known = {}
+  fresh = itertools.count(max([0, *known.values()]) + 1)
+  return {name: known[name] if name in known else next(fresh) for name in names}
+
+
+def _names_in(examples):
+  return {o.name for e in examples for o in e.objects or ()}
+
+
+def _own_numbers(examples):
+  """name -> number, as the files have them; {} if two names share one or their types differ."""
+  counts = collections.defaultdict(collections.Counter)
+  for example in examples:
+    for thing in example.objects or ():
+      if thing.category_id is not None:
+        counts[thing.name][thing.category_id] += 1
+  # A file may list a name twice: its number is the one that most of its objects have.
+  own = dict(getattr(examples, 'categories', {})) | {
+      name: numbers.most_common(1)[0][0] for name, numbers in counts.items()}
+  if len(set(own.values())) < len(own) or len(set(map(type, own.values()))) > 1:
+    return {}
+  return own
 
 
 def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found]],
-               category_ids: Mapping[str, int]) -> tuple[dict, list[dict]]:
+               category_ids: Mapping[str, int | str | None]) -> tuple[dict, list[dict]]:
   """Truths and predictions in COCO's formats (cocodataset.org, format-data and format-results).
 
   A picture that nobody looked at (objects None) is in neither, as what is found
   there may be right; but where that is so of all, as in a test set, all are in both,
-  so that the results can be sent to whoever has the truth. A name that is not in
-  category_ids counts neither as truth nor as found. A box or score that is not finite is left
-  out of what was found: pycocotools would match it with any truth.
+  so that the results can be sent to whoever has the truth. A name without a number
+  counts neither as truth nor as found. A box or score that is not finite is left out of
+  what was found: pycocotools would match it with any truth.
 
   Args:
     examples: N pictures. They keep their image_id if each has one, all different and of one
       type; otherwise each is called by its place in `examples`, from 0.
     predictions: what was found in each of them, in any order.
-    category_ids: name -> number of each category that is judged.
+    category_ids: name -> number of each category that is judged, None for others.
 
   Returns:
     instances: images, annotations (iscrowd is 1 for an object to be ignored) and categories.
@@ -59,6 +99,7 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found
   if len(examples) != len(predictions):
     raise ValueError(f'wanted what was found in each of {len(examples)} examples, found '
                      f'{len(predictions)} predictions')
+  category_ids = {name: number for name, number in category_ids.items() if number is not None}
   looked = [i for i, e in enumerate(examples) if e.objects is not None] or range(len(examples))
   ids = [examples[i].image_id for i in looked]
   if None in ids or len(set(ids)) < len(ids) or len(set(map(type, ids))) > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.augment import Augmentation, language_notes
-from xmodal.data.boxes import BadBoxes
+from xmodal.data.boxes import BadBoxes, size_notes
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
 from xmodal.data.images import Decoded
@@ -80,12 +80,13 @@ class Feed:
     return self.config.data[f'{use}_split']
 
   def notes(self, use: str) -> list[str]:
-    """What a run says of a split: how much of it a model made, the faults in its files, and what
-    is not augmented."""
-    source, augmentation = self.sources[use], Augmentation(**self.config.data.augment.to_dict())
-    notes = made_notes(use, source) + fault_notes(
-        use, source, check_flags(self.config, self.split(use)))
+    """What a run says of a split: how much of it a model made, what is wrong with its files, and
+    what is not augmented."""
+    source, flags = self.sources[use], check_flags(self.config, self.split(use))
+    notes = [*made_notes(use, source), *fault_notes(use, source, flags),
+             *size_notes(source, use, flags)]
     if use == 'train':
+      augmentation = Augmentation(**self.config.data.augment.to_dict())
       notes += language_notes(augmentation, pipeline.sample(source, _SAMPLED))
     return notes
 
@@ -158,20 +159,27 @@ def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
 
 
 def left_out(feeds: Sequence[Feed]) -> list[str]:
-  """Lines on the pictures that could not be read, and on boxes that are not inside theirs."""
+  """Lines on the pictures that could not be read, and on those whose boxes are not in them."""
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (
                f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were left out, '
                'their pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
   for name, feed, use in each_split(feeds):
-    if told := feed.bad_boxes[use].told():
+    if sizes := sorted(feed.bad_boxes[use].of_size.values()):
+      lines.append(f'{name}: {len(sizes)} pictures have another size than the files of their boxes '
+                   'state:')
+      lines += _first(sizes)
+    if told := feed.bad_boxes[use].told_boxes():
       lines.append(f'{name}: {len(told)} boxes in {len(feed.bad_boxes[use].of_record)} of '
                    f'{len(feed.sources[use])} examples are not inside their pictures; they were '
                    'cut at the edge, or left out where nothing of them is inside:')
-      lines += [f'  {line}' for line in told[:_MOST_BOXES]]
-      if len(told) > _MOST_BOXES:
-        lines.append(f'  and {len(told) - _MOST_BOXES} more')
+      lines += _first(told)
   return lines
+
+
+def _first(lines):
+  more = [f'  and {len(lines) - _MOST_BOXES} more'] if len(lines) > _MOST_BOXES else []
+  return [*(f'  {line}' for line in lines[:_MOST_BOXES]), *more]
 
 
 class Stream:

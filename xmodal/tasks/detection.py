@@ -114,24 +114,31 @@ class Detection(Task):
       said.append(f'detection: {len(many)} of {len(known)} pictures have more than {most} objects '
                   f'(up to {max(many)}); training leaves out {sum(many) - most * len(many)} of '
                   'theirs: config.detection.max_objects sets the limit')
+    counts = [not o.ignore for e in known for o in e.objects]
+    if counts and not any(counts):
+      said.append(f'detection: all {len(counts)} objects are to be ignored (crowds, or too hard to '
+                  'judge): none of them is learned from or scored')
     if rare := {o.name for e in known for o in e.objects if o.name not in self.category_ids}:
       said.append(f'detection: {len(rare)} names are not among the {len(self.names)} trained on: '
                   f'{", ".join(sorted(rare)[:5])}{", ..." if len(rare) > 5 else ""}')
     return said
 
-  def asking(self, names: Mapping[str, int]) -> 'Detection':
-    """The same task with other names to look for; parameters do not hang on them."""
+  def asking(self, names: Mapping[str, int | str | None]) -> 'Detection':
+    """The same task with other names to look for, and their numbers in result files (None: in
+    none); parameters do not depend on them."""
     other = copy.copy(self)
     other.category_ids = dict(names)
     return other
 
   def asked_of(self, examples):
-    unseen = {o.name: o.category_id for e in examples for o in e.objects or ()
-              if o.name not in self.category_ids}
-    used = max(self.category_ids.values(), default=0)
-    return self.asking(self.category_ids | {
-        name: used + i if unseen[name] is None else unseen[name]
-        for i, name in enumerate(sorted(unseen), 1)})
+    """Asks for the names trained on and those in the examples; for the latter alone where they
+    share none, as trained names would take the places of the most likely boxes."""
+    trained = self._learned['names']
+    there = ({o.name for e in examples for o in e.objects or ()}
+             or set(getattr(examples, 'categories', ())))
+    old = [] if there and there.isdisjoint(trained) else list(trained)
+    return self.asking(metrics.number_categories(
+        [*old, *sorted(there.difference(trained))], examples, known=trained))
 
   def ask(self, image, text):
     parts = (part if part in self._trained else part.rstrip(' ?!\uff1f\uff01')
@@ -240,10 +247,11 @@ class Detection(Task):
       instances, results = metrics.coco_files(
           [e for e, _ in known], [p.found for _, p in known], self.category_ids)
       scores = metrics.coco_scores(instances, results)
-      for group, names in (('seen', self._trained), ('unseen', set(self.names) - self._trained)):
-        if self._trained < set(self.names):
+      if unseen := set(self.names) - self._trained:
+        for group, names in (('seen', self._trained), ('unseen', unseen)):
           of_group = metrics.coco_scores(instances, results, names=sorted(names))
-          scores |= {f'mAP_{group}': of_group['mAP'], f'mAP50_{group}': of_group['mAP50']}
+          scores |= {f'{key}_{group}': of_group[key] for key in ('mAP', 'mAP50')
+                     if key in of_group}
       scores['examples'] = len(known)
     asked = [(e, p.meant[0]) for e, p in zip(examples, predictions) if e.expression and p.meant]
     if asked:

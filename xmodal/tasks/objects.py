@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from xmodal.data.example import Example
+from xmodal.data.faults import count_kinds
 from xmodal.data.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -197,7 +198,9 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   """
   counts = collections.Counter(o.name for e in examples for o in e.objects or ())
   if not counts:
-    raise UserError(f'none of {len(examples)} training examples has an object: add "objects" to '
+    faults = count_kinds(getattr(examples, 'faults', ()))
+    raise UserError(f'none of {len(examples)} training examples has an object'
+                    f'{f" ({faults})" if faults else ""}: add "objects" to '
                     'the data, or take the tasks that learn from them (objects, detection) out of '
                     'config.mixer.tasks')
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,158 @@
+"""What the fields of a JSON record must be: every reader of JSON files checks them with these.
+
+A check takes a value as JSON gave it and returns what is used of it, or raises Complaint.
+null and an absent field are both None; `optional` accepts it.
+"""
+
+from collections.abc import Callable, Mapping
+import math
+import re
+import sys
+from typing import Any
+
+Check = Callable[[Any], Any]
+
+# C0 controls that are no white space, DEL, and halves of a character beyond U+FFFF.
+_NOT_TEXT = re.compile('[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]')
+_LARGEST_EXACT = 2**53  # float64 holds each whole number up to here
+
+
+class Complaint(Exception):
+  """What is wrong with one value: 'is 3, wanted text'."""
+
+
+def check_fields(record: Mapping[str, Any], checks: Mapping[str, Check]
+                 ) -> tuple[dict[str, Any], list[str]]:
+  """The checked fields of a record that are right, and a complaint on each that is wrong.
+
+  Args:
+    record: a JSON object; its other keys are not looked at.
+    checks: field -> what it must be.
+  """
+  values, complaints = {}, []
+  for key, check in checks.items():
+    try:
+      values[key] = check(record.get(key))
+    except Complaint as complaint:
+      what = str(complaint)
+      if key not in record:
+        what = what.replace('is None', 'is missing', 1)
+      complaints.append(f'{key} {what}')
+  return values, complaints
+
+
+def optional(check: Check, default: Any = None) -> Check:
+  """What `check` accepts, or null, which becomes `default`."""
+  return lambda value: default if value is None else check(value)
+
+
+def text(value: Any) -> str:
+  """Text, as it is."""
+  if not isinstance(value, str):
+    raise Complaint(f'is {shown(value)}, wanted text')
+  # isprintable is quick and true of nearly every text.
+  if not value.isprintable() and (found := _NOT_TEXT.search(value)):
+    what = ('half characters (\\ud800 to \\udfff alone)' if found[0] >= '\ud800' else
+            'control characters')
+    raise Complaint(f'is {shown(value)}, wanted text without {what}')
+  return value
+
+
+def trimmed(value: Any) -> str:
+  """Text, less the white space around it."""
+  return text(value).strip()
+
+
+def filled_text(value: Any) -> str:
+  """As trimmed, not empty."""
+  if not (found := trimmed(value)):
+    raise Complaint(f'is {shown(value)}, wanted text, not empty')
+  return found
+
+
+def name(value: Any) -> str:
+  """As filled_text, on one line: what separates its words becomes one space. Equal names share
+  one object."""
+  return sys.intern(' '.join(filled_text(value).split()))
+
+
+def answer(value: Any) -> str:
+  """Text, or a number as people write it: 2.0 as '2'. Equal answers share one object: millions
+  of answers are a few thousand different ones."""
+  if isinstance(value, str):
+    return sys.intern(text(value))
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise Complaint(f'is {shown(value)}, wanted text or a number')
+  return str(int(value)) if number(value).is_integer() else repr(value)
+
+
+def number(value: Any) -> float:
+  """A finite number."""
+  try:
+    if not isinstance(value, bool) and math.isfinite(value):
+      return float(value)
+  except (TypeError, OverflowError):
+    pass
+  raise Complaint(f'is {shown(value)}, wanted a finite number')
+
+
+def whole_number(value: Any) -> int:
+  """A whole number, also one that a program wrote as 7.0."""
+  if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_EXACT:
+    return int(value)
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise Complaint(f'is {shown(value)}, wanted a whole number')
+  return value
+
+
+def identifier(value: Any) -> int | str:
+  """A whole number or text: what records of two files are joined by."""
+  if isinstance(value, str):
+    return text(value)
+  try:
+    return whole_number(value)
+  except Complaint:
+    raise Complaint(f'is {shown(value)}, wanted a whole number or text') from None
+
+
+def flag(value: Any) -> bool:
+  """true or false, also as 1 or 0."""
+  if value in (True, False) and isinstance(value, (bool, int, float)):
+    return bool(value)
+  raise Complaint(f'is {shown(value)}, wanted true or false')
+
+
+def list_of(check: Check) -> Check:
+  """A list, each item of which `check` accepts -> tuple."""
+  def check_list(value):
+    if not isinstance(value, list):
+      raise Complaint(f'is {shown(value)}, wanted a list')
+    found = []
+    for place, item in enumerate(value, 1):
+      try:
+        found.append(check(item))
+      except Complaint as complaint:
+        raise Complaint(f'{place} {complaint}') from None
+    return tuple(found)
+  return check_list
+
+
+def member(key: str, check: Check) -> Check:
+  """A JSON object, of which only what `check` makes of one field is kept."""
+  def check_member(value):
+    if not isinstance(value, dict):
+      raise Complaint(f'is {shown(value)}, wanted an object with {key!r}')
+    try:
+      return check(value.get(key))
+    except Complaint as complaint:
+      raise Complaint(f'has {key!r} that {complaint}') from None
+  return check_member
+
+
+def shown(value: Any) -> str:
+  """A value found in a file, short enough for one line."""
+  try:
+    found = repr(value)
+  except RecursionError:
+    return f'a {type(value).__name__} nested too deeply'
+  return found if len(found) <= 60 else f'{found[:57]}...'
