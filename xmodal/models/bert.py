@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_length, scan_layers
+from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
 
 
 class BertLayer(nn.Module):
@@ -76,7 +76,7 @@ class Bert(nn.Module):
     Raises:
       UserError: a text is longer than the position table, or the heads do not divide D.
     """
-    check_heads('BERT', self.hidden_dim, self.num_heads)
+    self.check()
     check_length('BERT', tokens.shape[1], self.max_positions)
     init = nn.initializers.normal(0.02)
     x = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype, embedding_init=init,
@@ -95,6 +95,13 @@ class Bert(nn.Module):
         lambda layer, x, _: (layer(x, mask=mask, deterministic=deterministic), None), layer, x,
         num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     return x
+
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    check_sizes('BERT', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
+                'max_positions', 'num_token_types')
+    check_heads('BERT', self.hidden_dim, self.num_heads)
 
   def __call__(self, tokens, mask, *, deterministic=True):
     """The same as `encode`."""

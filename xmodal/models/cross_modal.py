@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
 
 
 def matching_init(rng, shape, dtype=jnp.float32):
@@ -130,6 +130,8 @@ class CrossModal(nn.Module):
       vision [B, N, D] and text [B, L, D], each with no final norm: how loud a token is
       says how much it has to say.
     """
+    check_sizes('cross-modal layers', self, 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')
+    check_heads('cross-modal layers', self.hidden_dim, self.num_heads)
     kind = {'co_attention': CoAttentionLayer, 'merged': MergedLayer}[self.variant]
     layer = kind(self.hidden_dim, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
                  self.dtype, name='layers')

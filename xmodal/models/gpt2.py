@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_length, scan_layers
+from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
 
 
 class Gpt2Layer(nn.Module):
@@ -92,7 +92,7 @@ class Gpt2(nn.Module):
       UserError: a text is longer than the position table, or the heads do not divide D.
     """
     length = tokens.shape[1]
-    check_heads('GPT-2', self.hidden_dim, self.num_heads)
+    self.check()
     check_length('GPT-2', length, self.max_positions)
     init = nn.initializers.normal(0.02)
     x = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype, embedding_init=init,
@@ -110,6 +110,13 @@ class Gpt2(nn.Module):
         layer, x, scales, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                         name='final_norm')(x)
+
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    check_sizes('GPT-2', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
+                'max_positions')
+    check_heads('GPT-2', self.hidden_dim, self.num_heads)
 
   def __call__(self, tokens, mask, *, deterministic=True):
     """The same as `encode`."""

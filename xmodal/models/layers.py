@@ -22,6 +22,29 @@ REMAT_POLICIES = {
 }
 
 
+_LARGEST = 2 ** 31 - 1
+
+
+def check_sizes(tower: str, module, *sizes: str) -> None:
+  """Raises UserError for fields of a module that mean nothing.
+
+  Args:
+    tower: what the message calls it.
+    module: has dropout_rate, and perhaps layer_norm_eps or layer_norm_epsilon.
+    *sizes: fields that are whole numbers from 1, or tuples of them.
+  """
+  for field in sizes:
+    value = getattr(module, field)
+    for size in value if isinstance(value, tuple) else (value,):
+      if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST:
+        raise UserError(f'{tower}: {field} is {value}, wanted 1 or more')
+  if not 0 <= module.dropout_rate < 1:
+    raise UserError(f'{tower}: dropout_rate is {module.dropout_rate}, wanted 0 or more, below 1')
+  for field in ('layer_norm_eps', 'layer_norm_epsilon'):
+    if not 0 <= getattr(module, field, 0) < float('inf'):
+      raise UserError(f'{tower}: {field} is {getattr(module, field)}, wanted 0 or more')
+
+
 def check_heads(tower: str, hidden_dim: int, num_heads: int) -> None:
   """Raises UserError unless the heads divide the width."""
   if hidden_dim % num_heads:
@@ -78,6 +101,28 @@ class Mlp(nn.Module):
     return dense(self.out_dim, 'down', self.down_init or self.kernel_init)(hidden)
 
 
+def rematerialized(body, policy: str, **kwargs):
+  """A function of a module and more, or a module, whose backward pass computes it again.
+
+  Args:
+    body: the function or the module's class.
+    policy: 'none', 'full' or 'dots', see REMAT_POLICIES.
+    **kwargs: as nn.remat.
+
+  Raises:
+    UserError: no such policy.
+  """
+  check_remat(policy)
+  return body if policy == 'none' else nn.remat(body, policy=REMAT_POLICIES[policy], **kwargs)
+
+
+def check_remat(policy: str) -> None:
+  """Raises UserError if there is no such policy."""
+  if policy not in ('none', *REMAT_POLICIES):
+    raise UserError(f'remat policy {policy!r} is unknown; '
+                    f"use one of {('none', *REMAT_POLICIES)}")
+
+
 def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):
   """Runs body(layer, carry, x) -> (carry, y) over num_layers copies of a layer.
 
@@ -100,13 +145,8 @@ def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll
   Raises:
     UserError: no such remat policy.
   """
-  if remat != 'none':
-    if remat not in REMAT_POLICIES:
-      raise UserError(f'remat policy {remat!r} is unknown; '
-                      f"use one of {('none', *REMAT_POLICIES)}")
-    # A loop already keeps the compiler from merging the two computations; an
-    # unrolled one does not.
-    body = nn.remat(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll > 1)
+  # A loop already keeps the compiler from merging the two computations; an unrolled one does not.
+  body = rematerialized(body, remat, prevent_cse=unroll > 1)
   return nn.scan(
       body, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
       length=num_layers, unroll=unroll)(layer, carry, xs)

@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
 
 
@@ -79,7 +80,10 @@ class ResNet(nn.Module):
       torchvision and timm do it); for 'bottleneck'.
     stem: 'imagenet' (7x7 convolution of stride 2 and max pooling of stride 2)
       or 'small' (3x3 convolution of stride 1, for small pictures).
+    dropout_rate: dropout in training, on the features that come out.
     dtype: of the computation; parameters and statistics are float32.
+    remat: 'none', 'full' or 'dots': what of each block the backward pass computes again (no
+      result of a convolution is kept by 'dots').
   """
 
   block: str
@@ -92,7 +96,9 @@ class ResNet(nn.Module):
   downsample_in_bottleneck: bool = False
   dilate_last_stage: bool = False
   stem: str = 'imagenet'
+  dropout_rate: float = 0.
   dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, images, extent=None, *, deterministic=True):
@@ -106,7 +112,7 @@ class ResNet(nn.Module):
     Raises:
       UserError: there is no such block, norm or stem, or none that dilates.
     """
-    self._check()
+    self.check()
     norm = self._norm(deterministic)
     padding = Padding(extent, images.shape[1:3])
     size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
@@ -120,10 +126,11 @@ class ResNet(nn.Module):
       dilate = self.dilate_last_stage and i == len(self.stage_sizes) - 1
       for j in range(num_blocks):
         halve = j == 0 and not dilate and (i > 0 or self.downsample_in_first_stage)
-        x = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck,
-                  2 if dilate and j > 0 else 1, norm, self.dtype,
-                  name=f'stage{i + 1}_block{j + 1}')(x, padding)
-    return x
+        block = Block(self.block, width, 2 if halve else 1, self.downsample_in_bottleneck,
+                      2 if dilate and j > 0 else 1, norm, self.dtype,
+                      name=f'stage{i + 1}_block{j + 1}')
+        x = rematerialized(lambda block, x: block(x, padding), self.remat)(block, x)
+    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
   def _norm(self, deterministic):
     def batch_norm(features, **kwargs):
@@ -137,7 +144,13 @@ class ResNet(nn.Module):
 
     return batch_norm if self.norm == 'batch' else group_norm
 
-  def _check(self):
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    check_sizes('ResNet', self, 'stage_sizes', 'widths', 'embedding_size')
+    if len(self.stage_sizes) != len(self.widths) or not self.widths:
+      raise UserError(f'ResNet: stage_sizes are {self.stage_sizes} and widths {self.widths}, wanted '
+                      'one of each for a stage')
     for field, known in (('block', ('basic', 'bottleneck')), ('norm', ('batch', 'group')),
                          ('stem', ('imagenet', 'small'))):
       if getattr(self, field) not in known:
@@ -145,3 +158,6 @@ class ResNet(nn.Module):
     if self.dilate_last_stage and self.block != 'bottleneck':
       raise UserError(f"ResNet: dilate_last_stage is of blocks 'bottleneck', found {self.block!r}; "
                       'leave it out')
+    if self.block == 'bottleneck' and min(self.widths) < 4:
+      raise UserError(f'ResNet: widths are {self.widths}, wanted 4 or more: a bottleneck has a '
+                      'quarter of them')

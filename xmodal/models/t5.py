@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.layers import Mlp, check_sizes, scan_layers
 
 
 def relative_position_buckets(relative, *, bidirectional, num_buckets, max_distance):
@@ -192,7 +193,23 @@ class T5(nn.Module):
   remat: str = 'none'
   scan_unroll: int = 1
 
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    sizes = ['vocab_size', 'hidden_dim', 'head_dim', 'num_heads', 'mlp_dim', 'num_layers',
+             'relative_attention_num_buckets', 'relative_attention_max_distance']
+    if self.num_decoder_layers:  # 0: an encoder alone
+      sizes.append('num_decoder_layers')
+    check_sizes('T5', self, *sizes)
+    buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+    # Half of them hold one distance each; the encoder has two sides.
+    if buckets < 4 or distance <= buckets // (2 if self.num_decoder_layers else 4):
+      raise UserError(f'T5: relative_attention_num_buckets is {buckets} and '
+                      f'relative_attention_max_distance {distance}, wanted 4 buckets or more and a '
+                      'distance above half of them')
+
   def setup(self):
+    self.check()
     fields = (self.hidden_dim, self.head_dim, self.num_heads, self.mlp_dim, self.gated,
               self.layer_norm_epsilon, self.dropout_rate, self.attention, self.dtype)
     self.token_embedding = nn.Embed(self.vocab_size, self.hidden_dim, dtype=self.dtype,

@@ -1,9 +1,12 @@
 """VGG (arXiv:1409.1556) as a backbone without its classifier."""
 
+import functools
+
 from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
 
 
@@ -18,14 +21,27 @@ class VGG(nn.Module):
     widths: features out of each stage; C is the last.
     batch_norm: after each convolution, statistics in the collection `batch_stats`.
     frozen_statistics: batch norm uses its stored statistics in training too.
+    dropout_rate: dropout in training, on the features that come out.
     dtype: of the computation; parameters and statistics are float32.
+    remat: 'none', 'full' or 'dots': what of each stage the backward pass computes again (no
+      result of a convolution is kept by 'dots').
   """
 
   stage_sizes: tuple[int, ...]
   widths: tuple[int, ...] = (64, 128, 256, 512, 512)
   batch_norm: bool = False
   frozen_statistics: bool = True
+  dropout_rate: float = 0.
   dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    check_sizes('VGG', self, 'stage_sizes', 'widths')
+    if len(self.stage_sizes) != len(self.widths) or not self.widths:
+      raise UserError(f'VGG: stage_sizes are {self.stage_sizes} and widths {self.widths}, wanted one '
+                      'of each for a stage')
 
   @nn.compact
   def __call__(self, images, extent=None, *, deterministic=True):
@@ -39,20 +55,28 @@ class VGG(nn.Module):
     Raises:
       UserError: the pictures are too small to be halved in each stage.
     """
+    self.check()
     smallest = 2 ** len(self.stage_sizes)
     if min(images.shape[1:3]) < smallest:
       raise UserError(f'VGG: pictures are {images.shape[1:3]} (height, width), {smallest} or more '
                       'is wanted; take a larger image_size')
     padding = Padding(extent, images.shape[1:3])
     x = padding.clear(images.astype(self.dtype))
-    for i, (num_convs, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
-      for j in range(num_convs):
-        name = f'stage{i + 1}_conv{j + 1}'
-        x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype,
-                    kernel_init=nn.initializers.he_normal(), name=name)(x)
-        if self.batch_norm:
-          x = nn.BatchNorm(deterministic or self.frozen_statistics, momentum=0.9, epsilon=1e-5,
-                           dtype=self.dtype, name=f'{name}_norm')(x, mask=padding.mask_like(x))
-        x = padding.clear(nn.relu(x))
-      x = padding.clear(nn.max_pool(x, (2, 2), (2, 2)))
-    return x
+    for i in range(len(self.stage_sizes)):
+      stage = rematerialized(functools.partial(_stage, i=i, padding=padding,
+                                               deterministic=deterministic), self.remat)
+      x = stage(self, x)
+    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+
+
+def _stage(vgg, x, *, i, padding, deterministic):
+  for j in range(vgg.stage_sizes[i]):
+    name = f'stage{i + 1}_conv{j + 1}'
+    x = nn.Conv(vgg.widths[i], (3, 3), padding=1, dtype=vgg.dtype, parent=vgg,
+                kernel_init=nn.initializers.he_normal(), name=name)(x)
+    if vgg.batch_norm:
+      x = nn.BatchNorm(deterministic or vgg.frozen_statistics, momentum=0.9, epsilon=1e-5,
+                       dtype=vgg.dtype, parent=vgg, name=f'{name}_norm')(
+                           x, mask=padding.mask_like(x))
+    x = padding.clear(nn.relu(x))
+  return padding.clear(nn.max_pool(x, (2, 2), (2, 2)))

@@ -6,7 +6,7 @@ import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
 from xmodal.models.padding import Padding
 
 
@@ -162,7 +162,10 @@ class ViT(nn.Module):
       UserError: the pictures are not image_size, or that does not divide into
         patches, or the heads do not divide D, or there is no such stem or gelu.
     """
-    self._check(images)
+    self.check()
+    if images.shape[1:] != (*self.image_size, 3):
+      raise UserError(f'ViT: pictures are {images.shape[1:]} (height, width, channels), '
+                      f'{(*self.image_size, 3)} is wanted; resize them or set image_size')
     padding = Padding(extent, images.shape[1:3])
     x = self._stem()(padding.clear(images.astype(self.dtype)), padding)
     grid = x.shape[1:3]
@@ -214,16 +217,15 @@ class ViT(nn.Module):
       return PatchStem(self.patch_size, self.hidden_dim, self.dtype, name='stem')
     return ConvStem(self.patch_size, self.hidden_dim, self.layer_norm_eps, self.dtype, name='stem')
 
-  def _check(self, images):
-    if images.shape[1:] != (*self.image_size, 3):
-      raise UserError(f'ViT: pictures are {images.shape[1:]} (height, width, channels), '
-                      f'{(*self.image_size, 3)} is wanted; resize them or set image_size')
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    check_sizes('ViT', self, 'patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
+                'image_size')
     if any(side % self.patch_size for side in self.image_size):
       raise UserError(f'ViT: image_size {self.image_size} does not divide into patches of '
                       f'{self.patch_size}; use multiples of it')
-    if self.hidden_dim % self.num_heads:
-      raise UserError(f'ViT: hidden_dim {self.hidden_dim} does not divide into '
-                      f'{self.num_heads} heads')
+    check_heads('ViT', self.hidden_dim, self.num_heads)
     if self.stem not in ('patch', 'conv'):
       raise UserError(f"ViT: stem {self.stem!r} is unknown; use 'patch' or 'conv'")
     if self.gelu not in ('exact', 'tanh'):

@@ -13,9 +13,8 @@ PART = 'text'
 PREFIXES = ('bert.',)
 # TensorFlow's names, in files that were converted from it.
 RENAMES = ((r'LayerNorm\.gamma$', 'LayerNorm.weight'), (r'LayerNorm\.beta$', 'LayerNorm.bias'))
-# The pooler and what comes after it belong to other tasks' heads; the ids are counted.
-IGNORE = (r'pooler\..*|cls\..*|classifier\..*|qa_outputs\..*|'
-          r'embeddings\.(position_ids|token_type_ids)')
+NAMESPACE = ('embeddings', 'encoder')
+IGNORE = r'embeddings\.(position_ids|token_type_ids)'  # they are counted
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> Bert:
@@ -29,6 +28,12 @@ def module_from_config(config: Mapping, tensors: Mapping) -> Bert:
       num_layers=config['num_hidden_layers'], max_positions=config['max_position_embeddings'],
       num_token_types=config['type_vocab_size'], activation=read_activation(config, 'hidden_act'),
       layer_norm_eps=config['layer_norm_eps'], dropout_rate=config['hidden_dropout_prob'])
+
+
+def tied(config: Mapping) -> dict:
+  """The table of words may be saved as the output layer of the masked language model."""
+  return ({'embeddings.word_embeddings.weight': ('cls.predictions.decoder.weight',)}
+          if config['tie_word_embeddings'] else {})
 
 
 def variable_shapes(module: Bert):

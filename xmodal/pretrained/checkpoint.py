@@ -1,5 +1,6 @@
 """A checkpoint folder of a known family: its module, its variables, its preprocessing."""
 
+import collections
 from collections.abc import Mapping
 import dataclasses
 import re
@@ -11,8 +12,9 @@ import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.pretrained.families import family_of, read_config
-from xmodal.pretrained.files import TensorFiles
+from xmodal.pretrained.files import FLOATS, TensorFiles
 from xmodal.pretrained.hub import find_folder
+from xmodal.pretrained.names import tower_names
 from xmodal.pretrained.preprocessing import read_preprocessing
 from xmodal.pretrained.tensors import Match, match_variables
 
@@ -35,8 +37,16 @@ class Report:
     lines = [f'{len(self.loaded)} tensors loaded']
     lines += [f'fitted: {line}' for line in self.fitted]
     if self.ignored:
-      lines.append(f'{len(self.ignored)} ignored: {_some(self.ignored)}')
+      lines.append(f'{len(self.ignored)} ignored: {_some(_modules(self.ignored))}')
     return '; '.join(lines)
+
+
+def _modules(names, most=6):
+  """Names as they are if they are few; else those of their modules, 'bert.pooler.* (2)'."""
+  if len(names) <= most:
+    return names
+  counts = collections.Counter('.'.join(name.split('.')[:-1][:2]) or name for name in names)
+  return [module if module in names else f'{module}.* ({n})' for module, n in counts.items()]
 
 
 def _some(names, most=6):
@@ -67,12 +77,19 @@ class Checkpoint:
     self.config = read_config(self.folder, self._files)
     self._family = family_of(self.config, self.folder)
     self.part = self._family.PART
-    self._names = _tower_names(self._files, self._family)
-    self._tensors = _Renamed(self._files, self._names)
     try:
+      tied = self._family.tied(self.config) if hasattr(self._family, 'tied') else {}
+      self._names = tower_names(self._files, self._family, tied)
+      self._tensors = _Renamed(self._files, self._names.files)
       self.module = self._family.module_from_config(self.config, self._tensors)
+      self.module.check()
+    except UserError as error:
+      raise UserError(f'{self.folder}: {error}') from error
     except KeyError as error:
       raise UserError(f'{self.folder}/config.json: {error} is missing; copy it again') from error
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+      raise UserError(f'{self.folder}/config.json: has a value that no '
+                      f'{self.config["model_type"]} has ({error}); copy it again') from error
     self.preprocessing = read_preprocessing(
         self.folder, self.config, self._family.PREPROCESSING,
         getattr(self.module, 'image_size', None)) if self.part == 'vision' else None
@@ -90,23 +107,35 @@ class Checkpoint:
       UserError: a tensor is missing, has another shape, or has no place.
     """
     module = module or self.module
-    entries = list(self._family.entries(module, self.module))
+    entries, files = list(self._family.entries(module, self.module)), self._names.files
+    whole = self._family.variable_shapes(module)
     try:
-      matches = match_variables({own: self._files.shape(name) for own, name in self._names.items()},
-                                entries, shapes or self._family.variable_shapes(module))
+      matches = match_variables({own: self._files.shape(name) for own, name in files.items()},
+                                entries, shapes or whole)
     except UserError as error:
       raise UserError(f'{self.folder}: {error}') from error
     used = {name for match in matches.values() for name in match.names}
+    loaded = {files[name] for name in used}
+    self._check_dtypes(loaded)
     # Parts that nobody asked for (a decoder) are no mistake, layers too many are.
-    known = used | _spoken_of([e for e in entries if e.path not in matches], self._names)
-    if unknown := [self._names[name] for name in self._names
+    known = used | _spoken_of([e for e in entries if e.path not in matches], files)
+    paths = traverse_util.flatten_dict(whole, sep='/')
+    modules = {entry.name.split('.')[0] for entry in entries if entry.path in paths}
+    if unknown := [files[name] for name in self._names.within(modules)
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
-                      f'{_some(sorted(unknown))}; does config.json belong to them?')
+                      f'{_some(sorted(unknown))}; does config.json belong to them? (Adapters are '
+                      'to be merged, and quantised weights to be dequantised, before.)')
     return Plan(self._tensors, matches, Report(
-        loaded=tuple(sorted(self._names[name] for name in used)),
+        loaded=tuple(sorted(loaded)),
         fitted=tuple(match.note for match in matches.values() if match.note),
-        ignored=tuple(sorted(set(self._files) - {self._names[name] for name in used}))))
+        ignored=tuple(sorted(set(self._files) - loaded))))
+
+  def _check_dtypes(self, names):
+    for name in sorted(names):
+      if self._files.dtype(name) not in FLOATS:
+        raise UserError(f'{self.folder}: tensor {name} is {self._files.dtype(name)}, wanted one of '
+                        f'{", ".join(FLOATS)}; dequantise it first')
 
   def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
     """The variables for module.apply, and what became of the tensors; see `plan`."""
@@ -187,18 +216,6 @@ def _placed(array, struct):
   if getattr(struct, 'sharding', None) is None:
     return array
   return jax.make_array_from_callback(array.shape, struct.sharding, lambda index: array[index])
-
-
-def _tower_names(files, family):
-  """The tower's own names for tensors to the file's names."""
-  prefix = next((p for p in family.PREFIXES if any(name.startswith(p) for name in files)), '')
-  names = {}
-  for name in files:
-    own = name.removeprefix(prefix)
-    for pattern, replacement in family.RENAMES:
-      own = re.sub(pattern, replacement, own)
-    names[own] = name
-  return names
 
 
 def _spoken_of(entries, names):

@@ -11,7 +11,7 @@ PART = 'vision'
 MODULE = ViT
 PREFIXES = ('deit.',)
 RENAMES = vit.RENAMES
-IGNORE = vit.IGNORE + r'|(cls|distillation)_classifier\..*'
+NAMESPACE, IGNORE = vit.NAMESPACE, vit.IGNORE
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 variable_shapes = vit.variable_shapes

@@ -34,7 +34,8 @@ RENAMES = (
     # timm's names, which most published ones have.
     (rf'(?<={re.escape(_BACKBONE)})(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.',
      _from_timm))
-IGNORE = r'(mask_head|bbox_attention)\..*|.*\.num_batches_tracked'
+NAMESPACE = ('model', 'class_labels_classifier', 'bbox_predictor')
+IGNORE = r'.*\.num_batches_tracked'
 _BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 TIMM = {'resnet18': ResNet('basic', (2, 2, 2, 2), _BASIC),
         'resnet34': ResNet('basic', (3, 4, 6, 3), _BASIC),

@@ -18,8 +18,8 @@ PREFIXES = ('dinov2.', 'dinov2_with_registers.')
 # The names that transformers 5 has in memory, to those that it writes.
 RENAMES = ((r'\.q_proj\.', '.attention.query.'), (r'\.k_proj\.', '.attention.key.'),
            (r'\.v_proj\.', '.attention.value.'), (r'\.o_proj\.', '.output.dense.'))
-# The classifier belongs to another task, the mask token to pretraining.
-IGNORE = r'classifier\..*|embeddings\.mask_token'
+NAMESPACE = ('embeddings', 'encoder', 'layernorm')
+IGNORE = r'embeddings\.mask_token'  # of pretraining
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 variable_shapes = vit.variable_shapes

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 
 from flax import linen as nn
 
@@ -10,9 +11,11 @@ from xmodal.pretrained.files import read_json
 
 # What config.json calls a family, and the file that knows it. Each such file has
 #   PART      'vision', 'text' or, for what is no tower but a whole model, 'detector'
-#   PREFIXES  what files put before every tensor's name, some of them
+#   NAMESPACE first parts of the tower's own names of tensors: all else is other tasks' heads
+#   PREFIXES  what files usually put before every tensor's name (any other is found, too)
 #   RENAMES   (regex, replacement) for the names that files of other years use
-#   IGNORE    regex of the tensors that are no part of the tower: other tasks' heads
+#   IGNORE    regex of the tensors in its modules that it does not need
+#   tied(config) -> {own name: other names that the same tensor may be saved under}, if any
 #   module_from_config(config, tensors) -> the Flax module
 #   variable_shapes(module) -> pytree of all variables that it may have
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
@@ -34,26 +37,57 @@ def read_config(folder: str, tensors) -> dict:
   """config.json with the family's defaults filled in; {'model_type': 'vgg'} where timm has none."""
   path = os.path.join(folder, 'config.json')
   # torchvision's networks come without a config: their tensors say all.
-  if not os.path.exists(path) and 'features.0.weight' in tensors:
+  if not os.path.exists(path) and any(
+      f'.{name}'.endswith('.features.0.weight') for name in tensors):
     return {'model_type': 'vgg'}
   config = read_json(path)
   model_type = config.get('model_type')
   if model_type is None and str(config.get('architecture', '')).startswith('vgg'):
     return {**config, 'model_type': 'vgg'}
-  if model_type not in FAMILIES or model_type == 'vgg':
+  if not isinstance(model_type, str) or model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
   # What transformers 4 said of a timm backbone with these, 5 asks the hub about.
   known = {key: value for key, value in config.items() if key != 'backbone_kwargs'}
-  filled = CONFIG_MAPPING[model_type].from_dict(known).to_dict()
+  kind = CONFIG_MAPPING[model_type]
+  known = _of_near_types(known, kind().to_dict(), kind.attribute_map)
+  try:
+    filled = kind.from_dict(known).to_dict()
+  except Exception as error:  # the library checks types, and raises whatever it meets
+    raise UserError(f'{path}: {" ".join(str(error).split())}; correct it, or copy it '
+                    'again') from error
   # transformers sets T5's tie_word_embeddings to True whatever the file says.
   return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
+
+
+def _of_near_types(config, defaults, other_names):
+  """Numbers that other tools wrote as text ("1e-12" of YAML) or as 64.0, as what they mean."""
+  return {key: _near(value, defaults.get(other_names.get(key, key), ''))
+          for key, value in config.items()}
+
+
+def _near(value, default):
+  if isinstance(value, dict) and isinstance(default, dict):
+    return _of_near_types(value, default, {})
+  if isinstance(value, list):
+    number = default[0] if isinstance(default, list | tuple) and default else default
+    return [_near(item, number) for item in value]
+  if isinstance(default, bool) or not isinstance(default, int | float | None):
+    return value
+  if isinstance(value, str):
+    try:
+      value = float(value) if re.search(r'[.eE]', value) else int(value)
+    except ValueError:  # no number: the library says what it wants instead
+      return value
+  if isinstance(default, float):
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+  return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def family_of(config: dict, where: str):
   """The file of FAMILIES that knows a config; UserError if none does."""
   model_type = config.get('model_type')
-  if model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
                     f'{", ".join(FAMILIES)}')
   return family_module(FAMILIES[model_type])

@@ -4,12 +4,17 @@ from collections.abc import Iterator, Mapping
 import json
 import os
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from xmodal.errors import UserError
 
 _WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
+# Safetensors' names of what its numpy reader does not know.
+_FLOAT8 = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2,
+           'F8_E4M3FNUZ': ml_dtypes.float8_e4m3fnuz, 'F8_E5M2FNUZ': ml_dtypes.float8_e5m2fnuz}
+FLOATS = ('F64', 'F32', 'F16', 'BF16', *_FLOAT8)  # dtypes of weights that can be read
 # Unpickling one of these runs whatever code it holds.
 _PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 
@@ -18,7 +23,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
   """The tensors of a folder by name; each is read from disk when it is asked for.
 
   Holds `model.safetensors`, or the shards that `model.safetensors.index.json`
-  names. Arrays have the file's dtype (bfloat16 is that of ml_dtypes).
+  names. Arrays have the file's dtype (bfloat16 and those of 8 bits are ml_dtypes').
   """
 
   def __init__(self, folder: str):
@@ -32,9 +37,9 @@ class TensorFiles(Mapping[str, np.ndarray]):
     index = os.path.join(folder, _INDEX)
     if os.path.isfile(os.path.join(folder, _WHOLE)):
       file = self._open(_WHOLE)
-      self._files = dict.fromkeys(file.keys(), file)
+      self._files, self._paths = dict.fromkeys(file.keys(), file), dict.fromkeys(file.keys(), _WHOLE)
     elif os.path.isfile(index):
-      self._files = self._open_shards(index)
+      self._files, self._paths = self._open_shards(index)
     else:
       raise UserError(_nothing_to_read(folder))
 
@@ -59,16 +64,31 @@ class TensorFiles(Mapping[str, np.ndarray]):
     for tensor, file in names.items():
       if tensor not in held[file]:
         raise UserError(f'{index}: tensor {tensor} is not in {file}; copy both again')
-    return {tensor: files[file] for tensor, file in names.items()}
+    return {tensor: files[file] for tensor, file in names.items()}, names
 
   def __getitem__(self, name: str) -> np.ndarray:
+    if self.dtype(name) in _FLOAT8:
+      return self._read_float8(name)
     return self._files[name].get_tensor(name)
+
+  def _read_float8(self, name):
+    """A tensor by the file's own header: 8 bytes of its length, JSON, then the data."""
+    with open(os.path.join(self.folder, self._paths[name]), 'rb') as f:
+      length = int.from_bytes(f.read(8), 'little')
+      first, end = json.loads(f.read(length))[name]['data_offsets']
+      f.seek(8 + length + first)
+      data = np.frombuffer(f.read(end - first), _FLOAT8[self.dtype(name)])
+    return data.reshape(self.shape(name))
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._files)
 
   def __len__(self) -> int:
     return len(self._files)
+
+  def dtype(self, name: str) -> str:
+    """The dtype of a tensor as the file calls it ('F32'), without reading it."""
+    return self._files[name].get_slice(name).get_dtype()
 
   def shape(self, name: str) -> tuple[int, ...]:
     """The shape of a tensor, without reading it."""

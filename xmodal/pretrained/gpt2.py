@@ -12,9 +12,8 @@ MODULE = Gpt2
 PART = 'text'
 PREFIXES = ('transformer.',)
 RENAMES = ()
-# Causal masks that older files hold as tensors, and other tasks' heads.
-IGNORE = (r'h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight|score\.weight|classifier\..*|'
-          r'multiple_choice_head\..*')
+NAMESPACE = ('wte', 'wpe', 'h', 'ln_f')
+IGNORE = r'h\.\d+\.attn\.(bias|masked_bias)'  # causal masks that older files hold as tensors
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> Gpt2:
@@ -29,6 +28,11 @@ def module_from_config(config: Mapping, tensors: Mapping) -> Gpt2:
       scale_attention=config['scale_attn_weights'],
       scale_attention_by_layer=config['scale_attn_by_inverse_layer_idx'],
       layer_norm_eps=config['layer_norm_epsilon'], dropout_rate=config['resid_pdrop'])
+
+
+def tied(config: Mapping) -> dict:
+  """The table of words may be saved as the output layer."""
+  return {'wte.weight': ('lm_head.weight',)} if config['tie_word_embeddings'] else {}
 
 
 def variable_shapes(module: Gpt2):

@@ -5,7 +5,7 @@ import os
 from xmodal.errors import UserError
 
 # Weights, config, and tokenizer in whichever layout: no pickles, no copies for other libraries.
-_WANTED = ['config.json', 'preprocessor_config.json', 'model.safetensors',
+_WANTED = ['config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
            'model.safetensors.index.json', 'model-?????-of-?????.safetensors', 'tokenizer.json',
            'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
            'spiece.model', 'sentencepiece.bpe.model', 'vocab.txt', 'vocab.json', 'merges.txt']

@@ -14,8 +14,8 @@ MODULE = ResNet
 PART = 'vision'
 PREFIXES = ('resnet.',)
 RENAMES = ()
-# The classifier belongs to another task; the counters have no use with a fixed momentum.
-IGNORE = r'classifier\..*|.*\.num_batches_tracked'
+NAMESPACE = ('embedder', 'encoder')
+IGNORE = r'.*\.num_batches_tracked'  # of no use with a fixed momentum
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 

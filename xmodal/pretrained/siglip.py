@@ -13,8 +13,8 @@ PART = 'vision'
 MODULE = ViT
 PREFIXES = ('vision_model.',)
 RENAMES = ()
-# The text tower, the loss's scale, and the head that pools by attention.
-IGNORE = r'(text_model|head|classifier)\..*|logit_scale|logit_bias|embeddings\.position_ids'
+NAMESPACE = ('embeddings', 'encoder', 'post_layernorm')
+IGNORE = r'embeddings\.position_ids'  # they are counted
 PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
 
 variable_shapes = vit.variable_shapes

@@ -1,21 +1,30 @@
 """T5 checkpoints: 1.0, 1.1 and Flan, and mT5."""
 
 from collections.abc import Mapping
+import re
 
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal.errors import UserError
 from xmodal.models.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
 MODULE = T5
 PART = 'text'
-PREFIXES = ()
+PREFIXES = ('transformer.',)
 RENAMES = ()
+NAMESPACE = ('shared', 'encoder', 'decoder')
+_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 # Copies of `shared` in files of other years, and a bias that no model reads.
-IGNORE = (r'encoder\.embed_tokens\.weight|decoder\.embed_tokens\.weight|'
-          r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|'
-          r'lm_head\.weight')
+IGNORE = '|'.join(map(re.escape, (
+    *_COPIES, 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight')))
+
+
+def tied(config: Mapping) -> dict:
+  """The embedding may be saved under the name of a stack's, or as the output layer."""
+  return {'shared.weight': (*_COPIES, *(('lm_head.weight',) if config['tie_word_embeddings']
+                                        else ()))}
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> T5:
@@ -23,24 +32,40 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
 
   The tensors say whether the output layer is the embedding: they hold an
   `lm_head.weight` of its own or not, while `tie_word_embeddings` has meant
-  different things in different years. A T5EncoderModel has no decoder layers.
+  different things in different years.
   """
   require(config, 'feed_forward_proj', ('relu', 'gated-gelu'))
-  decodes = not any(name.endswith('EncoderModel') for name in config['architectures'] or ())
+  shared = tensors.get('shared.weight')
+  for name in _COPIES:
+    if name in tensors and shared is not None and not np.array_equal(tensors[name], shared):
+      raise UserError(f'tensors {name} and shared.weight differ, and one table is wanted for both; '
+                      'choose another checkpoint')
+  decodes = _decodes(config, tensors)
   if 'lm_head.weight' in tensors:
-    tied = np.array_equal(tensors['lm_head.weight'], tensors['shared.weight'])
+    tied_output = np.array_equal(tensors['lm_head.weight'], shared)
   else:
     # transformers 5 writes True always: this is an older file that has lost its output layer.
-    tied = config['tie_word_embeddings'] or not decodes
+    tied_output = config['tie_word_embeddings'] or not decodes
   return T5(
       vocab_size=config['vocab_size'], hidden_dim=config['d_model'], head_dim=config['d_kv'],
       num_heads=config['num_heads'], mlp_dim=config['d_ff'], num_layers=config['num_layers'],
       num_decoder_layers=config['num_decoder_layers'] if decodes else 0,
       relative_attention_num_buckets=config['relative_attention_num_buckets'],
       relative_attention_max_distance=config['relative_attention_max_distance'],
-      gated=config['feed_forward_proj'] == 'gated-gelu', tie_word_embeddings=tied,
+      gated=config['feed_forward_proj'] == 'gated-gelu', tie_word_embeddings=tied_output,
       scale_decoder_outputs=config['model_type'] == 't5' and config['scale_decoder_outputs'],
       layer_norm_epsilon=config['layer_norm_epsilon'], dropout_rate=config['dropout_rate'])
+
+
+def _decodes(config, tensors):
+  """Whether a T5 has a decoder that can write: not where it never had an output layer."""
+  kinds = config['architectures'] or ()
+  if any(name.endswith(('EncoderModel', 'ForTokenClassification')) for name in kinds):
+    return False
+  if any(name.endswith('ForConditionalGeneration') for name in kinds):
+    return True
+  writes = config['tie_word_embeddings'] or 'lm_head.weight' in tensors
+  return writes and any(name.startswith('decoder.') for name in tensors)
 
 
 def variable_shapes(module: T5):

@@ -16,9 +16,8 @@ PART = 'vision'
 MODULE = VGG
 PREFIXES = ()
 RENAMES = ()
-# The classifier belongs to another task (timm makes its first layers `pre_logits`); the
-# counters have no use with a fixed momentum.
-IGNORE = r'(classifier|pre_logits|head)\..*|.*\.num_batches_tracked'
+NAMESPACE = ('features',)
+IGNORE = r'.*\.num_batches_tracked'  # of no use with a fixed momentum
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 STAGE_SIZES = {'vgg11': (1, 1, 2, 2, 2), 'vgg13': (2, 2, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3),

@@ -19,8 +19,8 @@ RENAMES = ((r'^layers\.', 'encoder.layer.'),
            (r'\.q_proj\.', '.query.'), (r'\.k_proj\.', '.key.'), (r'\.v_proj\.', '.value.'),
            (r'\.o_proj\.', '.output.dense.'),
            (r'\.mlp\.fc1\.', '.intermediate.dense.'), (r'\.mlp\.fc2\.', '.output.dense.'))
-# The pooler and the classifier belong to other tasks' heads, the mask token to pretraining.
-IGNORE = r'pooler\..*|classifier\..*|embeddings\.mask_token'
+NAMESPACE = ('embeddings', 'encoder', 'layernorm', 'layers')
+IGNORE = r'embeddings\.mask_token'  # of pretraining
 PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
 
 GELU = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}

@@ -1,0 +1,79 @@
+"""Which tensors of a file are a tower's, and what the tower itself calls them."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+
+from xmodal.errors import UserError
+
+# Beside a tower's modules, and yet part of what it computes: not a head that can be left out.
+_CHANGES_OUTPUTS = re.compile(
+    r'lora_|prefix_(encoder|tuning)|prompt_(encoder|embedding|token)|invertible_adapters')
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerNames:
+  """The names of a file's tensors.
+
+  Attributes:
+    files: the tower's own name of a tensor to the file's; names outside the tower's prefix stand
+      for themselves.
+    inside: own names of what lies under the tower's prefix, its heads included.
+  """
+
+  files: Mapping[str, str]
+  inside: frozenset[str]
+
+  def within(self, modules: Iterable[str]) -> list[str]:
+    """Own names in modules of the tower, or of what else changes its outputs (adapters)."""
+    return [name for name in self.inside
+            if name.split('.')[0] in modules or _CHANGES_OUTPUTS.search(name)]
+
+
+def tower_names(names: Iterable[str], family, tied: Mapping[str, tuple[str, ...]]) -> TowerNames:
+  """Finds a tower among the tensors of a file, under whichever prefix it lies.
+
+  Args:
+    names: of all tensors.
+    family: see families.FAMILIES.
+    tied: own names to those that the same tensor may be saved under instead.
+
+  Raises:
+    UserError: there are several such towers, or a tensor twice.
+  """
+  names = list(names)
+  prefix = _prefix(names, family)
+  inside = {}
+  for name in (name for name in names if name.startswith(prefix)):
+    own = name.removeprefix(prefix)
+    for pattern, replacement in family.RENAMES:
+      own = re.sub(pattern, replacement, own)
+    if own in inside:
+      raise UserError(f'tensors {inside[own]} and {name} are both {own}; leave one of them out')
+    inside[own] = name
+  files = {name: name for name in names if not name.startswith(prefix)} | inside
+  own_names = set(inside)
+  for own, others in tied.items():
+    if own not in files and (other := next((o for o in others if o in files), None)):
+      files[own] = files.pop(other)
+      own_names = own_names - {other} | {own}
+  return TowerNames(files, frozenset(own_names))
+
+
+def _prefix(names, family):
+  """What stands before the names of the tower's modules: where the most of them are together."""
+  found = {}
+  for name in names:
+    parts = name.split('.')
+    for i, part in enumerate(parts):
+      if part in family.NAMESPACE:
+        found.setdefault(''.join(f'{p}.' for p in parts[:i]), set()).add(part)
+  most = max(map(len, found.values()), default=0)
+  best = [prefix for prefix in found if len(found[prefix]) == most]
+  if len(best) < 2:
+    return best[0] if best else ''
+  usual = [prefix for prefix in ('', *family.PREFIXES) if prefix in best]
+  if not usual:
+    raise UserError(f'{len(best)} towers, under the names {", ".join(sorted(best)[:4])}; '
+                    'wanted one: leave out the others')
+  return usual[0]
