@@ -56,7 +56,9 @@ def batch_of(tasks=TASKS, seed=0):
 
 
 def balance(name, **values):
-  return make_balance(tiny.changed(mixer__tasks=TASKS, mixer__balance=name, **values), True)
+  return make_balance(tiny.changed(
+      mixer__tasks=TASKS, mixer__balance=name, mixer__weights=tuple(WEIGHTS.values()), **values),
+                      True)
 
 
 @functools.cache
@@ -137,6 +139,18 @@ def test_pcgrad_projects_what_is_shared_and_leaves_the_heads_whole():
     for task in TASKS:
       for name in USED[task] - SHARED:
         np.testing.assert_allclose(moved[name], grads[task][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['pcgrad', 'gradnorm', 'famo'])
+def test_the_loss_is_the_weighted_sum_of_those_of_the_tasks(name):
+  state, step = start(name)
+  for seed in range(2):
+    state, metrics = step(state, batch_of(seed=seed))
+  told = {key: float(value) for key, value in metrics.items()}
+  assert told['loss'] == pytest.approx(
+      sum(told[f'{task}/weight'] * told[f'{task}/loss'] for task in TASKS), rel=1e-5)
+  if name == 'pcgrad':
+    assert {task: told[f'{task}/weight'] for task in TASKS} == pytest.approx(WEIGHTS)
 
 
 @pytest.mark.parametrize('kind, rest', [

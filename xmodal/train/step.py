@@ -22,7 +22,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     shared: Set[str] = frozenset()) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
-  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance.
+  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance;
+  under PCGrad, of task_weight * loss. That sum is the 'loss' in the metrics.
 
   Args:
     model: a models.backbone.MultiTask.
@@ -75,6 +76,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     moving, still = split(trained, resting)
     grads, collections, losses, weights, gram, metrics = gradients_and_weights(
         state.mixer, moving, join(still, fixed), state.collections, batch, rng)
+    if balance.of_shared:  # those are of projected gradients, not of losses
+      weights = dict.fromkeys(losses, 1.0)
     loss = sum(weights[name] * losses[name] for name in losses)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
