@@ -17,9 +17,10 @@ import tiny
 TASKS = ('vqa', 'objects', 'detection')
 
 
-def balance(name, tasks=TASKS, **values):
-  return make_balance(tiny.changed(mixer__tasks=tasks, mixer__balance=name, **values),
-                      every_step=True)
+def balance(name, tasks=TASKS, task_weights=None, **values):
+  return make_balance(
+      tiny.changed(mixer__tasks=tasks, mixer__balance=name,
+                   mixer__weights=task_weights or (1.0,) * len(tasks), **values), every_step=True)
 
 
 def named(values, tasks=TASKS):
@@ -64,15 +65,15 @@ def toy(x, np=jnp):
   return np.stack([first / 10, second])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def descend(rule, starts, steps):
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def descend(rule, starts, steps, task_weights=(1.0, 1.0)):
   """Adam from each start: where it ends, [N, 2]; all points on the way, [N, T, 2]."""
   adam = optax.adam(1e-2)
 
   def from_one(start):
     def step(carry, key):
       x, state, moments = carry
-      losses, pullback = jax.vjp(lambda x: toy(x) - LOWEST, x)
+      losses, pullback = jax.vjp(lambda x: jnp.array(task_weights) * (toy(x) - LOWEST), x)
       grads = jax.vmap(lambda row: pullback(row)[0])(jnp.eye(2))
       gram, losses = grads @ grads.T, dict(zip(rule.tasks, losses))
       weights = rule.weights(state, losses, gram, key)
@@ -96,26 +97,37 @@ def test_famo_comes_to_where_neither_loss_can_fall_alone_and_sooner_than_the_sum
   assert ways['fixed'][2, 5000, 1] > 1 > -2 > ways['famo'][2, 5000, 1]
 
 
-def test_famo_goes_the_way_of_the_paper():
-  """Its second forward pass sees the batch that is the next step's: here there is one batch."""
+@pytest.mark.parametrize('task_weights', [(1.0, 1.0), (3.0, 1.0)], ids=str)
+def test_famo_goes_the_way_of_the_paper(task_weights):
+  """Its second forward pass sees the batch that is the next step's: here there is one batch.
+
+  With weights c the losses are loss^(1/c), and shares begin in proportion to c^2.
+  """
+  c = torch.tensor(task_weights)
   x = torch.tensor(STARTS[3], requires_grad=True)
   logits = torch.zeros(2, requires_grad=True)
   of_x = torch.optim.Adam([x], lr=1e-2)
   of_logits = torch.optim.Adam([logits], lr=0.025, weight_decay=1e-3)
   lowest, way = torch.tensor(LOWEST, dtype=torch.float32), []
+
+  def shares():
+    return torch.softmax(logits + 2 * c.log(), 0)
+
   for _ in range(300):
     way.append(x.detach().numpy().copy())
-    losses = toy(x, torch) - lowest
-    share = torch.softmax(logits, 0).detach()
+    losses = (toy(x, torch) - lowest) ** (1 / c)
+    share = shares().detach()
     of_x.zero_grad()
-    # K c sum_i z_i log(loss_i), c making the weights of the losses add up to K.
-    (2 * (share * losses.log()).sum() / (share / losses).sum().detach()).backward()
+    # K scale sum_i z_i log(loss_i), where scale makes the weights without c add up to K.
+    scale = 2 / (share / c ** 2 / (toy(x, torch) - lowest)).sum().detach()
+    (scale * (share * losses.log()).sum()).backward()
     of_x.step()
-    fall = losses.log().detach() - (toy(x, torch) - lowest).log().detach()
+    fall = losses.log().detach() - ((toy(x, torch) - lowest) ** (1 / c)).log().detach()
     of_logits.zero_grad()
-    (torch.softmax(logits, 0) * fall).sum().backward()
+    (shares() * fall).sum().backward()
     of_logits.step()
-  _, ours = descend(balance('famo', TASKS[:2]), STARTS[3:4], 300)
+  rule = balance('famo', TASKS[:2], task_weights)
+  _, ours = descend(rule, STARTS[3:4], 300, task_weights)
   assert np.abs(way[-1] - way[0]).max() > 0.5
   np.testing.assert_allclose(ours[0], way, atol=2e-3)
 
@@ -209,6 +221,67 @@ def test_dwa_compares_the_last_two_windows():
     ratio = losses[last - 4:last].mean(0) / losses[last - 8:last - 4].mean(0)
     np.testing.assert_allclose(found[step], 3 * np.exp(ratio / 2) / np.exp(ratio / 2).sum(),
                                rtol=1e-5)
+
+
+# What config.mixer.weights mean under each
+
+
+@pytest.mark.parametrize('name', ['fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo'])
+def test_twice_the_weight_of_a_task_is_twice_its_gradient(name):
+  rng = np.random.default_rng(0)
+  grads = rng.normal(size=(3, 6)).astype(np.float32)
+  grads[0] -= grads[1]  # so that they oppose each other
+  losses, key = np.array([0.7, 2.0, 0.1], np.float32), jax.random.key(0)
+  totals = []
+  for task_weights in ((1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 3.0, 1.0)):
+    rule = balance(name, task_weights=task_weights, mixer__dwa_window=1)
+    weighted = np.array(task_weights, np.float32)[:, None] * grads
+    of_step, gram = named(np.array(task_weights) * losses), weighted @ weighted.T
+    state = rule.update(rule.init(), of_step, gram) if name in ('famo', 'dwa') else rule.init()
+    weights = as_array(rule.weights(state, of_step, gram, key))
+    totals.append(weights @ weighted)
+  once, twice, thrice = totals
+  assert np.abs(twice - once).max() > 0.1
+  np.testing.assert_allclose(thrice - twice, twice - once, rtol=1e-4, atol=1e-5)
+  if name != 'pcgrad':  # which projects parts out of it
+    np.testing.assert_allclose(twice - once, as_array(balance(name).weights(
+        balance(name).init(), named(losses), grads @ grads.T, key))[1] * grads[1]
+                               if name != 'famo' else 3 / losses[1] / (1 / losses).sum() * grads[1],
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_uncertainty_learns_the_same_noise_whatever_a_task_weighs():
+  """At the optimum of Kendall et al., exp(-s) = 1 / loss."""
+  losses = np.tile([0.5, 2.0, 1.0], (800, 1))
+  for task_weights in ((1.0, 1.0, 1.0), (4.0, 1.0, 1.0)):
+    found = follow(balance('uncertainty', task_weights=task_weights), losses * task_weights)
+    np.testing.assert_allclose(found[-1], [2, 0.5, 1], rtol=0.02)
+
+
+def test_gradnorm_brings_gradient_norms_to_the_weights():
+  task_weights, norms = np.array([4.0, 1.0, 1.0]), np.array([1.0, 5.0, 0.3])
+  weighted = task_weights * norms
+  found = follow(balance('gradnorm', task_weights=tuple(task_weights), mixer__balance_rate=0.01),
+                 np.tile(task_weights, (1500, 1)), np.tile(np.diag(weighted ** 2), (1500, 1, 1)))
+  after = found[-200:].mean(0) * weighted
+  np.testing.assert_allclose(after / after.sum(), task_weights / 6, rtol=0.03)
+
+
+def test_famo_makes_log_losses_fall_as_tasks_weigh():
+  """Losses exp(80 - s x), each with an x of its own; with equal weights the first falls four times
+  as fast. Steps are of one length, as Adam's are."""
+  speed, task_weights = np.array([2.0, 1.0]), np.array([1.0, 2.0])
+  rule = balance('famo', TASKS[:2], tuple(task_weights))
+  step = jax.jit(lambda state, losses: (rule.weights(state, losses), rule.update(state, losses)))
+  state, logs, falls = rule.init(), np.array([80.0, 80.0]), []
+  for _ in range(90):
+    losses = task_weights * np.exp(logs)
+    weights, state = step(state, named(losses, TASKS[:2]))
+    fall = [float(weights[task]) for task in TASKS[:2]] * losses * speed ** 2
+    falls.append(fall / fall.sum())
+    logs = logs - falls[-1]
+  first, last = falls[1], np.mean(falls[-30:], axis=0)
+  assert first[1] < first[0] and last[1] / last[0] == pytest.approx(2, rel=0.1)
 
 
 @pytest.mark.parametrize('name', ['uncertainty', 'dwa', 'famo'])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from test_step import Regression, a_batch, assert_close, assert_same
 from xmodal.errors import UserError
@@ -18,6 +19,7 @@ from xmodal.mixer.sampling import Kind
 from xmodal.train import shares
 from xmodal.train import state as states
 from xmodal.train.measure import make_measure
+from xmodal.train.optimizer import make_optimizer
 from xmodal.train.step import make_train_step
 import tiny
 
@@ -54,7 +56,9 @@ def batch_of(tasks=TASKS, seed=0):
 
 
 def balance(name, **values):
-  return make_balance(tiny.changed(mixer__tasks=TASKS, mixer__balance=name, **values), True)
+  return make_balance(tiny.changed(
+      mixer__tasks=TASKS, mixer__balance=name, mixer__weights=tuple(WEIGHTS.values()), **values),
+                      True)
 
 
 @functools.cache
@@ -137,6 +141,18 @@ def test_pcgrad_projects_what_is_shared_and_leaves_the_heads_whole():
         np.testing.assert_allclose(moved[name], grads[task][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['pcgrad', 'gradnorm', 'famo'])
+def test_the_loss_is_the_weighted_sum_of_those_of_the_tasks(name):
+  state, step = start(name)
+  for seed in range(2):
+    state, metrics = step(state, batch_of(seed=seed))
+  told = {key: float(value) for key, value in metrics.items()}
+  assert told['loss'] == pytest.approx(
+      sum(told[f'{task}/weight'] * told[f'{task}/loss'] for task in TASKS), rel=1e-5)
+  if name == 'pcgrad':
+    assert {task: told[f'{task}/weight'] for task in TASKS} == pytest.approx(WEIGHTS)
+
+
 @pytest.mark.parametrize('kind, rest', [
     (Kind(('c',)), ('fused', 'heads_a', 'heads_b')), (Kind(('a', 'b')), ('heads_c',)),
     (Kind(TASKS, 'tower|heads_a'), ('fused', 'heads_b', 'heads_c'))], ids=str)
@@ -174,6 +190,82 @@ def test_parameters_that_two_optimisers_share_keep_their_moments_too():
     if layer:
       found.add((layer, bool((np.asarray(x) == np.asarray(old)).all())))
   assert found == {(layer, layer in ('fused', 'heads_a', 'heads_b')) for layer in state.params}
+
+
+def optimizer_of(kinds, used, params, **values):
+  """AdamW or Muon as a run of these kinds of steps has it; the rate is constant."""
+  c = tiny.changed(optimizer__b2=0.999, optimizer__clip_norm=1e9, **values).optimizer
+  return make_optimizer(c, optax.constant_schedule(0.02), params,
+                        [shares.resting(kind, used, params, frozenset()) for kind in kinds])
+
+
+def test_parameters_that_rest_are_moved_as_torch_does_those_without_gradient():
+  """PyTorch counts the steps of each parameter; the young moments of c begin after ten rests."""
+  kinds = Kind(('a', 'b')), Kind(('c',))
+  params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
+  optimizer = optimizer_of(kinds, USED, params)
+  steps = [start(kind=kind, optimizer=optimizer)[1] for kind in kinds]
+  state, _ = start(kind=kinds[0], optimizer=optimizer)
+  theirs = {name: torch.nn.Parameter(torch.tensor(np.array(x)))
+            for name, x in flat(state.params).items()}
+  adamw = torch.optim.AdamW([
+      {'params': [x for name, x in theirs.items() if name.endswith(end)], 'weight_decay': decay}
+      for end, decay in (('kernel', 0.05), ('bias', 0.0))], lr=0.02, betas=(0.9, 0.999), eps=1e-8)
+  for number, kind in enumerate([0] * 10 + [1, 0, 1, 1, 0]):
+    batch = batch_of(kinds[kind].tasks, seed=number)
+    grads = [task_gradient(state.params, batch, task) for task in kinds[kind].tasks]
+    used = set().union(*(USED[task] for task in kinds[kind].tasks))
+    for name, x in theirs.items():
+      x.grad = torch.tensor(sum(grad[name] for grad in grads)) if name in used else None
+    adamw.step()
+    state, _ = steps[kind](state, batch)
+    for name, x in flat(state.params).items():
+      np.testing.assert_allclose(x, theirs[name].detach(), rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+class Matrices(nn.Module):
+  """Two tasks that share nothing, each with a stack of matrices as layers have them."""
+
+  @nn.compact
+  def __call__(self, batch, *, deterministic):
+    return {task: Stack(name=f'{task}_layers')(batch['image']) for task in 'ab' if task in batch}
+
+
+class Stack(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    up = nn.vmap(nn.Dense, variable_axes={'params': 0}, split_rngs={'params': True})(5, name='up')
+    return nn.Dense(1, name='last')(nn.tanh(up(jnp.stack([x, x])).sum(0)))[:, 0]
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
+  def batch_of_two(tasks, seed):
+    batch = a_batch(seed=seed)
+    return {'image': batch['image'], 'valid': batch['valid'], **dict.fromkeys(
+        tasks, batch['task'])}
+
+  variables = states.variables_fn(Matrices(), batch_of_two('ab', 0), 0)
+  params = jax.eval_shape(variables)['params']
+  used = {task: frozenset(path for path in flat(params) if path.startswith(task)) for task in 'ab'}
+
+  def learned(kinds, turns):
+    optimizer = optimizer_of(kinds, used, params, optimizer__name=name)
+    state = states.init_fn(variables, optimizer, 0, False)()
+    steps = [jax.jit(make_train_step(
+        Matrices(), {task: Regression() for task in kind.tasks}, WEIGHTS, optimizer,
+        resting=shares.resting(kind, used, params, frozenset()))) for kind in kinds]
+    for number, kind in enumerate(turns):
+      if kind is not None:
+        state, _ = steps[kind](state, batch_of_two(kinds[kind].tasks, number))
+    return flat(state.params)
+
+  both = learned((Kind(('a',)), Kind(('b',))), [0, 0, 0, 0, 1, 0, 1, 1])
+  for task, turns in (('a', [0, 0, 0, 0, None, 0, None, None]), ('b', [None] * 4 + [0, None, 0, 0])):
+    alone = learned((Kind((task,)),), turns)
+    for path in used[task]:
+      np.testing.assert_allclose(both[path], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_turns_that_match_nothing_are_one_line():

@@ -1,9 +1,23 @@
-"""How much each task's loss counts in a step: rules that learn it from losses or gradients.
+"""Weight of each task's loss in a step: rules that learn it from losses or gradients.
 
 A balance is a few pure functions. Its state is a dict of arrays [K], one entry a
 task: part of the train state and of its checkpoints. In a step that trains some
-of the tasks the entries of the others stay as they are. All losses it is given
-are multiplied by config.mixer.weights before.
+of the tasks the entries of the others stay as they are.
+
+config.mixer.weights, c, keep their meaning under each rule. At the same state of
+the rule, twice the c of a task is twice its gradient in the sum. What a rule
+then settles at:
+
+- fixed: the minimum of sum c_i L_i.
+- uncertainty: the minimum of sum c_i (exp(-s_i) L_i + s_i), so the c of a task does not change its
+  noise s_i.
+- dwa: c_i times the weight of the paper, which looks at ratios of losses.
+- gradnorm: the gradient norms of the shared parameters are as c_i (loss / first loss)^alpha.
+- pcgrad: sum of c_i times the projected gradient of task i; what is projected out does not depend
+  on the c of the others.
+- famo: log losses that fall in proportion to c_i.
+
+All losses and products of gradients that a rule is given are those of c_i L_i.
 """
 
 import math
@@ -25,15 +39,18 @@ class Balance:
     tasks: their names, in the order of the state's entries.
     needs: what `weights` looks at beside the state: '', 'losses', or 'gradients' (the products
       of the gradients of all tasks).
-    of_shared: whether its weights are of the gradients of shared parameters alone; those of
-      one task's own have its whole gradient then.
+    of_shared: if true, weights apply to the gradients of shared parameters only, and say what is
+      left of each: task-specific parameters receive the unweighted gradient, and the objective is
+      the plain sum of the losses.
   """
 
   needs = ''
   of_shared = False
 
-  def __init__(self, tasks: Sequence[str]):
+  def __init__(self, tasks: Sequence[str], task_weights: Sequence[float] | None = None):
+    """task_weights: what the losses that it will be given are multiplied by; None: 1."""
     self.tasks = tuple(tasks)
+    self._task_weights = np.array(task_weights or [1.0] * len(self.tasks), np.float32)
 
   def init(self) -> dict[str, jax.Array]:
     """The state before the first step; {} if there is none."""
@@ -41,12 +58,12 @@ class Balance:
 
   def weights(self, state: Mapping, losses: Mapping[str, jax.Array],
               gram: jax.Array | None = None, rng: jax.Array | None = None) -> dict[str, jax.Array]:
-    """What each task's gradient counts in this step.
+    """Weight of each task's gradient in this step, beside its c.
 
     Args:
       state: as it is before the step.
-      losses: float32 scalars of the tasks in the step.
-      gram: float32 [K, K], products of the tasks' gradients of shared parameters.
+      losses: float32 scalars c_i L_i of the tasks in the step.
+      gram: float32 [K, K], products of the gradients of those, of shared parameters.
       rng: key of the step.
 
     Returns:
@@ -80,12 +97,13 @@ class Balance:
 class Uncertainty(Balance):
   """A learned noise of each task (Kendall et al., arXiv:1705.07115).
 
-  The step minimises the sum of exp(-s) loss + s, as the authors' code does; s has Adam of its
-  own. Weights exp(-s) stay in 0.1..10: what is learned to the end would count ever more.
+  The step minimises the sum of c (exp(-s) loss + s), with c = 1 as the authors' code does; s has
+  Adam of its own. Weights exp(-s) stay in 0.1..10: what is learned to the end would count ever
+  more.
   """
 
-  def __init__(self, tasks, rate: float):
-    super().__init__(tasks)
+  def __init__(self, tasks, task_weights, rate: float):
+    super().__init__(tasks, task_weights)
     self._rate = rate
 
   def init(self):
@@ -95,7 +113,8 @@ class Uncertainty(Balance):
     return jnp.exp(-state['log_variance'])
 
   def _update(self, state, losses, active, gram):
-    gradient = 1 - jnp.exp(-state['log_variance']) * losses
+    # Without c, which Adam would divide out.
+    gradient = 1 - jnp.exp(-state['log_variance']) * (losses / self._task_weights)
     change, moments = _adam(state, gradient, self._rate)
     bound = math.log(10)
     return {'log_variance': jnp.clip(state['log_variance'] + change, -bound, bound), **moments}
@@ -110,8 +129,8 @@ class DynamicWeightAverage(Balance):
 
   _TEMPERATURE = 2.0
 
-  def __init__(self, tasks, window: int):
-    super().__init__(tasks)
+  def __init__(self, tasks, task_weights, window: int):
+    super().__init__(tasks, task_weights)
     self._window = window
 
   def init(self):
@@ -135,14 +154,14 @@ class GradNorm(Balance):
 
   Weights w learn, by Adam, to bring the norms G = w |gradient of the loss| at the shared
   parameters to mean(G) r^alpha, held constant, where r is loss / first loss over its mean; then
-  they are scaled to a sum of K.
+  they are scaled to a sum of K. The loss is that without c.
   """
 
   needs = 'gradients'
   _LOWEST = 1e-3  # a weight below 0 would train backwards
 
-  def __init__(self, tasks, rate: float, alpha: float):
-    super().__init__(tasks)
+  def __init__(self, tasks, task_weights, rate: float, alpha: float):
+    super().__init__(tasks, task_weights)
     self._rate, self._alpha = rate, alpha
 
   def init(self):
@@ -153,7 +172,7 @@ class GradNorm(Balance):
 
   def _update(self, state, losses, active, gram):
     first = jnp.where(state['count'] == 0, losses, state['first'])
-    norms = jnp.sqrt(jnp.diagonal(gram))
+    norms = jnp.sqrt(jnp.diagonal(gram)) / self._task_weights
     weighted = state['weight'] * norms
     rate = losses / jnp.maximum(first, _EPS)
     target = weighted.mean() * (rate / jnp.maximum(rate.mean(), _EPS)) ** self._alpha
@@ -200,28 +219,31 @@ def project(gram: jax.Array, orders: jax.Array) -> jax.Array:
 
 
 class Famo(Balance):
-  """All losses fall at one pace (FAMO, Liu et al., arXiv:2306.03792).
+  """All log losses fall at the pace of their c (FAMO, Liu et al., arXiv:2306.03792).
 
-  The gradient is that of the sum of softmax(xi) log(loss), scaled so that weights add up to the
-  number of tasks. xi learns, by Adam with decay, from how much each log(loss) fell. The paper
-  looks at that with a second forward pass of the same batch; here it is seen at the task's next
-  step, on another batch, at no cost: the same where batches are. 1 until each task was seen.
+  The paper's rule, of loss^(1/c): the gradient is that of the sum of z log(loss) / c, where z =
+  softmax(xi) begins in proportion to c^2, which gives each task c / loss. Scaled so that weights
+  without c add up to the number of tasks. xi learns, by Adam with decay to where it began, from
+  how much each log(loss) / c fell. The paper looks at that with a second forward pass of the
+  same batch; here it is estimated from the task's next batch, which costs nothing; exact only if
+  consecutive batches are equal. All weights are 1 until each task was seen.
   """
 
   needs = 'losses'
   _DECAY = 1e-3
 
-  def __init__(self, tasks, rate: float):
-    super().__init__(tasks)
+  def __init__(self, tasks, task_weights, rate: float):
+    super().__init__(tasks, task_weights)
     self._rate = rate
 
   def init(self):
+    # logit: of xi, what it has moved from where it began.
     return self._zeros('logit', 'last', 'fall', 'seen', *_ADAM)
 
   def _weights(self, state, losses, active, gram, rng):
     logit = jnp.where(active, self._moved(state, losses, active)['logit'], state['logit'])
-    losses = jnp.where(active, losses, state['last'])
-    raw = jax.nn.softmax(logit) / (losses + _EPS)
+    losses = jnp.where(active, losses, state['last']) / self._task_weights
+    raw = self._shares(logit) / self._task_weights ** 2 / (losses + _EPS)
     return jnp.where((active | (state['seen'] > 0)).all(), len(self.tasks) * raw / raw.sum(), 1)
 
   def _update(self, state, losses, active, gram):
@@ -230,11 +252,14 @@ class Famo(Balance):
   def _moved(self, state, losses, active):
     again = active & (state['seen'] > 0)
     fall = jnp.where(again, jnp.log(state['last'] + _EPS) - jnp.log(losses + _EPS), state['fall'])
-    share = jax.nn.softmax(state['logit'])
-    gradient = share * (fall - (share * fall).sum()) + self._DECAY * state['logit']
+    share, pace = self._shares(state['logit']), fall / self._task_weights
+    gradient = share * (pace - (share * pace).sum()) + self._DECAY * state['logit']
     change, moments = _adam(state, gradient, self._rate)
     moved = {'logit': state['logit'] + change, 'fall': fall, **moments}
     return {name: jnp.where(again, x, state[name]) for name, x in moved.items()}
+
+  def _shares(self, logit):
+    return jax.nn.softmax(logit + 2 * np.log(self._task_weights))
 
 
 _ADAM = ('mean', 'square', 'count')
@@ -259,17 +284,16 @@ def make_balance(config, every_step: bool) -> Balance:
   Raises:
     UserError: no such balance, or one that compares gradients where tasks do not meet.
   """
-  mixer, tasks = config.mixer, tuple(config.mixer.tasks)
+  mixer = config.mixer
   kinds = {
-      'fixed': Balance,
-      'uncertainty': lambda tasks: Uncertainty(tasks, mixer.balance_rate),
-      'dwa': lambda tasks: DynamicWeightAverage(tasks, mixer.dwa_window),
-      'gradnorm': lambda tasks: GradNorm(tasks, mixer.balance_rate, mixer.gradnorm_alpha),
-      'pcgrad': PCGrad,
-      'famo': lambda tasks: Famo(tasks, mixer.balance_rate)}
+      'fixed': (Balance,), 'uncertainty': (Uncertainty, mixer.balance_rate),
+      'dwa': (DynamicWeightAverage, mixer.dwa_window),
+      'gradnorm': (GradNorm, mixer.balance_rate, mixer.gradnorm_alpha), 'pcgrad': (PCGrad,),
+      'famo': (Famo, mixer.balance_rate)}
   if mixer.balance not in kinds:
     raise UserError(f'config.mixer.balance={mixer.balance!r}: wanted one of {", ".join(kinds)}')
-  balance = kinds[mixer.balance](tasks)
+  kind, *options = kinds[mixer.balance]
+  balance = kind(mixer.tasks, mixer.weights, *options)
   if balance.needs == 'gradients' and not every_step:
     raise UserError(f'config.mixer.balance={mixer.balance!r} compares the gradients of all tasks '
                     f'in each step, and config.mixer.sampling={mixer.sampling!r} trains them '

@@ -166,7 +166,7 @@ class Denoiser(nn.Module):
 
   @nn.compact
   def __call__(self, z, t, text, text_mask, *, deterministic=True):
-    """What is predicted of noisy pictures; computes in the dtype of the text.
+    """What is predicted of noisy pictures; computes in the dtype of the text, at the end in float32.
 
     Args:
       z: float [B, H, W, 3], pixels in -1..1 and noise.
@@ -198,7 +198,7 @@ class Denoiser(nn.Module):
         lambda layer, x, _: (layer(x, condition, text, mask, rotate, deterministic=deterministic),
                              None),
         layer, x, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
-    return self._pixels(x[:, self.context_tokens:], condition, grid, dtype)
+    return self._pixels(x[:, self.context_tokens:], condition, grid)
 
   def _tokens(self, z, dtype):
     """[B, N, D], and the grid that they lie on.
@@ -213,8 +213,13 @@ class Denoiser(nn.Module):
     grid = x.shape[1:3]
     return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
 
-  def _pixels(self, x, condition, grid, dtype):
-    """float32 [B, H, W, 3] of tokens [B, N, D]."""
+  def _pixels(self, x, condition, grid):
+    """float32 [B, H, W, 3] of tokens [B, N, D].
+
+    In float32 whatever the dtype of the tokens: the error of a picture is divided by the time that
+    is left (see flow.LEAST), so the 8 bits of bfloat16 would make a velocity wrong by a tenth.
+    """
+    dtype = jnp.float32
     parts = nn.Dense(2 * self.hidden_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
                      name='final_modulation')(nn.silu(condition))[:, None]
     x = modulated(nn.RMSNorm(dtype=dtype, use_scale=False)(x), *jnp.split(parts, 2, axis=-1))
@@ -222,7 +227,7 @@ class Denoiser(nn.Module):
     pixels = (4 if overlap else 1) * self.patch_size ** 2
     x = nn.Dense(3 * pixels, dtype=dtype, kernel_init=nn.initializers.zeros,
                  name='pixel_projection')(x).reshape(len(x), *grid, -1)
-    return (sum_of_windows if overlap else images_of)(x, self.patch_size).astype(jnp.float32)
+    return (sum_of_windows if overlap else images_of)(x, self.patch_size)
 
 
 def _low_frequencies(rng, shape, dtype=jnp.float32, *, patch_size):

@@ -63,12 +63,14 @@ class MeantQuery(nn.Module):
     is_other = jax.nn.softmax(is_other).astype(dtype)
 
     how = project(how, 'how', self.pair_dim)
-    place = to_center(jax.lax.stop_gradient(boxes)).astype(dtype)
-    fits += jnp.einsum('bnp,brp->brn', self._describe(place, 'place'), how,
+    # In float32: neighbours lie closer together than bfloat16 can tell.
+    place = to_center(jax.lax.stop_gradient(boxes))
+    fits += jnp.einsum('bnp,brp->brn', self._describe(place.astype(dtype), 'place'), how,
                        preferred_element_type=jnp.float32)
     apart = place[:, :, None, :2] - place[:, None, :, :2]  # [B, N, N, 2]
     far = jnp.sqrt(jnp.square(apart).sum(-1, keepdims=True) + 1e-4)
-    pairs = self._describe(jnp.concatenate([apart, far, apart / far], axis=-1), 'pair')
+    pairs = jnp.concatenate([apart, far, apart / far], axis=-1)
+    pairs = self._describe(pairs.astype(dtype), 'pair')
     fits += jnp.einsum('brm,bnmp,brp->brn', is_other, pairs, how,
                        preferred_element_type=jnp.float32)
     return fits.sum(1)

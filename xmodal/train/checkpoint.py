@@ -228,8 +228,8 @@ def _check_same_model(metadata, wanted, folder):
     if stored.get(name) != needed.get(name):
       raise UserError(
           f'checkpoint {folder} is of another model: {name} is {stored.get(name, "missing")} there '
-          f'and {needed.get(name, "missing")} here; take the config it was trained with, or '
-          'another --workdir')
+          f'and {needed.get(name, "missing")} here; take the config and the version of xmodal that '
+          'it was trained with, or another --workdir')
 
 
 def find(folder: str) -> str:

@@ -102,8 +102,11 @@ class Run:
     if self.frozen:
       trained = split(params, self.frozen)[0]
       self.notes.append(f'{_count(trained):,} of {_count(params):,} parameters are trained')
+    self._used = {name: self._parameters_of(name) for name in names} if len(names) > 1 else {}
+    self.resting = {kind: shares.resting(kind, self._used, params, self.frozen)
+                    for kind in self.sampling.kinds}
     schedule = make_schedule(config.optimizer, config.train.steps)
-    self.optimizer = make_optimizer(config.optimizer, schedule, params)
+    self.optimizer = make_optimizer(config.optimizer, schedule, params, self.resting.values())
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
                                self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
@@ -111,9 +114,6 @@ class Run:
     self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
     self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
     self._task_weights = task_weights
-    self._used = {name: self._parameters_of(name) for name in names} if len(names) > 1 else {}
-    self.resting = {kind: shares.resting(kind, self._used, params, self.frozen)
-                    for kind in self.sampling.kinds}
     self.notes += [*shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]
     self.predict_step = evaluate.make_predict_step(

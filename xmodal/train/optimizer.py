@@ -1,6 +1,7 @@
 """AdamW (arXiv:1711.05101) or Muon (arXiv:2502.16982), with warm-up and cosine decay."""
 
 import re
+from collections.abc import Collection, Set
 
 import jax
 import optax
@@ -41,7 +42,8 @@ def decays(params):
   return jax.tree_util.tree_map_with_path(decays_one, params)
 
 
-def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTransformation:
+def make_optimizer(config, schedule: optax.Schedule, params, resting: Collection[Set[str]] = ()
+                   ) -> optax.GradientTransformation:
   """Clipping by global norm, then AdamW or Muon; biases, norms and positions do not decay.
 
   Muon moves the matrices of layers, AdamW with Nesterov's momentum all else.
@@ -51,6 +53,9 @@ def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTr
     schedule: see make_schedule.
     params: all parameters, or their shapes: what the rates of towers and layers go by. The
       optimiser itself is given those that are trained.
+    resting: of each kind of step, the paths of the parameters that it leaves alone. Parameters
+      that rest in the same kinds share one counter of their steps, by which the bias of young
+      moments is corrected; see train.step for what rests.
 
   Raises:
     UserError: there is no such optimiser, or a number is outside what it may be.
@@ -66,11 +71,9 @@ def make_optimizer(config, schedule: optax.Schedule, params) -> optax.GradientTr
                     f'b1={config.b1} and b2={config.b2} in [0, 1)')
   if config.layer_decay > 1:
     raise UserError(f'config.optimizer.layer_decay={config.layer_decay} must be 1 or less')
-  optimizer = optax.chain(
-      optax.clip_by_global_norm(config.clip_norm),
-      _muon(config, schedule) if config.name == 'muon' else optax.adamw(
-          schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
-          mask=decays))
+  make = _muon if config.name == 'muon' else _adamw
+  optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm),
+                          make(config, schedule, resting))
   if config.vision_rate == config.text_rate == config.layer_decay == 1:
     return optimizer
   # Last, so that weight decay is scaled too, as it is by a learning rate.
@@ -94,14 +97,36 @@ def by_parameter(optimizer: optax.GradientTransformation, opt_state, values, oth
       transform_non_params=lambda _: otherwise, is_leaf=masked)
 
 
-def _muon(config, schedule):
+def _adamw(config, schedule, resting):
+  # The parts of optax.adamw; the steps of the schedule are those of the run, rest or not.
+  return optax.chain(
+      _counted_apart(optax.scale_by_adam(config.b1, config.b2, config.eps), resting),
+      optax.add_decayed_weights(config.weight_decay, decays),
+      optax.scale_by_learning_rate(schedule))
+
+
+def _muon(config, schedule, resting):
   # Directions alone, hence the minus: sign, rate and decay are the same for all parameters.
   directions = muon(
       -config.muon_rate, consistent_rms=_MUON_SIZE,
       muon_weight_dimension_numbers=_matrices, adam_learning_rate=-1.0, adam_b1=config.b1,
       adam_b2=config.b2, eps=config.eps)
-  return optax.chain(directions, optax.add_decayed_weights(config.weight_decay, decays),
+  return optax.chain(_counted_apart(directions, resting),
+                     optax.add_decayed_weights(config.weight_decay, decays),
                      optax.scale_by_learning_rate(schedule))
+
+
+def _counted_apart(directions, resting):
+  """`directions` with a state for each group of parameters that rest in the same kinds of steps."""
+  def group(name):
+    return ''.join('r' if name in rests else 'm' for rests in resting)
+
+  if len(groups := {'m' * len(resting), *map(group, frozenset().union(*resting))}) == 1:
+    return directions
+  return optax.partition(
+      {name: directions for name in sorted(groups)},
+      lambda params: jax.tree_util.tree_map_with_path(lambda path, _: group(path_name(path)),
+                                                      params))
 
 
 def _matrices(params):

@@ -22,7 +22,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     shared: Set[str] = frozenset()) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
-  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance.
+  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance;
+  under PCGrad, of task_weight * loss. That sum is the 'loss' in the metrics.
 
   Args:
     model: a models.backbone.MultiTask.
@@ -34,7 +35,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     frozen: paths of the parameters that stay as they are; the optimizer is of the others.
     balance: of all tasks of the run, those that have other steps too; None: all weights are 1.
     resting: paths of the parameters that this step leaves as they are, and the optimizer's moments
-      of them, though others train them: a gradient of zero would move both.
+      and counters of them, though other steps train them: a gradient of zero would move them.
+      PyTorch does the same where a gradient is None.
     shared: paths of the parameters at which the gradients of tasks are compared.
 
   Returns:
@@ -74,6 +76,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     moving, still = split(trained, resting)
     grads, collections, losses, weights, gram, metrics = gradients_and_weights(
         state.mixer, moving, join(still, fixed), state.collections, batch, rng)
+    if balance.of_shared:  # those are of projected gradients, not of losses
+      weights = dict.fromkeys(losses, 1.0)
     loss = sum(weights[name] * losses[name] for name in losses)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -82,7 +86,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     moved = optax.apply_updates(trained, updates)
     if resting:
       moved = join(split(moved, resting)[0], still)
-      opt_state = _keep_moments(optimizer, opt_state, state.opt_state, trained, resting)
+      opt_state = _keep_resting(optimizer, opt_state, state.opt_state, trained, resting)
     ema = state.ema
     if ema is not None:
       # Young averages follow quickly, so that they do not remember the start.
@@ -112,9 +116,24 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
   return train_step
 
 
-def _keep_moments(optimizer, new, old, params, resting):
-  """The optimiser's new state, but of the parameters that rest the old one."""
+def _keep_resting(optimizer, new, old, params, resting):
+  """The optimiser's new state, but the old one of the parameters that rest.
+
+  A counter rests if all parameters of its own state do: only make_optimizer's have one for each
+  group of parameters that rest together.
+  """
   moving, still = split(params, resting)
   rests = join(jax.tree.map(lambda _: False, moving), jax.tree.map(lambda _: True, still))
-  rests = by_parameter(optimizer, new, rests, False)
-  return jax.tree.map(lambda rest, a, b: b if rest else a, rests, new, old)
+  rests = by_parameter(optimizer, new, rests, None)
+
+  def with_counter(rests):
+    moments = jax.tree.leaves(rests)  # those of parameters: other fields are None
+    return rests._replace(count=bool(moments) and all(moments)) if _has_counter(rests) else rests
+
+  rests = jax.tree.map(with_counter, rests, is_leaf=_has_counter)
+  return jax.tree.map(lambda rest, a, b: b if rest else a, rests, new, old,
+                      is_leaf=lambda x: x is None)
+
+
+def _has_counter(state):
+  return 'count' in getattr(state, '_fields', ())
