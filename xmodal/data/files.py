@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from xmodal import paths
 from xmodal.errors import UserError
 
 # These say that a path names nothing; other errors, that it cannot be looked up.
@@ -38,7 +39,7 @@ class Pictures:
 
 def existing_folder(root: str, wanted: str) -> str:
   """The absolute path of a data folder; UserError if there is none or it is empty."""
-  path = os.path.abspath(os.path.expanduser(root))
+  path = paths.local(root, 'data folder')
   if not root or not os.path.isdir(path):
     found = 'is a file' if os.path.isfile(path) else 'is not there'
     raise UserError(f'data folder {root!r} {found}, wanted a folder with {wanted}; '

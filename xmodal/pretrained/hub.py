@@ -2,6 +2,7 @@
 
 import os
 
+from xmodal import paths
 from xmodal.errors import UserError
 
 # Weights, config, and tokenizer in whichever layout: no pickles, no copies for other libraries.
@@ -17,7 +18,7 @@ def find_folder(name: str) -> str:
   Raises:
     UserError: no such folder, no such repository, or no network.
   """
-  path = os.path.expanduser(name)
+  path = paths.local(name, 'checkpoint')
   if os.path.isdir(path):
     return path
   if os.path.exists(path):
