@@ -25,7 +25,7 @@ from xmodal.train import together
 FILE = 'running.json'
 BEAT, LIMIT = 5.0, 60.0
 _LOOKS = 10.0  # seconds in which a file that one host made is to be seen by all
-_held: dict[str, str] = {}  # path of each file that this process made -> its token
+_mine: dict[str, str] = {}  # path of each file that this process made -> its token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ def hold(workdir: str) -> Iterator[None]:
 
 def let_go() -> None:
   """Removes the files of this process's holds; for whoever ends it by os._exit."""
-  while _held:
-    path, token = _held.popitem()
+  while _mine:
+    path, token = _mine.popitem()
     with contextlib.suppress(OSError):
       if _read(path)[0].token == token:
         os.unlink(path)
@@ -135,7 +135,7 @@ def _create(path, holder):
   descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
   with open(descriptor, 'w', encoding='utf-8') as f:
     f.write(text)
-  _held[path] = holder.token
+  _mine[path] = holder.token
   return text
 
 
