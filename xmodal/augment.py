@@ -97,7 +97,7 @@ def _augment(args):
     if given := getattr(args, name):
       setattr(args, name, paths.local(given, f'--{name}'))
   _check(args)
-  paths = find_pictures(args.images)[:args.limit]
+  pictures = find_pictures(args.images)[:args.limit]
   questions = () if args.captions else read_questions(args.questions)
   step = checkpoint.find(args.checkpoint)
   enable_compilation_cache()
@@ -112,7 +112,7 @@ def _augment(args):
   os.makedirs(args.output, exist_ok=True)
   path = os.path.join(args.output, 'train.jsonl')
   with whole.written(path) as file:
-    for line in _label_all(labeller, paths):
+    for line in _label_all(labeller, pictures):
       line |= {'image': _path_from(args.output, line['image']),
                'made_by': {'checkpoint': step, **line['made_by']}}
       file.write(json.dumps(line, ensure_ascii=False) + '\n')
