@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from PIL import Image
 from tqdm import tqdm
 
+from xmodal import errors, paths, whole
 from xmodal.data.example import Example
 from xmodal.data.jsonl import numbered_lines
 from xmodal.errors import UserError
@@ -88,20 +89,15 @@ def main(argv=None) -> int:
                       'though the caption says nothing of them, or there is none')
   parser.add_argument('--limit', type=int, metavar='N', help='only the first N pictures')
   args = parser.parse_args(argv)
-  try:
-    _augment(args)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except OSError as error:  # a full disk, a folder that may not be written to
-    print(f'error: {error.filename or args.output}: {error.strerror or error}', file=sys.stderr)
-    return 2
-  return 0
+  return errors.command(lambda: _augment(args), args.output)
 
 
 def _augment(args):
+  for name in ('checkpoint', 'images', 'output', 'questions'):
+    if given := getattr(args, name):
+      setattr(args, name, paths.local(given, f'--{name}'))
   _check(args)
-  paths = find_pictures(args.images)[:args.limit]
+  pictures = find_pictures(args.images)[:args.limit]
   questions = () if args.captions else read_questions(args.questions)
   step = checkpoint.find(args.checkpoint)
   enable_compilation_cache()
@@ -115,15 +111,13 @@ def _augment(args):
                       threshold=args.threshold, keep_unjudged=args.keep_unjudged)
   os.makedirs(args.output, exist_ok=True)
   path = os.path.join(args.output, 'train.jsonl')
-  with open(f'{path}.part', 'w', encoding='utf-8') as file:
-    for line in _label_all(labeller, paths):
+  with whole.written(path) as file:
+    for line in _label_all(labeller, pictures):
       line |= {'image': _path_from(args.output, line['image']),
                'made_by': {'checkpoint': step, **line['made_by']}}
       file.write(json.dumps(line, ensure_ascii=False) + '\n')
-  if labeller.tally.examples:
-    os.replace(f'{path}.part', path)
-  else:
-    os.remove(f'{path}.part')
+  if not labeller.tally.examples:
+    os.remove(path)
   print('\n'.join(report(labeller.tally, args.threshold, path)))
   if not labeller.tally.examples:
     ways = ['train the model for longer']

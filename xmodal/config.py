@@ -8,6 +8,7 @@ import re
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from xmodal import whole
 from xmodal.errors import UserError
 
 # A size fills in what model.vision, model.text, model.cross and model.denoiser leave open.
@@ -368,9 +369,8 @@ _SIZE_KEYS = frozenset(
 
 def save(config: ConfigDict, path: str) -> None:
   """Writes a config as JSON, whole or not at all."""
-  with open(f'{path}.part', 'w', encoding='utf-8') as f:
+  with whole.written(path) as f:
     f.write(config.to_json(indent=2) + '\n')
-  os.replace(f'{path}.part', path)
 
 
 def load(path: str) -> ConfigDict:
@@ -380,7 +380,12 @@ def load(path: str) -> ConfigDict:
   config = base()
   try:
     with open(path, encoding='utf-8') as f:
-      config.update(json.load(f))
+      values = json.load(f)
+  except ValueError as error:  # not JSON, or not UTF-8
+    raise UserError(f'{path} is damaged ({_line(error)}); take that of another checkpoint of the '
+                    'run') from error
+  try:
+    config.update(values)
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f'{path} does not fit this version of xmodal: {_line(error)}') from error
   return config

@@ -1,4 +1,9 @@
-"""The one exception that ends a command in a single line."""
+"""How commands end: mistakes and full disks in one line, defects with their traceback."""
+
+from collections.abc import Callable
+import errno
+import os
+import sys
 
 
 class UserError(ValueError):
@@ -8,3 +13,116 @@ class UserError(ValueError):
   out, in one line. Commands print it after 'error: ' and exit with code 2;
   anything else that is raised is a defect and keeps its traceback.
   """
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a person can mend: rights, names, and limits of the file system or the user.
+_MENDABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+             errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
+             errno.EFBIG, errno.EMFILE, errno.ENFILE)
+
+
+def command(run: Callable[[], int | None], where: str) -> int:
+  """Runs a command and says in one line what a person can mend.
+
+  Args:
+    run: does the work; returns the exit code, None for 0.
+    where: see one_line.
+
+  Returns:
+    The exit code: that of run, 2 for a person's mistake, 130 after Ctrl-C.
+  """
+  open_streams()
+  try:
+    return run() or 0
+  except KeyboardInterrupt:
+    return 130
+  except Exception as error:
+    if line := one_line(error, where):
+      return fail(line)
+    raise
+
+
+def fail(line: str) -> int:
+  """Prints an error on one line, whatever names it holds; returns the exit code 2."""
+  print('error: ' + ' '.join(line.splitlines()), file=sys.stderr)
+  # On a full disk libraries that cannot write at exit either would say so at length.
+  sys.unraisablehook = lambda *_: None
+  return 2
+
+
+def one_line(error: Exception, where: str) -> str:
+  """What to tell a person of an error that a person can mend; '' of a defect.
+
+  Args:
+    error: what was raised.
+    where: file or folder that a command writes to, where the system names none.
+  """
+  if isinstance(error, UserError):
+    return str(error)
+  if device_is_full(error):
+    return (f'no memory left on the device ({str(error).splitlines()[0][:160]}): lower '
+            'config.train.batch_size, raise config.train.accumulation, set '
+            'config.model.remat=full, or ask for less at once')
+  if not isinstance(error, OSError):
+    return ''
+  name = error.filename
+  if error.errno in _FULL and name is None:
+    name = where
+  if error.errno not in _MENDABLE or name is None or _is_ours(error):
+    return ''
+  return f'{name}: {error.strerror}; put that right and run the same command again'
+
+
+def _is_ours(error):
+  """Whether a file is missing that the program should have brought along."""
+  places = (os.path.dirname(__file__), sys.prefix)
+  return error.errno == errno.ENOENT and str(error.filename).startswith(places)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+  """Whether an error says that a file could not be written for want of room or quota.
+
+  Libraries put the system's own words into errors of other types; other words, such as the
+  RESOURCE_EXHAUSTED of a GPU without memory, say nothing of a disk.
+  """
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in _FULL:
+      return True
+    if isinstance(error, (OSError, ValueError)) or type(error) is Exception:
+      if any(os.strerror(number) in str(error) for number in _FULL):
+        return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def device_is_full(error: BaseException) -> bool:
+  """Whether XLA could not get memory on a device, or a program needs more than there is."""
+  jax = sys.modules.get('jax')  # who has not imported it cannot get its errors
+  return (jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+          and 'RESOURCE_EXHAUSTED' in str(error))
+
+
+def mendable(error: OSError) -> str:
+  """What the system says of an error that a person can mend; '' of others."""
+  return error.strerror or '' if error.errno in _MENDABLE else ''
+
+
+def open_streams() -> None:
+  """Stands /dev/null in for a standard stream that was closed (`2>&-`).
+
+  The next file that is opened would take its number, and get what libraries print.
+  """
+  for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+    try:
+      os.fstat(number)
+    except OSError:
+      descriptor = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+      if descriptor != number:
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, 'w' if number else 'r', encoding='utf-8'))
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):  # names that the terminal's encoding lacks
+      stream.reconfigure(errors='backslashreplace')

@@ -7,7 +7,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from xmodal import heap
+from xmodal import errors, heap, paths
 from xmodal.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +25,8 @@ _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost
 
 def main() -> int:
   """Runs a command line; returns 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
+  errors.open_streams()
+  workdir = ''
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):
       print(_help())
@@ -33,19 +35,11 @@ def main() -> int:
     _run(config, workdir, _MODE.value)
   except KeyboardInterrupt:  # a second Ctrl-C, or one before or after training
     return 130
-  except UserError as error:
-    return _fail(error)
-  except OSError as error:  # a full disk, a folder that may not be written to
-    return _fail(f'{error.filename or workdir}: {error.strerror or error}; put that right and run '
-                 'the same command to go on')
+  except Exception as error:
+    if line := errors.one_line(error, workdir):
+      return errors.fail(line)
+    raise
   return 0
-
-
-def _fail(fault):
-  print(f'error: {fault}', file=sys.stderr)
-  # On a full disk libraries that cannot write at exit either would say so at length.
-  sys.unraisablehook = lambda *_: None
-  return 2
 
 
 def _help():
@@ -81,7 +75,7 @@ def _parse(argv):
   if config is None:
     raise UserError('no --config; try --config configs/vqa.py')
   name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
-  return config, _WORKDIR.value or os.path.join('runs', name)
+  return config, paths.local(_WORKDIR.value or os.path.join('runs', name), '--workdir')
 
 
 def _run(config, workdir, mode):
@@ -95,7 +89,7 @@ def _run(config, workdir, mode):
   else:
     use_two_cores(config)
   enable_compilation_cache()
-  run = Run(config, os.path.abspath(workdir), mode)
+  run = Run(config, workdir, mode)
   if mode == 'dry_run':
     from xmodal.train.describe import describe
     print(describe(run))

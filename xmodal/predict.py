@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import config as configs
+from xmodal import config as configs, errors, paths
 from xmodal.data import images
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
@@ -146,15 +146,13 @@ def main(argv=None) -> int:
   drawing.add_argument('--strength', type=float,
                        help='0..1: how much of --image is to change, where the mask is white')
   args = parser.parse_args(argv)
-  try:
-    _answer(args)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return errors.command(lambda: _answer(args), args.output or '')
 
 
 def _answer(args):
+  for name in ('checkpoint', 'image', 'mask', 'output'):
+    if given := getattr(args, name):
+      setattr(args, name, paths.local(given, f'--{name}'))
   for name in ('image', 'mask'):
     if (path := getattr(args, name)) is not None and not os.path.exists(path):
       raise UserError(f'--{name} {path}: no such file')

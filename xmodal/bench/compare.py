@@ -8,20 +8,14 @@ import runpy
 import sys
 import time
 
+from xmodal import errors
 from xmodal.errors import UserError
 
 
 def run_command(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
   """Runs a benchmark; its exit code: 0, 2 for a mistake of the user's, told in one line, or 130
   after Ctrl-C."""
-  try:
-    run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    return 130
-  return 0
+  return errors.command(lambda: run(options), '')
 
 
 def check_positive(options: argparse.Namespace, *names: str) -> None:

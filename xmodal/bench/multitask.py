@@ -31,7 +31,7 @@ import sys
 from flax import traverse_util
 
 import xmodal
-from xmodal import config as configs, heap
+from xmodal import config as configs, heap, paths
 from xmodal.bench import multitask_cost, multitask_table
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
@@ -213,7 +213,7 @@ def _run(options):
   options.balances = _chosen(
       'balances', options.balances or ('fixed,uncertainty' if fast else ','.join(BALANCES)),
       BALANCES)
-  options.workdir = os.path.abspath(options.workdir)
+  options.workdir = paths.local(options.workdir, '--workdir')
   base = _base(options)
 
   from xmodal.main import use_two_cores

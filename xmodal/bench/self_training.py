@@ -23,7 +23,7 @@ import sys
 from PIL import Image
 
 import xmodal
-from xmodal import augment, config as configs, heap
+from xmodal import augment, config as configs, heap, paths
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
@@ -116,7 +116,7 @@ def _run(options):
   if base.data.source != 'shapes' or not {'vqa', 'captioning'} <= set(base.mixer.tasks):
     raise UserError(f'--config={options.config}: wanted vqa and captioning on the embedded shapes, '
                     f'found {", ".join(base.mixer.tasks)} on {base.data.source}')
-  workdir = os.path.abspath(options.workdir)
+  workdir = paths.local(options.workdir, '--workdir')
 
   from xmodal.main import use_two_cores
   from xmodal.train.cache import enable_compilation_cache

@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
+from xmodal import errors
 from xmodal.data import images
 from xmodal.data.boxes import keep_inside, other_size
 from xmodal.data.example import Example, Source
@@ -209,14 +210,14 @@ def main(arguments: list[str] | None = None) -> int:
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there')
   flags = flags.parse_args(arguments)
+  return errors.command(lambda: _report(flags), flags.folder)
+
+
+def _report(flags):
   splits = (flags.split,) if flags.split else SPLITS
-  try:
-    if flags.source == 'jsonl':
-      return _report_files(check_folder(flags.folder, splits), splits)
-    return _report_splits(READERS[flags.source], flags.folder, splits)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  if flags.source == 'jsonl':
+    return _report_files(check_folder(flags.folder, splits), splits)
+  return _report_splits(READERS[flags.source], flags.folder, splits)
 
 
 def _report_files(files, splits):

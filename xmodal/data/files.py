@@ -11,6 +11,7 @@ import unicodedata
 
 from PIL import Image
 
+from xmodal import paths
 from xmodal.data.fields import Check, check_fields, shown
 from xmodal.errors import UserError
 
@@ -117,7 +118,7 @@ def _composed(name):
 
 def existing_folder(root: str, wanted: str) -> str:
   """The absolute path of a data folder; UserError if there is none or it is empty."""
-  path = os.path.abspath(os.path.expanduser(root))
+  path = paths.local(root, 'data folder')
   if not root or not os.path.isdir(path):
     found = 'is a file' if os.path.isfile(path) else 'is not there'
     raise UserError(f'data folder {root!r} {found}, wanted a folder with {wanted}; '

@@ -3,6 +3,7 @@
 import os
 import shlex
 
+from xmodal import paths
 from xmodal.config import IMAGE_SIZE
 from xmodal.data import (
     coco, crowds, jsonl, shape_drawings, shape_numbers, shapes, visual_genome, voc, vqa_rad, vqa_v2)
@@ -44,7 +45,7 @@ def open_source(config, split: str, *, train: bool, only_answered: bool = False)
     part = PartlyAnswered(source, share, config.seed, only=only_answered)
     source = Examples(part, getattr(source, 'faults', ())) if isinstance(source, list) else part
   for folder in config.data.more:
-    if not os.path.isfile(os.path.join(os.path.expanduser(folder), 'train.jsonl')):
+    if not os.path.isfile(os.path.join(paths.local(folder, 'config.data.more:'), 'train.jsonl')):
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
                       'xmodal.augment wrote')
   more = [jsonl.read_jsonl(folder, 'train') for folder in config.data.more]

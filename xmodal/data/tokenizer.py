@@ -8,6 +8,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from xmodal import paths
 from xmodal.errors import UserError
 
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
@@ -113,6 +114,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
     UserError: the folder holds no tokenizer, or one with no vocabulary, or its
       files name a token that the vocabulary lacks.
   """
+  folder = paths.local(folder, 'tokenizer')
   if not os.path.isdir(folder):
     raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
   path = os.path.join(folder, 'tokenizer.json')

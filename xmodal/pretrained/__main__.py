@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from xmodal.errors import UserError
+from xmodal import errors, paths
 
 
 def main(argv=None) -> int:
@@ -22,21 +22,14 @@ def main(argv=None) -> int:
   show.add_argument('name', help="a folder, or a checkpoint's name on the HuggingFace hub")
   show.set_defaults(run=_show)
   options = parser.parse_args(argv)
-  try:
-    options.run(options)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  except OSError as error:  # a full disk, a folder that may not be written to
-    print(f'error: {error.filename or "output"}: {error.strerror or error}', file=sys.stderr)
-    return 2
-  return 0
+  return errors.command(lambda: options.run(options), getattr(options, 'output', ''))
 
 
 def _export(options):
   # What a run leaves is read by the code that predicts with it.
   from xmodal.predict import Predictor
   from xmodal.pretrained.export import check_new, save
+  options.output = paths.local(options.output, '--output')
   check_new(options.output)
   predictor = Predictor(options.checkpoint)
   module, variables, preprocessing = predictor.tower(options.part)

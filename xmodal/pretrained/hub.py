@@ -2,6 +2,7 @@
 
 import os
 
+from xmodal import paths
 from xmodal.errors import UserError
 
 # Weights, config, and tokenizer in whichever layout: no pickles, no copies for other libraries.
@@ -9,6 +10,8 @@ _WANTED = ['config.json', 'preprocessor_config.json', 'processor_config.json', '
            'model.safetensors.index.json', 'model-?????-of-?????.safetensors', 'tokenizer.json',
            'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
            'spiece.model', 'sentencepiece.bpe.model', 'vocab.txt', 'vocab.json', 'merges.txt']
+# Each names where the hub's library keeps what it downloads; else it is in the home folder.
+_CACHES = {'HF_HOME', 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'XDG_CACHE_HOME'}
 
 
 def find_folder(name: str) -> str:
@@ -17,7 +20,7 @@ def find_folder(name: str) -> str:
   Raises:
     UserError: no such folder, no such repository, or no network.
   """
-  path = os.path.expanduser(name)
+  path = paths.local(name, 'checkpoint')
   if os.path.isdir(path):
     return path
   if os.path.exists(path):
@@ -26,6 +29,9 @@ def find_folder(name: str) -> str:
   if name.startswith(('.', '/', '~')) or name.count('/') > 1:
     raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, '
                     'or the name of a checkpoint on the HuggingFace hub')
+  if not os.path.isabs(os.path.expanduser('~')) and not _CACHES & os.environ.keys():
+    raise UserError(f'{name}: no such folder, and this user has no home folder for what the '
+                    'HuggingFace hub sends; set HF_HOME to a folder, or give that of a copy')
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import (
       HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)

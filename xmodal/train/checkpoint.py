@@ -8,11 +8,11 @@ tokenizer/, a folder a task). Orbax writes to a temporary folder and renames it.
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import shutil
 import sys
+import time
 
 from absl import logging as absl_logging
 from etils import epath
@@ -20,27 +20,54 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from xmodal.errors import UserError
+from xmodal import paths
+from xmodal.errors import UserError, disk_is_full, mendable
 from xmodal.sharding.rules import path_name
+from xmodal.train import alias, damage, together
 from xmodal.train.state import TrainState
 
 ASSETS = 'assets'
+DAMAGED = 'damaged'
+# Seconds before each further try to read what could not be read.
+_PAUSES = (1, 5, 15)
 
 
 class _FolderHandler(ocp.CheckpointHandler):
   """Copies a folder of small files into the checkpoint."""
 
   def save(self, directory, args):
-    shutil.copytree(args.source, directory, dirs_exist_ok=True)
+    if jax.process_index() == 0:
+      shutil.copytree(args.source, directory, dirs_exist_ok=True)
 
   def restore(self, directory, args=None):
     return str(directory)
+
+  def finalize(self, directory):
+    damage.seal(str(directory))
 
 
 @ocp.args.register_with_handler(_FolderHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class _Folder(ocp.args.CheckpointArgs):
   source: str = ''
+
+
+class _ArraysHandler(ocp.StandardCheckpointHandler):
+  """Orbax's, with a list of the files that it wrote."""
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    damage.seal(str(directory))
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_save=True)
+class _Arrays(ocp.args.StandardSave):
+  """What is saved by that handler."""
+
+
+@ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
+class _ArraysBack(ocp.args.StandardRestore):
+  """Orbax wants one for each handler."""
 
 
 @jax.jit
@@ -72,7 +99,7 @@ def _split(state: TrainState):
 
 
 class Checkpoints:
-  """Saves and restores the state of one run."""
+  """Saves and restores the state of one run; every process of the run makes the same calls."""
 
   def __init__(self, workdir: str, keep: int):
     """Checkpoints in workdir/checkpoints, the newest `keep` of them."""
@@ -80,10 +107,13 @@ class Checkpoints:
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
     self._keep = keep
+    self._closing = contextlib.ExitStack()
+    self._usable = os.path.join(
+        self._closing.enter_context(alias.Usable(self._workdir)), 'checkpoints')
     self._manager = self._open()
 
   def _open(self):
-    return ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+    return ocp.CheckpointManager(self._usable, options=ocp.CheckpointManagerOptions(
         max_to_keep=self._keep, enable_async_checkpointing=True))
 
   def save(self, state: TrainState, assets: str) -> None:
@@ -95,7 +125,7 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    items = {name: ocp.args.StandardSave({'arrays': tree, 'fingerprint': _fingerprint(tree)})
+    items = {name: _Arrays({'arrays': tree, 'fingerprint': _fingerprint(tree)})
              for name, tree in zip(('model', 'training'), _split(state))}
     with self._disk_errors():
       self._manager.save(step, args=ocp.args.Composite(**items, assets=_Folder(assets)))
@@ -114,15 +144,15 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      text = str(error)
-      full = any(sign in text
-                 for sign in ('No space left', 'RESOURCE_EXHAUSTED', 'ENOSPC', 'quota'))
-      if not full and not isinstance(error, OSError):
+      if disk_is_full(error):
+        what, way_out = 'no space left on the device', 'make room'
+      elif isinstance(error, OSError) and (what := mendable(error)):
+        way_out = 'put that right'
+      else:
         raise
-      what = 'no space left on the device' if full else text.splitlines()[0]
       raise UserError(
           f'checkpoint in {self._folder} could not be written ({what}); the newest whole one is of '
-          f'step {self._manager.latest_step() or 0}: make room and run the same command to go on '
+          f'step {self._manager.latest_step() or 0}: {way_out} and run the same command to go on '
           'from there') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
@@ -131,77 +161,140 @@ class Checkpoints:
     A damaged one is moved to workdir/damaged and told to `warn(line)`.
 
     Raises:
-      UserError: the checkpoint is of another model, or may not be read, or all are damaged.
+      UserError: the checkpoint is of another model, or cannot be read now, or all are damaged.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    check_not_all_damaged(self._workdir)
+    steps = together.agree(lambda: ' '.join(map(str, sorted(self._manager.all_steps()))), lead=True)
+    for step in map(int, reversed(steps.split())):
       folder = os.path.join(self._folder, str(step))
       try:
-        model, training = (_read(folder, name, tree)
-                           for name, tree in zip(('model', 'training'), _split(abstract)))
-      except _Damaged as damage:
-        warn(f'checkpoint {folder} is damaged ({damage}): moved to {self._workdir}/damaged, trying '
-             'the one before')
-        self._set_aside(folder, step)
+        read = _read(folder, dict(zip(('model', 'training'), _split(abstract))))
+      except _Damaged as proof:
+        target = together.agree(lambda: self._set_aside(folder, step), lead=True)
+        warn(f'checkpoint {folder} is damaged ({proof}): moved to {target}, trying the one before')
+        self._manager.close()
+        self._manager = self._open()
         continue
+      model, training = read['model'], read['training']
       return TrainState(params=model['params'], collections=model['collections'],
                         ema=model.get('ema'), **training)
-    if steps:
-      # Starting over would write over what there is to learn from the old run.
-      raise UserError(f'no checkpoint in {self._workdir} can be read: all are in {self._workdir}/'
-                      'damaged; to start over, delete the workdir or give another --workdir')
+    check_not_all_damaged(self._workdir)
     return None
 
   def _set_aside(self, folder, step):
-    if jax.process_index() == 0:
-      target = os.path.join(self._workdir, 'damaged', str(step))
-      shutil.rmtree(target, ignore_errors=True)
-      os.makedirs(os.path.dirname(target), exist_ok=True)
-      os.rename(folder, target)
-    self._manager.close()
-    self._manager = self._open()
+    target, number = os.path.join(self._workdir, DAMAGED, str(step)), 1
+    while os.path.lexists(target):  # another was trained in place of one that was damaged before
+      number += 1
+      target = os.path.join(self._workdir, DAMAGED, f'{step}-{number}')
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.rename(folder, target)
+    return target
 
   def close(self) -> None:
     """Waits for what is being written, and lets go of the folder."""
-    self.wait()
-    self._manager.close()
+    with self._closing:
+      self.wait()
+      self._manager.close()
+
+
+def check_not_all_damaged(workdir: str) -> None:
+  """Raises UserError where all checkpoints of a run were damaged: to start over would write over
+  what there is to learn from it, and is for a person to decide."""
+  folder = os.path.join(workdir, DAMAGED)
+  if os.path.isdir(folder) and os.listdir(folder) and not saved_steps(workdir):
+    raise UserError(f'no checkpoint in {workdir} can be read: all are in {folder}; to start over, '
+                    'delete the workdir or give another --workdir; to try one again, move it back '
+                    f'to {workdir}/checkpoints')
 
 
 class _Damaged(Exception):
-  """A checkpoint cannot be read as it was written."""
+  """A checkpoint is not what was written: there is proof."""
 
 
-# The fault of the moment, not of the file.
-_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+def _read(folder, abstract):
+  """Items of a checkpoint by name, as `abstract` says; every process gets or raises the same.
+
+  Raises:
+    _Damaged: one is damaged.
+    UserError: it is of another model, or cannot be read now.
+  """
+  read = {}
+
+  def read_all():
+    try:
+      for item, tree in abstract.items():
+        read[item] = _read_patiently(folder, item, tree)
+    except _Damaged as proof:
+      # Told as a text, so that all take the same way.
+      return f'{proof}' if jax.process_count() == 1 else f'{proof} (seen by {together.here()})'
+    return ''
+
+  found = []
+  together.agree(lambda: found.append(read_all()) or '')
+  for proof in filter(None, together.gather(found[0])):
+    raise _Damaged(proof)
+  for item, of_item in read.items():  # of arrays over all devices: together, or not at all
+    if int(_fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
+      raise _Damaged(f'{item}: an array has changed since it was written')
+  return {item: of_item['arrays'] for item, of_item in read.items()}
 
 
-def _read(folder, item, abstract):
-  """One item of a checkpoint; raises _Damaged, or UserError if it is of another model."""
-  path = epath.Path(folder, item)
+def _read_patiently(folder, item, abstract):
+  """One item of a checkpoint, as this process can read it; _Damaged only if that is proven."""
+  path = os.path.join(folder, item)
+  for pause in (*_PAUSES, None):
+    try:
+      return _read_once(folder, item, abstract)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      error = _wrapped(error)
+      try:
+        proof = damage.proof(path)
+      except OSError as other:
+        error, proof = other, ''
+      if proof:
+        raise _Damaged(f'{item}: {proof}') from error
+      if isinstance(error, UserError):  # whole, and of another model
+        raise error
+      if not _of_storage(error):
+        raise
+      if pause is None:
+        reason = getattr(error, 'strerror', None) or (str(error).splitlines() or [''])[0][:200]
+        raise UserError(
+            f'checkpoint {folder} cannot be read ({reason or type(error).__name__}), and nothing '
+            'proves that it is damaged; it was left where it is: put that right and run the same '
+            'command again, or move that folder away to go on from the one before') from error
+    time.sleep(pause)
+
+
+def _of_storage(error):
+  # The storage library's errors, too, are ValueErrors.
+  return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
+
+
+def _read_once(folder, item, abstract):
   fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
   wanted = {'arrays': abstract, 'fingerprint': fingerprint}
   # Orbax's reader threads print tracebacks of their own when a file is broken.
   hook, sys.excepthook = sys.excepthook, lambda *_: None
   try:
-    handler = ocp.StandardCheckpointHandler()
-    _check_same_model(handler.metadata(path), wanted, folder)
-    with ocp.Checkpointer(handler) as reader:
-      read = reader.restore(path, args=ocp.args.StandardRestore(wanted))
-  except UserError:
-    raise
-  except Exception as error:
-    error = _wrapped(error)
-    if not isinstance(error, (OSError, ValueError, KeyError)):
-      raise
-    if getattr(error, 'errno', None) in _NOT_DAMAGE:
-      raise UserError(f'checkpoint {folder} cannot be read ({error.strerror}); put that right and '
-                      'run the same command again') from error
-    raise _Damaged(f'{item}: {str(error).splitlines()[0][:120]}') from error
+    with alias.Usable(folder) as usable:  # of the step, as the item may be missing
+      path, handler = epath.Path(usable, item), ocp.StandardCheckpointHandler()
+      _check_same_model(handler.metadata(path), wanted, folder)
+      with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+        return reader.restore(path, args=ocp.args.StandardRestore(wanted))
   finally:
     sys.excepthook = hook
-  if int(_fingerprint(read['arrays'])) != int(read['fingerprint']):
-    raise _Damaged(f'{item}: an array has changed since it was written')
-  return read['arrays']
+
+
+def _alone():
+  """Orbax waits for no other process: one that fails would not come to the barrier."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process{me}')
 
 
 def _wrapped(error):
@@ -238,10 +331,11 @@ def find(folder: str) -> str:
   Raises:
     UserError: there is no checkpoint.
   """
-  folder = os.path.abspath(folder)
+  folder = paths.local(folder, 'checkpoint folder')
   if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
   if not (numbers := saved_steps(folder)):
+    check_not_all_damaged(folder)
     raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
                     'checkpoints/STEP folders')
   return os.path.join(folder, 'checkpoints', str(max(numbers)))
@@ -265,13 +359,13 @@ def load_variables(folder: str, abstract_variables, ema: bool):
   Raises:
     UserError: it is damaged, or of another model.
   """
-  collections = dict(abstract_variables)
+  folder, collections = os.path.abspath(folder), dict(abstract_variables)
   params = collections.pop('params')
   wanted = {'params': params, 'collections': collections} | ({'ema': params} if ema else {})
   try:
-    model = _read(folder, 'model', wanted)
-  except _Damaged as damage:
-    raise UserError(f'checkpoint {folder} is damaged ({damage}); take an earlier one') from damage
+    model = _read(folder, {'model': wanted})['model']
+  except _Damaged as proof:
+    raise UserError(f'checkpoint {folder} is damaged ({proof}); take an earlier one') from proof
   return {'params': model['ema' if ema else 'params'], **model['collections']}
 
 

@@ -14,7 +14,7 @@ from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 
-from xmodal import config as configs
+from xmodal import config as configs, paths, whole
 from xmodal.data import pipeline
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
@@ -23,7 +23,7 @@ from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds, un
 from xmodal.mixer.sampling import Kind, make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, evaluate, shares, weights
+from xmodal.train import build, checkpoint, evaluate, holder, shares, together, weights
 from xmodal.train import state as states
 from xmodal.train.frozen import frozen_names, split
 from xmodal.train.measure import Measuring, make_measure
@@ -59,7 +59,9 @@ class Run:
       UserError: the config, the data or the workdir cannot be used.
     """
     configs.check(config)
-    self.workdir = workdir
+    self.workdir = workdir = paths.local(workdir, '--workdir')
+    if mode != 'dry_run':
+      holder.check_free(workdir)
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
@@ -67,6 +69,7 @@ class Run:
     if mode == 'eval':
       begun = os.path.join(checkpoint.find(workdir), checkpoint.ASSETS)
     else:  # what a run left that came to no checkpoint is written over
+      checkpoint.check_not_all_damaged(workdir)
       begun = self.assets if checkpoint.saved_steps(workdir) else None
     checkpoints = {} if begun else weights.open_checkpoints(config)
     self.towers = weights.load_towers(begun) if begun else weights.towers_of(checkpoints)
@@ -204,8 +207,15 @@ class Run:
 
     SIGTERM and SIGINT (Ctrl-C) save and end it early: {}.
     """
-    with _stop_signals() as stop:
+    with _stop_signals() as stop, holder.hold(self.workdir):
+      together.agree(self._check_unchanged, lead=True)
       return self._train(stop)
+
+  def _check_unchanged(self):
+    if self._learned == bool(checkpoint.saved_steps(self.workdir)):
+      raise UserError(f'{self.workdir}: another run was there while this one started; run the same '
+                      'command again')
+    return ''
 
   def _train(self, stop):
     began = time.perf_counter()
@@ -223,7 +233,8 @@ class Run:
     multihost_utils.sync_global_devices('all have looked')
     if jax.process_index() == 0:
       if self._learned:
-        build.save_assets(config, self.tokenizer, self.tasks, self.towers, self.assets)
+        with whole.written_folder(self.assets) as folder:
+          build.save_assets(config, self.tokenizer, self.tasks, self.towers, folder)
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
     how = 'starting' if state is None else f'going on from step {start}'
@@ -330,7 +341,12 @@ class Run:
     return final
 
   def eval_only(self) -> dict[str, dict]:
-    """Scores the newest checkpoint of the workdir; returns {task: scores}."""
+    """Scores the newest checkpoint of the workdir, which no other run may be in; returns
+    {task: scores}."""
+    with holder.hold(self.workdir):
+      return self._eval_only()
+
+  def _eval_only(self):
     folder = checkpoint.find(self.workdir)
     lead = jax.process_index() == 0
     if lead:

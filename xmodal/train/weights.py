@@ -87,8 +87,12 @@ def load_towers(folder: str) -> dict[str, Tower]:
   path = os.path.join(folder, _FILE)
   if not os.path.exists(path):
     return {}
-  with open(path, encoding='utf-8') as f:
-    described = json.load(f)
+  try:
+    with open(path, encoding='utf-8') as f:
+      described = json.load(f)
+  except ValueError as error:  # not JSON, or not UTF-8
+    raise UserError(f'{path} is damaged ({error}); take that of another checkpoint of the run'
+                    ) from error
   return {part: Tower(
       d['family'], family_module(d['family']).MODULE(**_tuples(d['fields'])),
       Preprocessing(**_tuples(d['preprocessing'])) if d['preprocessing'] else None)

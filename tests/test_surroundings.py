@@ -1,0 +1,187 @@
+"""Where programs run: closed streams, users without a home, full disks and devices, odd paths."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from xmodal import augment, errors, paths, predict
+from xmodal.bench import multitask
+from xmodal.data import check, sources
+from xmodal.data.tokenizer import load_tokenizer
+from xmodal.errors import UserError
+from xmodal.pretrained.__main__ import main as pretrained
+from xmodal.pretrained.hub import find_folder
+from xmodal.train import checkpoint, loop
+from xmodal.train.cache import enable_compilation_cache
+import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+ADDRESSES = ['gs://bucket/a', 's3://bucket/a', 'hf://user/a', 'https://x.org/a', 'gs:/bucket/a',
+             'file:///a']
+
+
+# Addresses
+
+
+@pytest.mark.parametrize('address', ADDRESSES)
+def test_an_address_is_no_folder(address):
+  with pytest.raises(UserError, match='--workdir .*: addresses are not read'):
+    paths.local(address, '--workdir')
+
+
+@pytest.mark.parametrize('path', ['a', './gs:/a', '/a:b/c', 'C:/a', 'a b', '~x:/y'])
+def test_other_paths_are_of_this_machine(path):
+  assert paths.local(path, 'it') == os.path.abspath(path)
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert paths.local('~/runs/a', '--workdir') == '/home/me/runs/a'
+
+
+ADDRESS = 's3://bucket/a'
+FILE = __file__
+
+
+@pytest.mark.parametrize('run', [
+    lambda: loop.Run(tiny.get_config(), ADDRESS),
+    lambda: loop.Run(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
+    lambda: loop.Run(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
+    lambda: loop.Run(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
+    lambda: sources.open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
+    lambda: load_tokenizer(ADDRESS), lambda: find_folder(ADDRESS),
+    lambda: checkpoint.find(ADDRESS),
+], ids=['workdir', 'root', 'vision', 'text', 'more', 'tokenizer', 'hub', 'checkpoint'])
+def test_no_part_takes_an_address_for_a_folder(run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match='s3://bucket/a.*: addresses are not read'):
+    run()
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('command, arguments', [
+    (predict.main, ['--checkpoint', ADDRESS, '--image', FILE]),
+    (predict.main, ['--checkpoint', ROOT, '--image', ADDRESS]),
+    (predict.main, ['--checkpoint', ROOT, '--image', FILE, '--output', f'{ADDRESS}.png']),
+    (predict.main, ['--checkpoint', ROOT, '--image', FILE, '--mask', ADDRESS]),
+    (augment.main, ['--checkpoint', ADDRESS, '--images', ROOT, '--output', 'o', '--captions']),
+    (augment.main, ['--checkpoint', ROOT, '--images', ADDRESS, '--output', 'o', '--captions']),
+    (augment.main, ['--checkpoint', ROOT, '--images', ROOT, '--output', ADDRESS, '--captions']),
+    (augment.main, ['--checkpoint', ROOT, '--images', ROOT, '--output', 'o', '--questions',
+                    ADDRESS]),
+    (check.main, [ADDRESS]), (check.main, [ADDRESS, '--source', 'coco']),
+    (pretrained, ['export', '--checkpoint', ADDRESS, '--part', 'text', '--output', 'o']),
+    (pretrained, ['export', '--checkpoint', ROOT, '--part', 'text', '--output', ADDRESS]),
+    (pretrained, ['show', ADDRESS]), (multitask.main, ['--workdir', ADDRESS]),
+], ids=lambda value: ' '.join(map(str, value[:1])) if isinstance(value, list) else value.__module__)
+def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert command([str(argument) for argument in arguments]) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ') and ': addresses are not read' in line
+  assert os.listdir(tmp_path) == []
+
+
+# What an error means
+
+
+def test_what_a_person_can_mend_is_one_line(tmp_path):
+  for name in ('absent', 'two\nlines'):
+    with pytest.raises(OSError) as error:
+      open(tmp_path / name / 'file')
+    line = errors.one_line(error.value, 'here')
+    assert str(tmp_path / name / 'file') in line and 'No such file' in line
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a write names no file
+  assert errors.one_line(full, '/my/run').startswith('/my/run: No space left on device')
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.EIO, 'Input/output error', '/data/a'), OSError('without a number'),
+    ConnectionResetError(errno.ECONNRESET, 'reset'), OSError(errno.EINVAL, 'Invalid', '/a'),
+    FileNotFoundError(errno.ENOENT, 'No such file', str(ROOT / 'xmodal' / 'table.json')),
+    FileNotFoundError(errno.ENOENT, 'No such file'), ValueError('quota exceeded'),
+], ids=repr)
+def test_others_keep_their_traceback(error):
+  assert errors.one_line(error, '/my/run') == ''
+
+
+def test_a_device_without_memory_is_no_full_disk():
+  with pytest.raises(jax.errors.JaxRuntimeError) as error:
+    jnp.zeros((2**46,)).block_until_ready()
+  assert 'RESOURCE_EXHAUSTED' in str(error.value)
+  line = errors.one_line(error.value, '/my/run')
+  assert 'no memory left on the device' in line and 'config.train.batch_size' in line
+  assert not errors.disk_is_full(error.value)
+
+
+def test_a_full_disk_is_known_by_the_words_of_the_system():
+  for number in (errno.ENOSPC, errno.EDQUOT):
+    assert errors.disk_is_full(OSError(number, os.strerror(number)))
+    assert errors.disk_is_full(ValueError(f'UNKNOWN: writing "a": {os.strerror(number)}'))
+    try:
+      try:
+        raise OSError(number, os.strerror(number))
+      except OSError as cause:
+        raise RuntimeError('the writer failed') from cause
+    except RuntimeError as wrapped:
+      assert errors.disk_is_full(wrapped)
+  assert not errors.disk_is_full(ValueError('RESOURCE_EXHAUSTED: quota of requests'))
+
+
+# Streams and home
+
+
+def run(arguments, redirection='', **more):
+  """Runs a module in a shell with some streams closed: (exit code, stdout, stderr)."""
+  command = ' '.join([sys.executable, '-m', *map(str, arguments), redirection])
+  done = subprocess.run(command, shell=True, capture_output=True, text=True, **{
+      'cwd': ROOT, 'env': {**os.environ, 'PYTHONPATH': str(ROOT)}, **more})
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('redirection', ['2>&-', '>&- 2>&-', '<&- >&- 2>&-'])
+@pytest.mark.parametrize('arguments', [
+    ('xmodal.data.check', '/nowhere'), ('xmodal.main', '--config', '/nowhere.py')],
+    ids=lambda a: a[0])
+def test_closed_streams_change_no_exit_code(arguments, redirection):
+  assert run(arguments, redirection) == (2, '', '')
+
+
+def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path):
+  """The next file that is opened would have the number of stderr."""
+  script = tmp_path / 'program.py'
+  script.write_text('\n'.join((
+      'import os, sys', 'from xmodal import errors', 'errors.open_streams()',
+      'with open(sys.argv[1], "w") as f:', '  os.write(2, b"of a library")',
+      '  print("told", file=sys.stderr)', '  f.write("data")')))
+  done = subprocess.run(f'{sys.executable} {script} {tmp_path / "file"} 2>&- >&-', shell=True,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert done.returncode == 0 and (tmp_path / 'file').read_text() == 'data'
+
+
+@pytest.mark.parametrize('home', [None, '/proc/none', 'relative'])
+def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, monkeypatch, home):
+  monkeypatch.chdir(tmp_path)
+  for name in ('XDG_CACHE_HOME', 'HOME'):
+    monkeypatch.delenv(name, raising=False)
+  if home is not None:
+    monkeypatch.setenv('HOME', home)
+  # As of a user that is not in the list of users.
+  monkeypatch.setattr('pwd.getpwuid', lambda _: {}['nobody'])
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update('jax_compilation_cache_dir', None)
+  try:
+    enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None and os.listdir(tmp_path) == []
+    if home is None:
+      for action in (lambda: find_folder('user/name'), lambda: paths.local('~/a', '--workdir')):
+        with pytest.raises(UserError, match='no home folder'):
+          action()
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)

@@ -1,0 +1,272 @@
+"""One run at a time in a workdir: WORKDIR/running.json names the process that holds it.
+
+The file is made by an exclusive create, which NFS, too, allows to one process alone; locks of the
+system (flock, fcntl) hold there for one host only, or not at all. Its holder touches it every
+BEAT seconds. On the same machine a holder is gone when its process is; on another, when the file
+was not touched for LIMIT seconds. All processes of one run are one holder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+import uuid
+
+import jax
+
+from xmodal.errors import UserError
+from xmodal.train import together
+
+FILE = 'running.json'
+BEAT, LIMIT = 5.0, 60.0
+_LOOKS = 10.0  # seconds in which a file that one host made is to be seen by all
+_mine: dict[str, str] = {}  # path of each file that this process made -> its token
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+  """A process, as it is written into the file.
+
+  Attributes:
+    host, pid, since: for people.
+    machine: the boot and the namespace that pid belongs to; '' where that cannot be told.
+    started: when the process began, in ticks since the boot: another may have its pid by now.
+    token: of this hold alone.
+  """
+
+  host: str = 'an unknown host'
+  pid: int = 0
+  since: str = 'an unknown time'
+  machine: str = ''
+  started: int = 0
+  token: str = ''
+
+  def __str__(self):
+    return f'process {self.pid} on {self.host}, since {self.since}'
+
+
+@contextlib.contextmanager
+def hold(workdir: str) -> Iterator[None]:
+  """Keeps other runs out of a workdir, which is made if it is not there.
+
+  Raises:
+    UserError: another run is in it, or the hosts of this one do not share it.
+  """
+  path = os.path.join(workdir, FILE)
+  holder = _Holder(**json.loads(together.agree(lambda: _take(workdir), lead=True)))
+  try:
+    if jax.process_count() > 1:
+      together.agree(lambda: _check_seen(workdir, FILE, holder.token))
+    with _beating(path, holder):
+      yield
+  finally:
+    let_go()
+
+
+def let_go() -> None:
+  """Removes the files of this process's holds; for whoever ends it by os._exit."""
+  while _mine:
+    path, token = _mine.popitem()
+    with contextlib.suppress(OSError):
+      if _read(path)[0].token == token:
+        os.unlink(path)
+
+
+def check_free(workdir: str) -> None:
+  """Raises UserError where another run is at work, or the hosts of this one do not share the
+  workdir: before the work that `hold` comes after. Leaves no file behind."""
+  together.agree(lambda: _check_held(workdir), lead=True)
+  if jax.process_count() == 1:
+    return
+  made = []
+  name = together.agree(lambda: _probe(workdir, made), lead=True)
+  try:
+    together.agree(lambda: _check_seen(workdir, name, ''))
+  finally:
+    if jax.process_index() == 0:
+      with contextlib.suppress(OSError):
+        os.unlink(os.path.join(workdir, name))
+        for folder in made:
+          os.rmdir(folder)
+
+
+def _check_held(workdir):
+  path = os.path.join(workdir, FILE)
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    other, _ = _read(path)
+    # Of a holder on another host `hold` finds out; it may take LIMIT seconds.
+    if _is_here(other) and _runs(other):
+      raise _held(workdir, other)
+  return ''
+
+
+def _held(workdir, other):
+  return UserError(f'{workdir} is in use: {other}, trains or evaluates there; wait for its end, '
+                   'end it, or give another --workdir')
+
+
+def _take(workdir):
+  """Makes the file; returns what is in it."""
+  os.makedirs(workdir, exist_ok=True)
+  path = os.path.join(workdir, FILE)
+  me = _Holder(socket.gethostname(), os.getpid(), time.strftime('%Y-%m-%d %H:%M:%S'), _machine(),
+               _start_of(os.getpid()) or 0, uuid.uuid4().hex)
+  while True:
+    try:
+      return _create(path, me)
+    except FileExistsError:
+      pass
+    with contextlib.suppress(FileNotFoundError):  # its holder has ended meanwhile
+      other, touched = _read(path)
+      if not _is_here(other):
+        _wait_for_beat(workdir, path, other, touched)
+      elif _runs(other):
+        raise _held(workdir, other)
+      _remove(path, other)
+
+
+def _create(path, holder):
+  text = json.dumps(dataclasses.asdict(holder))
+  descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+  with open(descriptor, 'w', encoding='utf-8') as f:
+    f.write(text)
+  _mine[path] = holder.token
+  return text
+
+
+def _read(path) -> tuple[_Holder, float]:
+  """What the file says and when it was touched: of one being written, or cut, of nobody known."""
+  # Opening it, rather than asking for its time alone, makes NFS look at the server.
+  with open(path, encoding='utf-8', errors='replace') as f:
+    touched = os.fstat(f.fileno()).st_mtime
+    try:
+      return _Holder(**json.load(f)), touched
+    except (ValueError, TypeError):
+      return _Holder(), touched
+
+
+def _remove(path, other):
+  """Takes the file of a holder that is gone away, and no other."""
+  aside = f'{path}.{other.token or "cut"}'
+  os.rename(path, aside)
+  if _read(aside)[0].token != other.token:  # another start was quicker: it is its file now
+    with contextlib.suppress(FileExistsError):
+      os.link(aside, path)
+  os.unlink(aside)
+
+
+def _is_here(holder):
+  return holder.machine != '' and holder.machine == _machine()
+
+
+def _runs(holder):
+  """Whether a process of this machine is there and not ending."""
+  try:
+    os.kill(holder.pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:  # another user's
+    pass
+  return _start_of(holder.pid) in (holder.started, None)
+
+
+def _wait_for_beat(workdir, path, other, touched):
+  """Returns once a holder on another machine has not touched its file for LIMIT seconds.
+
+  Raises:
+    UserError: it touches it.
+  """
+  # Clocks of hosts differ, but not by hours.
+  wait = 0.0 if time.time() - touched > max(3600.0, 2 * LIMIT) else LIMIT
+  if wait:
+    print(f'{path}: {other}, may still be at work; looking for up to {LIMIT:.0f} s',
+          file=sys.stderr, flush=True)
+  ends = time.monotonic() + wait
+  while time.monotonic() < ends:
+    time.sleep(BEAT / 5)
+    now, then = _read(path)
+    if now.token != other.token or then != touched:
+      raise _held(workdir, now)
+
+
+@contextlib.contextmanager
+def _beating(path, holder):
+  """Touches the file from a thread of the first process."""
+  if jax.process_index() != 0:
+    yield
+    return
+  ended = threading.Event()
+
+  def beat():
+    while not ended.wait(BEAT):
+      # What an outage of the disk does to the file, the next beat sees.
+      with contextlib.suppress(OSError):
+        try:
+          other, _ = _read(path)
+        except FileNotFoundError:  # somebody has tidied up
+          _create(path, holder)
+          continue
+        if other.token and other.token != holder.token:
+          # This process was suspended for longer than LIMIT. Two would write into one folder.
+          os.write(2, f'error: {path}: {other}, has taken this workdir over\n'.encode())
+          os._exit(2)
+        os.utime(path)
+
+  thread = threading.Thread(target=beat, name='holds the workdir', daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join(BEAT)  # it may hang on a disk that does not answer
+
+
+def _probe(workdir, made):
+  """Makes a file for all to see, in a folder that may be new; returns its name."""
+  folder = workdir
+  while not os.path.isdir(folder):
+    made.append(folder)
+    folder = os.path.dirname(folder)
+  os.makedirs(workdir, exist_ok=True)
+  name = f'.shared-{uuid.uuid4().hex}'
+  with open(os.path.join(workdir, name), 'w', encoding='utf-8'):
+    return name
+
+
+def _check_seen(workdir, name, token):
+  """Raises UserError if this process does not see the file that the first one made."""
+  ends = time.monotonic() + _LOOKS
+  while True:
+    with contextlib.suppress(OSError):
+      if name in os.listdir(workdir) and (
+          not token or _read(os.path.join(workdir, name))[0].token == token):
+        return ''
+    if time.monotonic() > ends:
+      raise UserError(f'--workdir {workdir}: {together.here()} does not see what process 0 writes '
+                      'there; wanted a folder that all hosts of the run share (NFS, Lustre, ...)')
+    time.sleep(0.2)
+
+
+def _machine():
+  """The boot of this machine and the namespace of its pids; '' where there is no /proc."""
+  try:
+    with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as f:
+      return f'{f.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+  except OSError:
+    return ''
+
+
+def _start_of(pid):
+  """When a process began, in ticks since the boot; -1 if it is ending, None if unknown."""
+  try:
+    with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
+      fields = f.read().rpartition(')')[2].split()
+  except OSError:
+    return None
+  state, flags, started = fields[0], int(fields[6]), int(fields[19])
+  return -1 if state in 'ZX' or flags & 4 else started  # 4: PF_EXITING of the kernel's sched.h
