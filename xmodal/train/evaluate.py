@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,6 +11,7 @@ from PIL import Image
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
+from xmodal.train.stop import Stop
 
 
 def make_predict_step(model, mesh):
@@ -23,7 +23,7 @@ def make_predict_step(model, mesh):
 
 
 def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
-                stop: threading.Event | None = None):
+                stop: Stop | None = None):
   """Predictions of every record of a source.
 
   Args:
@@ -32,7 +32,7 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     make: of the source to evaluate.
     batch_size: over all devices; they divide it.
     mesh: the device mesh.
-    stop: once set, no more batches are read.
+    stop: asked after each batch; once reached, no more are read.
 
   Returns:
     int64 [N], the records whose picture could be read, and {task: N predictions};
@@ -47,13 +47,13 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
       predictions[name] += [p for p, v in zip(decoded, valid) if v]
-    if stop is not None and stop.is_set():
+    if stop is not None and stop.reached():
       return None
   return np.concatenate(records), predictions
 
 
 def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str,
-                    mesh, step: int, stop: threading.Event | None = None
+                    mesh, step: int, stop: Stop | None = None
                     ) -> dict[str, dict] | None:
   """Scores the tasks of one source; writes predictions and sample pictures.
 
@@ -65,7 +65,7 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
     step: that the variables are of.
 
   Returns:
-    {task: scores}, or None if `stop` was set on the way.
+    {task: scores}, or None if it was stopped on the way.
   """
   predicted = predict_all(predict_step, variables, make, config.train.batch_size, mesh, stop)
   if predicted is None:
