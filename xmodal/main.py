@@ -146,7 +146,8 @@ def use_two_cores(config) -> None:
   chosen = jax.config.jax_num_cpu_devices > 0 or 'device_count' in os.environ.get('XLA_FLAGS', '')
   asked = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
   if cores > 1 and not chosen and not asked and (
-      config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0):
+      config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0) and (
+          config.train.eval_batch_size % 2 == 0):
     with contextlib.suppress(RuntimeError):  # another part of the program uses JAX already
       jax.config.update('jax_num_cpu_devices', 2)
 

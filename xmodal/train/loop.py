@@ -10,6 +10,7 @@ import time
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from xmodal import config as configs
 from xmodal.data import pipeline
@@ -34,7 +35,7 @@ from xmodal.train.stop import Stop, signals
 _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
-               'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
+               'train.keep_checkpoints', 'train.samples', 'train.eval_batch_size', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
@@ -60,7 +61,9 @@ class Run:
     configs.check(config)
     self.workdir = workdir
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
+    evaluate.check_batch_size(config, self.mesh)
+    if mode != 'eval':
+      meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
     task_weights = build.task_weights(config)
     if mode == 'eval':
@@ -92,6 +95,7 @@ class Run:
     self._scored = [name for name, task in self.tasks.items()
                     if any(e.has(*task.needs) for e in samples['eval'][name])]
     self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
+    self.eval_batch_size = evaluate.choose_batch_size(config, self.asked, self.mesh)
 
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
@@ -162,6 +166,18 @@ class Run:
                    out_shardings=(shardings, meshes.replicated(self.mesh))).lower(
                        self.abstract, self._laid_out(self._batch(kind.tasks))).compile()
 
+  def compile_predict(self, feed: Feed):
+    """The step of evaluation on the pictures of a feed, compiled: (variables, batch) ->
+    predictions."""
+    filler = self.maker('eval', feed)(np.array([-1]), np.array([0]))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.eval_batch_size, *x.shape[1:]), x.dtype), filler)
+    return self.predict_step.lower(self._abstract_variables, self._laid_out(batch)).compile()
+
+  @property
+  def _abstract_variables(self):
+    return {'params': self.abstract.params, **self.abstract.collections}
+
   def compile_measure(self):
     """What compares the gradients of all tasks, compiled: (state, batch) -> metrics."""
     measure = make_measure(
@@ -184,7 +200,7 @@ class Run:
     for feed in self.feeds:
       of_feed = evaluate.evaluate_source(
           self.predict_step, variables, self.maker('eval', feed), feed.split('eval'), self.config,
-          self.workdir, self.mesh, step, stop)
+          self.workdir, self.mesh, self.eval_batch_size, step, stop)
       if of_feed is None:
         return None
       scores |= of_feed
@@ -358,8 +374,7 @@ class Run:
     if lead:
       print('\n'.join([*self.notes, f'scoring {folder}']), flush=True)
     variables = checkpoint.load_variables(
-        folder, {'params': self.abstract.params, **self.abstract.collections},
-        ema=self.config.train.ema_decay > 0)
+        folder, self._abstract_variables, ema=self.config.train.ema_decay > 0)
     scores = self.evaluate(variables, int(os.path.basename(folder)))
     if lead:
       for line in left_out(self.feeds):
