@@ -197,7 +197,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, data, tmp_path):
 def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
   workdir, texts = shutil.copytree(run[0], tmp_path / 'run'), []
   path = workdir / 'captioning_val_results.json'
-  for values in ({'captioning__top_k': 9, 'captioning__top_p': 0.9}, {'captioning__top_k': 1}):
+  few = {'captioning__top_k': 9, 'captioning__top_p': 0.9}
+  for values in (few, {'captioning__top_k': 1}, {**few, 'train__eval_batch_size': 3}):
     c = config(data, captioning__temperature=1.5, **values)
     Run(c, str(workdir), 'eval').eval_only()
     texts.append([line['caption'] for line in json.loads(path.read_text())])
@@ -205,6 +206,7 @@ def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
             json.loads((run[0] / 'captioning_val_results.json').read_text())]
   assert texts[0] != greedy
   assert texts[1] == greedy  # of one token there is no choice
+  assert texts[2] == texts[0]  # whatever stands beside a picture in its batch
 
 
 def test_predict_needs_no_text(run, data, capsys):

@@ -226,6 +226,9 @@ def base() -> ConfigDict:
   c.train.steps = 1000
   c.train.batch_size = 64
   c.train.accumulation = 1  # micro-batches a step
+  # Examples that evaluation predicts at once. 0: those of a micro-batch, divided by the beams,
+  # captions or guidance that multiply an example there (xmodal/train/evaluate.py).
+  c.train.eval_batch_size = 0
   c.train.ema_decay = 0.0  # 0: no moving average of the parameters
   c.train.log_every = 20
   c.train.eval_every = 500
@@ -309,7 +312,7 @@ _RANGES = {
     'mixer.temperature': (_ABOVE_ZERO, None), 'mixer.balance_rate': (0, None),
     'mixer.gradnorm_alpha': (0, None), 'mixer.dwa_window': (1, None),
     'mixer.measure_every': (0, None),
-    'train.steps': (1, None),
+    'train.steps': (1, None), 'train.eval_batch_size': (0, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
     'train.samples': (0, None), 'train.ema_decay': (0, 0.999999),

@@ -1,14 +1,25 @@
-"""Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py."""
+"""Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py.
+
+Exit codes, so that `main && predict` or a scheduler knows how it ended:
+  0    finished
+  75   stopped by SIGTERM or Ctrl-C, and saved: run the same command again (EX_TEMPFAIL)
+  130  ended by Ctrl-C with nothing to save, or by a second Ctrl-C; 143 likewise by SIGTERM
+  2    something for you to mend: one line says what
+  1    a defect of the program, with a traceback
+"""
 
 import contextlib
 import os
+import signal
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
 
 from xmodal import errors, heap, paths
 from xmodal.errors import UserError
+from xmodal.sharding import hosts
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
@@ -23,8 +34,14 @@ _MODE = flags.DEFINE_enum(
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
 
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+
+
 def main() -> int:
-  """Runs a command line; returns 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
+  """Runs a command line; returns its exit code, see the top of this file.
+
+  Of several processes, what ends one ends all, with the same line and code.
+  """
   errors.open_streams()
   workdir = ''
   try:
@@ -32,14 +49,20 @@ def main() -> int:
       print(_help())
       return 0
     config, workdir = _parse(sys.argv)
-    _run(config, workdir, _MODE.value)
+    return _run(config, workdir, _MODE.value)
   except KeyboardInterrupt:  # a second Ctrl-C, or one before or after training
+    hosts.end_all('ended by Ctrl-C', 130)
     return 130
-  except Exception as error:
-    if line := errors.one_line(error, workdir):
-      return errors.fail(line)
+  except SystemExit as error:
+    hosts.end_all('ended by SIGTERM', error.code)
     raise
-  return 0
+  except Exception as error:
+    if line := ' '.join(errors.one_line(error, workdir).splitlines()):
+      hosts.end_all(f'error: {line}', 2)
+      return errors.fail(line)
+    hosts.end_all(f'error: one of the processes ended with {type(error).__name__}, its output says '
+                  'more', 1, traceback.format_exc())
+    raise
 
 
 def _help():
@@ -93,11 +116,17 @@ def _run(config, workdir, mode):
   if mode == 'dry_run':
     from xmodal.train.describe import describe
     print(describe(run))
-    return
-  scores = run.eval_only() if mode == 'eval' else run.train().get('evaluation')
+    return 0
+  if mode == 'eval':
+    scores = run.eval_only()
+  elif final := run.train():
+    scores = final['evaluation']
+  else:
+    return STOPPED
   if scores and jax.process_index() == 0:
     print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')
+  return 0
 
 
 def use_two_cores(config) -> None:
@@ -108,7 +137,8 @@ def use_two_cores(config) -> None:
   chosen = jax.config.jax_num_cpu_devices > 0 or 'device_count' in os.environ.get('XLA_FLAGS', '')
   asked = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
   if cores > 1 and not chosen and not asked and (
-      config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0):
+      config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0) and (
+          config.train.eval_batch_size % 2 == 0):
     with contextlib.suppress(RuntimeError):  # another part of the program uses JAX already
       jax.config.update('jax_num_cpu_devices', 2)
 
@@ -116,12 +146,18 @@ def use_two_cores(config) -> None:
 def _join_hosts():
   """Makes one run of all processes; has to come before any use of a device."""
   import jax
+  # JAX would take SIGTERM for itself.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize()
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(f'--multihost: the other processes cannot be found ({reason}); start it under '
                     'Slurm, MPI or on a TPU pod, or leave --multihost out') from error
+  if hosts.several():
+    hosts.listener()
+    # Until training saves: this process would be gone, and the others wait for it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 if __name__ == '__main__':

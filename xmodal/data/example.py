@@ -1,6 +1,7 @@
 """The one schema every data set is read into."""
 
 import dataclasses
+import zlib
 from typing import Protocol
 
 import numpy as np
@@ -70,6 +71,16 @@ class Example:
   def has(self, *fields: str) -> bool:
     """Whether all of these fields are filled."""
     return all(getattr(self, field) != getattr(Example, field) for field in fields)
+
+  def seed(self) -> np.int32:
+    """A number for what is drawn at random for its picture, the same whenever it is read."""
+    if self.image_id is not None:
+      identity = repr(self.image_id).encode()
+    elif isinstance(self.image, np.ndarray):
+      identity = self.image.tobytes()
+    else:
+      identity = self.image.encode()
+    return np.uint32(zlib.crc32(identity)).astype(np.int32)
 
 
 class Source(Protocol):

@@ -52,7 +52,8 @@ def sample(step_fn, cache, rng, *, start_token, eos_token, pad_token, max_length
   """Tokens drawn at random; see the top of this file, and `filter_logits` for the last three.
 
   Args:
-    rng: jax.random key; each step draws with its own, folded from this one.
+    rng: jax.random key, or one for each row [B], whose tokens then do not depend on the other
+      rows; each step draws with its own, folded from these.
 
   Returns:
     (tokens, log_probability) as of `greedy`; the probability is the model's
@@ -60,6 +61,9 @@ def sample(step_fn, cache, rng, *, start_token, eos_token, pad_token, max_length
   """
   def choose(logits, step):
     logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    if rng.ndim:
+      keys = jax.vmap(jax.random.fold_in, (0, None))(rng, step)
+      return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
     return jax.random.categorical(jax.random.fold_in(rng, step), logits).astype(jnp.int32)
 
   return _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length)

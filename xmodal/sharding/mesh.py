@@ -31,12 +31,17 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def batch_ways(mesh: Mesh) -> int:
+  """How many parts the devices split a batch into."""
+  return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises UserError if a batch does not divide into micro-batches, devices and hosts."""
   if batch_size < 1 or accumulation < 1:
     raise UserError(f'config.train.batch_size={batch_size}, config.train.accumulation={accumulation}: '
                     'wanted 1 or more of each')
-  ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+  ways = batch_ways(mesh)
   if batch_size % (ways * accumulation):
     raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '
                     f'micro-batches over {ways} devices (mesh data x fsdp); take a multiple of '

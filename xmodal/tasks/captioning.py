@@ -92,12 +92,19 @@ class Captioning(Task):
     texts = example.captions[:self._max_captions]
     if texts:
       captions[:len(texts)] = self._tokenizer.encode(texts, self._config.caption_length)
-    return {'captions': captions, 'weight': np.float32(bool(texts))}
+    features = {'captions': captions, 'weight': np.float32(bool(texts))}
+    if self._config.temperature:
+      features['seed'] = example.seed()
+    return features
 
   def notes(self, example):
     return ['captioning reads no text: --text is not used'] if example.question else []
 
   # ---- device: model and losses
+
+  @property
+  def copies(self):
+    return self._config.beams
 
   def head(self):
     own = self._config
@@ -180,7 +187,7 @@ class CaptioningHead(nn.Module):
     pad_id, eos_id: token numbers.
     beams: of the search; 1: none.
     temperature, top_k, top_p: of tokens drawn at random; temperature 0: none are.
-    seed: of what is drawn, the same for every batch.
+    seed: of what is drawn, with the seed of each picture.
   """
 
   caption_length: int
@@ -208,11 +215,11 @@ class CaptioningHead(nn.Module):
 
   def predict(self, towers, features: Mapping[str, jax.Array]):
     """Returns a caption of each picture, see writing.write."""
-    del features
     drawn = {}
     if self.temperature:
-      drawn = dict(rng=jax.random.key(self.seed), temperature=self.temperature, top_k=self.top_k,
-                   top_p=self.top_p)
+      # A key of each picture, so that its caption does not depend on the others of the batch.
+      rng = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), features['seed'])
+      drawn = dict(rng=rng, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
     return writing.write(towers, self._fused(towers), self.caption_length, pad_id=self.pad_id,
                          eos_id=self.eos_id, beams=self.beams, **drawn)
 

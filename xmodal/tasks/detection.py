@@ -310,6 +310,10 @@ class Detection(Task):
         dataclasses.replace(p.meant[0], name=e.expression.name)
         for e, p in zip(examples, predictions) if e.expression))
 
+  @property
+  def copies(self):
+    return max(1, len(self.names) // max(1, len(self._trained)))  # of names for each query
+
   def describe(self, prediction):
     return json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
                       ensure_ascii=False)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -243,7 +242,7 @@ class Generation(Task):
     if texts:
       captions[:len(texts)] = self._tokenizer.encode(texts, self._length)
     features = {'captions': captions, 'count': np.int32(len(texts)),
-                'seed': np.uint32(zlib.crc32(_identity(example))).astype(np.int32)}
+                'seed': example.seed()}
     if self._start is not None and self._start.mask is not None:
       features['mask'] = self._start.mask
     return features
@@ -263,6 +262,10 @@ class Generation(Task):
     return notes
 
   # ---- device: model and losses
+
+  @property
+  def copies(self):
+    return 1 if self._guidance == 1 else 2
 
   def head(self):
     own = self._config.generation
@@ -360,15 +363,6 @@ class Generation(Task):
 
 def _words(text):
   return set(_WORD.findall(text.lower()))
-
-
-def _identity(example):
-  """Bytes that tell an example from others, the same whenever it is read."""
-  if example.image_id is not None:
-    return repr(example.image_id).encode()
-  if isinstance(example.image, np.ndarray):
-    return example.image.tobytes()
-  return example.image.encode()
 
 
 TASK = Generation

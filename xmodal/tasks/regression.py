@@ -116,6 +116,10 @@ class Regression(Task):
 
   # ---- device: model and losses
 
+  @property
+  def copies(self):
+    return self._config.beams if 'gen' in self.loss_weights else 1
+
   def head(self):
     return RegressionHead(
         number_length=self._config.number_length if 'gen' in self.loss_weights else 0,

@@ -174,6 +174,10 @@ class Retrieval(Task):
 
   # ---- device: model and losses
 
+  @property
+  def copies(self):
+    return self._num_captions  # a step of training reads one of them
+
   def head(self):
     return RetrievalHead(self._config.embedding_dim, self._config.loss)
 

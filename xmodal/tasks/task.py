@@ -110,6 +110,12 @@ class Task(abc.ABC):
     """Predictions as other programs read them: {name of a JSON file: its content}."""
     return {}
 
+  @property
+  def copies(self) -> int:
+    """How many times the work of one example `predict` does at once, at most: for each of its
+    beams, captions, or pictures of guidance. Evaluation predicts as many fewer examples at once."""
+    return 1
+
   def asked_of(self, examples: Sequence[Example]) -> 'Task':
     """The task as these examples ask it (they may name more than training did).
 

@@ -141,6 +141,10 @@ class VQA(Task):
 
   # ---- device: model and losses
 
+  @property
+  def copies(self):
+    return self._beams if 'gen' in self.loss_weights else 1
+
   def head(self):
     return VQAHead(num_answers=len(self.answers) if 'cls' in self.loss_weights else 0,
                    written='gen' in self.loss_weights, answer_length=self._answer_length,

@@ -135,10 +135,6 @@ class Checkpoints:
     with self._disk_errors():
       self._manager.wait_until_finished()
 
-  def preempted(self, step: int) -> bool:
-    """Whether the hosts of a pod have agreed to stop after this step."""
-    return self._manager.reached_preemption(step)
-
   @contextlib.contextmanager
   def _disk_errors(self):
     try:

@@ -27,6 +27,13 @@ def _memory(run):
   if None not in analyses:
     most = max(analysis.temp_size_in_bytes for analysis in analyses)
     lines.append(f'while a step runs: {most / 2**20:,.1f} MiB more a device')
+  line = (f'evaluation: {run.eval_batch_size} examples at once '
+          f'(config.train.eval_batch_size={run.config.train.eval_batch_size})')
+  analyses = [run.compile_predict(feed).memory_analysis() for feed in run.feeds]
+  if None not in analyses:
+    most = max(analysis.temp_size_in_bytes for analysis in analyses)
+    line += f', {most / 2**20:,.1f} MiB more a device'
+  lines.append(line)
   return lines
 
 

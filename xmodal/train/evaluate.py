@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from xmodal.data.pipeline import BatchMaker, eval_batches
+from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
+from xmodal.train.stop import Stop
 
 
 def make_predict_step(model, mesh):
@@ -22,8 +23,32 @@ def make_predict_step(model, mesh):
   return jax.jit(predict_step, out_shardings=meshes.replicated(mesh))
 
 
+def check_batch_size(config, mesh) -> None:
+  """Raises UserError if config.train.eval_batch_size does not divide over the devices."""
+  size, ways = config.train.eval_batch_size, meshes.batch_ways(mesh)
+  if size % ways:
+    raise UserError(f'config.train.eval_batch_size={size} does not divide over {ways} devices '
+                    f'(mesh data x fsdp); take a multiple of {ways}, or 0 to have it chosen')
+
+
+def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
+  """How many examples evaluation predicts at once, over all devices.
+
+  config.train.eval_batch_size, or where that is 0: as many as a micro-batch of training has,
+  divided by Task.copies of the task that makes the most. A step of training keeps more of an
+  example than a prediction does, so that what fits there fits here. It is a multiple of the
+  devices, and no result depends on it.
+  """
+  if config.train.eval_batch_size:
+    return config.train.eval_batch_size
+  ways = meshes.batch_ways(mesh)
+  fits = config.train.batch_size // max(1, config.train.accumulation) // max(
+      task.copies for task in tasks.values())
+  return max(fits // ways, 1) * ways
+
+
 def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
-                stop: threading.Event | None = None):
+                stop: Stop | None = None):
   """Predictions of every record of a source.
 
   Args:
@@ -32,7 +57,7 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     make: of the source to evaluate.
     batch_size: over all devices; they divide it.
     mesh: the device mesh.
-    stop: once set, no more batches are read.
+    stop: asked after each batch; once reached, no more are read.
 
   Returns:
     int64 [N], the records whose picture could be read, and {task: N predictions};
@@ -42,32 +67,39 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
   batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size))
   for number, batch in enumerate(batches):
     batch = meshes.put_batch(batch, mesh, batch_size)
-    valid, outputs = jax.device_get(predict_step(variables, batch))
+    try:
+      valid, outputs = jax.device_get(predict_step(variables, batch))
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      raise UserError(
+          f'to evaluate {batch_size} examples at once needs more memory than the device has: set '
+          'config.train.eval_batch_size lower, and run the same command to go on') from error
     records.append((number * batch_size + np.arange(batch_size))[valid])
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
       predictions[name] += [p for p, v in zip(decoded, valid) if v]
-    if stop is not None and stop.is_set():
+    if stop is not None and stop.reached():
       return None
   return np.concatenate(records), predictions
 
 
 def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str,
-                    mesh, step: int, stop: threading.Event | None = None
+                    mesh, batch_size: int, step: int, stop: Stop | None = None
                     ) -> dict[str, dict] | None:
   """Scores the tasks of one source; writes predictions and sample pictures.
 
   Args:
-    predict_step, variables, make, mesh, stop: see predict_all.
+    predict_step, variables, make, batch_size, mesh, stop: see predict_all.
     split: what the source calls it.
     config: the whole config.
     workdir: of the run.
     step: that the variables are of.
 
   Returns:
-    {task: scores}, or None if `stop` was set on the way.
+    {task: scores}, or None if it was stopped on the way.
   """
-  predicted = predict_all(predict_step, variables, make, config.train.batch_size, mesh, stop)
+  predicted = predict_all(predict_step, variables, make, batch_size, mesh, stop)
   if predicted is None:
     return None
   records, predictions = predicted

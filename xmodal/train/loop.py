@@ -5,14 +5,12 @@ import contextlib
 import json
 import os
 import re
-import signal
-import socket
-import threading
 import time
 
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 from xmodal import config as configs, paths, whole
 from xmodal.data import pipeline
@@ -22,6 +20,7 @@ from xmodal.mixer.balance import make_balance
 from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds, unread
 from xmodal.mixer.sampling import Kind, make_sampling
 from xmodal.models import lora
+from xmodal.sharding import hosts
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build, checkpoint, evaluate, holder, shares, together, weights
 from xmodal.train import state as states
@@ -31,11 +30,12 @@ from xmodal.train.optimizer import make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
+from xmodal.train.stop import Stop, signals
 
 _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
-               'train.keep_checkpoints', 'train.samples', 'data.root', 'data.eval_split',
+               'train.keep_checkpoints', 'train.samples', 'train.eval_batch_size', 'data.root', 'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
@@ -63,7 +63,9 @@ class Run:
     if mode != 'dry_run':
       holder.check_free(workdir)
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
+    evaluate.check_batch_size(config, self.mesh)
+    if mode != 'eval':
+      meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
     task_weights = build.task_weights(config)
     if mode == 'eval':
@@ -93,7 +95,10 @@ class Run:
     self.notes = [*unread(config, names),
                   *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
     self.notes += _survey(self.tasks, samples)
+    self._scored = [name for name, task in self.tasks.items()
+                    if any(e.has(*task.needs) for e in samples['eval'][name])]
     self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
+    self.eval_batch_size = evaluate.choose_batch_size(config, self.asked, self.mesh)
 
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
@@ -164,6 +169,18 @@ class Run:
                    out_shardings=(shardings, meshes.replicated(self.mesh))).lower(
                        self.abstract, self._laid_out(self._batch(kind.tasks))).compile()
 
+  def compile_predict(self, feed: Feed):
+    """The step of evaluation on the pictures of a feed, compiled: (variables, batch) ->
+    predictions."""
+    filler = self.maker('eval', feed)(np.array([-1]), np.array([0]))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.eval_batch_size, *x.shape[1:]), x.dtype), filler)
+    return self.predict_step.lower(self._abstract_variables, self._laid_out(batch)).compile()
+
+  @property
+  def _abstract_variables(self):
+    return {'params': self.abstract.params, **self.abstract.collections}
+
   def compile_measure(self):
     """What compares the gradients of all tasks, compiled: (state, batch) -> metrics."""
     measure = make_measure(
@@ -177,16 +194,16 @@ class Run:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
   def evaluate(self, variables, step: int, report: Report | None = None,
-               stop: threading.Event | None = None) -> dict[str, dict] | None:
+               stop: Stop | None = None) -> dict[str, dict] | None:
     """Scores the eval split; writes predictions and sample pictures.
 
-    Returns {task: scores}, or None if `stop` was set on the way.
+    Returns {task: scores}, or None if it was stopped on the way.
     """
     scores = {}
     for feed in self.feeds:
       of_feed = evaluate.evaluate_source(
           self.predict_step, variables, self.maker('eval', feed), feed.split('eval'), self.config,
-          self.workdir, self.mesh, step, stop)
+          self.workdir, self.mesh, self.eval_batch_size, step, stop)
       if of_feed is None:
         return None
       scores |= of_feed
@@ -207,9 +224,12 @@ class Run:
 
     SIGTERM and SIGINT (Ctrl-C) save and end it early: {}.
     """
-    with _stop_signals() as stop, holder.hold(self.workdir):
+    with signals() as stop, holder.hold(self.workdir):
       together.agree(self._check_unchanged, lead=True)
-      return self._train(stop)
+      final = self._train(stop)
+      # Until then each process may have to tell the others how far it is.
+      multihost_utils.sync_global_devices('all have ended')
+      return final
 
   def _check_unchanged(self):
     if self._learned == bool(checkpoint.saved_steps(self.workdir)):
@@ -225,8 +245,8 @@ class Run:
     warnings = []
     state = checkpoints.restore(self.abstract, warnings.append)
     start = 0 if state is None else int(state.step)
-    report = Report(self.workdir, steps=config.train.steps, start=start,
-                    batch_size=self._rows)
+    report = Report(self.workdir, steps=config.train.steps, start=start, batch_size=self._rows,
+                    scored=self._scored if self._is_evaluated(start) else ())
     for line in [*warnings, *self.notes]:
       report.say(line)
     # The other hosts look for the same files when they start.
@@ -264,41 +284,59 @@ class Run:
   def _sizes(self, use):
     return ' + '.join(str(len(feed.sources[use])) for feed in self.feeds)
 
+  def _is_evaluated(self, step):
+    return step == self.config.train.steps or step % self.config.train.eval_every == 0
+
   def _steps(self, state, start, batches, checkpoints, report, stop):
     """Steps from start to the end; returns the state and its scores, None if it was stopped."""
     train = self.config.train
     if start >= train.steps:
       return state, self.evaluate(state.variables, start, report, stop)
-    steps = [self.compile_step(kind) for kind in self.sampling.kinds]
-    measure = Measuring(self, start)
+    with report.pause(start):
+      if hosts.agreed(report.owes_evaluation) and (
+          self._evaluated(state, start, report, stop, checkpoints) is None):
+        return state, None
+      steps = [self.compile_step(kind) for kind in self.sampling.kinds]
+      measure = Measuring(self, start)
     running, told = collections.deque(), int(state.skipped)
-    report.pause(start)
     for step in range(start + 1, train.steps + 1):
       kind, batch = self.sampling.kind(step - 1), batches.next()
       measured = measure(step, state, batch)
       state, metrics = steps[kind](state, batch)
       running.append((step, metrics | measured))
-      last = step == train.steps
-      evaluates = last or step % train.eval_every == 0
-      # Two steps stay in flight, as looking at the last one would make the device wait; before an
-      # evaluation it has to.
-      while len(running) > (0 if evaluates else 2):
+      evaluates = self._is_evaluated(step)
+      while len(running) > 2:  # to look at the last one would make the device wait
         told = self._look(*running.popleft(), report, told)
-      stopping = stop.is_set() if jax.process_count() == 1 else checkpoints.preempted(step)
-      if last or stopping or step % train.checkpoint_every == 0:
+      stopping = stop.reached()
+      saves = stopping or step == train.steps or step % train.checkpoint_every == 0
+      while running and (evaluates or saves):  # whoever goes on from here makes no such line again
+        told = self._look(*running.popleft(), report, told)
+      if saves:
         checkpoints.save(state, self.assets)
       if stopping:
         return state, None
       if evaluates:
-        scores = self.evaluate(state.variables, step, report, stop)
+        with report.pause(step):
+          scores = self._evaluated(state, step, report, stop, checkpoints)
         if scores is None:
-          checkpoints.save(state, self.assets)
           return state, None
-        for name, of_task in scores.items():
-          if line := self.asked[name].headline(of_task):
-            report.say(f'evaluation at step {step}: {name} {line}')
-        report.pause(step)
     return state, scores
+
+  def _evaluated(self, state, step, report, stop, checkpoints):
+    """Evaluates between steps; returns the scores, None if it was stopped: the state is saved."""
+    try:
+      scores = self.evaluate(state.variables, step, report, stop)
+    except Exception:
+      if jax.process_count() == 1:  # the others may not have failed, and would not save
+        checkpoints.save(state, self.assets)
+      raise
+    if scores is None:
+      checkpoints.save(state, self.assets)
+      return None
+    for name, of_task in scores.items():
+      if line := self.asked[name].headline(of_task):
+        report.say(f'evaluation at step {step}: {name} {line}')
+    return scores
 
   def _look(self, step, metrics, report, told):
     """Reports the numbers of one step; returns how many skipped steps have been told of."""
@@ -324,7 +362,7 @@ class Run:
     steps = int(state.step) - start
     final = {
         'step': int(state.step), 'evaluation': scores, 'seconds': round(seconds, 1),
-        'examples_per_second': round(steps * self._rows / seconds, 1),
+        'examples_per_second': round(report.examples_per_second, 1),
         'resumed_from': start, 'skipped_steps': int(state.skipped),
         'unreadable_pictures': {name: feed.bad[use].told()
                                 for name, feed, use in each_split(self.feeds)},
@@ -332,7 +370,7 @@ class Run:
                           for name, feed, use in each_split(self.feeds)},
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
-    if jax.process_index() == 0 and (steps or not os.path.exists(path)):
+    if jax.process_index() == 0 and (steps or not _is_json(path)):
       with open(f'{path}.part', 'w', encoding='utf-8') as f:
         json.dump(final, f, indent=2)
       os.replace(f'{path}.part', path)
@@ -352,13 +390,20 @@ class Run:
     if lead:
       print('\n'.join([*self.notes, f'scoring {folder}']), flush=True)
     variables = checkpoint.load_variables(
-        folder, {'params': self.abstract.params, **self.abstract.collections},
-        ema=self.config.train.ema_decay > 0)
+        folder, self._abstract_variables, ema=self.config.train.ema_decay > 0)
     scores = self.evaluate(variables, int(os.path.basename(folder)))
     if lead:
       for line in left_out(self.feeds):
         print(line, flush=True)
     return scores
+
+
+def _is_json(path):
+  try:
+    with open(path, encoding='utf-8') as f:
+      return isinstance(json.load(f), dict)
+  except (FileNotFoundError, ValueError):  # a crash may have cut it
+    return False
 
 
 def _count(params):
@@ -396,42 +441,3 @@ def _check_continues(config, begun, workdir):
         f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
     raise UserError(f'{workdir} holds a run with another config ({what}): give another --workdir, '
                     'or delete that folder')
-
-
-@contextlib.contextmanager
-def _stop_signals():
-  """Gives an event that SIGTERM and the first SIGINT set; the second SIGINT ends the process."""
-  stop = threading.Event()
-  # Of several processes, all have to stop at one step: Orbax sees to that.
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-    yield stop
-    return
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  told, tell = socket.socketpair()
-  tell.setblocking(False)
-
-  def listen():
-    # Python's own handlers wait for the main thread, which may compile for a minute.
-    heard = False
-    while number := told.recv(1):
-      if number[0] == signal.SIGINT and heard:
-        os._exit(128 + signal.SIGINT)
-      if number[0] in numbers and not heard:
-        # Not by print: that may be in the middle of another.
-        os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at '
-                    b'once\n')
-        heard = True
-
-  before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-  other = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
-  listener = threading.Thread(target=listen, daemon=True)
-  listener.start()
-  try:
-    yield stop
-  finally:
-    signal.set_wakeup_fd(other)
-    tell.close()
-    listener.join()
-    told.close()
-    for number, handler in before.items():
-      signal.signal(number, handler)

@@ -1,63 +1,103 @@
 """What a run tells: the terminal, metrics.jsonl and TensorBoard."""
 
-import json
+from collections.abc import Collection, Iterator
+import contextlib
 import math
 import os
 import sys
-import threading
 import time
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from xmodal.train import metrics
+from xmodal.train.board import Board
 
 
 class Report:
-  """Writes numbers down and shows how training goes; silent on all hosts but the first."""
+  """Writes numbers down and shows how training goes; silent on all hosts but the first.
 
-  def __init__(self, workdir: str, *, steps: int, start: int, batch_size: int):
-    """A report on a run of `steps` steps that goes on from step `start`."""
+  Attributes:
+    owes_evaluation: whether the step that the run goes on from was to be evaluated, and was not
+      (False on all hosts but the first).
+  """
+
+  def __init__(self, workdir: str, *, steps: int, start: int, batch_size: int,
+               scored: Collection[str] = ()):
+    """A report on a run of `steps` steps that goes on from step `start`.
+
+    Args:
+      workdir: of the run.
+      steps, start: see above.
+      batch_size: examples of a step.
+      scored: tasks whose scores an evaluation of step `start` writes; none if it has none.
+    """
     self._steps, self._batch_size = steps, batch_size
     self._active = jax.process_index() == 0
-    self._bar = None
+    self._bar, self.owes_evaluation = None, False
     self._clock, self._clock_step = time.perf_counter(), start
-    self._rate = 0.0
+    self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
     if not self._active:
       return
-    self._path = os.path.join(workdir, 'metrics.jsonl')
-    _forget_after(self._path, start, steps)
-    _quieten_board()
-    self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start or None)
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True, smoothing=0.1)
+    self._path = os.path.join(workdir, 'metrics.jsonl')
+    lines, unreadable = metrics.read(self._path)
+    if unreadable:
+      self.say(f'{self._path}: {unreadable} of its lines cannot be read and are dropped (a crash '
+               'leaves lines cut short, or NUL bytes)')
+    told = {line['task'] for line in lines if (line['step'], line['split']) == (start, 'eval')}
+    self.owes_evaluation = start > 0 and not told.issuperset(scored)
+    again = self.owes_evaluation or start >= steps
+
+    def keep(step, split):
+      """Whether a number stays: a killed run may have written some after its last checkpoint."""
+      return step < start or step == start and not (split == 'eval' and again)
+
+    kept = [line for line in lines if keep(line['step'], line['split'])]
+    metrics.rewrite(self._path, kept)
+    self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
 
   def say(self, line: str) -> None:
     """A line for people, above the progress bar."""
     if self._active:
       tqdm.write(line, file=sys.stderr) if self._bar is not None else print(line, flush=True)
 
-  def train(self, step: int, metrics: dict[str, float]) -> None:
+  def train(self, step: int, numbers: dict[str, float]) -> None:
     """Numbers of one step of training; examples/s is of the time since the last call or pause."""
-    now = time.perf_counter()
-    if step > self._clock_step:
-      self._rate = (step - self._clock_step) * self._batch_size / max(now - self._clock, 1e-9)
-    self._clock, self._clock_step = now, step
-    self.write(step, 'train', {**metrics, 'examples_per_second': self._rate})
+    self._lap(step)
+    self.write(step, 'train', {**numbers, 'examples_per_second': self._rate})
     if not self._active or self._bar is not None:
       return
     left = (self._steps - step) * self._batch_size / max(self._rate, 1e-9)
-    self.say(f'step {step}/{self._steps}  {_summary(metrics)}  {self._rate:.0f} examples/s  '
+    self.say(f'step {step}/{self._steps}  {_summary(numbers)}  {self._rate:.0f} examples/s  '
              f'{left / 60:.1f} min left')
 
-  def advance(self, step: int, metrics: dict[str, float]) -> None:
+  def advance(self, step: int, numbers: dict[str, float]) -> None:
     """Moves the progress bar."""
     if self._bar is not None:
       self._bar.n = step
-      self._bar.set_postfix_str(f'{_summary(metrics)}, {self._rate:.0f} examples/s')
+      self._bar.set_postfix_str(f'{_summary(numbers)}, {self._rate:.0f} examples/s')
 
-  def pause(self, step: int) -> None:
-    """Leaves out of examples/s the time since the last call (an evaluation, say)."""
-    self._clock, self._clock_step = time.perf_counter(), step
+  @contextlib.contextmanager
+  def pause(self, step: int) -> Iterator[None]:
+    """Leaves out of examples/s what is done after a step (compiling, an evaluation)."""
+    self._lap(step)
+    yield
+    self._clock = time.perf_counter()
+
+  def _lap(self, step):
+    now = time.perf_counter()
+    if steps := step - self._clock_step:
+      self._timed_steps += steps
+      self._timed_seconds += now - self._clock
+      self._rate = steps * self._batch_size / max(now - self._clock, 1e-9)
+    self._clock, self._clock_step = now, step
+
+  @property
+  def examples_per_second(self) -> float:
+    """Of all steps of this start of the run, without compiling and evaluations."""
+    return self._timed_steps * self._batch_size / max(self._timed_seconds, 1e-9)
 
   def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
     """Numbers into TensorBoard and metrics.jsonl: there a line a task ('task/number'), and one
@@ -70,53 +110,24 @@ class Report:
       if not name:
         task, name = 'all', key
       by_task.setdefault(task, {})[name] = number if math.isfinite(number) else None
-    with open(self._path, 'a', encoding='utf-8') as f:
-      for task, named in by_task.items():
-        f.write(json.dumps({'step': step, 'split': split, 'task': task, **named}) + '\n')
-    for key, number in numbers.items():
-      self._board.add_scalar(f'{split}/{key}', number, step)
+    metrics.append(self._path, [{'step': step, 'split': split, 'task': task, **named}
+                                for task, named in by_task.items()])
+    self._board.add(step, split, numbers)
 
   def close(self) -> None:
-    """Ends the progress bar and flushes the files."""
-    if self._active:
-      self._board.close()
-      if self._bar is not None:
-        self._bar.close()
+    """Ends the progress bar."""
+    if self._bar is not None:
+      self._bar.close()
 
 
-def _quieten_board():
-  """Keeps the traceback of TensorBoard's thread off the terminal when the disk is full: whoever
-  writes next says so in one line."""
-  hook = threading.excepthook
-  threading.excepthook = lambda args: (
-      None if isinstance(args.exc_value, OSError)
-      and type(args.thread).__module__.startswith('tensorboardX') else hook(args))
-
-
-def _summary(metrics):
-  parts = [f'loss {metrics["loss"]:.3f}']
-  if any(key.endswith('/share') for key in metrics):  # it is of some tasks, others at other steps
+def _summary(numbers):
+  parts = [f'loss {numbers["loss"]:.3f}']
+  if any(key.endswith('/share') for key in numbers):  # it is of some tasks, others at other steps
     parts = ['loss ' + ', '.join(f'{key.removesuffix("/loss")} {value:.3f}' for key, value
-                                 in metrics.items() if key.endswith('/loss'))]
-  parts += [f'{key.replace("/", " ")} {value:.1%}' for key, value in metrics.items()
+                                 in numbers.items() if key.endswith('/loss'))]
+  parts += [f'{key.replace("/", " ")} {value:.1%}' for key, value in numbers.items()
             if key.endswith(('/accuracy', '/iou'))]
-  if metrics['skipped']:
-    parts.append(f'{metrics["skipped"]:.0f} steps skipped (gradients not finite)')
+  if numbers['skipped']:
+    parts.append(f'{numbers["skipped"]:.0f} steps skipped (gradients not finite)')
   return ', '.join(parts)
 
-
-def _forget_after(path, step, steps):
-  """Drops what comes again: what a killed run wrote after its last checkpoint, and the last
-  evaluation of a run that had ended."""
-  def comes_again(line):
-    line = json.loads(line)
-    return line['step'] > step or (line['split'] == 'eval' and line['step'] == step == steps)
-
-  if not os.path.exists(path):
-    return
-  with open(path, encoding='utf-8') as f:
-    # The last line of a killed run may have been cut short.
-    lines = [line for line in f if line.endswith('\n') and not comes_again(line)]
-  with open(f'{path}.part', 'w', encoding='utf-8') as f:
-    f.writelines(lines)
-  os.replace(f'{path}.part', path)

@@ -1,0 +1,137 @@
+"""What a run writes down: each number once, whatever was killed and whatever a crash left."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from xmodal.train import metrics
+from xmodal.train.report import Report
+
+NUMBERS = {'loss': 1.0, 'vqa/accuracy': 0.5, 'skipped': 0.0}
+
+
+def begin(workdir, start=0, steps=9, scored=()):
+  return Report(str(workdir), steps=steps, start=start, batch_size=8, scored=scored)
+
+
+def train(report, *steps):
+  for step in steps:
+    report.train(step, {**NUMBERS, 'loss': float(step)})
+
+
+def written(workdir, split, task):
+  return [line['step'] for line in metrics.read(str(workdir / 'metrics.jsonl'))[0]
+          if (line['split'], line['task']) == (split, task)]
+
+
+def shown(workdir, tag):
+  """The steps of a tag in TensorBoard: files in the order of their names, read by TensorFlow; a
+  start takes away all from its step on (tensorboard's event_accumulator, _MaybePurgeOrphanedData).
+  """
+  steps = []
+  for path in sorted((workdir / 'tensorboard').iterdir()):
+    assert 'tfevents' in path.name
+    for event in tf.compat.v1.train.summary_iterator(str(path)):
+      if event.session_log.status == tf.compat.v1.SessionLog.START:
+        steps = [step for step in steps if step < event.step]
+      steps += [event.step for value in event.summary.value if value.tag == tag]
+  return steps
+
+
+def assert_each_once(workdir, train_steps, eval_steps):
+  assert written(workdir, 'train', 'all') == shown(workdir, 'train/loss') == train_steps
+  assert written(workdir, 'eval', 'vqa') == shown(workdir, 'eval/vqa/accuracy') == eval_steps
+
+
+def test_a_killed_run_shows_each_step_once(tmp_path):
+  report = begin(tmp_path)
+  train(report, 1, 2)
+  report = begin(tmp_path)  # killed before its first checkpoint
+  assert_each_once(tmp_path, [], [])
+  train(report, 1, 2, 3)
+  report.write(3, 'eval', {'vqa/accuracy': 0.25})
+  train(report, 4, 5)
+  report = begin(tmp_path, start=3, scored=['vqa'])  # killed after it
+  assert not report.owes_evaluation
+  train(report, 4)
+  assert_each_once(tmp_path, [1, 2, 3, 4], [3])
+  event_file, = (tmp_path / 'tensorboard').iterdir()
+  event_file.write_bytes(event_file.read_bytes()[:-9])  # the last event is cut
+  train(begin(tmp_path, start=4), 5)
+  assert_each_once(tmp_path, [1, 2, 3, 4, 5], [3])
+
+
+def test_event_files_of_a_run_that_lost_some_are_completed(tmp_path):
+  report = begin(tmp_path)
+  train(report, 1, 2)
+  report.write(2, 'eval', {'vqa/accuracy': float('nan')})
+  for path in (tmp_path / 'tensorboard').iterdir():
+    path.unlink()
+  begin(tmp_path, start=2)
+  assert_each_once(tmp_path, [1, 2], [2])
+
+
+@pytest.mark.parametrize('tasks, owes', [((), True), (('vqa',), True), (('vqa', 'objects'), False)])
+def test_an_evaluation_that_was_not_written_whole_is_made_again(tmp_path, tasks, owes):
+  report = begin(tmp_path)
+  train(report, 1, 2, 3)
+  report.write(3, 'eval', {f'{task}/accuracy': 0.25 for task in tasks})
+  report = begin(tmp_path, start=3, scored=['vqa', 'objects'])
+  assert report.owes_evaluation == owes
+  if owes:
+    report.write(3, 'eval', {'vqa/accuracy': 0.5, 'objects/accuracy': 0.5})
+  assert_each_once(tmp_path, [1, 2, 3], [3])
+
+
+def test_the_last_evaluation_comes_again_also_where_steps_were_lowered(tmp_path):
+  report = begin(tmp_path)
+  train(report, 1, 2, 3)
+  for steps in (3, 2):
+    report.write(3, 'eval', {'vqa/accuracy': 0.25})
+    report = begin(tmp_path, start=3, steps=steps, scored=['vqa'])
+    assert_each_once(tmp_path, [1, 2, 3], [])
+
+
+@pytest.mark.parametrize('damage, unreadable, left', [
+    (lambda lines: [*lines, b'\0' * 300], 1, 3),
+    (lambda lines: [lines[0], b'\0' * 4096, *lines[1:]], 1, 3),
+    (lambda lines: [lines[0], b'\0' * 300 + lines[1], lines[2]], 0, 3),
+    (lambda lines: [*lines[:2], lines[2][:20]], 1, 2),
+    (lambda lines: [lines[0][30:], *lines[1:]], 1, 2),
+    (lambda lines: [*lines, b'7', b'{}', b'null', b'[' * 100_000, b'\xff\xfe{', b'{"step": true}'],
+     6, 3),
+    (lambda lines: [*lines, lines[0]], 0, 3),
+], ids=['end', 'middle', 'before', 'cut', 'beginning', 'else', 'twice'])
+def test_lines_that_a_crash_left_are_dropped_and_told(tmp_path, capsys, damage, unreadable, left):
+  train(begin(tmp_path), *(1, 2, 3))
+  path = tmp_path / 'metrics.jsonl'
+  before = path.read_bytes().splitlines()
+  lines = [line for line in before if b'"all"' in line]
+  path.write_bytes(b'\n'.join(damage(lines)))
+  capsys.readouterr()
+  report = begin(tmp_path, start=3)
+  said = capsys.readouterr().out
+  assert said.count('\n') == bool(unreadable) and (
+      not unreadable or f'{path}: {unreadable} of its lines' in said)
+  kept = path.read_bytes().splitlines()
+  assert len(kept) == left and set(kept) <= set(lines)
+  train(report, 4)
+  assert [json.loads(line)['step'] for line in path.read_text().splitlines()][-1] == 4
+
+
+def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr('xmodal.train.report.time.perf_counter', lambda: now[0])
+  report = begin(tmp_path)
+  with report.pause(0):
+    now[0] += 60  # compiling
+  for step in (1, 2, 3, 4):
+    now[0] += 2
+    if step == 2:
+      train(report, step)
+    if step == 3:
+      with report.pause(step):
+        now[0] += 100  # an evaluation
+  train(report, 4)
+  assert report.examples_per_second == 4

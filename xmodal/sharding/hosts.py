@@ -1,0 +1,174 @@
+"""What the processes of one run tell each other beside their batches.
+
+All goes through JAX's coordination service, which process 0 holds, and not through devices: a
+process that waits for a collective hears it too. A run of one process has nobody to tell.
+"""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import sys
+import threading
+import time
+
+_SECONDS = 0.5  # between looks at what others told
+_PATIENCE = 20  # seconds in which process 0 waits for the others to hear that all end
+# Keys of the service, and folders of keys with one a process.
+_END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
+_PLACES, _HEARD = 'xmodal/places', 'xmodal/heard'
+
+
+def several() -> bool:
+  """Whether this process is one of several that have joined in one run."""
+  if 'jax' not in sys.modules:  # it takes seconds to import
+    return False
+  return _state().client is not None and _state().num_processes > 1
+
+
+def agreed(value: bool) -> bool:
+  """What process 0 says; all processes have to ask."""
+  if not several():
+    return value
+  from jax.experimental import multihost_utils
+  return bool(multihost_utils.broadcast_one_to_all(value))
+
+
+def end_all(line: str, code: int, detail: str = '') -> None:
+  """Ends every process of the run, whatever it waits for, with one line and one exit code.
+
+  A collective without this process would never end. Of several processes that fail, the first is
+  heard. Returns at once in a run of one process.
+
+  Args:
+    line: printed by all.
+    code: exit code of all.
+    detail: printed before the line by this process, if it is the first.
+  """
+  if several():
+    listener().end(line, code, detail)
+
+
+@functools.cache
+def listener() -> 'Listener':
+  """The one of this process, if it is one of several."""
+  return Listener()
+
+
+class Listener:
+  """A thread that hears when to stop, and when all end.
+
+  Attributes:
+    asked: once set, all processes are asked to stop.
+  """
+
+  def __init__(self):
+    self.asked = threading.Event()
+    state = _state()
+    self._client, self._me, self._count = state.client, state.process_id, state.num_processes
+    self._closing, self._ending = threading.Event(), threading.Lock()
+    # Held while the processes tell each other how far they are.
+    self._moving, self._place, self._last = threading.Lock(), 0, None
+    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._thread.start()
+    atexit.register(self._close)  # comes before that of JAX, which ends the service
+
+  def reached(self) -> bool:
+    """Whether to stop here, once a process was asked to.
+
+    All processes have to call this at the same places of the run. The one to stop at is the first
+    that none of them has passed yet.
+    """
+    with self._moving:
+      self._place += 1
+      return self._place == self._last
+
+  def end(self, line: str, code: int, detail: str) -> None:
+    """See end_all."""
+    try:
+      first = _set_once(self._client, _END, json.dumps([line, code]))
+    except RuntimeError:  # process 0 is no longer there
+      first = True
+    with contextlib.suppress(OSError, ValueError):  # they may be closed
+      sys.stdout.flush()
+      if first and detail:
+        print(detail, file=sys.stderr, flush=True)
+    self._end(line, code)
+
+  def _listen(self):
+    agreement = self._agree()
+    with contextlib.suppress(RuntimeError):  # the service ended with the run
+      while not self._closing.wait(_SECONDS):
+        if told := self._client.key_value_dir_get(os.path.dirname(_END)):
+          self._end(*json.loads(told[0][1]))
+        if self.asked.is_set():
+          _set_once(self._client, _STOP, '')
+        if self._client.key_value_dir_get(os.path.dirname(_STOP)):
+          next(agreement, None)
+
+  def _agree(self):
+    """Settles where to stop; yields while others have not told how far they are."""
+    with self._moving:
+      self._client.key_value_set(f'{_PLACES}/{self._me}', str(self._place))
+      while len(told := self._client.key_value_dir_get(_PLACES)) < self._count:
+        yield
+      self._last = 1 + max(int(place) for _, place in told)
+
+  def _end(self, line, code):
+    self._ending.acquire()  # for good: of two threads one prints
+    with contextlib.suppress(RuntimeError):
+      line, code = json.loads(self._client.key_value_try_get(_END))
+    with contextlib.suppress(OSError):
+      os.write(2, f'{line}\n'.encode())  # print may wait for a lock of the other thread
+    with contextlib.suppress(RuntimeError):
+      self._client.key_value_set(f'{_HEARD}/{self._me}', '')
+      deadline = time.monotonic() + _PATIENCE
+      while self._me == 0 and time.monotonic() < deadline and (
+          len(self._client.key_value_dir_get(_HEARD)) < self._count):
+        time.sleep(0.05)
+    os._exit(code)
+
+  def _close(self):
+    self._closing.set()
+    self._thread.join()
+
+
+class Notes:
+  """What is noted of records, by all processes together."""
+
+  def __init__(self, name: str):
+    """name: the same in all processes, and of no other notes."""
+    self._folder, self._counter = f'xmodal/notes/{name}', f'xmodal/counts/{name}'
+    self._own, self._number = set(), 0
+
+  def add(self, record: int, note) -> int:
+    """Notes a JSON value of a record, the first time; returns the number of records noted, as far
+    as this process knows it: whoever adds the last knows all."""
+    if record not in self._own:
+      self._own.add(record)
+      if _set_once(_state().client, f'{self._folder}/{record}', json.dumps(note)):
+        self._number = _state().client.key_value_increment(self._counter, 1)
+    return self._number
+
+  def all(self) -> dict:
+    """Number of each record -> what was noted of it."""
+    return {int(key.rpartition('/')[2]): json.loads(note)
+            for key, note in _state().client.key_value_dir_get(self._folder)}
+
+
+def _state():
+  # JAX has no public name for it; Orbax takes it from here too.
+  from jax._src import distributed
+  return distributed.global_state
+
+
+def _set_once(client, key, text):
+  """Whether no process had set it before."""
+  try:
+    client.key_value_set(key, text)
+    return True
+  except RuntimeError as error:
+    if 'ALREADY_EXISTS' not in str(error):
+      raise
+    return False

@@ -1,0 +1,117 @@
+"""TensorBoard's view of a run: the numbers of metrics.jsonl, each step once.
+
+A killed run leaves numbers that the resumed run writes again. TensorBoard can be told to drop
+all from a step on, but not what readers of the files show twice, and it loses the numbers of
+that step itself. So a start writes what is still true into a new file, and removes the old ones.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import itertools
+import os
+import re
+import socket
+import struct
+import time
+
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
+
+_NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')
+
+
+class Board:
+  """Writes an event file, each event at once."""
+
+  def __init__(self, folder: str, lines: Iterable[Mapping], keep: Callable[[int, str], bool]):
+    """Starts a file with what the run has told so far.
+
+    Args:
+      folder: of event files; made if there is none.
+      lines: of metrics.jsonl, to be shown.
+      keep: of a step and a split, whether numbers that only TensorBoard has are still true.
+    """
+    os.makedirs(folder, exist_ok=True)
+    old = {name: int(found[1]) for name in os.listdir(folder) if (found := _NAME.match(name))}
+    # TensorBoard reads files in the order of their names.
+    second = max([int(time.time()), *(then + 1 for then in old.values())])
+    self._path = os.path.join(folder, f'events.out.tfevents.{second}.{socket.gethostname()}')
+    told = _told([os.path.join(folder, name) for name in sorted(old)])
+    values = {place: found for place, found in told.items()
+              if keep(place[1], place[0].partition('/')[0])}
+    now = time.time()
+    for line in lines:
+      for value in _values(line['split'], _numbers(line)):
+        values.setdefault((value.tag, line['step']), (now, value))
+    part = os.path.join(folder, 'history.part')
+    with open(part, 'wb') as f:
+      f.write(_record(Event(wall_time=now, file_version='brain.Event:2')))
+      if old:  # a TensorBoard that runs drops what it has read of them
+        f.write(_record(Event(wall_time=now, step=0,
+                              session_log=SessionLog(status=SessionLog.START))))
+      ordered = sorted(values.items(), key=lambda item: item[0][1])
+      for (step, wall_time), group in itertools.groupby(
+          ordered, lambda item: (item[0][1], item[1][0])):
+        f.write(_record(Event(wall_time=wall_time, step=step,
+                              summary={'value': [value for _, (_, value) in group]})))
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(part, self._path)
+    for name in old:
+      os.remove(os.path.join(folder, name))
+
+  def add(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
+    """Shows numbers of one step as SPLIT/NAME."""
+    event = Event(wall_time=time.time(), step=step,
+                  summary={'value': list(_values(split, numbers))})
+    with open(self._path, 'ab') as f:
+      f.write(_record(event))
+
+
+def _numbers(line):
+  """The numbers of a line of metrics.jsonl by their names: task/name, or name where of all."""
+  task = '' if line['task'] == 'all' else f'{line["task"]}/'
+  return {f'{task}{key}': float('nan') if number is None else number
+          for key, number in line.items() if key not in ('step', 'split', 'task')}
+
+
+def _values(split, numbers):
+  for key, number in numbers.items():
+    yield scalar(f'{split}/{key}', number).value[0]
+
+
+def _record(event):
+  """An event as a TFRecord: length, data, and a checksum of each."""
+  data = event.SerializeToString()
+  length = struct.pack('<Q', len(data))
+  return b''.join((length, struct.pack('<I', masked_crc32c(length)),
+                   data, struct.pack('<I', masked_crc32c(data))))
+
+
+def _told(paths):
+  """What event files show: {(tag, step): (wall time, value)}."""
+  told = {}
+  for path in paths:
+    for event in _events(path):
+      if event.HasField('session_log') and event.session_log.status == SessionLog.START:
+        told = {place: found for place, found in told.items() if place[1] < event.step}
+      for value in event.summary.value:
+        told[value.tag, event.step] = (event.wall_time, value)
+  return told
+
+
+def _events(path):
+  """The events of a file, up to where it was cut or is damaged."""
+  with open(path, 'rb') as f:
+    data = f.read()
+  place = 0
+  while place + 12 <= len(data):
+    length, of_length = struct.unpack_from('<QI', data, place)
+    begin, end = place + 12, place + 12 + length
+    if masked_crc32c(data[place:place + 8]) != of_length or end + 4 > len(data):
+      return
+    event, of_event = data[begin:end], struct.unpack_from('<I', data, end)[0]
+    if masked_crc32c(event) != of_event:
+      return
+    yield Event.FromString(event)
+    place = end + 4
