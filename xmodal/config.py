@@ -175,6 +175,9 @@ def base() -> ConfigDict:
 
   c.detection = ConfigDict()
   c.detection.max_names = 1000
+  # Names that a training step looks for: those of the batch, and absent ones drawn at random up to
+  # this number. Evaluation looks for all.
+  c.detection.sampled_names = 256
   c.detection.max_objects = 100  # of one picture, in training
   c.detection.queries = 0  # learned ones; 0: one for each image token
   c.detection.layers = 1  # of the decoder of learned queries
@@ -291,7 +294,8 @@ _RANGES = {
     'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
     'objects.max_names': (1, None), 'objects.max_objects': (1, None),
-    'detection.max_names': (1, None), 'detection.max_objects': (1, None),
+    'detection.max_names': (1, None), 'detection.sampled_names': (1, None),
+    'detection.max_objects': (1, None),
     'detection.queries': (0, None), 'detection.layers': (1, None),
     'detection.glimpse': (0, None),
     'detection.expression_length': (2, None), 'detection.expression_weight': (_ABOVE_ZERO, None),

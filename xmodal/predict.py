@@ -19,6 +19,7 @@ from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
 from xmodal.mixer.feed import task_config
 from xmodal.models import lora
+from xmodal.models.names import pad_names, program_size
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.tasks.task import Task
 from xmodal.train import build, checkpoint
@@ -107,17 +108,26 @@ class Predictor:
     """
     task = self.task(task) if isinstance(task, str) else task
     pictures, predictions = [], []
+    asked = task.asked()
+    if asked is not None:
+      text_tower = self.model.backbone.text_tower
+      asked = pad_names(asked, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
     for start in range(0, len(examples), AT_ONCE):
       some = examples[start:start + AT_ONCE]
-      # The last of several batches is as large as the others, and so compiled with them.
-      batch = self.batch(some, {task.name: task}, least=AT_ONCE if start else 1)
-      arrays = jax.device_get(self._compiled(task)(self.variables, batch))
+      # The last of several batches is as large as the others, and so compiled with them. A picture
+      # more to look at costs less than a program for each number of them; not one more to draw.
+      least = AT_ONCE if start else 1 if task.draws else program_size(len(some), least=1)
+      batch = self.batch(some, {task.name: task}, least)
+      if asked is not None:
+        batch[task.name]['asked'] = asked
+      arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
       pictures.append(batch['image'][:len(some)])
       predictions += task.decode(arrays[task.name])[:len(some)]
     return np.concatenate(pictures), predictions
 
-  def _compile(self, task):
-    model = build.make_model(self.config, self.tokenizer, {task.name: task}, self.towers)
+  def _compile(self, name, head):
+    # What a text asks is in the batch: a program serves all texts that leave the head as it is.
+    model = self.model.clone(heads={name: head})
     return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
 
 

@@ -1,12 +1,16 @@
 """The shared model: a vision tower, a text tower, and the layers that join them."""
 
+from collections.abc import Mapping
 import dataclasses
 
 from flax import linen as nn
+from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 
+from xmodal.models.layout import split_rows, whole
 from xmodal.models.lora import Lora, adapters
+from xmodal.models.names import Names
 from xmodal.models.padding import Padding
 from xmodal.models.t5 import start_writing
 
@@ -163,10 +167,27 @@ class Backbone(nn.Module):
     mask = tokens != self.pad_id
     return Text(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
 
+  def read_names(self, tokens: jax.Array, end_token: bool, *, deterministic: bool) -> jax.Array:
+    """Names, int32 [K, L], as vectors [K, D]: the mean of their tokens in the space of `align`.
+
+    Each device reads a share of them. end_token: whether the mean includes the token that ends
+    a name; where there is no other, it does.
+    """
+    text = self.text(split_rows(jnp.asarray(tokens, jnp.int32)), deterministic=deterministic)
+    read, is_word = self.text_projection(text.tokens), text.mask
+    if not end_token:
+      rest = jnp.roll(is_word, -1, axis=1).at[:, -1].set(False)
+      is_word = jnp.where(rest.any(1, keepdims=True), rest, is_word)
+    is_word = is_word[..., None]
+    return whole((read * is_word).sum(1) / is_word.sum(1))[:len(tokens)]
+
   def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, N, D] and [B', L, D] in the space where the cross-modal layers compare them."""
-    seen = self.vision_projection(vision.tokens) * self._salience(vision)
-    return seen, self.text_projection(text.tokens)
+    return self.seen(vision), self.text_projection(text.tokens)
+
+  def seen(self, vision: Vision) -> jax.Array:
+    """The tokens of a picture alone in that space, [B, N, D]."""
+    return self.vision_projection(vision.tokens) * self._salience(vision)
 
   def _salience(self, vision):
     """[B, N, 1] in 0..1: towers end in a norm that makes empty background as loud as things."""
@@ -259,6 +280,13 @@ class SharedTowers:
     return self._once(('text', id(tokens)), lambda: (tokens, self._backbone.text(
         tokens, deterministic=self._deterministic)))[1]
 
+  def names(self, names: Names) -> jax.Array:
+    """Vectors [K, D] of names; see Backbone.read_names."""
+    if names.vectors is not None:
+      return names.vectors
+    return self._backbone.read_names(names.tokens, names.end_token,
+                                     deterministic=self._deterministic)
+
   def fused(self, tokens: jax.Array) -> Fused:
     """The pictures joined with a text, int32 [B, L]."""
     return self._once(('fused', id(tokens)), lambda: (tokens, self._backbone.fuse(
@@ -267,6 +295,10 @@ class SharedTowers:
   def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
     """See Backbone.align."""
     return self._backbone.align(vision, text)
+
+  def seen(self, vision: Vision) -> jax.Array:
+    """See Backbone.seen."""
+    return self._backbone.seen(vision)
 
   def decode(self, tokens: jax.Array, fused: Fused) -> jax.Array:
     """See Backbone.decode."""
@@ -284,22 +316,33 @@ class MultiTask(nn.Module):
     backbone: the shared model.
     heads: task name -> the task's own module (see tasks.task.Task.head).
     lora: which kernels have adapters.
+    asked: task name -> the names that it looks for where a batch does not say ('asked' among the
+      task's features).
   """
 
   backbone: Backbone
   heads: dict[str, nn.Module]
   lora: Lora = Lora()
+  asked: Mapping[str, Names] = FrozenDict()
 
   def __call__(self, batch, *, deterministic: bool):
     """What each task's losses need: {task name: outputs}."""
     towers = SharedTowers(self.backbone, batch, deterministic)
     with adapters(self.lora, deterministic=deterministic):
-      return {name: head(towers, batch[name], deterministic=deterministic)
+      return {name: head(towers, self._features(batch, name), deterministic=deterministic)
               for name, head in self.heads.items() if name in batch}
 
   def predict(self, batch):
     """What each task decodes into predictions: {task name: arrays [B, ...]}."""
     towers = SharedTowers(self.backbone, batch, deterministic=True)
     with adapters(self.lora, deterministic=True):
-      return {name: head.predict(towers, batch[name]) for name, head in self.heads.items()
-              if name in batch}
+      return {name: head.predict(towers, self._features(batch, name))
+              for name, head in self.heads.items() if name in batch}
+
+  def read_names(self, tokens: jax.Array, end_token: bool, *, deterministic: bool) -> jax.Array:
+    """See Backbone.read_names."""
+    with adapters(self.lora, deterministic=deterministic):
+      return self.backbone.read_names(tokens, end_token, deterministic=deterministic)
+
+  def _features(self, batch, name):
+    return {'asked': self.asked[name], **batch[name]} if name in self.asked else batch[name]

@@ -1,5 +1,8 @@
 """The device mesh, and batches laid over it."""
 
+from collections.abc import Callable
+import functools
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -46,6 +49,17 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
     raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '
                     f'micro-batches over {ways} devices (mesh data x fsdp); take a multiple of '
                     f'{ways * accumulation}')
+
+
+def over(mesh: Mesh, function: Callable) -> Callable:
+  """A function to be compiled for a mesh: the model knows the mesh while it is traced, and says
+  where activations lie (see models.layout)."""
+  @functools.wraps(function)
+  def traced(*args, **options):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args, **options)
+
+  return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -24,6 +24,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
 from xmodal.models.expressions import MeantQuery
+from xmodal.models.names import Names, sample_names
 from xmodal.models.queries import ImageQueries, QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
@@ -195,13 +196,22 @@ class Detection(Task):
 
   # ---- device: model and losses
 
+  def asked(self):
+    names = self.names or ('',)  # a text may have expressions alone; programs take a name or more
+    tokens = self._tokenizer.encode(names, int(self._tokenizer.lengths(names).max()))
+    return Names(tokens, None if self.names else np.zeros(1, bool), end_token=False)
+
+  def asked_in_step(self, features, key):
+    names = self.asked()
+    present = jnp.zeros(len(names.tokens), bool).at[
+        jnp.where(features['names'] >= 0, features['names'], len(names.tokens))].set(
+            True, mode='drop')
+    return sample_names(names, present, self._config.sampled_names, key)
+
   def head(self):
-    names = self._tokenizer.encode(self.names, int(self._tokenizer.lengths(self.names).max())
-                                   ) if self.names else np.zeros((0, 1), np.int32)
     return DetectionHead(
-        name_tokens=tuple(map(tuple, names.tolist())), num_queries=self._config.queries,
-        num_layers=self._config.layers, glimpse=self._config.glimpse,
-        expressions=self._learned['expressions'],
+        num_queries=self._config.queries, num_layers=self._config.layers,
+        glimpse=self._config.glimpse, expressions=self._learned['expressions'],
         pad_id=self._tokenizer.pad_id)
 
   def weights(self, features):
@@ -230,10 +240,10 @@ class Detection(Task):
     predictions, names = [], self.names
     for i, numbers in enumerate(arrays['placement'].astype(float)):
       placement = Placement(**dict(zip(_PLACEMENT, numbers.tolist())))
-      found = meant = ()
-      if names:
-        found = tuple(metrics.Found(names[k], tuple(box), float(score)) for k, box, score in zip(
-            arrays['name'][i], placement.pixels(arrays['boxes'][i]).tolist(), arrays['score'][i]))
+      meant, real = (), arrays['score'][i] >= 0
+      found = tuple(metrics.Found(names[k], tuple(box), float(score)) for k, box, score in zip(
+          arrays['name'][i][real], placement.pixels(arrays['boxes'][i][real]).tolist(),
+          arrays['score'][i][real]))
       if 'meant_box' in arrays:
         (box,) = placement.pixels(arrays['meant_box'][i][None]).tolist()
         meant = (metrics.Found('', tuple(box), float(arrays['meant_score'][i])),)
@@ -353,7 +363,6 @@ class DetectionHead(nn.Module):
   """Boxes and scores of queries.
 
   Attributes:
-    name_tokens: K rows of token numbers, padded to one length.
     num_queries: of learned queries; 0: one query for each image token.
     num_layers: of the decoder of learned queries.
     glimpse: cells across in which a query looks at the pixels around its box; 0: it does not.
@@ -361,7 +370,6 @@ class DetectionHead(nn.Module):
     pad_id: token number that is no text.
   """
 
-  name_tokens: tuple[tuple[int, ...], ...]
   num_queries: int
   num_layers: int
   glimpse: int
@@ -370,16 +378,16 @@ class DetectionHead(nn.Module):
 
   @nn.compact
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns {'names': Queries, 'expression': Queries with K = 1}, each if it is asked for."""
-    outputs = {}
+    """Returns {'names': Queries, 'expression': Queries with K = 1}, the latter if there are any."""
     nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
     queries, references, mask = ImageQueries(self.num_queries, self.num_layers, name='queries')(
         towers.fused(nothing), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
     found = {'boxes': boxes, 'mask': mask, 'proposals': proposals, 'places': references[:, :2]}
-    if self.name_tokens:
-      outputs['names'] = Queries(self._name_logits(towers, queries), **found)
+    asked = features['asked']
+    outputs = {'names': Queries(self._name_logits(towers.names(asked), queries), **found,
+                                counts=asked.counts)}
     if self.expressions:
       text = towers.text(features['expression']['tokens'])
       words = towers.align(towers.vision(), text)[1]
@@ -387,14 +395,9 @@ class DetectionHead(nn.Module):
       outputs['expression'] = Queries(logits, **found)
     return outputs
 
-  def _name_logits(self, towers, hidden):
-    """Match of each query with each name: float32 [B, N, K] (cf. arXiv:2205.06230)."""
-    text = towers.text(jnp.asarray(self.name_tokens, jnp.int32))
-    read = towers.align(towers.vision(), text)[1]
-    # Without the end token, which all names share: what they differ in counts for more.
-    rest = jnp.roll(text.mask, -1, axis=1).at[:, -1].set(False)
-    is_word = jnp.where(rest.any(1, keepdims=True), rest, text.mask)[..., None]
-    names = (read * is_word).sum(1) / is_word.sum(1)
+  def _name_logits(self, names, hidden):
+    """Match of each query [B, N, D] with each name [K, D]: float32 [B, N, K] (cf.
+    arXiv:2205.06230)."""
     seen = nn.Dense(names.shape[-1], dtype=hidden.dtype, name='name_projection')(hidden)
     # That a query shows anything at all does not hang on names, so unseen ones have it too.
     thing = nn.Dense(1, dtype=jnp.float32, name='objectness',
@@ -404,16 +407,19 @@ class DetectionHead(nn.Module):
     return logits * (scale * seen.shape[-1] ** -0.5) + thing
 
   def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns the best (box, name) pairs, [B, 100], and the best box for the expression, [B]."""
+    """Returns the best (box, name) pairs, [B, 100], and the best box for the expression, [B].
+
+    Scores are probabilities, and -1 for what is no name.
+    """
     outputs = self(towers, features, deterministic=True)
-    arrays = {'placement': features['placement']}
-    if 'names' in outputs:
-      scores = jax.nn.sigmoid(outputs['names'].masked_logits())
-      flat = scores.reshape(len(scores), -1)
-      score, pair = jax.lax.top_k(flat, min(_MOST_FOUND, flat.shape[1]))
-      query, name = jnp.divmod(pair, scores.shape[-1])
-      boxes = jnp.take_along_axis(outputs['names'].boxes, query[..., None], axis=1)
-      arrays |= {'score': score, 'name': name, 'boxes': boxes}
+    scores = jax.nn.sigmoid(outputs['names'].masked_logits())
+    if (counts := outputs['names'].counts) is not None:
+      scores = jnp.where(counts, scores, -1)
+    flat = scores.reshape(len(scores), -1)
+    score, pair = jax.lax.top_k(flat, min(_MOST_FOUND, flat.shape[1]))
+    query, name = jnp.divmod(pair, scores.shape[-1])
+    boxes = jnp.take_along_axis(outputs['names'].boxes, query[..., None], axis=1)
+    arrays = {'placement': features['placement'], 'score': score, 'name': name, 'boxes': boxes}
     if 'expression' in outputs:
       scores = jax.nn.softmax(outputs['expression'].masked_logits()[..., 0])
       best = scores.argmax(-1)[:, None]

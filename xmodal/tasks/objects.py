@@ -24,6 +24,7 @@ from xmodal.data.faults import count_kinds
 from xmodal.data.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
+from xmodal.models.names import Names
 from xmodal.tasks import card
 from xmodal.tasks.task import Task
 
@@ -85,8 +86,11 @@ class Objects(Task):
     with open(os.path.join(folder, 'names.json'), 'w', encoding='utf-8') as f:
       json.dump(self.names, f, ensure_ascii=False, indent=0)
 
+  def asked(self):
+    return Names(self._name_tokens)
+
   def head(self):
-    return ObjectsHead(tuple(map(tuple, self._name_tokens.tolist())))
+    return ObjectsHead()
 
   def weights(self, features):
     return {term: features['weight'] for term in self.loss_weights}
@@ -101,9 +105,10 @@ class Objects(Task):
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
-    ranked = np.argsort(-arrays['present'], axis=-1, kind='stable')[:, :_TOP]
+    present = arrays['present'][:, :len(self.names)]  # not of rows that fill the names up
+    ranked = np.argsort(-present, axis=-1, kind='stable')[:, :_TOP]
     return [tuple((self.names[i], float(row[i])) for i in order)
-            for row, order in zip(arrays['present'], ranked)]
+            for row, order in zip(present, ranked)]
 
   def score(self, examples, predictions):
     """Precision, recall and F1 of the names said, over all pictures at once (micro)."""
@@ -135,23 +140,15 @@ class Objects(Task):
 
 class ObjectsHead(nn.Module):
   """Matches image tokens with names; its own parameters are a scale and a bias (arXiv:2303.15343).
-
-  Attributes:
-    name_tokens: K rows of token numbers, padded to one length.
   """
-
-  name_tokens: tuple[tuple[int, ...], ...]
 
   @nn.compact
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns logits, float32 [B, rows, columns, K]; -inf in the padding of a picture."""
-    del features, deterministic
-    vision, text = towers.vision(), towers.text(jnp.asarray(self.name_tokens, jnp.int32))
-    seen, read = towers.align(vision, text)
+    vision, names = towers.vision(), towers.names(features['asked'])
+    seen = towers.seen(vision)
     rows, columns = vision.grid
     seen = seen[:, seen.shape[1] - rows * columns:]  # no class token
-    is_text = text.mask[..., None]
-    names = (read * is_text).sum(1) / is_text.sum(1)
     scale = self.param('log_scale', nn.initializers.zeros, ())
     # Most names are absent at most tokens: begin there.
     bias = self.param('score_bias', nn.initializers.constant(-4.0), ())
@@ -159,7 +156,7 @@ class ObjectsHead(nn.Module):
     logits = logits * (jnp.exp(scale) * seen.shape[-1] ** -0.5) + bias
     if vision.mask is not None:
       logits = jnp.where(vision.mask[:, -rows * columns:, None], logits, -jnp.inf)
-    return logits.reshape(-1, rows, columns, len(self.name_tokens))
+    return logits.reshape(-1, rows, columns, len(names))
 
   def predict(self, towers, features):
     """Returns the probability of each name being somewhere in the picture: [B, K]."""

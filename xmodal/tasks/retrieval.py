@@ -23,6 +23,7 @@ from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import retrieval as metrics
+from xmodal.models.names import program_size
 from xmodal.models.pooling import AttentionPool
 from xmodal.tasks import card, writing
 from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
@@ -139,7 +140,7 @@ class Retrieval(Task):
                         'that Pillow opens, such as .jpg or .png')
       return self._with(1, searches=True), [
           Example(os.path.join(image, name), captions=(text.strip(),)) for name in names]
-    return self._with(len(texts)), [Example(image, captions=texts)]
+    return self._with(program_size(len(texts))), [Example(image, captions=texts)]
 
   def join(self, examples, predictions):
     if self._searches:

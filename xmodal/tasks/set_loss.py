@@ -29,6 +29,7 @@ class Queries(NamedTuple):
     mask: bool [B, N], False for queries at padding; None: all are in the picture.
     proposals: boxes before a look at them, which learn too; None: there are none.
     places: float32 [N, 2], x and y in 0..1 of what each query stands for.
+    counts: bool [K], False for names of which nothing is learned or found; None: all count.
   """
 
   logits: jax.Array
@@ -36,6 +37,7 @@ class Queries(NamedTuple):
   mask: jax.Array | None = None
   proposals: jax.Array | None = None
   places: jax.Array | None = None
+  counts: jax.Array | None = None
 
   def masked_logits(self) -> jax.Array:
     """The logits, those of queries at padding too low to be found."""
@@ -86,7 +88,7 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
   a matched query learns to be the IoU of its box, so that scores also rank boxes by
   how well they fit. 'boxes': L1 distance of centre and size. 'overlap': 1 -
   generalised IoU; both also of the proposals. And 'iou', the mean IoU of the matched,
-  which is no loss. Arguments as for `match`.
+  which is no loss. Arguments as for `match`; names that objects have must count.
   """
   num_names = found.logits.shape[-1]
   query = match(found, boxes, names)
@@ -109,6 +111,8 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
             * optax.sigmoid_binary_cross_entropy(found.logits, target))
   if found.mask is not None:
     scores = jnp.where(found.mask[..., None], scores, 0)
+  if found.counts is not None:
+    scores = jnp.where(found.counts, scores, 0)
   return {'scores': scores.sum((1, 2)) / count, 'boxes': mean(distance), 'overlap': mean(overlap),
           'iou': mean(iou)}
 

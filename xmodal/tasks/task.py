@@ -13,6 +13,7 @@ from xmodal.data.example import Example
 from xmodal.data.placement import Placement
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
+from xmodal.models.names import Names
 
 
 class Task(abc.ABC):
@@ -43,6 +44,18 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
     """Features of one example, each of a fixed shape and dtype."""
+
+  def asked(self) -> Names | None:
+    """Names that the task looks for in every picture, as numpy arrays; None: it looks for none.
+
+    The head finds them as features['asked'].
+    """
+    return None
+
+  def asked_in_step(self, features: Mapping[str, jax.Array], key: jax.Array) -> Names | None:
+    """Those of `asked` that a training step learns from, by the features of its whole batch and a
+    key for random choices, which is the same on every host (device side)."""
+    return self.asked()
 
   @abc.abstractmethod
   def head(self) -> nn.Module:

@@ -147,4 +147,6 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
       decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
       pad_id=tokenizer.pad_id, **pictures)
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
-                   Lora(**model.lora))
+                   Lora(**model.lora),
+                   {name: names for name, task in tasks.items()
+                    if (names := task.asked()) is not None})

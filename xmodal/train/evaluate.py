@@ -20,7 +20,7 @@ def make_predict_step(model, mesh):
   def predict_step(variables, batch):
     return batch['valid'], model.apply(variables, batch, method='predict')
 
-  return jax.jit(predict_step, out_shardings=meshes.replicated(mesh))
+  return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.replicated(mesh))
 
 
 def check_batch_size(config, mesh) -> None:

@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.mixer.feed import parts
+from xmodal.models.names import read_names
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
+
+# Folded into the key of a step for what concerns its names; micro-batches fold in their numbers.
+_NAMES = 0x6e616d65
 
 
 def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
@@ -49,8 +53,22 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return {**{key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(part).items()},
             **{name: jnp.maximum(count.sum(), 1) for name, count in counts_of(part).items()}}
 
-  def forward(trained, fixed, collections, part, totals, rng):
+  def asked_of(batch, key):
+    """The names that each task looks for in this step, {task: Names}."""
+    return {name: asked for part in parts(batch) for name, task in tasks.items()
+            if name in part and (asked := task.asked_in_step(part[name], key)) is not None}
+
+  def read(trained, fixed, collections, names, rng):
+    """Vectors [K, D] of names: of a step, however many micro-batches it has."""
+    return read_names(names, lambda tokens: model.apply(
+        {'params': join(trained, fixed), **collections}, tokens, names.end_token,
+        deterministic=False, rngs={'dropout': rng}, method='read_names'))
+
+  def forward(learned, fixed, collections, part, asked, totals, rng):
     """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
+    trained, vectors = learned
+    part = part | {name: part[name] | {'asked': names.replace(vectors=vectors[name])}
+                   for name, names in asked.items() if name in part}
     outputs, collections = model.apply(
         {'params': join(trained, fixed), **collections}, part, deterministic=False,
         rngs={'dropout': rng}, mutable=list(collections))
@@ -66,12 +84,12 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       losses[name] = task_weights[name] * loss
     return losses, (collections, metrics)
 
-  def of_micro_batch(trained, fixed, collections, batch, totals, rng, weigh):
+  def of_micro_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
     losses, metrics, pullbacks = {}, {}, []
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
       of_part, pullback, (collections, told) = jax.vjp(
-          lambda x: forward(x, fixed, collections, part, totals[number], key), trained,
+          lambda x: forward(x, fixed, collections, part, asked, totals[number], key), learned,
           has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
@@ -88,8 +106,29 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
   def gradients(trained, fixed, collections, batch, rng, weigh=None):
     # Only from data, not from parameters: known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
+    choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
+    asked = asked_of(batch, choice)
+    vectors, read_backward = {}, {}
+    for name, names in asked.items():
+      vectors[name], read_backward[name] = jax.vjp(
+          lambda x, names=names: read(x, fixed, collections, names, dropout), trained)
+    grads, collections, losses, metrics = of_batch(
+        (trained, vectors), fixed, collections, batch, asked, totals, rng, weigh)
+
+    def through_names(grads, tasks):
+      of_params, of_vectors = grads
+      return _sum([of_params, *(read_backward[name](of_vectors[name])[0] for name in tasks)])
+
+    if separate:  # a task's loss looks at its own names alone
+      grads = {name: through_names(grad, asked.keys() & {name}) for name, grad in grads.items()}
+    else:
+      grads = through_names(grads, asked)
+    return grads, collections, losses, metrics
+
+  def of_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
     if accumulation == 1:
-      found, collections = of_micro_batch(trained, fixed, collections, batch, totals, rng, weigh)
+      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals, rng,
+                                          weigh)
       return found[0], collections, *found[1:]
 
     # Every device keeps its own examples: micro-batch i takes each i-th of them.
@@ -99,13 +138,13 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     def add(carry, inputs):
       collections, summed = carry
       batch, index = inputs
-      found, collections = of_micro_batch(trained, fixed, collections, batch, totals,
+      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals,
                                           jax.random.fold_in(rng, index), weigh)
       return (collections, jax.tree.map(jnp.add, summed, found)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes, _ = jax.eval_shape(lambda: of_micro_batch(trained, fixed, collections, first, totals,
-                                                      rng, weigh))
+    shapes, _ = jax.eval_shape(lambda: of_micro_batch(learned, fixed, collections, first, asked,
+                                                      totals, rng, weigh))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (collections, (grads, losses, metrics)), _ = jax.lax.scan(
         add, (collections, zeros), (micro, jnp.arange(accumulation)))

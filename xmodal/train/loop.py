@@ -165,7 +165,7 @@ class Run:
         self.optimizer, accumulation=self.config.train.accumulation,
         ema_decay=self.config.train.ema_decay, frozen=self.frozen, balance=self.balance,
         resting=self.resting[kind], shared=shares.shared(self._used, self.frozen))
-    return jax.jit(step, donate_argnums=0,
+    return jax.jit(meshes.over(self.mesh, step), donate_argnums=0,
                    out_shardings=(shardings, meshes.replicated(self.mesh))).lower(
                        self.abstract, self._laid_out(self._batch(kind.tasks))).compile()
 
@@ -186,7 +186,7 @@ class Run:
     measure = make_measure(
         self.model, self.tasks, self._task_weights, accumulation=self.config.train.accumulation,
         frozen=self.frozen, shared=shares.shared(self._used, self.frozen))
-    return jax.jit(measure, out_shardings=meshes.replicated(self.mesh)).lower(
+    return jax.jit(meshes.over(self.mesh, measure), out_shardings=meshes.replicated(self.mesh)).lower(
         self.abstract, self._laid_out(self.batch)).compile()
 
   def _laid_out(self, batch):
