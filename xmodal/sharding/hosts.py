@@ -5,6 +5,7 @@ process that waits for a collective hears it too. A run of one process has nobod
 """
 
 import atexit
+from collections.abc import Callable
 import contextlib
 import functools
 import json
@@ -18,6 +19,7 @@ _PATIENCE = 20  # seconds in which process 0 waits for the others to hear that a
 # Keys of the service, and folders of keys with one a process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
 _PLACES, _HEARD = 'xmodal/places', 'xmodal/heard'
+_tidying: list[Callable[[], None]] = []
 
 
 def several() -> bool:
@@ -48,6 +50,18 @@ def end_all(line: str, code: int, detail: str = '') -> None:
   """
   if several():
     listener().end(line, code, detail)
+
+
+def before_exit(tidy: Callable[[], None]) -> None:
+  """Registers what exit_now is to do first, such as to let go of files that others wait for."""
+  _tidying.append(tidy)
+
+
+def exit_now(code: int) -> None:
+  """Ends this process at once, from any thread."""
+  for tidy in _tidying:
+    tidy()
+  os._exit(code)
 
 
 @functools.cache
@@ -127,7 +141,7 @@ class Listener:
       while self._me == 0 and time.monotonic() < deadline and (
           len(self._client.key_value_dir_get(_HEARD)) < self._count):
         time.sleep(0.05)
-    os._exit(code)
+    exit_now(code)
 
   def _close(self):
     self._closing.set()

@@ -20,6 +20,7 @@ import uuid
 import jax
 
 from xmodal.errors import UserError
+from xmodal.sharding import hosts
 from xmodal.train import together
 
 FILE = 'running.json'
@@ -65,11 +66,11 @@ def hold(workdir: str) -> Iterator[None]:
     with _beating(path, holder):
       yield
   finally:
-    let_go()
+    _let_go()
 
 
-def let_go() -> None:
-  """Removes the files of this process's holds; for whoever ends it by os._exit."""
+def _let_go():
+  """Removes the files of this process's holds."""
   while _mine:
     path, token = _mine.popitem()
     with contextlib.suppress(OSError):
@@ -192,6 +193,9 @@ def _wait_for_beat(workdir, path, other, touched):
     now, then = _read(path)
     if now.token != other.token or then != touched:
       raise _held(workdir, now)
+
+
+hosts.before_exit(_let_go)
 
 
 @contextlib.contextmanager

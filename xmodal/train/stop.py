@@ -45,7 +45,7 @@ def signals() -> Iterator[Stop]:
       if number[0] == signal.SIGINT and heard:
         code = 128 + signal.SIGINT
         hosts.end_all('ended by Ctrl-C', code)
-        os._exit(code)
+        hosts.exit_now(code)
       if number[0] in numbers and not heard:
         stop.ask()
         # Not by print: that may be in the middle of another.
