@@ -131,7 +131,7 @@ _BAD_LINES = [
     ({'image': 'a.jpg', 'question_id': 1.5}, 'question_id is 1.5'),
     ({'image': 'a.jpg', 'question_type': 4}, 'question_type is 4'),
     ({'image': 'a.jpg', 'caption': [3]}, 'caption has 3'),
-    ({'image': 'a.jpg', 'caption': ['a bell\7']}, r'caption has .*\\x07.*without control characters'),
+    ({'image': 'a.jpg', 'caption': ['a bell\7']}, r'caption has .*\\x07.*without control char'),
     ({'image': 'a.jpg', 'number': '3'}, "number is '3'"),
     ({'image': 'a.jpg', 'number': False}, 'number is False'),
     ({'image': 'a.jpg', 'number': 10**400}, 'wanted a finite number'),

@@ -178,13 +178,13 @@ def _read_object(record, pictures, names, seen):
   if usable is None:
     return None, None, wrong
   try:
-    size = None if area is None else fields.number(area)
+    pixels = None if area is None else fields.number(area)
   except Complaint:
-    size = -1
-  if size is not None and size < 0:
+    pixels = -1
+  if pixels is not None and pixels < 0:
     wrong.append(('area {} is not a number of pixels, that of its box is taken', area))
-    size = None
-  return image_id, Object(names[category_id], usable, crowd, size, category_id), wrong
+    pixels = None
+  return image_id, Object(names[category_id], usable, crowd, pixels, category_id), wrong
 
 
 def _read_captions(root, name, pictures, faults):
