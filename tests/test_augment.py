@@ -203,6 +203,12 @@ def test_questions_are_read_from_lines_and_from_examples(tmp_path):
                                               {'question': 'What is it?'}, {'question': 'Is it?'})))
   for name in ('q.txt', 'train.jsonl'):
     assert augment.read_questions(str(tmp_path / name)) == ['Is it?', 'What is it?']
+  for text, words in (('{"question": "\\ud83d"}', 'wanted text without half characters'),
+                      ('{"question": 5}', 'the question is 5, wanted text'),
+                      ('{"question": ' + '[' * 100_000, 'maximum recursion depth')):
+    (tmp_path / 'train.jsonl').write_text(text)
+    with pytest.raises(UserError, match=f'train.jsonl:1: .*{words}'):
+      augment.read_questions(str(tmp_path / 'train.jsonl'))
 
 
 # Training beside people's examples, and the command

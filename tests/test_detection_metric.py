@@ -173,7 +173,8 @@ def test_categories_keep_their_numbers_if_they_can():
 
 
 def test_numbers_of_another_split_are_kept_beside_new_ones():
-  unnumbered = [Example('a.jpg', objects=(Object('cat', (0, 0, 1, 1)), Object('owl', (0, 0, 1, 1))))]
+  unnumbered = [Example('a.jpg', objects=tuple(
+      Object(name, (0, 0, 1, 1)) for name in ('cat', 'owl')))]
   names = ['cat', 'dog', 'owl', 'emu']
   assert number_categories(names, unnumbered, {'cat': 17, 'dog': 90}) == {
       'cat': 17, 'dog': 90, 'owl': 91, 'emu': 92}

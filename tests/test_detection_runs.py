@@ -14,6 +14,7 @@ import pytest
 import tiny
 from xmodal import predict
 from xmodal.data.sources import open_source
+from xmodal.train.loop import Run
 
 UNSEEN = 'red circle'
 
@@ -90,24 +91,66 @@ def test_predict_says_what_is_wrong_with_a_text(run, tmp_path, capsys):
   assert 'names nothing' in capsys.readouterr().err
 
 
-def test_data_of_ones_own_with_boxes_trains(tmp_path, capsys):
-  """Two pictures in COCO's layout, one without any box, one with boxes that cannot be used."""
-  os.makedirs(tmp_path / 'train')
-  for name in 'ab':
-    Image.new('RGB', (60, 40), 'red').save(tmp_path / 'train' / f'{name}.png')
-  boxes = [[5, 5, 20, 10], [5, 5, 0, 9], [70, 5, 9, 9]]
-  (tmp_path / 'train.json').write_text(json.dumps({
-      'images': [{'id': i, 'file_name': f'{n}.png', 'width': 60, 'height': 40}
-                 for i, n in ((11, 'a'), (12, 'b'))],
-      'annotations': [{'id': i, 'image_id': 11, 'category_id': 90, 'bbox': box, 'iscrowd': 0,
-                       'area': box[2] * box[3]} for i, box in enumerate(boxes, 1)],
-      'categories': [{'id': 90, 'name': 'brick'}]}))
-  c = tiny.changed(
+def _coco(folder, split, names, annotations, pictures=(11, 12)):
+  """A split in COCO's layout; annotations: (picture, category number, box, iscrowd)."""
+  os.makedirs(folder / split)
+  for number in pictures:
+    Image.new('RGB', (60, 40), 'red').save(folder / split / f'{number}.png')
+  (folder / f'{split}.json').write_text(json.dumps({
+      'images': [{'id': i, 'file_name': f'{i}.png', 'width': 60, 'height': 40} for i in pictures],
+      'annotations': [{'id': i, 'image_id': image_id, 'category_id': category_id, 'bbox': box,
+                       'iscrowd': crowd, 'area': box[2] * box[3]}
+                      for i, (image_id, category_id, box, crowd) in enumerate(annotations, 1)],
+      'categories': [{'id': number, 'name': name} for number, name in names.items()]}))
+  return folder
+
+
+def _of_ones_own(folder):
+  return tiny.changed(
       mixer__tasks=('detection',), mixer__weights=(1.0,), data__source='coco',
-      data__root=str(tmp_path), data__eval_split='train', data__keep_aspect=True,
+      data__root=str(folder), data__eval_split='train', data__keep_aspect=True,
       train__batch_size=2, train__steps=2, train__eval_every=2, train__checkpoint_every=2)
-  scores = tiny.train(tmp_path / 'run', c)['evaluation']['detection']
+
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory):
+  """Two pictures, one without any box, one with boxes that cannot be used: workdir, scores, what
+  was printed."""
+  folder, printed = tmp_path_factory.mktemp('own'), io.StringIO()
+  _coco(folder, 'train', {90: 'brick'},
+        [(11, 90, box, 0) for box in ([5, 5, 20, 10], [5, 5, 0, 9], [70, 5, 9, 9])])
+  with contextlib.redirect_stdout(printed):
+    final = tiny.train(folder / 'run', _of_ones_own(folder))
+  return folder / 'run', final['evaluation']['detection'], printed.getvalue()
+
+
+def test_data_of_ones_own_with_boxes_trains(own):
+  workdir, scores, printed = own
   assert scores['examples'] == 2 and 'AP/brick' in scores
-  assert 'box has no area, left out' in capsys.readouterr().out
-  results = json.loads((tmp_path / 'run' / 'detection_train_results.json').read_text())
+  assert 'box has no area, left out' in printed
+  results = json.loads((workdir / 'detection_train_results.json').read_text())
   assert {(line['image_id'], line['category_id']) for line in results} == {(11, 90), (12, 90)}
+
+
+def test_another_data_set_is_scored_by_its_own_names_and_numbers(own, tmp_path, capsys):
+  """It shares no name with training; one of its names has no truth that counts."""
+  folder = _coco(tmp_path, 'val', {0: 'tile', 90: 'slate', 7: 'never there'}, [
+      (3, 0, [5, 5, 20, 10], 0), (3, 90, [0, 0, 50, 30], 1), (4, 0, [0, 0, 60, 40], 0)], (3, 4, 5))
+  c = _of_ones_own(folder)
+  c.data.eval_split = 'val'
+  run = Run(c, str(own[0]), 'eval')
+  scores = run.eval_only()['detection']
+  printed = capsys.readouterr().out
+  assert '2 names are not among the 1 trained on: slate, tile' in printed
+  assert scores['mAP'] == scores['mAP_unseen'] and 'mAP_seen' not in scores
+  assert {key for key in scores if key.startswith('AP/')} == {'AP/tile'}
+  assert 'never trained on' in run.tables({'detection': scores})
+  path = own[0] / 'detection_val_results.json'
+  assert {line['category_id'] for line in json.loads(path.read_text())} == {0, 90}
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(folder / 'val.json')  # as its owner has it
+    judge = COCOeval(truth, truth.loadRes(str(path)), 'bbox')
+    judge.evaluate(), judge.accumulate(), judge.summarize()
+  assert scores['mAP'] == pytest.approx(judge.stats[0], abs=1e-12)
+  assert scores['mAP50'] == pytest.approx(judge.stats[1], abs=1e-12)
+  assert (own[0] / 'samples' / 'detection_val_0000002.png').exists()

@@ -116,8 +116,9 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
       {'id': 3, 'image_id': 1, 'caption': 'Lost.'}, {'id': 4, 'image_id': 8, 'caption': ' '}]})
   examples = read_coco(root, 'val')
   assert [(e.captions, e.objects) for e in examples] == [((), ()), (('A cat.', 'Cat!'), ())]
-  assert list(examples.faults) == [f'{captions}: caption 3: image_id 1 is not listed, left out',
-                                   f"{captions}: caption 4: is ' ', wanted text, not empty, left out"]
+  assert list(examples.faults) == [
+      f'{captions}: caption 3: image_id 1 is not listed, left out',
+      f"{captions}: caption 4: is ' ', wanted text, not empty, left out"]
 
 
 # An annotation, what is said of it, and the box that is left of it.
@@ -215,8 +216,8 @@ def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
   [example] = examples = read_coco(root, 'val')
   assert [list(o.box) for o in example.objects] == pixels
   assert list(examples.faults) == [
-      f'{path}: annotation {n}: box {box} is in shares of the picture (0..1), wanted pixels, left out'
-      for n, box in enumerate(shares)]
+      f'{path}: annotation {n}: box {box} is in shares of the picture (0..1), wanted pixels, left '
+      'out' for n, box in enumerate(shares)]
   _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares)])
   with pytest.raises(UserError, match='none of 1 examples .*: 3 x box is in shares of the picture'):
     open_source(_config(root, 'coco'), 'val', train=True)
@@ -237,7 +238,8 @@ def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
 def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, capsys):
   """As detectron2 refuses it: the boxes were drawn on another picture."""
   images = [_image(n) for n in range(1, 6)]
-  root, _ = _coco(tmp_path, [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)], images)
+  boxes = [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)]
+  root, _ = _coco(tmp_path, boxes, images)
   turned = Image.Exif()
   turned[0x0112] = 6
   paths = [str(tmp_path / 'val2017' / f'{n}.jpg') for n in range(1, 6)]
@@ -245,8 +247,8 @@ def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, 
   Image.new('RGB', (40, 60)).save(paths[2], exif=turned)  # upright: 60 x 40, as stated
   for path in paths[3:]:  # the last has no boxes
     _picture(pathlib.Path(path), 120, 80)
-  start = [f'{paths[1]}: is 40 x 60 pixels, turned, as EXIF turns pictures, and 60 x 40 pixels in ',
-           f'{paths[3]}: is 120 x 80 pixels, and 60 x 40 pixels in the files of its boxes']
+  start = [f'{paths[1]}: is 40 x 60 pixels, turned, as EXIF turns pictures; the files of its box',
+           f'{paths[3]}: is 120 x 80 pixels; the files of its boxes state 60 x 40']
   assert check.main([root, '--source', 'coco', '--split', 'val']) == 1
   *said, last = capsys.readouterr().out.splitlines()
   found = [line for line in said if line.startswith(root)]
@@ -492,7 +494,7 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
   notes = Run(_config(root, 'coco'), str(tmp_path / 'run')).notes
   assert notes[0] == ('train: 1 of 1 pictures looked at have another size than the files of their '
                       'boxes state:')
-  assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels, and 60 x 40 pixels in the files of')
+  assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels; the files of its boxes state 60 x')
   assert notes[2] == (
       f'  all of them: python -m xmodal.data.check {root} --source coco --split train')
   assert notes[3:10] == [
@@ -531,9 +533,8 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert 'b.jpg' in lines[0] and lines[-1] == '3 faults' and len(lines) == 7
   assert lines[1] == (
-      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels, and 60 x 40 pixels in the files of its boxes, '
-      'which so may lie elsewhere: mend the files, or put back the picture that the boxes were drawn '
-      'on')
+      f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels; the files of its boxes state 60 x 40, so they '
+      'may lie elsewhere: mend the files, or put back the picture that the boxes were drawn on')
   assert lines[2] == (
       f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
       'wanted [x, y, width, height] inside 40 x 40')

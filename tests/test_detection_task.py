@@ -1,11 +1,14 @@
 """The detection task: what it makes of examples and of the head's numbers, and what it is asked."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import tiny
 from xmodal.data.example import Example, Object
+from xmodal.data.faults import Examples
 from xmodal.data.placement import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
@@ -113,6 +116,64 @@ def test_names_that_training_did_not_have_are_scored_apart(task):
   assert scores['mAP'] == pytest.approx(2 / 3) and scores['referring'] == 1
   assert 'grey wolf' in asked.table(scores) and 'never trained on' in asked.table(scores)
   assert 'mAP 66.7%' in asked.headline(scores)
+
+
+def _scored(task, examples):
+  """The scores of a task that finds exactly what is there, and what is printed of them."""
+  asked = task.asked_of(examples)
+  scores = asked.score(examples, [Prediction(tuple(
+      Found(o.name, o.box, 0.9) for o in e.objects or ())) for e in examples])
+  return scores, asked.headline(scores), asked.table(scores)
+
+
+_WOLF = Object('grey wolf', (50, 5, 20, 20))
+
+
+@pytest.mark.parametrize('objects, wanted', [
+    ((CAT, _WOLF), {'mAP': 1, 'mAP_seen': 1, 'mAP_unseen': 1}),
+    ((_WOLF,), {'mAP': 1, 'mAP_unseen': 1}),  # none of the names trained on
+    ((CAT, dataclasses.replace(_WOLF, ignore=True)), {'mAP': 1, 'mAP_seen': 1}),
+    ((dataclasses.replace(CAT, ignore=True), _WOLF), {'mAP': 1, 'mAP_unseen': 1}),
+    ((dataclasses.replace(CAT, ignore=True),), {}),  # as crowds, or too hard to judge
+    ((dataclasses.replace(_WOLF, ignore=True),), {}),
+    ((), {})])
+def test_scores_without_truth_are_missing(task, objects, wanted):
+  scores, headline, table = _scored(task, [Example(IMAGE, objects=objects)])
+  found = {key: score for key, score in scores.items() if key.startswith('mAP') and '5' not in key
+           and key.split('_')[-1] not in ('small', 'medium', 'large')}
+  assert found == pytest.approx(wanted) and scores['examples'] == 1
+  assert ('mAP 100.0%' in headline) == ('all' in table) == bool(wanted)
+  assert ('never trained on' in table) == ('mAP_unseen' in wanted)
+
+
+def test_only_names_of_another_data_set_are_asked_for_where_it_shares_none(task):
+  """Trained names would take the places of the hundred likeliest boxes that COCO counts."""
+  assert task.asked_of([Example(IMAGE, objects=(_WOLF,))]).names == ('grey wolf',)
+  assert set(task.asked_of([Example(IMAGE, objects=(_WOLF, CAT))]).names) == {
+      'cat', 'dog', 'grey wolf'}
+  nobody_looked = Examples([Example(IMAGE)], (), {'grey wolf': 4, 'elk': 2})
+  assert task.asked_of(nobody_looked).category_ids == {'grey wolf': 4, 'elk': 2}
+  assert task.asked_of([Example(IMAGE)]).names == task.names
+
+
+def test_each_split_has_its_own_numbers_in_its_files(task):
+  val = Examples([Example(IMAGE, image_id=3, objects=(
+      dataclasses.replace(CAT, category_id=0), dataclasses.replace(_WOLF, category_id=2)))],
+                 (), {'cat': 0, 'eel': 1, 'grey wolf': 2})
+  asked = task.asked_of(val)
+  found = [Prediction(tuple(Found(name, CAT.box, 0.9) for name in ('cat', 'dog', 'grey wolf')))]
+  files = asked.files(val, found)
+  assert {c['name']: c['id'] for c in files['instances']['categories']} == {
+      'cat': 0, 'grey wolf': 2}
+  # A dog is none of val's names: whoever has its truth knows no number for it.
+  assert [line['category_id'] for line in files['results']] == [0, 2]
+  assert asked.score(val, found)['mAP_seen'] == pytest.approx(1)
+
+
+def test_objects_that_are_all_to_be_ignored_are_said(task):
+  crowd = [Example(IMAGE, objects=(dataclasses.replace(DOG, ignore=True),) * 2)]
+  assert any('all 2 objects are to be ignored' in line for line in task.survey(crowd))
+  assert not any('ignored' in line for line in task.survey([Example(IMAGE, objects=(DOG,))]))
 
 
 @pytest.mark.parametrize('queries', [0, 7])

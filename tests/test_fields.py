@@ -149,8 +149,9 @@ def _amount(examples):
 
 
 @pytest.mark.parametrize('kind', _SETS)
-@pytest.mark.parametrize('text', ['{"images": ' + '1' * 5000 + '}', '[' * 100_000, '{"a": ' * 50_000,
-                                  '[{"id": "\x00"}]', '\ufeff', '[]', '{}', 'null', '3'])
+@pytest.mark.parametrize('text', [
+    '{"images": ' + '1' * 5000 + '}', '[' * 100_000, '{"a": ' * 50_000, '[{"id": "\x00"}]',
+    '\ufeff', '[]', '{}', 'null', '3'])
 def test_files_that_are_no_data_end_in_one_line(kind, text, folder):
   contents, read, split = _SETS[kind]
   for file in contents:
@@ -242,8 +243,8 @@ def test_texts_that_are_none_are_named_and_the_rest_is_read(folder, capsys):
   assert said == [
       r"categories[1]: name is 'dog\ud83d', wanted text without half characters (\ud800 to \udfff "
       'alone), left out', 'annotation 2: category_id 2 has no name, left out',
-      "caption 6: is 'A \U0001f600 \\ud83d', wanted text without half characters (\\ud800 to \\udfff "
-      'alone), left out',
+      "caption 6: is 'A \U0001f600 \\ud83d', wanted text without half characters (\\ud800 to "
+      '\\udfff alone), left out',
       r"caption 8: is 'bell\x07', wanted text without control characters, left out",
       'caption 5: has the id of an earlier one, left out']
   assert check.main([str(folder), '--source', 'coco', '--split', 'train']) == 1
@@ -251,9 +252,9 @@ def test_texts_that_are_none_are_named_and_the_rest_is_read(folder, capsys):
 
 
 def test_jsonl_ids_that_occur_twice(folder):
-  lines = [{'image': '7.jpg', 'image_id': 1, 'question': 'Who?', 'answers': ['I'], 'question_id': 4},
-           {'image': '7.jpg', 'image_id': 1, 'question': 'Why?', 'answers': ['no'],
-            'question_id': 4}]
+  same = {'image': '7.jpg', 'image_id': 1, 'question_id': 4}
+  lines = [{**same, 'question': 'Who?', 'answers': ['I']},
+           {**same, 'question': 'Why?', 'answers': ['no']}]
   path = folder / 'train.jsonl'
 
   def read(*more):

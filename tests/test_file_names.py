@@ -9,8 +9,8 @@ import pytest
 
 from xmodal.data import check
 from xmodal.data.coco import read_coco
-from xmodal.data.files import Pictures
 from xmodal.data.jsonl import read_jsonl
+from xmodal.data.pictures import Pictures
 from xmodal.data.voc import read_voc
 from xmodal.errors import UserError
 
@@ -59,8 +59,9 @@ def test_names_that_are_not_utf8_are_reported_in_one_line(tmp_path, capsys):
   (tmp_path / 'train.jsonl').write_text(json.dumps({'image': name}))
   (tmp_path / 'train.json').write_text(json.dumps(
       {'images': [{'id': 1, 'file_name': name}], 'annotations': []}))
+  said = r"names there are not UTF-8, such as 'gr\\udcf6\\udcdfe\.jpg': rename"
   for read in (read_jsonl, read_coco):
-    with pytest.raises(UserError, match=r"names there are not UTF-8, such as 'gr\\udcf6\\udcdfe\.jpg'"):
+    with pytest.raises(UserError, match=said):
       read(root, 'train')
   for source in ('jsonl', 'coco'):
     assert check.main([root, '--source', source]) > 0
@@ -101,7 +102,8 @@ def test_voc_lists_name_a_picture_a_line(tmp_path):
 
 
 def test_voc_pictures_are_of_any_kind(tmp_path):
-  pictures = ['a.tif', 'b.webp', 'c.bmp', 'd.JPeG', 'e.TIFF', 'f.1.png', f'{_DECOMPOSED}.tif', 'g.gif']
+  pictures = ['a.tif', 'b.webp', 'c.bmp', 'd.JPeG', 'e.TIFF', 'f.1.png', f'{_DECOMPOSED}.tif',
+              'g.gif']
   listed = ['a', 'b', 'c', 'd', 'e', 'f.1', _COMPOSED, 'g']
   assert _voc(tmp_path, listed, pictures) == [
       (name, picture, 1) for name, picture in zip(listed, pictures)]

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from xmodal import errors, paths, whole
+from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.jsonl import numbered_lines
 from xmodal.errors import UserError
@@ -57,8 +58,10 @@ def read_questions(path: str) -> list[str]:
       question = line.decode('utf-8')
       if path.endswith('.jsonl'):
         question = json.loads(question).get('question') or ''
-      questions[question.strip()] = None
-    except (ValueError, AttributeError) as error:
+      questions[fields.trimmed(question)] = None
+    except fields.Complaint as error:
+      raise UserError(f'--questions {path}:{number}: the question {error}') from None
+    except (ValueError, AttributeError, RecursionError) as error:
       raise UserError(f'--questions {path}:{number}: {error}; wanted a question a line in UTF-8, '
                       'or a .jsonl of examples') from error
   questions.pop('', None)

@@ -61,9 +61,9 @@ def other_size(example: Example, width: int, height: int) -> str:
   if recorded in (None, (width, height)) or not (example.objects or example.expression):
     return ''
   turned = ', turned, as EXIF turns pictures' if recorded == (height, width) else ''
-  return (f'is {width:g} x {height:g} pixels{turned}, and {recorded[0]:g} x {recorded[1]:g} '
-          'pixels in the files of its boxes, which so may lie elsewhere: mend the files, or put back '
-          'the picture that the boxes were drawn on')
+  return (f'is {width:g} x {height:g} pixels{turned}; the files of its boxes state '
+          f'{recorded[0]:g} x {recorded[1]:g}, so they may lie elsewhere: mend the files, or put '
+          'back the picture that the boxes were drawn on')
 
 
 def size_notes(source: Source, name: str, flags: str) -> list[str]:

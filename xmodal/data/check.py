@@ -2,11 +2,11 @@
 
 Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 'file:line: what, wanted what', pictures that cannot be decoded included, then a
-summary, in which pictures are named that are read in a way to know of (pixels
-without a value, 12 bits stored in 16). Of other sources, it prints all that was
-left out of a split or mended in it, and the boxes that are outside the pictures as
-they are. Exits with 0 if all is good, 1 if something is not, 2 if there is nothing
-to check.
+summary, which names pictures that are read in a way to know of (pixels without a
+value, 12 bits stored in 16). Of other sources, it prints all that was left out of a
+split or mended in it, the pictures that have another size than the files of their
+boxes state, and the boxes that are outside the pictures as they are. Exits with 0 if
+all is good, 1 if something is not, 2 if there is nothing to check.
 """
 
 import argparse

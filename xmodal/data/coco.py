@@ -9,8 +9,8 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import (
     Examples, Fault, fault, known_size, picture_size, usable_box)
 from xmodal.data.fields import Complaint, check_fields, shown
-from xmodal.data.files import (
-    MissingSplit, Pictures, check_present, existing_folder, read_json, take_records)
+from xmodal.data.files import MissingSplit, existing_folder, read_json, take_records
+from xmodal.data.pictures import Pictures, check_present
 from xmodal.errors import UserError
 
 # What a split is called in the files, if not by its own name.
@@ -178,13 +178,13 @@ def _read_object(record, pictures, names, seen):
   if usable is None:
     return None, None, wrong
   try:
-    size = None if area is None else fields.number(area)
+    pixels = None if area is None else fields.number(area)
   except Complaint:
-    size = -1
-  if size is not None and size < 0:
+    pixels = -1
+  if pixels is not None and pixels < 0:
     wrong.append(('area {} is not a number of pixels, that of its box is taken', area))
-    size = None
-  return image_id, Object(names[category_id], usable, crowd, size, category_id), wrong
+    pixels = None
+  return image_id, Object(names[category_id], usable, crowd, pixels, category_id), wrong
 
 
 def _read_captions(root, name, pictures, faults):
@@ -220,8 +220,8 @@ def _check_same_pictures(path, content, pictures):
     image_id, name = map(record.get, ('id', 'file_name')) if isinstance(record, dict) else ('', '')
     other = pictures.get(_key(image_id), (name,))[0]
     if isinstance(name, str) and _base(name) != _base(other):
-      raise UserError(f'{path}: image {shown(image_id)} is {shown(name)}, and {shown(other)} in the '
-                      'file of boxes; take both files from one release')
+      raise UserError(f'{path}: image {shown(image_id)} is {shown(name)}, and {shown(other)} in '
+                      'the file of boxes; take both files from one release')
 
 
 def _base(file_name):
@@ -238,5 +238,5 @@ def _key(value):
     return None
 
 
-_PICTURE = {'id': fields.identifier, 'file_name': fields.filled_text}
+_PICTURE = {'id': fields.identifier, 'file_name': fields.path}
 _CATEGORY = {'id': fields.identifier, 'name': fields.name}

@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Source
-from xmodal.data.fields import Complaint, check_fields, name, number, optional, shown
+from xmodal.data.fields import Complaint, shown
 from xmodal.errors import UserError
 
 # Annotation tools round: half a pixel beyond the edge is no mistake.
@@ -96,7 +97,7 @@ def usable_name(value: Any, where: str, faults: list[Fault]) -> str:
     faults.append(fault(where, 'has no name, left out'))
     return ''
   try:
-    return name(value)
+    return fields.name(value)
   except Complaint as complaint:
     faults.append(Fault(f'{where}: name {complaint}, left out', 'name is no text, left out'))
     return ''
@@ -116,7 +117,7 @@ def picture_size(record: Any, where: str, faults: list[Fault]) -> tuple[float, f
 
   null and 0 are none; what else cannot be is noted in faults.
   """
-  sizes, complaints = check_fields(record, _SIZE)
+  sizes, complaints = fields.check_fields(record, _SIZE)
   faults += [Fault(f'{where}: {line}; its size is taken as not known',
                    'size of a picture is no number of pixels, taken as not known')
              for line in complaints]
@@ -130,12 +131,12 @@ def known_size(size: tuple[float, float]) -> tuple[float, float] | None:
 
 
 def _pixels(value):
-  if (found := number(value)) < 0:
+  if (found := fields.number(value)) < 0:
     raise Complaint(f'is {shown(value)}, wanted a number of pixels')
   return found
 
 
-_SIZE = {'width': optional(_pixels), 'height': optional(_pixels)}
+_SIZE = {side: fields.optional(_pixels) for side in ('width', 'height')}
 
 
 def count_kinds(faults: Sequence[Fault]) -> str:
@@ -159,11 +160,11 @@ def fault_notes(split: str, source: Source, flags: str) -> list[str]:
           f'  all of them: python -m xmodal.data.check {flags}']
 
 
-def check_left(source: Source, split: str, flags: str) -> None:
+def check_left(source: Source, name: str, flags: str) -> None:
   """Raises UserError if no example of a source has an object or an expression."""
   if any(example.objects or example.expression for example in source):
     return
   faults = getattr(source, 'faults', ())
   why = f': {count_kinds(faults)}; all: python -m xmodal.data.check {flags}' if faults else ''
-  raise UserError(f'{split}: none of {len(source)} examples to train on has a box that can be '
+  raise UserError(f'{name}: none of {len(source)} examples to train on has a box that can be '
                   f'used{why}')

@@ -70,6 +70,13 @@ def filled_text(value: Any) -> str:
   return found
 
 
+def path(value: Any) -> str:
+  """Text that is not empty, as it is: spaces are part of a file's name."""
+  if not text(value):
+    raise Complaint(f'is {shown(value)}, wanted the path of a file')
+  return value
+
+
 def name(value: Any) -> str:
   """As filled_text, on one line: what separates its words becomes one space. Equal names share
   one object."""

@@ -26,7 +26,8 @@ from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
 from xmodal.data.fields import Complaint, shown
-from xmodal.data.files import MissingSplit, Pictures, existing_folder, unreadable
+from xmodal.data.files import MissingSplit, existing_folder, unreadable
+from xmodal.data.pictures import Pictures
 from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -150,10 +151,10 @@ class LineParser:
     return f'ignored keys {", ".join(keys)} (known: {", ".join(self._checks)})'
 
   def _image(self, value):
-    if not isinstance(value, str) or not value:
+    if value == '' or not isinstance(value, str):
       raise Complaint(f'is {shown(value)}, wanted the path of a picture')
     try:
-      path = self._pictures.find(value)
+      path = self._pictures.find(fields.text(value))
     except UserError as error:
       raise Complaint(f'{shown(value)} is out of reach: {error}') from None
     if path is None:

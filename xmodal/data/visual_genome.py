@@ -11,7 +11,8 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import (
     Fault, fault, known_size, picture_size, usable_box, usable_name)
 from xmodal.data.fields import Complaint
-from xmodal.data.files import Pictures, check_present, existing_folder, read_json, take_records
+from xmodal.data.files import existing_folder, read_json, take_records
+from xmodal.data.pictures import Pictures, check_present
 from xmodal.errors import UserError
 
 _SPLITS = ('train', 'val', 'test')

@@ -9,8 +9,8 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import (
     Examples, Fault, fault, known_size, picture_size, usable_box, usable_name)
 from xmodal.data.fields import Complaint
-from xmodal.data.files import (
-    MissingSplit, Pictures, check_present, existing_folder, unreadable)
+from xmodal.data.files import MissingSplit, existing_folder, unreadable
+from xmodal.data.pictures import Pictures, check_present
 from xmodal.errors import UserError
 
 _WANTED = 'Annotations, ImageSets/Main and JPEGImages'

@@ -6,8 +6,8 @@ import os
 from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import Complaint
-from xmodal.data.files import (
-    Pictures, check_present, check_unique, existing_folder, read_records)
+from xmodal.data.files import check_unique, existing_folder, read_records
+from xmodal.data.pictures import Pictures, check_present
 from xmodal.data.jsonl import check_asked
 from xmodal.errors import UserError
 
@@ -86,5 +86,5 @@ def _one_line(value):
 
 
 _FIELDS = {'qid': _qid, 'qid_linked_id': fields.text, 'phrase_type': fields.text,
-           'image_name': fields.filled_text, 'question': _one_line, 'answer': _one_line,
+           'image_name': fields.path, 'question': _one_line, 'answer': _one_line,
            'answer_type': fields.trimmed}

@@ -5,8 +5,8 @@ import os
 from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import shown
-from xmodal.data.files import (
-    Pictures, check_present, check_unique, existing_folder, read_records)
+from xmodal.data.files import check_unique, existing_folder, read_records
+from xmodal.data.pictures import Pictures, check_present
 from xmodal.data.jsonl import check_asked
 from xmodal.errors import UserError
 
