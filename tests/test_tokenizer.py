@@ -64,7 +64,7 @@ def rows(tokenizer, texts=TEXTS):
 
 def test_a_learned_tokenizer_loads_in_transformers_with_the_same_numbers(learned, learned_folder):
   theirs = transformers.AutoTokenizer.from_pretrained(learned_folder)
-  assert rows(learned) == theirs(TEXTS)['input_ids']
+  assert rows(learned) == theirs(TEXTS, split_special_tokens=True)['input_ids']
   assert (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id) == (
       learned.pad_id, learned.eos_id, 2) == (0, 1, 2)
   assert len(theirs) == learned.vocab_size
@@ -108,7 +108,7 @@ def test_what_is_too_long_keeps_its_end_token(learned):
 
 def test_a_t5_sentencepiece_file_gives_the_numbers_of_sentencepiece(t5_folder, sentences):
   theirs = sentencepiece.SentencePieceProcessor(model_proto=sentences)
-  texts = [t for t in TEXTS if '</s>' not in t]  # a marker to the one, plain text to the other
+  texts = [*TEXTS, '<pad>', 'a <extra_id_0> b</s>', '<unk>']
   ours = load_tokenizer(str(t5_folder))
   assert rows(ours, texts) == [theirs.encode(t) + [theirs.eos_id()] for t in texts]
   assert (ours.pad_id, ours.eos_id) == (0, 1)
@@ -121,7 +121,8 @@ def test_a_tokenizer_json_of_transformers_loads_as_it_is(t5_folder, tmp_path):
   theirs.save_pretrained(tmp_path)
   assert (tmp_path / 'tokenizer.json').exists()
   ours = load_tokenizer(str(tmp_path))
-  assert rows(ours) == theirs(TEXTS)['input_ids']
+  texts = [text for text in TEXTS if '</s>' not in text]  # a marker to the one, text to the other
+  assert rows(ours, texts) == theirs(texts)['input_ids']
   assert ours.vocab_size == len(theirs)
 
 
@@ -200,7 +201,7 @@ def test_a_tokenizer_without_pad_or_end_token_loads(kind, end, pad, files, quest
   files(theirs, source, folder)
   ours = load_tokenizer(str(folder))
   wanted = [ids if ids[-1:] == [ours.eos_id] else ids + [ours.eos_id]
-            for ids in theirs(TEXTS)['input_ids']]
+            for ids in theirs(TEXTS, split_special_tokens=True)['input_ids']]
   assert rows(ours) == wanted
   assert ours.eos_id == theirs.convert_tokens_to_ids(end)
   # A pad token that they lack gets a number that no text has.
@@ -275,3 +276,92 @@ def test_a_broken_file_beside_a_tokenizer_is_named_in_one_line(
   with pytest.raises(UserError, match=name) as error:
     load_tokenizer(str(tmp_path))
   assert '\n' not in str(error.value)
+
+
+# What other files say over tokenizer.json
+
+
+def folder_of(backend, folder, **files):
+  """A folder with tokenizer.json, and JSON files by name (dots as __)."""
+  backend.save(str(folder / 'tokenizer.json'))
+  for name, content in files.items():
+    (folder / f'{name}.json').write_text(json.dumps(content))
+  return folder
+
+
+def word_pieces(lowercase):
+  words = '[PAD] [UNK] [CLS] [SEP] [MASK] the capital is paris The red . what'.split()
+  backend = tokenizers.Tokenizer(models.WordPiece(
+      {word: i for i, word in enumerate(words)}, unk_token='[UNK]'))
+  backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  backend.post_processor = processors.BertProcessing(('[SEP]', 3), ('[CLS]', 2))
+  return backend
+
+
+_BERT = {'tokenizer_class': 'BertTokenizer', 'pad_token': '[PAD]', 'sep_token': '[SEP]',
+         'cls_token': '[CLS]', 'unk_token': '[UNK]', 'mask_token': '[MASK]'}
+_GPT2 = {'tokenizer_class': 'GPT2Tokenizer', 'eos_token': '<|endoftext|>',
+         'unk_token': '<|endoftext|>'}
+
+
+@pytest.mark.parametrize('kind, config, files', [
+    ('bert', _BERT | {'do_lower_case': True}, {}), ('bert', _BERT | {'do_lower_case': False}, {}),
+    ('bert', None, {}),  # by config.json alone
+    ('bert', _BERT | {'tokenizer_class': 'PreTrainedTokenizerFast', 'do_lower_case': True}, {}),
+    ('bert', _BERT, {'added_tokens': {'redred': 13, '[NEW]': 14}}),
+    ('bert', _BERT, {'special_tokens_map': {'additional_special_tokens': ['<red>']}}),
+    ('bert', _BERT | {'added_tokens_decoder': {'13': {
+        'content': 'paris the', 'special': False, 'lstrip': True, 'normalized': True}}}, {}),
+    ('gpt2', _GPT2 | {'add_prefix_space': True}, {}), ('gpt2', _GPT2, {}),
+    ('gpt2', {**_GPT2, 'tokenizer_class': 'PreTrainedTokenizerFast', 'add_prefix_space': True}, {}),
+    ('gpt2', {**_GPT2, 'pad_token': '<pad>', 'split_special_tokens': False}, {}),
+    ('gpt2', {**_GPT2, 'add_bos_token': True, 'bos_token': '<|endoftext|>'}, {})])
+def test_other_files_are_followed_as_autotokenizer_does(
+    kind, config, files, questions, tmp_path):
+  backend = (word_pieces(lowercase=False) if kind == 'bert'
+             else byte_level(questions, ['<|endoftext|>']))
+  if config is not None:
+    files = files | {'tokenizer_config': config}
+  folder = folder_of(backend, tmp_path, config={'model_type': kind}, **files)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = load_tokenizer(str(folder))
+  texts = ['The capital is Paris.', 'the red', 'red', 'redred <red> paris the', 'what is this?']
+  wanted = [ids if ids[-1:] == [ours.eos_id] else [*ids, ours.eos_id]
+            for ids in theirs(texts, split_special_tokens=True)['input_ids']]
+  assert rows(ours, texts) == wanted
+  ours.save(str(tmp_path / 'saved'))
+  assert rows(load_tokenizer(str(tmp_path / 'saved')), texts) == wanted
+
+
+# Special tokens in a text
+
+
+def word_level(special):
+  backend = tokenizers.Tokenizer(models.WordLevel(
+      {word: i for i, word in enumerate([*special, 'red', '<', '>'])}, special[-1]))
+  backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  return backend
+
+
+@pytest.mark.parametrize('make', ['learned', 't5', 'word_level', gpt2, bert, llama],
+                         ids=lambda make: getattr(make, '__name__', make))
+def test_special_tokens_in_a_text_are_text(
+    make, learned, t5_folder, questions, tmp_path):
+  if make == 'learned':
+    ours = learned
+  elif make == 't5':
+    ours = load_tokenizer(str(t5_folder))
+  elif make == 'word_level':
+    word_level(['<pad>', '</s>', '<unk>']).save(str(tmp_path / 'tokenizer.json'))
+    ours = load_tokenizer(str(tmp_path))
+  else:
+    make(questions, tmp_path).save_pretrained(tmp_path)
+    ours = load_tokenizer(str(tmp_path))
+  marks = ['</s>', '<pad>', '[SEP]', '[PAD]', '[CLS]', '[MASK]', '<extra_id_0>', '<|endoftext|>',
+           '<s>']
+  for mark in marks:
+    for text in (mark, f'red {mark} red', f'{mark}{mark}'):
+      row = rows(ours, [text])[0]
+      assert not {ours.pad_id, ours.eos_id} & set(row[:-1]), text
+      assert row[-1] == ours.eos_id and len(row) > len(rows(ours, [''])[0])

@@ -15,10 +15,15 @@ _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
 # What those tokens are called where no file names them: published GPT-2 and BERT folders.
 _USUAL = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
 _NAMED = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
+# What tokenizer_config.json holds where `Tokenizer.save` wrote it: tokenizer.json says the rest.
+_OUR_CLASS, _OUR_KEYS = 'PreTrainedTokenizerFast', {'tokenizer_class', *_SPECIAL}
+_HIDDEN = '\U0010ffff'  # no character, and so in no text
 
 
 class Tokenizer:
   """Encodes texts to fixed-length rows that end in an end-of-text token.
+
+  A special token that is written in a text ("</s>") is text like any other.
 
   Attributes:
     vocab_size: one more than the highest token number, special ones included.
@@ -29,16 +34,16 @@ class Tokenizer:
     """Wraps a `tokenizers` tokenizer; raises UserError if a token is unknown to it."""
     self._backend = backend
     self._eos_token = eos_token
+    self._reader = _without_specials(backend, {pad_token, eos_token})
     # Not the number of entries: a vocabulary with gaps has numbers beyond it.
-    self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    self.vocab_size = _size(backend)
     self.pad_id = self._number_of(pad_token)
     self.eos_id = self._number_of(eos_token)
 
   def _number_of(self, token: str) -> int:
     number = self._backend.token_to_id(token)
     if number is None:
-      raise UserError(f'tokenizer: token {token!r} is not in its vocabulary of {self.vocab_size} '
-                      'entries; take a tokenizer whose files name a pad and an end token')
+      raise _unknown(token, self.vocab_size)
     return number
 
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
@@ -54,7 +59,7 @@ class Tokenizer:
     return rows
 
   def _encode(self, texts):
-    encoded = self._backend.encode_batch(list(texts))
+    encoded = self._reader.encode_batch(list(texts))
     for ids in (e.ids for e in encoded):
       yield ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
 
@@ -78,6 +83,46 @@ class Tokenizer:
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', **names}
     with open(os.path.join(folder, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
       json.dump(config, f, indent=2)
+
+
+def _size(backend):
+  return 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _unknown(token, size):
+  return UserError(f'tokenizer: token {token!r} is not in its vocabulary of {size} entries; take a '
+                   'tokenizer whose files name a pad and an end token')
+
+
+def _without_specials(backend, named):
+  """The same tokenizer, to which special tokens in a text are text.
+
+  `encode_special_tokens` alone (split_special_tokens of transformers) keeps Unigram and WordLevel
+  models from nothing: their vocabulary has "</s>" too. So special tokens get names there that no
+  text has, under their own numbers, as sentencepiece keeps its control symbols out of texts.
+
+  Args:
+    backend: of `tokenizers`; unchanged.
+    named: special tokens, beside those that it marks as such.
+  """
+  state = json.loads(backend.to_str())
+  special = named | {added['content'] for added in state['added_tokens'] if added['special']}
+  hidden = {token: _HIDDEN + token for token in special}
+  for added in state['added_tokens']:
+    added['content'] = hidden.get(added['content'], added['content'])
+  model = state['model']
+  if isinstance(model['vocab'], dict):
+    model['vocab'] = {hidden.get(token, token): number for token, number in model['vocab'].items()}
+  else:  # Unigram
+    model['vocab'] = [(hidden.get(token, token), score) for token, score in model['vocab']]
+  if model.get('unk_token') is not None:
+    model['unk_token'] = hidden.get(model['unk_token'], model['unk_token'])
+  if 'merges' in model:
+    pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
+    model['merges'] = [pair for pair in pairs if special.isdisjoint((*pair, ''.join(pair)))]
+  reader = tokenizers.Tokenizer.from_str(json.dumps(state))
+  reader.encode_special_tokens = True
+  return reader
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
@@ -105,9 +150,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
 def load_tokenizer(folder: str) -> Tokenizer:
   """Loads any tokenizer from its HuggingFace files.
 
-  A `tokenizer.json` is read as it is. Other layouts (`spiece.model`,
-  `vocab.txt`, ...) go through `transformers.AutoTokenizer`. Where there is no
-  end token (BERT), the separator ends a text; a pad token that is not there
+  `transformers.AutoTokenizer` reads them: `tokenizer_config.json`, `added_tokens.json` and
+  `config.json` may say other things than `tokenizer.json`. That file is read alone where no other
+  is there, or only what `Tokenizer.save` writes. Where there is no end token
+  (BERT), the separator ends a text; a pad token that is not there
   (GPT-2, LLaMA) is added, and one more number with it.
 
   Raises:
@@ -117,8 +163,16 @@ def load_tokenizer(folder: str) -> Tokenizer:
   folder = paths.local(folder, 'tokenizer')
   if not os.path.isdir(folder):
     raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
+  stated = {file: _read_object(os.path.join(folder, file)) for file in _BESIDE
+            if os.path.exists(os.path.join(folder, file))}
   path = os.path.join(folder, 'tokenizer.json')
-  backend, names = _load_fast(folder, path) if os.path.exists(path) else _load_any(folder)
+  whole = os.path.exists(path)
+  if whole and _says_all(stated):
+    backend, names = _load_alone(path, stated)
+  else:
+    backend, names = _load_any(folder, whole)
+    if whole and (end := names['eos_token']) and not _is_known(end, _read_backend(path), stated):
+      raise _unknown(end, _size(backend))
   backend.no_padding()
   backend.no_truncation()
   eos = names['eos_token'] or names['sep_token'] or _usual(backend, 'eos_token')
@@ -138,21 +192,41 @@ def _usual(backend, key):
   return _SPECIAL[key]
 
 
-def _load_fast(folder, path):
-  """(backend, {key: token or None}) of a folder with tokenizer.json."""
+_BESIDE = ('config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
+
+
+def _says_all(stated):
+  """Whether the files beside tokenizer.json, {name: content}, add nothing to it but two names."""
+  config = stated.get('tokenizer_config.json')
+  if config is None:
+    return not stated
+  return (config.get('tokenizer_class') == _OUR_CLASS and config.keys() <= _OUR_KEYS
+          and stated.keys() <= {'tokenizer_config.json', 'config.json'})
+
+
+def _load_alone(path, stated):
+  """(backend, {key: token or None}) of a tokenizer.json."""
+  config = stated.get('tokenizer_config.json', {})
+  return _read_backend(path), {key: config.get(key) for key in _NAMED}
+
+
+def _read_backend(path):
   try:
-    backend = tokenizers.Tokenizer.from_file(path)
+    return tokenizers.Tokenizer.from_file(path)
   except Exception as error:  # the library raises bare Exceptions
     raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
-  names = dict.fromkeys(_NAMED)
-  for file in ('special_tokens_map.json', 'tokenizer_config.json'):  # the second has the last word
-    path = os.path.join(folder, file)
-    if os.path.exists(path):
-      names.update(_read_names(path))
-  return backend, names
 
 
-def _read_names(path):
+def _is_known(token, backend, stated):
+  """Whether a token has a number in the files; transformers gives one to any that is named."""
+  decoder = stated.get('tokenizer_config.json', {}).get('added_tokens_decoder') or {}
+  added = [t.get('content') if isinstance(t, dict) else t for t in decoder.values()]
+  return (backend.token_to_id(token) is not None or token in added
+          or token in stated.get('added_tokens.json', {}))
+
+
+def _read_object(path):
+  """The object in a JSON file, in which special tokens are text or have a content that is."""
   try:
     with open(path, encoding='utf-8') as f:
       config = json.load(f)
@@ -160,22 +234,20 @@ def _read_names(path):
     raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
   if not isinstance(config, dict):
     raise UserError(f'tokenizer: {path} holds no JSON object; copy it again')
-  names = {}
   for key in _NAMED:
     token = config.get(key)
     token = token.get('content') if isinstance(token, dict) else token
     if token is not None and not isinstance(token, str):
       raise UserError(f'tokenizer: {path} has {key} {token!r}; wanted text: copy it again')
-    if token:
-      names[key] = token
-  return names
+  return config
 
 
-def _load_any(folder):
-  """(backend, {key: token or None}) by way of transformers."""
-  from transformers import AutoTokenizer  # 5 s to import, and seldom needed
+def _load_any(folder, whole):
+  """(backend, {key: token or None}) as transformers reads a folder; whole: with tokenizer.json."""
+  from transformers import AutoTokenizer  # 5 s to import
   try:
-    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # Without trust in remote code it would ask on the terminal.
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
   except Exception as error:  # of every kind, the bare ones of `tokenizers` included
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f'tokenizer: {folder} holds none that can be loaded ({reason}); wanted '
@@ -183,7 +255,7 @@ def _load_any(folder):
   backend = getattr(loaded, 'backend_tokenizer', None)
   # T5Tokenizer without its vocabulary file silently becomes a stand-in of
   # little more than its 100 sentinels.
-  if backend is None or len(loaded) - len(loaded.all_special_ids) < 16:
+  if backend is None or not whole and len(loaded) - len(loaded.all_special_ids) < 16:
     raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or '
                     'spiece.model')
   return backend, {key: getattr(loaded, key) for key in _NAMED}

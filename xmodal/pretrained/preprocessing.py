@@ -1,13 +1,14 @@
-"""How a vision tower's pictures were made ready: preprocessor_config.json, or timm's
-pretrained_cfg."""
+"""How a vision tower's pictures were made ready: preprocessor_config.json, processor_config.json of
+transformers 5, or timm's pretrained_cfg."""
 
+import math
 import os
 from typing import NamedTuple
 
 from xmodal.errors import UserError
 from xmodal.pretrained.files import read_json
 
-FILE = 'preprocessor_config.json'
+FILE, _PROCESSOR_FILE = 'preprocessor_config.json', 'processor_config.json'
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -45,34 +46,102 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   Raises:
     UserError: the file states what cannot be followed.
   """
+  path, stated = _stated(folder, config)
+  for key in ('rescale_offset', 'do_flip_channel_order'):
+    if stated.get(key):
+      raise UserError(f'{path}: {key} is {stated[key]!r}, which is not known here; choose another '
+                      'checkpoint, or leave it out if its pictures were made without')
+  mean, std = (_channels(path, stated, key, preset) for key, preset in (
+      ('image_mean', default.mean), ('image_std', default.std)))
+  if not stated.get('do_normalize', True):
+    mean, std = (0.0,) * 3, (1.0,) * 3
+  if min(std) <= 0:
+    raise UserError(f'{path}: image_std is {stated.get("image_std")!r}; wanted three numbers each '
+                    'above 0, of red, green, blue')
+  # A pixel x of 0..255 becomes (x * factor - mean) / std; ours are divided by 255 before.
+  factor = 1.0 if not stated.get('do_rescale', True) else _rescale_factor(path, stated)
+  scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor
+  cropped = stated.get('crop_size') if stated.get('do_center_crop', True) else None
+  size = image_size or _size(path, cropped) or _size(path, stated.get('size')) or default.image_size
+  return Preprocessing(size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
+
+
+def _stated(folder, config):
+  """(file, what it states) of pictures: transformers lets a processor's own settings go first."""
+  path = os.path.join(folder, _PROCESSOR_FILE)
+  if os.path.exists(path) and 'image_processor' in (processor := read_json(path)):
+    stated = processor['image_processor']
+    if not isinstance(stated, dict):
+      raise UserError(f'{path}: image_processor is {stated!r}, wanted an object; copy it again')
+    return path, _with_defaults(stated)
   path = os.path.join(folder, FILE)
   if os.path.exists(path):
-    stated = read_json(path)
-  else:
-    timm = config.get('pretrained_cfg') or {}
-    stated = {'image_mean': timm.get('mean'), 'image_std': timm.get('std'),
-              'size': (timm.get('input_size') or [None, None])[-2:]}
-  mean, std = stated.get('image_mean') or default.mean, stated.get('image_std') or default.std
-  if stated.get('do_normalize') is False:
-    mean, std = (0.0,) * 3, (1.0,) * 3
-  cropped = stated.get('crop_size') if stated.get('do_center_crop', True) else None
-  size = image_size or _size(cropped)
-  size = size or _size(stated.get('size')) or default.image_size
+    return path, _with_defaults(read_json(path))
+  path, timm = os.path.join(folder, 'config.json'), config.get('pretrained_cfg') or {}
+  if not isinstance(timm, dict):
+    raise UserError(f'{path}: pretrained_cfg is {timm!r}, wanted an object; copy it again')
+  size = timm.get('input_size')
+  return path, {'image_mean': timm.get('mean'), 'image_std': timm.get('std'),
+                'size': size[-2:] if isinstance(size, list) else size}
+
+
+def _with_defaults(stated):
+  """What a file states, and what its class of transformers has for the keys that it leaves out."""
+  kind = stated.get('image_processor_type') or stated.get('feature_extractor_type')
+  if not isinstance(kind, str):
+    return stated
+  import transformers  # seconds to import
+  kind = kind.removesuffix('Fast').replace('FeatureExtractor', 'ImageProcessor')
+  # That of Pillow is there without torchvision; a class alone holds its defaults.
+  known = getattr(transformers, f'{kind}Pil', None)
+  return {key: value for key in ('image_mean', 'image_std', 'size', 'crop_size', 'do_center_crop',
+                                 'do_normalize', 'do_rescale', 'rescale_factor', 'rescale_offset',
+                                 'do_flip_channel_order')
+          if (value := getattr(known, key, None)) is not None} | stated
+
+
+def _channels(path, stated, key, preset):
+  """Three numbers, or one for all."""
+  value = stated.get(key)
+  if value is None:
+    return preset
+  values = [value] * 3 if isinstance(value, int | float) else value
   try:
-    made = Preprocessing(size, tuple(map(float, mean)), tuple(map(float, std)))
+    numbers = tuple(map(float, values))
   except (TypeError, ValueError):
-    made = None
-  if made is None or len(made.mean) != 3 or len(made.std) != 3 or min(made.std) <= 0:
-    raise UserError(f'{path}: image_mean is {mean!r} and image_std {std!r}; wanted three numbers '
-                    'each, of red, green, blue')
-  return made
+    numbers = ()
+  if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    raise UserError(f'{path}: {key} is {value!r}; wanted three numbers each, of red, green, blue')
+  return numbers
 
 
-def _size(size):
+def _rescale_factor(path, stated):
+  value = stated.get('rescale_factor')
+  if value is None:
+    return 1 / 255
+  try:
+    factor = float(value)
+  except (TypeError, ValueError):
+    factor = math.nan
+  if not 0 < factor < math.inf:
+    raise UserError(f'{path}: rescale_factor is {value!r}; wanted a number above 0, such as 1/255')
+  return factor
+
+
+def _size(path, stated):
   """(height, width) of the ways in which files of several years state it; None if they do not."""
+  size = stated
   if isinstance(size, dict):
     side = size.get('shortest_edge')
     size = [size.get('height', side), size.get('width', side)]
-  if isinstance(size, int):
+  if isinstance(size, int | float | str):
     size = [size, size]
-  return tuple(size) if size and all(size) else None
+  if not size or None in size:
+    return None
+  try:
+    sides = tuple(int(side) for side in size)
+  except (TypeError, ValueError, OverflowError):
+    sides = ()
+  if len(sides) != 2 or min(sides) < 1 or any(float(a) != b for a, b in zip(size, sides)):
+    raise UserError(f'{path}: size is {stated!r}; wanted height and width, whole numbers from 1')
+  return sides
