@@ -85,7 +85,8 @@ def test_neighbours_lie_apart_in_bfloat16_too(trained):
   """Things a hundredth of the picture apart, near its right edge."""
   (queries, words, word_mask, boxes, _), _ = scenes(np.random.default_rng(3), 64)
   boxes = 0.9 + 0.02 * boxes
-  exact, rounded = (MODEL.apply(trained, queries.astype(dtype), words.astype(dtype), word_mask, boxes,
-                                None) for dtype in (jnp.float32, jnp.bfloat16))
+  exact, rounded = (
+      MODEL.apply(trained, queries.astype(dtype), words.astype(dtype), word_mask, boxes, None)
+      for dtype in (jnp.float32, jnp.bfloat16))
   error = np.abs(rounded - exact).mean() / np.std(exact)
   assert error < 0.02

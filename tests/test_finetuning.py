@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.models import lora
 from xmodal.predict import Predictor
@@ -217,9 +218,8 @@ def test_blocks_of_convolutions_are_layers():
 @pytest.mark.parametrize('key, value', [('vision_rate', 0.0), ('text_rate', -1.0),
                                         ('layer_decay', 0.0), ('layer_decay', 1.1)])
 def test_rates_that_cannot_be_are_named(key, value):
-  c = tiny.changed(**{f'optimizer__{key}': value}).optimizer
   with pytest.raises(UserError, match=f'config.optimizer.{key}={value}'):
-    make_optimizer(c, optax.constant_schedule(0.1), {})
+    configs.check(tiny.changed(**{f'optimizer__{key}': value}))
 
 
 # Adapters, in the whole model

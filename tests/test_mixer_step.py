@@ -262,7 +262,8 @@ def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
     return flat(state.params)
 
   both = learned((Kind(('a',)), Kind(('b',))), [0, 0, 0, 0, 1, 0, 1, 1])
-  for task, turns in (('a', [0, 0, 0, 0, None, 0, None, None]), ('b', [None] * 4 + [0, None, 0, 0])):
+  for task, turns in (('a', [0, 0, 0, 0, None, 0, None, None]),
+                      ('b', [None] * 4 + [0, None, 0, 0])):
     alone = learned((Kind((task,)),), turns)
     for path in used[task]:
       np.testing.assert_allclose(both[path], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)

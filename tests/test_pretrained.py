@@ -91,11 +91,13 @@ def test_a_run_begins_with_the_weights_and_its_folder_needs_no_other(folders, tr
   assert not np.array_equal(variables['params']['final_norm']['scale'], file['layernorm.weight'])
 
 
-def test_a_run_goes_on_without_the_files(folders, trained, tmp_path):
+def test_a_run_goes_on_without_the_files(folders, trained, tmp_path, capsys):
   workdir = shutil.copytree(trained, tmp_path / 'run')
   gone = {part: tmp_path / 'gone' / part for part in folders}
   config = changed(folders, train__steps=8)
   assert tiny.train(workdir, config)['resumed_from'] == 6
+  # And says that its learning rate, which had come down, goes up again.
+  assert 'where it was 1e-05 at step 6: config.train.steps was 6 and is 8' in capsys.readouterr().out
   with pytest.raises(UserError, match='another config'):
     tiny.train(workdir, changed(gone, train__steps=8))
 

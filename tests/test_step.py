@@ -1,6 +1,7 @@
 """The training step on a model of one layer: means, accumulation, bad gradients, averages."""
 
 import functools
+import re
 
 from flax import linen as nn
 import jax
@@ -15,7 +16,7 @@ from xmodal.sharding.rules import path_name
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints, find, load_variables
 from xmodal.train.loop import Run
-from xmodal.train.optimizer import make_optimizer, make_schedule
+from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
 from xmodal.train.step import make_train_step
 import tiny
 
@@ -305,10 +306,41 @@ def test_the_schedule_warms_up_and_decays():
     make_schedule(c, 10)
 
 
-@pytest.mark.parametrize('key, value', [
-    ('learning_rate', 0.0), ('learning_rate', float('nan')), ('clip_norm', -1.0), ('eps', 0.0),
-    ('b1', 1.0), ('b2', -0.1), ('weight_decay', -1.0), ('muon_rate', 0.0)])
-def test_numbers_that_cannot_be_are_named(key, value):
-  c = tiny.changed(**{f'optimizer__{key}': value}).optimizer
-  with pytest.raises(UserError, match=f'config.optimizer.*{key}={value}'):
-    make_optimizer(c, optax.constant_schedule(0.1), {})
+@pytest.mark.parametrize('name', ['linear', 'constant', 'wsd'])
+def test_rates_are_those_of_transformers(name):
+  from transformers import optimization
+  import torch
+  a_layer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+  theirs = {
+      'linear': lambda: optimization.get_wsd_schedule(
+          a_layer, 10, 90, num_stable_steps=0, decay_type='linear', min_lr_ratio=0.1),
+      'constant': lambda: optimization.get_constant_schedule_with_warmup(a_layer, 10),
+      'wsd': lambda: optimization.get_wsd_schedule(
+          a_layer, 10, 20, num_stable_steps=70, decay_type='1-sqrt', min_lr_ratio=0.1)}[name]()
+  ours = make_schedule(tiny.changed(
+      optimizer__schedule=name, optimizer__warmup_steps=10, optimizer__end_share=0.1,
+      optimizer__learning_rate=0.5).optimizer, 100)
+  assert ours(0) == 0 and ours(5) == pytest.approx(0.25)  # theirs begins at the end's rate
+  np.testing.assert_allclose([ours(step) for step in range(10, 110)],
+                             [0.5 * theirs.lr_lambdas[0](step) for step in range(10, 110)],
+                             rtol=1e-5)
+
+
+def test_a_schedule_that_does_not_exist_is_named():
+  with pytest.raises(UserError, match="schedule='cosin': wanted one of cosine, linear"):
+    make_schedule(tiny.changed(optimizer__schedule='cosin').optimizer, 10)
+
+
+@pytest.mark.parametrize('begun, now, told', [
+    (dict(train__steps=100), dict(train__steps=200), 'at 0.000509, .* 1e-05 .*was 100 and is 200'),
+    (dict(train__steps=100), dict(train__steps=200, optimizer__schedule='constant'), '0.001, '),
+    (dict(train__steps=100), dict(train__steps=100), None),
+    (dict(train__steps=200, optimizer__schedule='constant'),
+     dict(train__steps=300, optimizer__schedule='wsd'), None),
+    (dict(train__steps=110, optimizer__schedule='wsd'),
+     dict(train__steps=300, optimizer__schedule='wsd'), '0.001, .* 0.000269 ')])
+def test_a_rate_that_jumps_when_a_run_goes_on_is_told(begun, now, told):
+  lines = list(changed_rate(tiny.changed(**now), tiny.changed(**begun), 100))
+  assert len(lines) == (told is not None)
+  if told:
+    assert re.search(told, lines[0]) and '\n' not in lines[0]

@@ -1,12 +1,12 @@
 """All that can be configured, with its defaults, and the size presets."""
 
 import json
-import math
 import os
 import re
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+import numpy as np
 
 from xmodal import whole
 from xmodal.errors import UserError
@@ -83,7 +83,7 @@ SIZES = {
 def base() -> ConfigDict:
   """Every key and its default. A file in configs/ changes what differs and no more."""
   c = ConfigDict()
-  c.seed = 0
+  c.seed = 0  # 32 bits: of parameters, order of the data, dropout
 
   c.model = ConfigDict()
   c.model.size = 'tiny'  # tiny, small, base, large, xl
@@ -147,7 +147,7 @@ def base() -> ConfigDict:
 
   c.mixer = ConfigDict()
   c.mixer.tasks = ('vqa',)
-  c.mixer.weights = (1.0,)  # one a task: what its loss counts, before the balance
+  c.mixer.weights = (1.0,)  # one a task: of its loss; of balances: see xmodal/mixer/balance.py
   # joint: every task in every step; proportional: one task a step, as large as its source is;
   # temperature: size ** (1 / temperature); round_robin; alternating: see turns.
   c.mixer.sampling = 'joint'
@@ -243,7 +243,11 @@ def base() -> ConfigDict:
   c.optimizer.name = 'adamw'  # or muon: matrices of layers move by orthogonal steps
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_steps = 100
-  c.optimizer.end_share = 0.01  # of the learning rate, left at the end
+  # After the warm-up: cosine or linear, down to train.steps; constant; wsd: constant, then down in
+  # the last decay_share of train.steps. The last two hold the rate when train.steps is raised.
+  c.optimizer.schedule = 'cosine'
+  c.optimizer.decay_share = 0.2  # of wsd
+  c.optimizer.end_share = 0.01  # of the learning rate, left at the end; not of constant
   c.optimizer.weight_decay = 0.05
   c.optimizer.clip_norm = 1.0
   c.optimizer.b1 = 0.9
@@ -280,14 +284,24 @@ def _unset(section):
 # Of pictures for a vision tower that begins from nothing, where the config names none.
 IMAGE_SIZE = 48
 
-_ABOVE_ZERO = 1e-6
-# Lowest and highest value of a key; config.train.steps=0 is caught before anything is read.
+# Of float32, which is what a step computes in: lowest above 0, highest below 1, highest.
+ABOVE_ZERO = float(np.finfo(np.float32).tiny)
+_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+HIGHEST = float(np.finfo(np.float32).max)
+_HIGHEST_INT = 2**31 - 1
+# Lowest and highest value of every key that is a number; None: of its type.
 _RANGES = {
-    'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None), 'model.lora.alpha': (0, None),
-    'model.lora.dropout_rate': (0, 0.99),
+    'seed': (0, 2**32 - 1),  # JAX would take others for one of these
+    **{f'model.{part}.{key}': (1, None)
+       for part in ('vision', 'text', 'cross', 'denoiser')
+       for key in ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')},
+    'model.vision.patch_size': (1, None), 'model.denoiser.patch_size': (1, None),
+    'model.text.head_dim': (1, None), 'model.text.num_decoder_layers': (1, None),
+    'model.dropout_rate': (0, 0.99), 'model.lora.rank': (1, None),
+    'model.lora.alpha': (ABOVE_ZERO, None), 'model.lora.dropout_rate': (0, 0.99),
     'model.text.vocab_size': (1, None), 'model.text.neighbor_bias': (0, None),
     'data.image_size': (8, None), 'data.train_examples': (1, None), 'data.eval_examples': (1, None),
-    'data.answers_share': (_ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1),
+    'data.answers_share': (ABOVE_ZERO, 1), 'data.max_bad_share': (0, 1),
     'data.memory_mb': (0, None),
     'data.augment.zoom': (0, 0.99),
     'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
@@ -298,7 +312,7 @@ _RANGES = {
     'detection.max_objects': (1, None),
     'detection.queries': (0, None), 'detection.layers': (1, None),
     'detection.glimpse': (0, None),
-    'detection.expression_length': (2, None), 'detection.expression_weight': (_ABOVE_ZERO, None),
+    'detection.expression_length': (2, None), 'detection.expression_weight': (ABOVE_ZERO, None),
     'detection.threshold': (0, 1),
     'captioning.caption_length': (2, None), 'captioning.max_captions': (1, None),
     'captioning.beams': (1, None), 'captioning.temperature': (0, None),
@@ -308,20 +322,29 @@ _RANGES = {
     'retrieval.embedding_dim': (1, None), 'retrieval.caption_length': (2, None),
     'retrieval.max_captions': (1, None),
     'generation.caption_length': (2, None), 'generation.max_captions': (1, None),
-    'generation.time_std': (_ABOVE_ZERO, None), 'generation.early_steps': (0, None),
+    'generation.time_mean': (None, None), 'generation.time_std': (ABOVE_ZERO, None),
+    'generation.early_steps': (0, None), 'generation.early_mean': (None, None),
     'generation.noises': (1, None),
     'generation.caption_drop': (0, 1), 'generation.guidance': (0, None),
     'generation.guidance_from': (0, 1), 'generation.guidance_to': (0, 1),
     'generation.steps': (1, None),
-    'mixer.temperature': (_ABOVE_ZERO, None), 'mixer.balance_rate': (0, None),
+    'mixer.temperature': (0.1, None),  # below, powers of sizes overflow
+    'mixer.balance_rate': (0, None),
     'mixer.gradnorm_alpha': (0, None), 'mixer.dwa_window': (1, None),
     'mixer.measure_every': (0, None),
-    'train.steps': (1, None), 'train.eval_batch_size': (0, None),
+    'train.steps': (1, None), 'train.batch_size': (1, None), 'train.accumulation': (1, None),
+    'train.eval_batch_size': (0, None),
     'train.log_every': (1, None), 'train.eval_every': (1, None),
     'train.checkpoint_every': (1, None), 'train.keep_checkpoints': (1, None),
     'train.samples': (0, None), 'train.ema_decay': (0, 0.999999),
-    'optimizer.learning_rate': (0, None), 'optimizer.warmup_steps': (0, None),
-    'optimizer.clip_norm': (0, None),
+    'optimizer.learning_rate': (ABOVE_ZERO, None), 'optimizer.warmup_steps': (0, None),
+    'optimizer.decay_share': (ABOVE_ZERO, 1), 'optimizer.end_share': (0, 1),
+    'optimizer.weight_decay': (0, None), 'optimizer.clip_norm': (ABOVE_ZERO, None),
+    'optimizer.b1': (0, _BELOW_ONE), 'optimizer.b2': (0, _BELOW_ONE),
+    'optimizer.eps': (ABOVE_ZERO, None), 'optimizer.muon_rate': (ABOVE_ZERO, None),
+    'optimizer.vision_rate': (ABOVE_ZERO, None), 'optimizer.text_rate': (ABOVE_ZERO, None),
+    'optimizer.layer_decay': (ABOVE_ZERO, 1),
+    'mesh.data': (-1, None), 'mesh.fsdp': (1, None), 'mesh.tensor': (1, None),
 }
 
 
@@ -331,12 +354,11 @@ def check(config: ConfigDict) -> None:
     value = config
     for part in key.split('.'):
       value = value[part]
-    if value is not None and not low <= value <= (math.inf if high is None else high):
-      if low == _ABOVE_ZERO:
-        wanted = 'above 0' if high is None else f'above 0, at most {high}'
-      else:
-        wanted = f'{low} or more' if high is None else f'{low} to {high}'
-      raise UserError(f'config.{key}={value}: wanted {wanted}')
+    if value is not None:
+      check_number(f'config.{key}', value, low, high)
+  if config.generation.guidance_from > config.generation.guidance_to:
+    raise UserError(f'config.generation.guidance_from={config.generation.guidance_from}: wanted at '
+                    f'most config.generation.guidance_to={config.generation.guidance_to}')
   if config.data.blank not in ('', 'image', 'question'):
     raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
   for key, pattern in (('model.lora.pattern', config.model.lora.pattern),
@@ -345,6 +367,26 @@ def check(config: ConfigDict) -> None:
       re.compile(pattern)
     except re.error as error:
       raise UserError(f'config.{key}={pattern!r} is no regular expression ({error})') from error
+
+
+def check_number(name: str, value: float, low: float | None, high: float | None) -> None:
+  """Raises UserError if a value is no number in low..high, or is NaN or infinite.
+
+  None: as low or high as float32, or of whole numbers int32, goes.
+  """
+  most = _HIGHEST_INT if isinstance(value, int) else HIGHEST
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  # So that NaN is outside.
+  if is_number and (-most if low is None else low) <= value <= (most if high is None else high):
+    return
+  wanted = 'above 0' if low == ABOVE_ZERO else 'a number' if low is None else f'{low} or more'
+  if high == _BELOW_ONE:
+    wanted += ', below 1'
+  elif high is not None:
+    wanted = f'above 0, at most {high}' if low == ABOVE_ZERO else f'{low} to {high}'
+  elif is_number and not value <= (low or 0):  # NaN, or too much
+    wanted += f', at most {most:.3g}'
+  raise UserError(f'{name}={value}: wanted {wanted}')
 
 
 def tower_sizes(config, tower: str) -> dict:

@@ -166,7 +166,7 @@ class Denoiser(nn.Module):
 
   @nn.compact
   def __call__(self, z, t, text, text_mask, *, deterministic=True):
-    """What is predicted of noisy pictures; computes in the dtype of the text, at the end in float32.
+    """What is predicted of noisy pictures; computes in the dtype of the text, last in float32.
 
     Args:
       z: float [B, H, W, 3], pixels in -1..1 and noise.

@@ -93,11 +93,12 @@ def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
 
 
 def task_weights(config) -> dict[str, float]:
-  """Weight of each task's loss; UserError if they are not one a task, above 0."""
+  """Weight of each task's loss; UserError if they are not one a task, above 0 and finite."""
   names, weights = task_names(config), tuple(config.mixer.weights)
   if len(names) != len(weights) or not all(
-      isinstance(weight, (int, float)) and weight > 0 for weight in weights):
-    raise UserError(f'config.mixer.weights={weights}: wanted a number above 0 for each of '
+      type(weight) in (int, float) and configs.ABOVE_ZERO <= weight <= configs.HIGHEST
+      for weight in weights):
+    raise UserError(f'config.mixer.weights={weights}: wanted a finite number above 0 for each of '
                     f'config.mixer.tasks={names}')
   return dict(zip(names, map(float, weights)))
 

@@ -26,7 +26,7 @@ from xmodal.train import build, checkpoint, evaluate, holder, shares, together, 
 from xmodal.train import state as states
 from xmodal.train.frozen import frozen_names, split
 from xmodal.train.measure import Measuring, make_measure
-from xmodal.train.optimizer import make_optimizer, make_schedule
+from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
@@ -41,7 +41,8 @@ _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'tra
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
                'regression.beams', 'generation.guidance', 'generation.guidance_from',
                'generation.guidance_to', 'generation.sampler', 'generation.steps', 'mesh.data',
-               'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every')
+               'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every', 'optimizer.schedule',
+               'optimizer.decay_share')
 
 
 class Run:
@@ -245,6 +246,9 @@ class Run:
     warnings = []
     state = checkpoints.restore(self.abstract, warnings.append)
     start = 0 if state is None else int(state.step)
+    saved = os.path.join(self.workdir, 'checkpoints', str(start), checkpoint.ASSETS, 'config.json')
+    if state is not None and os.path.exists(saved):
+      warnings += changed_rate(config, configs.load(saved), start)
     report = Report(self.workdir, steps=config.train.steps, start=start, batch_size=self._rows,
                     scored=self._scored if self._is_evaluated(start) else ())
     for line in [*warnings, *self.notes]:

@@ -1,9 +1,10 @@
-"""AdamW (arXiv:1711.05101) or Muon (arXiv:2502.16982), with warm-up and cosine decay."""
+"""AdamW (arXiv:1711.05101) or Muon (arXiv:2502.16982), and learning rates by step."""
 
 import re
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterator, Set
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -14,6 +15,7 @@ from xmodal.train.rates import rates
 
 
 NAMES = ('adamw', 'muon')
+SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
 # Of the kernels of stacked layers, [L, in, out].
 _LAYERS = re.compile(r'(^|.*[/_])layers/.*/kernel')
 # Root mean square of Muon's updates: about AdamW's (arXiv:2502.16982, section 2.2).
@@ -21,13 +23,54 @@ _MUON_SIZE = 0.2
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-  """Learning rate by step: linear from 0 over the warm-up, then a cosine to a share of its peak."""
-  if config.warmup_steps >= steps:
-    raise UserError(f'config.optimizer.warmup_steps={config.warmup_steps} leaves nothing of '
+  """Learning rate by step, of config.optimizer: linear from 0 over the warm-up, then as it says.
+
+  'cosine' and 'linear' fall to end_share of the peak at the last step; 'constant' stays; 'wsd'
+  (warm-up, stable, decay: arXiv:2404.06395) stays, and in the last decay_share of the steps falls
+  by 1 - sqrt, which arXiv:2405.18392 found best.
+
+  Raises:
+    UserError: there is no such schedule, or no step is left after the warm-up.
+  """
+  peak, warmup, end = config.learning_rate, config.warmup_steps, (
+      config.learning_rate * config.end_share)
+  if config.schedule not in SCHEDULES:
+    raise UserError(f'config.optimizer.schedule={config.schedule!r}: wanted one of '
+                    f'{", ".join(SCHEDULES)}')
+  if warmup >= steps:
+    raise UserError(f'config.optimizer.warmup_steps={warmup} leaves nothing of '
                     f'config.train.steps={steps}; lower one or raise the other')
-  return optax.warmup_cosine_decay_schedule(
-      0.0, config.learning_rate, config.warmup_steps, steps,
-      end_value=config.learning_rate * config.end_share)
+  if config.schedule == 'cosine':
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=end)
+  if config.schedule == 'constant':
+    return optax.warmup_constant_schedule(0.0, peak, warmup)
+  # Of the steps after the warm-up:
+  falling = steps - warmup
+  if config.schedule == 'linear':
+    after = optax.linear_schedule(peak, end, falling)
+  else:
+    falling = min(max(1, round(config.decay_share * steps)), falling)
+
+    def after(step):
+      share = (step - (steps - warmup - falling)) / falling
+      return peak - (peak - end) * jnp.sqrt(jnp.clip(share, 0, 1))
+
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def changed_rate(config, begun, step: int) -> Iterator[str]:
+  """A line if a run that goes on after `step` does not go on at the learning rate it had.
+
+  Args:
+    config, begun: the whole config, as it is and as it was.
+    step: steps taken.
+  """
+  before, after = (float(make_schedule(c.optimizer, c.train.steps)(step)) for c in (begun, config))
+  if step < config.train.steps and abs(after - before) > 0.01 * max(after, before):
+    yield (f'the learning rate goes on at {after:.3g}, where it was {before:.3g} at step {step}: '
+           f'config.train.steps was {begun.train.steps} and is {config.train.steps}, '
+           f'config.optimizer.schedule was {begun.optimizer.schedule!r} and is '
+           f"{config.optimizer.schedule!r}; 'constant' holds a rate, 'wsd' does up to its decay")
 
 
 def decays(params):
@@ -58,19 +101,10 @@ def make_optimizer(config, schedule: optax.Schedule, params, resting: Collection
       moments is corrected; see train.step for what rests.
 
   Raises:
-    UserError: there is no such optimiser, or a number is outside what it may be.
+    UserError: there is no such optimiser.
   """
   if config.name not in NAMES:
     raise UserError(f'config.optimizer.name={config.name!r}: wanted {" or ".join(NAMES)}')
-  for key in ('learning_rate', 'clip_norm', 'eps', 'muon_rate', 'vision_rate', 'text_rate',
-              'layer_decay'):
-    if not config[key] > 0:
-      raise UserError(f'config.optimizer.{key}={config[key]} must be above 0')
-  if config.weight_decay < 0 or not (0 <= config.b1 < 1 and 0 <= config.b2 < 1):
-    raise UserError(f'config.optimizer: weight_decay={config.weight_decay} must be 0 or more, and '
-                    f'b1={config.b1} and b2={config.b2} in [0, 1)')
-  if config.layer_decay > 1:
-    raise UserError(f'config.optimizer.layer_decay={config.layer_decay} must be 1 or less')
   make = _muon if config.name == 'muon' else _adamw
   optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm),
                           make(config, schedule, resting))
