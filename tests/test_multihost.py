@@ -8,16 +8,41 @@ import sys
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
+from xmodal.data import order
+from xmodal.data.shapes import Shapes
 import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run_hosts(workdir, *changes):
-  """Runs xmodal.main on two hosts of one device each; returns final.json."""
-  command = [sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
+# Ctrl-C comes to the second process alone, in the evaluation of the first step it makes.
+INTERRUPTED = '''
+import os, signal, sys, time
+from xmodal import main
+from xmodal.sharding import hosts
+from xmodal.train.stop import Stop
+
+reached, places = Stop.reached, []
+
+def interrupted(self):
+  places.append(1)
+  if len(places) == 2 and os.environ['SLURM_PROCID'] == '1':
+    os.kill(os.getpid(), signal.SIGINT)
+    while hosts.listener()._last is None:  # or the evaluation would have ended
+      time.sleep(0.01)
+  return reached(self)
+
+Stop.reached = interrupted
+sys.exit(main.main())
+'''
+
+
+def run_hosts(workdir, *changes, program=('-m', 'xmodal.main'), code=0):
+  """Runs xmodal.main on two hosts of one device each; returns what they printed."""
+  command = [sys.executable, *program, '--config', ROOT / 'tests' / 'tiny.py',
              '--workdir', workdir, *changes]
   # What Slurm tells each process it starts; JAX makes its port of the job's number.
   slurm = {'SLURM_JOB_ID': str(os.getpid()), 'SLURM_STEP_NODELIST': 'localhost',
@@ -27,20 +52,61 @@ def run_hosts(workdir, *changes):
           [*map(str, command), '--multihost'], cwd=ROOT, text=True, stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT, env={**os.environ, **slurm, 'SLURM_PROCID': str(host)})
       for host in range(2)]
-  outputs = [process.communicate(timeout=300)[0] for process in processes]
-  assert not any(process.returncode for process in processes), '\n'.join(outputs)[-4000:]
+  try:
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [code] * 2, '\n'.join(outputs)[-4000:]
   assert not any('starting' in out or 'going on' in out for out in outputs[1:])  # one speaks
+  return outputs
+
+
+def final(workdir):
   return json.loads((workdir / 'final.json').read_text())
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def data(tmp_path_factory):
+  """The pictures and questions of the tiny run as files; each of two hosts meets one picture in its
+  half of the first batch, or the second, that is cut off. Gives --config's values for it."""
+  folder = tmp_path_factory.mktemp('data')
+  for split, count in (('train', 64), ('val', 20)):
+    source, lines = Shapes(split, size=count, image_size=32), []
+    for i in range(count):
+      example, name = source[i], f'{split}_{i}.png'
+      Image.fromarray(example.image).save(folder / name)
+      lines.append(json.dumps({
+          'image': name, 'question': example.question, 'answers': example.answers,
+          'objects': [{'name': o.name, 'box': o.box} for o in example.objects]}) + '\n')
+    (folder / f'{split}.jsonl').write_text(''.join(lines))
+  for batch, row in ((0, 1), (1, 6)):
+    record = order.train_records(order.positions(batch, 8), 64, seed=0)[row]
+    broken = folder / f'train_{record}.png'
+    broken.write_bytes(broken.read_bytes()[:100])
+  return {'data.source': 'jsonl', 'data.root': str(folder)}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, data):
   """By number of hosts: three steps, then three more; of two hosts first with the batch split, then
-  with the layers."""
+  with the layers, and interrupted in an evaluation that one host does not make."""
   one, two = (tmp_path_factory.mktemp(f'hosts{hosts}') / 'run' for hosts in (1, 2))
-  return {1: (one, tiny.train(one, tiny.changed(train__steps=3)), tiny.train(one)),
-          2: (two, run_hosts(two, '--config.train.steps=3'),
-              run_hosts(two, '--config.mesh.tensor=2'))}
+  c = tiny.get_config()
+  c.update_from_flattened_dict(data)
+  first = c.copy_and_resolve_references()
+  first.train.steps = 3
+  found = {1: (one, tiny.train(one, first), tiny.train(one, c))}
+  changes = [f'--config.{key}={value}' for key, value in data.items()]
+  run_hosts(two, *changes, '--config.train.steps=3')
+  found[2] = two, final(two)
+  changes += ['--config.mesh.tensor=2', '--config.train.eval_every=4']
+  outputs = run_hosts(two, *changes, program=('-c', INTERRUPTED), code=75)
+  assert 'stopped after step 4: saved' in outputs[0]
+  assert evaluations(two) == [3]
+  run_hosts(two, *changes)
+  found[2] += final(two),
+  return found
 
 
 def losses(workdir):
@@ -48,11 +114,17 @@ def losses(workdir):
   return [line['loss'] for line in lines if line['split'] == 'train' and line['task'] == 'all']
 
 
+def evaluations(workdir):
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [line['step'] for line in lines if line['split'] == 'eval' and line['task'] == 'vqa']
+
+
 def test_two_hosts_train_as_one(runs):
   one, two = (losses(runs[hosts][0]) for hosts in (1, 2))
   assert len(one) == 6
   np.testing.assert_allclose(two, one, rtol=1e-4)
-  assert runs[2][2]['resumed_from'] == 3
+  assert runs[2][2]['resumed_from'] == 4
+  assert evaluations(runs[2][0]) == [3, 4, 6]
   a, b = (tiny.restored(runs[hosts][0]) for hosts in (1, 2))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
                a.params, b.params)
@@ -63,3 +135,18 @@ def test_two_hosts_count_every_example_once(runs):
     one, two = (runs[hosts][part]['evaluation']['vqa'] for hosts in (1, 2))
     assert two['examples'] == one['examples'] == tiny.get_config().data.eval_examples
     assert two['accuracy'] == one['accuracy']
+
+
+def test_all_pictures_that_cannot_be_read_are_told(runs):
+  for part in (1, 2):  # the second goes on, and met none itself
+    one, two = (runs[hosts][part]['unreadable_pictures'] for hosts in (1, 2))
+    assert len(two['train']) == 2 and two == one
+
+
+def test_too_many_on_all_hosts_end_each_with_one_line(data, tmp_path):
+  changes = [f'--config.{key}={value}' for key, value in data.items()]
+  outputs = run_hosts(tmp_path / 'run', *changes, '--config.data.max_bad_share=0.02', code=2)
+  lines = [[line for line in out.splitlines() if line.startswith('error: ')] for out in outputs]
+  assert lines[0] == lines[1] and len(lines[0]) == 1
+  assert '2 of 64 pictures cannot be read' in lines[0][0]
+  assert 'Traceback' not in ''.join(outputs)

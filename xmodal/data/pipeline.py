@@ -21,14 +21,26 @@ from xmodal.errors import UserError
 
 
 class BadPictures:
-  """Counts pictures that cannot be read, and stops a run that meets too many."""
+  """Counts pictures that cannot be read, and stops a run that meets too many.
 
-  def __init__(self, num_records: int, max_share: float):
-    """Tolerates up to max_share (0..1) of num_records distinct records."""
+  Attributes:
+    reasons: record number -> why its picture cannot be read.
+  """
+
+  def __init__(self, num_records: int, max_share: float,
+               count: Callable[[int], int] | None = None):
+    """Tolerates up to max_share (0..1) of num_records distinct records.
+
+    Args:
+      num_records, max_share: see above.
+      count: counts a record that several processes of a run may meet; returns how many they have
+        met. None: this process meets all.
+    """
     self._allowed = max_share * num_records
-    self._num_records, self._max_share = num_records, max_share
+    self._num_records, self._max_share, self._count = num_records, max_share, count
     self._lock = threading.Lock()
-    self.reasons: dict[int, str] = {}  # of each record
+    self._met: set[int] = set()
+    self.reasons: dict[int, str] = {}
 
   def told(self) -> list[str]:
     """What is wrong with each picture, once however many records share it."""
@@ -38,9 +50,11 @@ class BadPictures:
     """Notes a record; raises UserError once there are more than the share allowed."""
     with self._lock:
       self.reasons[record] = reason
-      if len(self.reasons) > self._allowed:
+      self._met.add(record)
+      met = self._count(record) if self._count else len(self._met)
+      if met > self._allowed:
         raise UserError(
-            f'{len(self.reasons)} of {self._num_records} pictures cannot be read, more than the '
+            f'{met} of {self._num_records} pictures cannot be read, more than the '
             f'{self._max_share:.1%} allowed; the last: {reason}; mend them (python -m '
             'xmodal.data.check lists all) or raise config.data.max_bad_share')
 

@@ -23,6 +23,7 @@ from xmodal.data.made import made_notes
 from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import Sampling
+from xmodal.sharding import hosts
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
 
@@ -146,7 +147,9 @@ def _open(config, names, uses):
       text = _OF_A_TASK.sub(f'config.mixer.data.{names[0]}.', text)
     raise UserError(f'data of {name}: {text}') from error
   return Feed(name, names, config, sources,
-              {use: pipeline.BadPictures(len(source), config.data.max_bad_share)
+              {use: pipeline.BadPictures(
+                  len(source), config.data.max_bad_share,
+                  hosts.Counter(f'{name}/{use}').add if hosts.several() else None)
                for use, source in sources.items()},
               {use: BadBoxes() for use in uses})
 

@@ -8,6 +8,7 @@ import atexit
 from collections.abc import Callable
 import contextlib
 import functools
+import itertools
 import json
 import os
 import sys
@@ -148,27 +149,35 @@ class Listener:
     self._thread.join()
 
 
-class Notes:
-  """What is noted of records, by all processes together."""
+class Counter:
+  """Counts records that any of several processes meets, each once."""
 
   def __init__(self, name: str):
-    """name: the same in all processes, and of no other notes."""
-    self._folder, self._counter = f'xmodal/notes/{name}', f'xmodal/counts/{name}'
-    self._own, self._number = set(), 0
+    """name: the same in all processes, and of no other counter."""
+    self._name, self._total = name, 0
 
-  def add(self, record: int, note) -> int:
-    """Notes a JSON value of a record, the first time; returns the number of records noted, as far
-    as this process knows it: whoever adds the last knows all."""
-    if record not in self._own:
-      self._own.add(record)
-      if _set_once(_state().client, f'{self._folder}/{record}', json.dumps(note)):
-        self._number = _state().client.key_value_increment(self._counter, 1)
-    return self._number
+  def add(self, record: int) -> int:
+    """Counts a record; returns how many were counted. Of several processes, the one that counts the
+    last is told the number of all."""
+    client = _state().client
+    if _set_once(client, f'xmodal/counted/{self._name}/{record}', ''):
+      self._total = client.key_value_increment(f'xmodal/counts/{self._name}', 1)
+    return self._total
 
-  def all(self) -> dict:
-    """Number of each record -> what was noted of it."""
-    return {int(key.rpartition('/')[2]): json.loads(note)
-            for key, note in _state().client.key_value_dir_get(self._folder)}
+
+def exchange(text: str) -> list[str]:
+  """The texts of several processes, of any length; all have to call it."""
+  client, number = _state().client, next(_exchanges)
+  folder = f'xmodal/exchange/{number}'
+  client.key_value_set(f'{folder}/{_state().process_id}', text)
+  while len(told := client.key_value_dir_get(folder)) < _state().num_processes:
+    time.sleep(0.02)
+  if _state().process_id == 0:  # whoever is here has read the one before
+    client.key_value_delete(f'xmodal/exchange/{number - 1}/')
+  return [text for _, text in told]
+
+
+_exchanges = itertools.count()
 
 
 def _state():

@@ -16,6 +16,7 @@ from xmodal import config as configs, paths, whole
 from xmodal.data import pipeline
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
+from xmodal.mixer import met
 from xmodal.mixer.balance import make_balance
 from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds, unread
 from xmodal.mixer.sampling import Kind, make_sampling
@@ -68,6 +69,7 @@ class Run:
     if mode != 'eval':
       meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
+    self._met = os.path.join(workdir, 'left_out.json')
     task_weights = build.task_weights(config)
     if mode == 'eval':
       begun = os.path.join(checkpoint.find(workdir), checkpoint.ASSETS)
@@ -261,7 +263,11 @@ class Run:
           build.save_assets(config, self.tokenizer, self.tasks, self.towers, folder)
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
-    how = 'starting' if state is None else f'going on from step {start}'
+    if state is None:
+      how = 'starting'
+    else:
+      how = f'going on from step {start}'
+      met.load(self.feeds, self._met)
     what = 'compiling' if start < config.train.steps else 'nothing left to train, evaluating'
     report.say(f'{how} in {self.workdir}: {_count(self.abstract.params) / 1e6:.2f}M parameters, '
                f'{self._sizes("train")} training examples, {self._sizes("eval")} to evaluate on; '
@@ -316,7 +322,7 @@ class Run:
       while running and (evaluates or saves):  # whoever goes on from here makes no such line again
         told = self._look(*running.popleft(), report, told)
       if saves:
-        checkpoints.save(state, self.assets)
+        self._save(state, checkpoints)
       if stopping:
         return state, None
       if evaluates:
@@ -332,15 +338,24 @@ class Run:
       scores = self.evaluate(state.variables, step, report, stop)
     except Exception:
       if jax.process_count() == 1:  # the others may not have failed, and would not save
-        checkpoints.save(state, self.assets)
+        self._save(state, checkpoints)
       raise
     if scores is None:
-      checkpoints.save(state, self.assets)
+      self._save(state, checkpoints)
       return None
     for name, of_task in scores.items():
       if line := self.asked[name].headline(of_task):
         report.say(f'evaluation at step {step}: {name} {line}')
     return scores
+
+  def _save(self, state, checkpoints):
+    self._note_met()  # first: who goes on from this checkpoint does not meet them again
+    checkpoints.save(state, self.assets)
+
+  def _note_met(self):
+    met.exchange(self.feeds)
+    if jax.process_index() == 0:
+      met.save(self.feeds, self._met)
 
   def _look(self, step, metrics, report, told):
     """Reports the numbers of one step; returns how many skipped steps have been told of."""
@@ -362,6 +377,7 @@ class Run:
     return told
 
   def _finish(self, state, scores, start, seconds, report):
+    self._note_met()
     path = os.path.join(self.workdir, 'final.json')
     steps = int(state.step) - start
     final = {
@@ -396,6 +412,7 @@ class Run:
     variables = checkpoint.load_variables(
         folder, self._abstract_variables, ema=self.config.train.ema_decay > 0)
     scores = self.evaluate(variables, int(os.path.basename(folder)))
+    met.exchange(self.feeds)
     if lead:
       for line in left_out(self.feeds):
         print(line, flush=True)

@@ -1,0 +1,54 @@
+"""Pictures and boxes that a run could not use, of all its processes and all its starts."""
+
+from collections.abc import Iterator, Sequence
+import json
+import os
+
+from xmodal.mixer.feed import Feed, each_split
+from xmodal.sharding import hosts
+
+
+def _tallies(feeds: Sequence[Feed]) -> Iterator[tuple[str, str, dict[str, dict]]]:
+  """(name, use, {kind: {record: what is wrong}}) of each split, to be read and to be filled."""
+  for name, feed, use in each_split(feeds):
+    yield name, use, {'pictures': feed.bad[use].reasons, 'boxes': feed.bad_boxes[use].of_record}
+
+
+def exchange(feeds: Sequence[Feed]) -> None:
+  """Gives each process what all have met; all have to call it."""
+  if hosts.several():
+    for text in hosts.exchange(_text(feeds, ('train', 'eval'))):
+      _fill(feeds, json.loads(text))
+
+
+def save(feeds: Sequence[Feed], path: str) -> None:
+  """Writes what was met in training, for `load`."""
+  text = _text(feeds, ('train',))
+  if os.path.exists(path) or text != '{}':
+    with open(f'{path}.part', 'w', encoding='utf-8') as f:
+      f.write(text)
+    os.replace(f'{path}.part', path)
+
+
+def load(feeds: Sequence[Feed], path: str) -> None:
+  """Adds what `save` wrote at an earlier start of the run. It does not count towards
+  config.data.max_bad_share: pictures may have been mended since."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      _fill(feeds, json.load(f))
+  except (OSError, ValueError, TypeError, AttributeError):
+    pass  # no such file, or cut by a crash; it is for reports only
+
+
+def _text(feeds, uses):
+  # Lists of pairs, as JSON has no numbers for keys.
+  return json.dumps({name: {kind: list(of_kind.items()) for kind, of_kind in kinds.items()}
+                     for name, use, kinds in _tallies(feeds)
+                     if use in uses and any(kinds.values())})
+
+
+def _fill(feeds, told):
+  for name, _, kinds in _tallies(feeds):
+    for kind, of_kind in kinds.items():
+      for record, what in told.get(name, {}).get(kind, ()):
+        of_kind.setdefault(record, what)
