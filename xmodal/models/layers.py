@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.layout import keep_rows
 
 ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -147,6 +148,11 @@ def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll
   """
   # A loop already keeps the compiler from merging the two computations; an unrolled one does not.
   body = rematerialized(body, remat, prevent_cse=unroll > 1)
+
+  def between_layers(layer, carry, x):
+    carry, y = body(layer, jax.tree.map(keep_rows, carry), x)
+    return jax.tree.map(keep_rows, carry), y
+
   return nn.scan(
-      body, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+      between_layers, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
       length=num_layers, unroll=unroll)(layer, carry, xs)

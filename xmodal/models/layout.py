@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh of devices, for those parts of a model that XLA would not place well.
+"""Where activations lie on a mesh of devices, where XLA would not place them well.
 
 The mesh is the one that the program is traced for (see sharding.mesh.over). Without one, as in a
 program of one device, nothing here does anything.
@@ -32,6 +32,18 @@ def split_rows(x: jax.Array) -> jax.Array:
     return x
   if missing := -len(x) % count:
     x = jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)])
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+  """Activations [B, ...] between layers, where they are: split by rows.
+
+  Where parameters are split over `fsdp`, XLA would rather gather the activations of all rows and
+  compute a part of their width with the part of the parameters that a device has.
+  """
+  axes, count = _axes()
+  if jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1 or x.shape[0] % count:
+    return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 

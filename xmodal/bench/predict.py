@@ -1,0 +1,112 @@
+"""Seconds of a first question to a loaded model, and of the questions after it.
+
+`python -m xmodal.bench.predict [--checkpoint DIR] [--image F] [--tasks T ...] [--rounds N]`
+asks each task of a model one question and then N others, with other words, names and texts. Only
+the first of a task compiles: what a text asks is data of the compiled program. Without a checkpoint
+it takes a model of the size `tiny` that has learned nothing, whose answers cost the same. JAX's
+cache of compiled programs is not used.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.bench.compare import check_positive, run_command
+from xmodal.errors import UserError
+
+# What each task is asked, in turn. Numbers of names and texts differ.
+QUESTIONS = {
+    'vqa': ('how many circles are there?', 'what is red?', 'is there a blue square?'),
+    'objects': ('',),
+    'detection': ('red circle.', 'green cross. blue square. purple triangle.', 'zebra. grey wolf'),
+    'captioning': ('',),
+    'retrieval': ('a red circle.', 'a blue square. two crosses. a cat on a mat', 'nothing. a dog'),
+    'regression': ('how many circles are there?', 'how far is the red circle?'),
+}
+
+
+def make_checkpoint(folder: str) -> str:
+  """A workdir with a model of the size `tiny` for all tasks of QUESTIONS but regression, untrained."""
+  from xmodal.train import build, checkpoint
+  from xmodal.train import state as states
+  from xmodal.train.loop import Run
+
+  c = configs.base()
+  c.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')
+  c.mixer.weights = (1.0,) * len(c.mixer.tasks)
+  c.data.train_examples, c.data.eval_examples, c.train.batch_size = 500, 8, 8
+  run = Run(c, folder)
+  build.save_assets(run.config, run.tokenizer, run.tasks, run.towers, run.assets)
+  checkpoints = checkpoint.Checkpoints(folder, 1)
+  checkpoints.save(states.create(run.init, run.abstract), run.assets)
+  checkpoints.close()
+  return folder
+
+
+def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]:
+  """Seconds of each question to each task, the first first."""
+  seconds = {}
+  for name in tasks:
+    texts = QUESTIONS[name]
+    for number in range(rounds + 1):
+      began = time.perf_counter()
+      task, examples = predictor.task(name).ask(image, texts[number % len(texts)])
+      _, predictions = predictor(examples, task)
+      task.describe(task.join(examples, predictions))
+      seconds.setdefault(name, []).append(time.perf_counter() - began)
+  return seconds
+
+
+def table(seconds: dict[str, list[float]]) -> str:
+  """First question in seconds; second one, and median and slowest of those after the first in ms."""
+  rows = [f'{"task":<12}{"first s":>10}{"second ms":>11}{"median ms":>11}{"slowest ms":>12}']
+  for name, (first, *others) in seconds.items():
+    rows.append(f'{name:<12}{first:>10.2f}{1e3 * others[0]:>11.1f}'
+                f'{1e3 * statistics.median(others):>11.1f}{1e3 * max(others):>12.1f}')
+  return '\n'.join(rows)
+
+
+def _run(options):
+  import jax
+  from PIL import Image
+
+  from xmodal.predict import Predictor
+
+  check_positive(options, 'rounds')
+  jax.config.update('jax_enable_compilation_cache', False)
+  with tempfile.TemporaryDirectory() as folder:
+    predictor = Predictor(options.checkpoint or make_checkpoint(os.path.join(folder, 'run')))
+    image = options.image
+    if image is None:
+      image = os.path.join(folder, 'image.png')
+      noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+      Image.fromarray(noise).save(image)
+    tasks = options.tasks or [name for name in predictor.tasks if name in QUESTIONS]
+    if unknown := [name for name in tasks if name not in QUESTIONS or name not in predictor.tasks]:
+      raise UserError(f'--tasks {unknown[0]}: wanted some of '
+                      f'{", ".join(name for name in predictor.tasks if name in QUESTIONS)}')
+    found = measure(predictor, image, tasks, options.rounds)
+    print(f'{jax.devices()[0].device_kind}, {predictor.config.model.size} model, one picture\n'
+          f'{table(found)}')
+
+
+def main(argv=None) -> int:
+  """Runs a command line; returns its exit code, see compare.run_command."""
+  parser = argparse.ArgumentParser(prog='python -m xmodal.bench.predict', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', metavar='DIR', help='a workdir, or one of its '
+                      'checkpoints/STEP folders')
+  parser.add_argument('--image', metavar='F', help='the picture to ask about; noise by default')
+  parser.add_argument('--tasks', nargs='+', metavar='T', help='all of the model by default')
+  parser.add_argument('--rounds', type=int, default=20, help='questions after the first')
+  return run_command(_run, parser.parse_args(argv))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
