@@ -1,6 +1,5 @@
 """What the tests share: quiet libraries, one cache of compiled programs, one finished run."""
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -10,22 +9,31 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_gpu.py and
 # test_towers.py -k cudnn.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-_cache = tempfile.mkdtemp(prefix='xmodal-test-jax-')
-atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-if os.environ['JAX_PLATFORMS'] == 'cpu':
-  # Programs that run for milliseconds need not be fast; they compile in half the time.
-  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-# Eight devices on two busy cores wait for each other for longer than XLA's 40 seconds.
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                           + ' --xla_cpu_collective_call_terminate_timeout_seconds=600')
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  # One cache for all workers: they inherit the environment of this process, which removes it.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='xmodal-test-jax-')
+  # A cache of limited size locks its files: no process reads what another has written half.
+  os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(10 * 2**30)
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+  # Eight devices on two busy cores wait for each other for longer than XLA's 40 seconds.
+  flags = [os.environ.get('XLA_FLAGS', ''),
+           '--xla_cpu_collective_call_terminate_timeout_seconds=600']
+  if os.environ['JAX_PLATFORMS'] == 'cpu':
+    # Programs that run for milliseconds need not be fast; they compile in a third of the time.
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+  os.environ['XLA_FLAGS'] = ' '.join(flags)
 # XLA runs all devices of a CPU on as many threads as it has cores, or devices if those are more.
 # A collective blocks its thread until the other devices come to it, and a device can block
 # several: with eight threads, eight devices waited for ever in 7 of 40 runs; with 64 in none.
 os.environ['NPROC'] = '64'
 
 import pytest
+
+
+def pytest_unconfigure(config):
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
