@@ -1,5 +1,6 @@
 """Scores of a model whose numbers are not finite: none may look good."""
 
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.metrics import detection, regression, retrieval
 from xmodal.tasks.objects import Objects
 from xmodal.tasks.vqa import VQA
+from xmodal.train.evaluate import write_predictions
 
 BROKEN = [math.nan, math.inf, -math.inf]
 EXAMPLES = [Example(np.zeros((60, 60, 3), np.uint8), image_id=i, objects=(
@@ -70,3 +72,17 @@ def test_objects_names_nothing():
   predictions = task.decode({'present': np.full((3, 2), math.nan, np.float32)})
   scores = task.score(EXAMPLES, predictions)
   assert scores['f1'] == scores['precision'] == scores['recall'] == 0
+
+
+@pytest.mark.parametrize('value', BROKEN)
+def test_files_of_a_broken_model_are_json(value, tmp_path):
+  """RFC 8259 has no NaN: jq, pandas and JavaScript refuse a file with one."""
+  task = VQA(train_tokenizer(['yes no'], 30), ('yes', 'no'), question_length=4, answer_length=4)
+  task.record = lambda example, prediction: {'probability': prediction, 'both': [0.5, (prediction,)]}
+  write_predictions(str(tmp_path / 'p.jsonl'), task, [7], EXAMPLES[:1], [value])
+
+  def refuse(name):
+    raise AssertionError(name)
+
+  line = json.loads((tmp_path / 'p.jsonl').read_text(), parse_constant=refuse)
+  assert line == {'record': 7, 'probability': None, 'both': [0.5, [None]]}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xmodal import plain_json
 from xmodal.data import images
 from xmodal.data.example import Example, Object
 from xmodal.data.placement import Placement, visible_objects
@@ -325,8 +326,8 @@ class Detection(Task):
     return max(1, len(self.names) // max(1, len(self._trained)))  # of names for each query
 
   def describe(self, prediction):
-    return json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
-                      ensure_ascii=False)
+    return plain_json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
+                            ensure_ascii=False)
 
   def draw(self, example, pixels, prediction):
     # Boxes are of the picture as it is stored, not as the model is shown it.

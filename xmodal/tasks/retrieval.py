@@ -269,7 +269,7 @@ class Retrieval(Task):
       return None
     return {'image_id': example.image_id, 'captions': list(_captions(example)[:self._num_captions]),
             'text_rank': prediction.text_rank, 'picture_ranks': list(prediction.picture_ranks),
-            'texts': [{'text': m.what, 'similarity': _rounded(m.similarity), 'right': m.right}
+            'texts': [{'text': m.what, 'similarity': round(m.similarity, 4), 'right': m.right}
                       for m in prediction.texts]}
 
   def describe(self, prediction):
@@ -293,11 +293,6 @@ class Retrieval(Task):
     rank = f' (a right one is number {prediction.picture_ranks[0]})'
     return card.stack([drawn, card.add_lines(
         card.draw_grid(found), [(f'pictures for: {_captions(example)[0]}{rank}', card.PLAIN)])])
-
-
-def _rounded(similarity):
-  """For JSON, which has no number that is not finite."""
-  return round(similarity, 4) if np.isfinite(similarity) else None
 
 
 def _captions(example) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Evaluation that counts every example once, on any number of devices and hosts."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from xmodal import plain_json, whole
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
@@ -125,23 +125,21 @@ def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mappin
 
 def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
   """One JSON object a line: record number, what was asked, what was answered, the truth."""
-  lines = [json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
+  lines = [plain_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
            for number, example, prediction in zip(records, examples, predictions)
            if (line := task.record(example, prediction)) is not None]
   if not lines:
     return
-  with open(f'{path}.part', 'w', encoding='utf-8') as f:
+  with whole.written(path) as f:
     f.writelines(lines)
-  os.replace(f'{path}.part', path)
 
 
 def write_files(workdir: str, name: str, split: str, task: Task, examples, predictions) -> None:
   """What the task has for other programs: WORKDIR/{name}_{split}_{kind}.json."""
   for kind, content in task.files(examples, predictions).items():
     path = os.path.join(workdir, f'{name}_{split}_{kind}.json')
-    with open(f'{path}.part', 'w', encoding='utf-8') as f:
-      json.dump(content, f)
-    os.replace(f'{path}.part', path)
+    with whole.written(path) as f:
+      f.write(plain_json.dumps(content))
 
 
 def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from xmodal import config as configs, paths, whole
+from xmodal import config as configs, paths, plain_json, whole
 from xmodal.data import pipeline
 from xmodal.data.memory import KeepDecoded
 from xmodal.errors import UserError
@@ -391,9 +391,8 @@ class Run:
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not _is_json(path)):
-      with open(f'{path}.part', 'w', encoding='utf-8') as f:
-        json.dump(final, f, indent=2)
-      os.replace(f'{path}.part', path)
+      with whole.written(path) as f:
+        f.write(plain_json.dumps(final, indent=2))
     for line in left_out(self.feeds):
       report.say(line)
     return final

@@ -4,6 +4,8 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
+from xmodal import plain_json, whole
+
 
 def read(path: str) -> tuple[list[dict], int]:
   """The lines of a metrics.jsonl that can be read.
@@ -49,12 +51,9 @@ def append(path: str, lines: Iterable[dict]) -> None:
 
 def rewrite(path: str, lines: Sequence[dict]) -> None:
   """Puts lines in the place of all that the file has, at once."""
-  with open(f'{path}.part', 'wb') as f:
+  with whole.written(path, 'wb') as f:
     f.write(_text(lines))
-    f.flush()
-    os.fsync(f.fileno())  # or a power failure could leave the new name with nothing in it
-  os.replace(f'{path}.part', path)
 
 
 def _text(lines):
-  return ''.join(json.dumps(line) + '\n' for line in lines).encode()
+  return ''.join(plain_json.dumps(line) + '\n' for line in lines).encode()

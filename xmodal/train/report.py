@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 import contextlib
-import math
 import os
 import sys
 import time
@@ -109,7 +108,7 @@ class Report:
       task, _, name = key.partition('/')
       if not name:
         task, name = 'all', key
-      by_task.setdefault(task, {})[name] = number if math.isfinite(number) else None
+      by_task.setdefault(task, {})[name] = number
     metrics.append(self._path, [{'step': step, 'split': split, 'task': task, **named}
                                 for task, named in by_task.items()])
     self._board.add(step, split, numbers)
