@@ -227,6 +227,18 @@ def test_coco_captions_of_other_pictures_stop(folder):
     read_coco(str(folder), 'train')
 
 
+def test_visual_genome_joins_each_picture_once(folder):
+  contents = copy.deepcopy(_GENOME)
+  objects = contents['objects.json']
+  objects[0]['objects'] = [{k: v for k, v in objects[0]['objects'][0].items() if k != 'object_id'}
+                           for _ in range(2)]  # without ids none is that of another
+  objects.append(copy.deepcopy(objects[0]))
+  _write(folder, contents)
+  [example] = source = read_visual_genome(str(folder), 'train+val+test')
+  assert [o.name for o in example.objects] == ['cat', 'cat']
+  assert list(source.faults) == [f'{folder}/objects.json: image_id 7 is listed twice, kept once']
+
+
 def test_texts_that_are_none_are_named_and_the_rest_is_read(folder, capsys):
   contents = copy.deepcopy(_COCO)
   of_boxes, of_captions = contents.values()
