@@ -359,6 +359,7 @@ def check(config: ConfigDict) -> None:
   if config.generation.guidance_from > config.generation.guidance_to:
     raise UserError(f'config.generation.guidance_from={config.generation.guidance_from}: wanted at '
                     f'most config.generation.guidance_to={config.generation.guidance_to}')
+  _check_towers(config)
   if config.data.blank not in ('', 'image', 'question'):
     raise UserError(f'config.data.blank={config.data.blank!r}: wanted image, question or nothing')
   for key, pattern in (('model.lora.pattern', config.model.lora.pattern),
@@ -389,6 +390,14 @@ def check_number(name: str, value: float, low: float | None, high: float | None)
   raise UserError(f'{name}={value}: wanted {wanted}')
 
 
+def _check_towers(config):
+  """Sizes of all that is not pretrained, before any data are read."""
+  for tower in _TOWERS:
+    own_sizes(config, tower)
+    if not config.model[tower].get('pretrained'):
+      tower_sizes(config, tower)
+
+
 def tower_sizes(config, tower: str) -> dict:
   """The size preset of one of _TOWERS, with the config's own values over it."""
   size = config.model.size
@@ -400,16 +409,39 @@ def tower_sizes(config, tower: str) -> dict:
                     f'{", ".join(_TOWERS[tower])}')
   preset = SIZES[size][name]
   own = own_sizes(config, tower)
+  if name in ('bert', 'gpt2'):
+    own.pop('num_decoder_layers', None)  # see decoder_sizes
   if unknown := set(own) - set(preset):
     raise UserError(f'config.model.{tower}.{min(unknown)} means nothing to {name}; leave it out')
-  return {**preset, **own}
+  sizes = {**preset, **own}
+  heads = sizes.get('num_heads', 1)
+  if 'head_dim' not in sizes and sizes.get('hidden_dim', heads) % heads:
+    raise UserError(f'config.model.{tower}: hidden_dim={sizes["hidden_dim"]} does not divide into '
+                    f'num_heads={heads} heads; change one of them')
+  if tower == 'cross' and sizes['hidden_dim'] < 2:
+    raise UserError(f'config.model.cross.hidden_dim={sizes["hidden_dim"]}: wanted 2 or more, one '
+                    'for rows and one for columns')
+  return sizes
+
+
+def decoder_sizes(config) -> dict:
+  """Sizes of the T5 decoder beside a text tower that cannot write: the preset's, but its depth."""
+  sizes = SIZES[config.model.size]['t5']
+  layers = config.model.text.num_decoder_layers
+  return sizes if layers is None else {**sizes, 'num_decoder_layers': layers}
 
 
 def own_sizes(config, tower: str) -> dict:
-  """The sizes that the config itself gives for one of _TOWERS."""
-  return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  """The sizes that the config itself gives for one of _TOWERS; UserError if one means nothing."""
+  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
+  for key, value in own.items():
+    if not 1 <= value <= _LARGEST_SIZE:
+      raise UserError(f'config.model.{tower}.{key}={value}: wanted a whole number from 1'
+                      f'{"" if value < 1 else f" to {_LARGEST_SIZE}"}')
+  return own
 
 
+_LARGEST_SIZE = 2 ** 31 - 1
 _TOWERS = {'vision': ('vit', 'resnet', 'vgg'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',),
            'denoiser': ('denoiser',)}
 _SIZE_KEYS = frozenset(

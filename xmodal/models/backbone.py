@@ -261,6 +261,12 @@ class SharedTowers:
       self._made[key] = make()
     return self._made[key]
 
+  @property
+  def layer_options(self) -> dict:
+    """dropout_rate and remat of the shared layers, for those that a head has of its own."""
+    cross_modal = self._backbone.cross_modal
+    return {'dropout_rate': cross_modal.dropout_rate, 'remat': cross_modal.remat}
+
   def image(self) -> tuple[jax.Array, jax.Array | None]:
     """The pictures as the batch has them, uint8 [B, H, W, 3], and their extent."""
     return self._image, self._extent

@@ -21,7 +21,7 @@ REMAT_POLICIES = {
     'full': None,  # Nothing but each layer's input.
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Results of linear layers.
 }
-
+REMAT = ('none', *REMAT_POLICIES)
 
 _LARGEST = 2 ** 31 - 1
 
@@ -38,7 +38,7 @@ def check_sizes(tower: str, module, *sizes: str) -> None:
     value = getattr(module, field)
     for size in value if isinstance(value, tuple) else (value,):
       if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST:
-        raise UserError(f'{tower}: {field} is {value}, wanted 1 or more')
+        raise UserError(f'{tower}: {field} is {value}, wanted whole numbers from 1, below 2^31')
   if not 0 <= module.dropout_rate < 1:
     raise UserError(f'{tower}: dropout_rate is {module.dropout_rate}, wanted 0 or more, below 1')
   for field in ('layer_norm_eps', 'layer_norm_epsilon'):
@@ -113,15 +113,9 @@ def rematerialized(body, policy: str, **kwargs):
   Raises:
     UserError: no such policy.
   """
-  check_remat(policy)
+  if policy not in REMAT:
+    raise UserError(f'remat policy {policy!r} is unknown; use one of {REMAT}')
   return body if policy == 'none' else nn.remat(body, policy=REMAT_POLICIES[policy], **kwargs)
-
-
-def check_remat(policy: str) -> None:
-  """Raises UserError if there is no such policy."""
-  if policy not in ('none', *REMAT_POLICIES):
-    raise UserError(f'remat policy {policy!r} is unknown; '
-                    f"use one of {('none', *REMAT_POLICIES)}")
 
 
 def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):

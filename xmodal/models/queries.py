@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from xmodal.models.boxes import to_center, to_corners
 from xmodal.models.cross_modal import Sublayers
 from xmodal.models.glimpse import glimpse
-from xmodal.models.layers import Mlp
+from xmodal.models.layers import Mlp, rematerialized
 
 
 def token_references(grid: tuple[int, int], cells: float = 2.0):
@@ -31,10 +31,12 @@ class LearnedQueries(Sublayers):
   Attributes beside the sizes (see CrossModal):
     num_queries: N.
     num_layers: of the decoder.
+    remat: see `layers.rematerialized`.
   """
 
   num_queries: int = 100
   num_layers: int = 1
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, tokens, mask, *, deterministic):
@@ -46,12 +48,17 @@ class LearnedQueries(Sublayers):
     mask = None if mask is None else mask[:, None, None, :]
     context = self.norm(tokens, 'token_norm')
     for i in range(1, self.num_layers + 1):
-      queries += self.attend(self.norm(queries, f'norm_self{i}'), None, None, f'self{i}',
-                             deterministic)
-      queries += self.attend(self.norm(queries, f'norm_cross{i}'), context, mask, f'cross{i}',
-                             deterministic)
-      queries += self.mlp(queries, f'mlp{i}', deterministic)
+      layer = rematerialized(LearnedQueries._layer, self.remat, static_argnums=(4, 5))
+      queries = layer(self, queries, context, mask, i, deterministic)
     return queries, jnp.concatenate([place, jnp.full_like(place, 0.2)], axis=-1)
+
+
+  def _layer(self, queries, context, mask, i, deterministic):
+    queries += self.attend(self.norm(queries, f'norm_self{i}'), None, None, f'self{i}',
+                           deterministic)
+    queries += self.attend(self.norm(queries, f'norm_cross{i}'), context, mask, f'cross{i}',
+                           deterministic)
+    return queries + self.mlp(queries, f'mlp{i}', deterministic)
 
 
 class ImageQueries(nn.Module):
@@ -60,10 +67,13 @@ class ImageQueries(nn.Module):
   Attributes:
     num_queries: learned queries; 0: one for each image token.
     num_layers: of the decoder of learned queries.
+    dropout_rate, remat: of that decoder's layers.
   """
 
   num_queries: int
   num_layers: int
+  dropout_rate: float = 0.0
+  remat: str = 'none'
 
   @nn.compact
   def __call__(self, fused, *, deterministic: bool):
@@ -72,8 +82,9 @@ class ImageQueries(nn.Module):
     width = fused.vision.shape[-1]
     if self.num_queries:
       queries, references = LearnedQueries(
-          width, 2 * width, max(width // 16, 1), 0.0, 'xla', fused.vision.dtype,
-          num_queries=self.num_queries, num_layers=self.num_layers, name='decoder')(
+          width, 2 * width, max(width // 16, 1), self.dropout_rate, 'xla', fused.vision.dtype,
+          num_queries=self.num_queries, num_layers=self.num_layers, remat=self.remat,
+          name='decoder')(
               fused.vision, fused.vision_mask, deterministic=deterministic)
       mask = None
     else:

@@ -381,8 +381,9 @@ class DetectionHead(nn.Module):
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns {'names': Queries, 'expression': Queries with K = 1}, the latter if there are any."""
     nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
-    queries, references, mask = ImageQueries(self.num_queries, self.num_layers, name='queries')(
-        towers.fused(nothing), deterministic=deterministic)
+    queries, references, mask = ImageQueries(
+        self.num_queries, self.num_layers, **towers.layer_options, name='queries')(
+            towers.fused(nothing), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
     found = {'boxes': boxes, 'mask': mask, 'proposals': proposals, 'places': references[:, :2]}

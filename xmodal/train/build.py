@@ -13,6 +13,7 @@ from xmodal.errors import UserError
 from xmodal.models.attention import usable
 from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.layers import REMAT
 from xmodal.models.lora import Lora
 from xmodal.tasks import task_class
 from xmodal.tasks.task import Task
@@ -28,16 +29,6 @@ def settle(config, towers: Mapping[str, Tower]):
     config.data.image_size = (max(towers['vision'].preprocessing.image_size)
                               if 'vision' in towers else configs.IMAGE_SIZE)
   return config
-
-
-def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
-  """Lines on the sizes in the config that mean nothing, because a checkpoint has its own."""
-  lines = []
-  for part, tower in towers.items():
-    if keys := configs.own_sizes(config, part):
-      lines.append(f'config.model.{part}: {", ".join(sorted(keys))} not used: the sizes are those '
-                   f'of the pretrained {tower.family}')
-  return lines
 
 
 def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
@@ -133,6 +124,8 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   if model.attention == 'cudnn' and model.dropout_rate:
     raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
                     f'{model.dropout_rate}; set it to 0 or take config.model.attention=xla')
+  if model.remat not in REMAT:
+    raise UserError(f'config.model.remat={model.remat!r}: wanted one of {", ".join(REMAT)}')
   shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=usable(model.attention),
                 dropout_rate=model.dropout_rate)
   pictures = {}

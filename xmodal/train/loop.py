@@ -32,6 +32,7 @@ from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
 from xmodal.train.stop import Stop, signals
+from xmodal.train.towers import overruled
 
 _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
@@ -123,7 +124,7 @@ class Run:
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
     self._recent = {}  # the last numbers of each kind that no line has told yet
     self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
-    self.notes += [*build.overruled(config, self.towers), *self.loader.report()]
+    self.notes += [*overruled(config, self.towers), *self.loader.report()]
     self._task_weights = task_weights
     self.notes += [*shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]

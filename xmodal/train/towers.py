@@ -1,7 +1,10 @@
 """The towers of a model: pretrained ones, or those that the config names.
 
-`shared` holds the fields that all towers have: dtype, remat, attention, dropout_rate.
+`shared` holds the fields that all towers have: dtype, remat, attention, dropout_rate. Convolutional
+ones have no attention. A pretrained tower gets them too: its checkpoint's dropout rate is not used.
 """
+
+from collections.abc import Mapping
 
 from flax import linen as nn
 
@@ -15,6 +18,8 @@ from xmodal.models.vgg import VGG
 from xmodal.models.vit import ViT
 from xmodal.train.weights import Tower
 
+KINDS = {'vit': ViT, 'resnet': ResNet, 'vgg': VGG, 't5': T5, 'bert': Bert, 'gpt2': Gpt2}
+
 
 def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Module:
   """The pretrained one, or a ViT, ResNet or VGG as config.model.vision says."""
@@ -23,31 +28,54 @@ def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Mo
     return pretrained.clone(image_size=image_size, **shared)
   sizes = configs.tower_sizes(config, 'vision')
   if config.model.vision.name in ('resnet', 'vgg'):
-    kind = {'resnet': ResNet, 'vgg': VGG}[config.model.vision.name]
-    return kind(**sizes, dtype=shared['dtype'])
+    return KINDS[config.model.vision.name](**sizes, **{key: shared[key] for key in ('dtype', 'remat', 'dropout_rate')})
   return ViT(image_size=image_size, use_cls_token=False, **stack(sizes, shared))
 
 
 def text_tower(config, vocab_size: int, shared: dict, pretrained: Tower | None = None) -> nn.Module:
   """The pretrained one, or a T5, BERT or GPT-2 as config.model.text says."""
+  neighbor_bias = config.model.text.neighbor_bias
   if pretrained is not None:
+    if neighbor_bias is not None:
+      raise UserError(f'config.model.text.neighbor_bias={neighbor_bias} means nothing to a pretrained '
+                      'text tower, which has learned its own; leave it out')
     # A tokenizer may know a token more: a pad token that the checkpoint was trained without.
     return pretrained.clone(vocab_size=max(vocab_size, pretrained.module.vocab_size), **shared)
   fields = stack(configs.tower_sizes(config, 'text'), shared)
-  neighbor_bias = config.model.text.neighbor_bias
   if config.model.text.name == 't5':
     return _t5(vocab_size, {**fields, 'neighbor_bias': neighbor_bias})
   if neighbor_bias is not None:
     raise UserError(f'config.model.text.neighbor_bias={neighbor_bias} means nothing to '
                     f'{config.model.text.name}; leave it out')
-  return {'bert': Bert, 'gpt2': Gpt2}[config.model.text.name](vocab_size=vocab_size, **fields)
+  return KINDS[config.model.text.name](vocab_size=vocab_size, **fields)
 
 
 def decoder_tower(config, text: nn.Module, vocab_size: int, shared: dict) -> T5 | None:
-  """A T5 of the size's preset to write answers, or None if the text tower can."""
+  """A T5 of the size's preset, with config.model.text.num_decoder_layers, to write answers; None if
+  the text tower can."""
   if isinstance(text, T5) and text.num_decoder_layers:
     return None
-  return _t5(vocab_size, stack(configs.SIZES[config.model.size]['t5'], shared))
+  return _t5(vocab_size, stack(configs.decoder_sizes(config), shared))
+
+
+def overruled(config, towers: Mapping[str, Tower]) -> list[str]:
+  """Lines on what the config or a checkpoint says of pretrained towers and the other overrules."""
+  lines = []
+  for part, tower in towers.items():
+    keys, where = set(configs.own_sizes(config, part)), f'config.model.{part}'
+    if not getattr(tower.module, 'num_decoder_layers', 0):
+      keys.discard('num_decoder_layers')  # of the decoder beside it
+    if keys:
+      lines.append(f'{where}: {", ".join(sorted(keys))} not used: the sizes are those of the '
+                   f'pretrained {tower.family}')
+    name = config.model[part].name
+    if name != configs.base().model[part].name and not isinstance(tower.module, KINDS[name]):
+      lines.append(f'{where}.name={name} not used: the tower is the pretrained {tower.family}')
+    rate = getattr(tower.module, 'dropout_rate', 0.0)
+    if rate and rate != config.model.dropout_rate:
+      lines.append(f'{part} tower: dropout_rate is the {config.model.dropout_rate} of '
+                   f'config.model.dropout_rate, not the {rate} of its checkpoint')
+  return lines
 
 
 def stack(sizes: dict, shared: dict) -> dict:
