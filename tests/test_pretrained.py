@@ -97,7 +97,8 @@ def test_a_run_goes_on_without_the_files(folders, trained, tmp_path, capsys):
   config = changed(folders, train__steps=8)
   assert tiny.train(workdir, config)['resumed_from'] == 6
   # And says that its learning rate, which had come down, goes up again.
-  assert 'where it was 1e-05 at step 6: config.train.steps was 6 and is 8' in capsys.readouterr().out
+  told = capsys.readouterr().out
+  assert 'where it was 1e-05 at step 6: config.train.steps was 6 and is 8' in told
   with pytest.raises(UserError, match='another config'):
     tiny.train(workdir, changed(gone, train__steps=8))
 
