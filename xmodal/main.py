@@ -25,7 +25,7 @@ _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost
 
 def main() -> int:
   """Runs a command line; returns 0, 2 for a mistake of the user's, or 130 after Ctrl-C."""
-  errors.open_streams()
+  errors.settle_in()
   workdir = ''
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):
