@@ -157,7 +157,7 @@ def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path)
   """The next file that is opened would have the number of stderr."""
   script = tmp_path / 'program.py'
   script.write_text('\n'.join((
-      'import os, sys', 'from xmodal import errors', 'errors.open_streams()',
+      'import os, sys', 'from xmodal import errors', 'errors.settle_in()',
       'with open(sys.argv[1], "w") as f:', '  os.write(2, b"of a library")',
       '  print("told", file=sys.stderr)', '  f.write("data")')))
   done = subprocess.run(f'{sys.executable} {script} {tmp_path / "file"} 2>&- >&-', shell=True,
@@ -169,7 +169,8 @@ def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path)
 def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, monkeypatch, home):
   monkeypatch.chdir(tmp_path)
   for name in ('XDG_CACHE_HOME', 'HOME'):
-    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(name, '')  # to be put back, whatever becomes of it
+    monkeypatch.delenv(name)
   if home is not None:
     monkeypatch.setenv('HOME', home)
   # As of a user that is not in the list of users.
@@ -183,5 +184,26 @@ def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, m
       for action in (lambda: find_folder('user/name'), lambda: paths.local('~/a', '--workdir')):
         with pytest.raises(UserError, match='no home folder'):
           action()
+    errors.settle_in()  # and libraries, such as Keras, find none to make
+    assert os.path.isabs(os.path.expanduser('~')) and os.listdir(tmp_path) == []
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_a_program_that_was_cut_in_the_cache_is_compiled_and_kept_again(tmp_path):
+  script = '\n'.join((
+      'import pathlib, sys', 'import jax',
+      'from xmodal.train.cache import enable_compilation_cache', 'enable_compilation_cache()',
+      'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)',
+      'double = jax.jit(lambda x: x + x)', 'assert double(2) == 4',
+      'entry, = pathlib.Path(sys.argv[1]).glob("*lambda*-cache")', 'kept = entry.read_bytes()',
+      'entry.write_bytes(kept[:-20])',
+      'jax.clear_caches()', 'assert double(3) == 6',
+      'assert entry.stat().st_size > len(kept) - 20',
+      'jax.clear_caches()', 'assert double(4) == 8'))  # and nothing is said again
+  done = subprocess.run(
+      [sys.executable, '-c', script, tmp_path], capture_output=True, text=True, cwd=ROOT,
+      env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path), 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  line, = done.stderr.splitlines()
+  assert str(tmp_path) in line and 'was cut and is compiled again' in line

@@ -32,7 +32,7 @@ def command(run: Callable[[], int | None], where: str) -> int:
   Returns:
     The exit code: that of run, 2 for a person's mistake, 130 after Ctrl-C.
   """
-  open_streams()
+  settle_in()
   try:
     return run() or 0
   except KeyboardInterrupt:
@@ -108,11 +108,16 @@ def mendable(error: OSError) -> str:
   return error.strerror or '' if error.errno in _MENDABLE else ''
 
 
-def open_streams() -> None:
-  """Stands /dev/null in for a standard stream that was closed (`2>&-`).
+def settle_in() -> None:
+  """Mends the surroundings of a program that starts: closed streams (`2>&-`), no home folder."""
+  _open_streams()
+  if not os.path.isabs(os.path.expanduser('~')):
+    os.environ['HOME'] = os.devnull  # libraries would make a folder named ~
 
-  The next file that is opened would take its number, and get what libraries print.
-  """
+
+def _open_streams():
+  # The next file that is opened would take the number of a closed stream, and get what libraries
+  # print there.
   for number, name in enumerate(('stdin', 'stdout', 'stderr')):
     try:
       os.fstat(number)

@@ -42,7 +42,7 @@ def main() -> int:
 
   Of several processes, what ends one ends all, with the same line and code.
   """
-  errors.open_streams()
+  errors.settle_in()
   workdir = ''
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):

@@ -23,10 +23,16 @@ def local(path: str, name: str) -> str:
                     'machine: copy the files here, or mount them')
   if '\0' in path or not _is_utf8(path):
     raise UserError(f'{name} {path!a}: no name in UTF-8; rename it, or give another')
-  full = os.path.expanduser(path)
-  if full.startswith('~') and (full == '~' or full.startswith('~/')):
+  if (path == '~' or path.startswith('~/')) and not home():
     raise UserError(f'{name} {path}: this user has no home folder; give the whole path')
-  return os.path.abspath(full)
+  return os.path.abspath(os.path.expanduser(path))
+
+
+def home() -> str:
+  """The user's home folder; '' for one without."""
+  # Without HOME and an entry in the list of users `~` stays as it is.
+  folder = os.path.expanduser('~')
+  return folder if os.path.isabs(folder) and folder != os.devnull else ''
 
 
 def _is_utf8(text):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import config as configs, errors, paths
+from xmodal import config as configs, errors, paths, whole
 from xmodal.data import images
 from xmodal.data.example import Example
 from xmodal.data.pipeline import BatchMaker
@@ -190,8 +190,10 @@ def _answer(args):
   prediction = task.join(examples, predictions)
   print(task.describe(prediction))
   if args.output:
+    kind = Image.registered_extensions()[os.path.splitext(args.output)[1].lower()]
     try:
-      task.draw(examples[0], pictures[0], prediction).save(args.output)
+      with whole.written(args.output, 'wb') as f:
+        task.draw(examples[0], pictures[0], prediction).save(f, kind)
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written: {error}') from error
 

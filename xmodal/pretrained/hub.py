@@ -29,7 +29,7 @@ def find_folder(name: str) -> str:
   if name.startswith(('.', '/', '~')) or name.count('/') > 1:
     raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, '
                     'or the name of a checkpoint on the HuggingFace hub')
-  if not os.path.isabs(os.path.expanduser('~')) and not _CACHES & os.environ.keys():
+  if not paths.home() and not _CACHES & os.environ.keys():
     raise UserError(f'{name}: no such folder, and this user has no home folder for what the '
                     'HuggingFace hub sends; set HF_HOME to a folder, or give that of a copy')
   from huggingface_hub import snapshot_download

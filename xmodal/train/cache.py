@@ -1,8 +1,18 @@
 """JAX's persistent compilation cache, on unless the user has set it otherwise."""
 
+import glob
 import os
+import re
+import sys
+import warnings
 
 import jax
+
+from xmodal import paths
+
+# JAX writes an entry in place: a kill leaves part of one. It warns of that at every start, compiles
+# anew, and never puts a whole one there.
+_CUT = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
 def enable_compilation_cache() -> None:
@@ -13,11 +23,32 @@ def enable_compilation_cache() -> None:
   """
   if jax.config.jax_compilation_cache_dir is None and (folder := _folder()):
     jax.config.update('jax_compilation_cache_dir', folder)
+  if warnings.showwarning.__module__ != __name__:
+    warnings.showwarning = _without_cut_entries(warnings.showwarning)
+
+
+def _without_cut_entries(show):
+  """Removes what cannot be read, in one line; other warnings are shown as before."""
+  def showwarning(message, *args, **kwargs):
+    found = _CUT.match(str(message))
+    folder = jax.config.jax_compilation_cache_dir
+    if not found or not folder or not os.path.isdir(folder):
+      show(message, *args, **kwargs)
+      return
+    # JAX tells the name of the program, which others of other shapes have too: they are compiled
+    # once more.
+    for path in glob.glob(f'{glob.escape(os.path.join(folder, found[1]))}-*-cache'):
+      try:
+        os.remove(path)
+      except OSError:
+        continue
+    print(f'note: {folder}: {found[1]} was cut and is compiled again', file=sys.stderr)
+  return showwarning
 
 
 def _folder():
-  for base in (os.environ.get('XDG_CACHE_HOME', ''), os.path.join(os.path.expanduser('~'), '.cache')):
-    # Without HOME and an entry in the list of users `~` stays as it is.
+  home = paths.home()
+  for base in (os.environ.get('XDG_CACHE_HOME', ''), home and os.path.join(home, '.cache')):
     if os.path.isabs(base):
       folder = os.path.join(base, 'xmodal', 'jax')
       try:
