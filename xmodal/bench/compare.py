@@ -11,17 +11,17 @@ import time
 from xmodal.errors import UserError
 
 
-def run_command(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-  """Runs a benchmark; its exit code: 0, 2 for a mistake of the user's, told in one line, or 130
-  after Ctrl-C."""
+def run_command(run: Callable[[argparse.Namespace], int | None],
+                options: argparse.Namespace) -> int:
+  """Runs a benchmark; its exit code: what it returns (None: 0), 2 for a mistake of the user's, told
+  in one line, or 130 after Ctrl-C."""
   try:
-    run(options)
+    return run(options) or 0
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     return 130
-  return 0
 
 
 def check_positive(options: argparse.Namespace, *names: str) -> None:
