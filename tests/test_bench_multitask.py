@@ -181,7 +181,7 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
   whole = Run.train
   monkeypatch.setattr(Run, 'train', lambda run: {} if len(run.tasks) == 2 else 1 / 0)
   code, out, _ = bench(*command)
-  assert code == 0 and 'stopped after 2 of 3 runs, told of in ' in out
+  assert code == 75 and 'stopped after 2 of 3 runs, told of in ' in out
   assert out.rstrip().endswith('; the same command goes on')
   rows = table((tmp_path / 'table.md').read_text(), HEAD)
   assert [row[0] for row in rows] == ['vqa alone', 'objects alone']

@@ -22,7 +22,7 @@ from xmodal.data import order
 from xmodal.data.example import Example
 from xmodal.data.shapes import Shapes
 from xmodal.errors import UserError
-from xmodal.train import build
+from xmodal.train import build, metrics
 from xmodal.train.optimizer import make_schedule
 from xmodal.train.report import Report
 import tiny
@@ -80,6 +80,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished
   monkeypatch.setattr(Report, 'advance', advance)
   code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
   assert code == 0 and 'going on from step 4' in out
+  lines, _ = metrics.read(str(tmp_path / 'run' / 'metrics.jsonl'))
+  assert [line['step'] for line in lines if line['task'] == 'all'] == [1, 2, 3, 4, 5, 6]
   jax.tree.map(np.testing.assert_array_equal, tiny.restored(tmp_path / 'run'),
                tiny.restored(finished))
 

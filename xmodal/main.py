@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from xmodal import errors, heap, paths
 from xmodal.errors import UserError
 from xmodal.sharding import hosts
+from xmodal.train import stop
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
@@ -32,9 +33,6 @@ _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
-
-
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main() -> int:
@@ -122,7 +120,7 @@ def _run(config, workdir, mode):
   elif final := run.train():
     scores = final['evaluation']
   else:
-    return STOPPED
+    return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
     print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')

@@ -12,9 +12,9 @@ from xmodal import errors
 from xmodal.errors import UserError
 
 
-def run_command(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-  """Runs a benchmark; its exit code: 0, 2 for a mistake of the user's, told in one line, or 130
-  after Ctrl-C."""
+def run_command(run: Callable[[argparse.Namespace], int | None],
+                options: argparse.Namespace) -> int:
+  """Runs a benchmark; its exit code: see errors.command."""
   return errors.command(lambda: run(options), '')
 
 

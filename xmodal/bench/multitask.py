@@ -38,7 +38,7 @@ from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import SAMPLINGS
 from xmodal.tasks import task_class
-from xmodal.train import build
+from xmodal.train import build, stop
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
 _CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
@@ -107,7 +107,7 @@ def write_table(workdir: str, name: str, table: str, **results) -> None:
 
 
 def _train_all(base, options):
-  """Trains what is missing and prints the table."""
+  """Trains what is missing and prints the table; returns an exit code, None for 0."""
   if options.labels:
     settings, notes = label_settings(base, options.steps), []
   else:
@@ -131,7 +131,7 @@ def _train_all(base, options):
       if not train(setting.config(base, seed), workdir):
         tables = f', told of in {options.workdir}' if done else ''
         print(f'stopped after {done} of {total} runs{tables}; the same command goes on')
-        return
+        return stop.EXIT_CODE
       done += 1
       table = write()
   print(f'\n{table}\n\nin {options.workdir}: results.json, and a folder a run')
@@ -220,7 +220,7 @@ def _run(options):
   from xmodal.train.cache import enable_compilation_cache
   use_two_cores(base)
   enable_compilation_cache()
-  (_cost if options.cost else _train_all)(base, options)
+  return (_cost if options.cost else _train_all)(base, options)
 
 
 if __name__ == '__main__':

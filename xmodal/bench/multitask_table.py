@@ -1,10 +1,11 @@
 """What finished runs of bench.multitask say: each task's number over the seeds, and tables."""
 
 import dataclasses
-import json
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+
+from xmodal.train import metrics
 
 # A task's numbers at its evaluations: [(step, number), ...].
 Curve = Sequence[tuple[int, float]]
@@ -28,13 +29,12 @@ def read_outcome(workdir: str, scores: Mapping[str, str]) -> Outcome | None:
   if not os.path.exists(os.path.join(workdir, 'final.json')):
     return None
   curves, rates = {task: [] for task in scores}, []
-  with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as f:
-    for line in map(json.loads, f):
-      task = line['task']
-      if line['split'] == 'train' and task == 'all':
-        rates.append(line['examples_per_second'])
-      elif line['split'] == 'eval' and line.get(scores.get(task)) is not None:
-        curves[task].append((line['step'], line[scores[task]]))
+  for line in metrics.read(os.path.join(workdir, 'metrics.jsonl'))[0]:
+    task = line['task']
+    if line['split'] == 'train' and task == 'all':
+      rates.append(line['examples_per_second'])
+    elif line['split'] == 'eval' and line.get(scores.get(task)) is not None:
+      curves[task].append((line['step'], line[scores[task]]))
   return Outcome({task: curve for task, curve in curves.items() if curve},
                  statistics.median(rates))
 

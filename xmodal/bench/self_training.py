@@ -29,6 +29,7 @@ from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
 from xmodal.data.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.train import stop
 
 _CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
                        'self_training.py')
@@ -137,7 +138,7 @@ def _run(options):
         label(_folder(workdir, seed, 'labelled'), pictures, made, options)
       if not train(config, _folder(workdir, seed, name)):
         print('stopped; the same command goes on')
-        return
+        return stop.EXIT_CODE
       found = summarise(workdir, settings(base, options, made), options.seeds)
       write_table(workdir, 'table.md', results_table(found), **found)
   print(f'\n{results_table(found)}\n\nMean over the seeds (largest less smallest). In {workdir}: '

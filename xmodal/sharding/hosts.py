@@ -113,8 +113,8 @@ class Listener:
 
   def _listen(self):
     agreement = self._agree()
-    with contextlib.suppress(RuntimeError):  # the service ended with the run
-      while not self._closing.wait(_SECONDS):
+    while not self._closing.wait(_SECONDS):
+      with contextlib.suppress(RuntimeError):  # a fault of the network: the next look may succeed
         if told := self._client.key_value_dir_get(os.path.dirname(_END)):
           self._end(*json.loads(told[0][1]))
         if self.asked.is_set():
@@ -125,9 +125,13 @@ class Listener:
   def _agree(self):
     """Settles where to stop; yields while others have not told how far they are."""
     with self._moving:
-      self._client.key_value_set(f'{_PLACES}/{self._me}', str(self._place))
-      while len(told := self._client.key_value_dir_get(_PLACES)) < self._count:
-        yield
+      told = ()
+      while len(told) < self._count:
+        with contextlib.suppress(RuntimeError):
+          _set_once(self._client, f'{_PLACES}/{self._me}', str(self._place))
+          told = self._client.key_value_dir_get(_PLACES)
+        if len(told) < self._count:
+          yield
       self._last = 1 + max(int(place) for _, place in told)
 
   def _end(self, line, code):

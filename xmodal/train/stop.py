@@ -9,6 +9,8 @@ import threading
 
 from xmodal.sharding import hosts
 
+EXIT_CODE = 75  # of a program that was stopped and saved: EX_TEMPFAIL of sysexits.h, run it again
+
 
 class Stop:
   """Whether a run is to stop; asked between steps, and between the batches of an evaluation."""
