@@ -5,6 +5,7 @@ import io
 import json
 import os
 
+import jax
 import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
@@ -82,6 +83,51 @@ def test_predict_finds_what_a_text_names(run, tmp_path, capsys, text, names):
     assert f['name'] in names and 0 <= f['score'] <= 1
     assert min(x, y) >= 0 and x + width <= 300.01 and y + height <= 100.01
   assert Image.open(drawn).width >= 300
+
+
+@pytest.fixture(scope='module')
+def predictor(run):
+  return predict.Predictor(str(run[0]))
+
+
+def answer(predictor, image, text):
+  """All that is found in a picture, and what is meant."""
+  task, examples = predictor.task('detection').ask(image, text)
+  return task.join(examples, predictor(examples, task)[1])
+
+
+def compiled(caplog, function, *args):
+  """What a call returns, and how many programs JAX says that it compiled."""
+  caplog.clear()
+  with jax.log_compiles():
+    result = function(*args)
+  return result, sum(record.message.startswith('Compiling jit(') for record in caplog.records)
+
+
+def test_a_second_question_compiles_nothing(predictor, tmp_path, caplog):
+  picture = str(tmp_path / 'a.png')
+  Image.new('RGB', (30, 40), 'red').save(picture)
+  assert compiled(caplog, answer, predictor, picture, 'red circle')[1] > 0
+  for text in ('zebra. grey wolf. a thing with a longer name', '. '.join('abcdefgh'),
+               'the square left of the red circle', 'cat. the square'):
+    found, programs = compiled(caplog, answer, predictor, picture, text)
+    assert programs == 0, text
+    asked = {part.strip() for part in text.split('.')}
+    assert {f.name for f in (*found.found, *found.meant)} == asked
+  assert compiled(caplog, answer, predictor, picture, '. '.join(map(str, range(9))))[1] == 1
+
+
+def test_filled_up_names_change_no_answer(predictor, tmp_path, monkeypatch):
+  rng = np.random.default_rng(0)
+  picture, text = str(tmp_path / 'a.png'), 'red circle. zebra. blue square. the square. the cross'
+  Image.fromarray(rng.integers(0, 256, (60, 40, 3), np.uint8)).save(picture)
+  padded = answer(predictor, picture, text)
+  monkeypatch.setattr(predict, 'pad_names', lambda names, *_: names)
+  plain = answer(predictor, picture, text)
+  assert len(plain.found) == 3 * 16 and len(plain.meant) == 2  # every query with every name
+  for ours, theirs in zip(padded.found + padded.meant, plain.found + plain.meant, strict=True):
+    assert ours.name == theirs.name and ours.score == pytest.approx(theirs.score, rel=1e-5)
+    np.testing.assert_allclose(ours.box, theirs.box, atol=1e-3)
 
 
 def test_predict_says_what_is_wrong_with_a_text(run, tmp_path, capsys):

@@ -26,6 +26,7 @@ from xmodal.errors import UserError
 from xmodal.models.backbone import Text, Vision
 from xmodal.predict import Predictor
 from xmodal.sharding import mesh as meshes
+from xmodal.tasks import retrieval
 from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.retrieval import Match, Prediction, Retrieval
 from xmodal.train.loop import Run
@@ -232,6 +233,28 @@ def test_scores_are_those_of_the_similarities(run):
 def test_pictures_for_people_are_drawn(run):
   sheet = Image.open(run[0] / 'samples' / 'retrieval_val_0000006.png')
   assert sheet.width > 1000 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_second_question_compiles_nothing_and_filled_up_texts_change_no_answer(
+    run, folder, monkeypatch, caplog):
+  predictor = Predictor(str(run[0]))
+
+  def answer(text):
+    task, examples = predictor.task('retrieval').ask(str(folder / '3.png'), text)
+    return task.join(examples, predictor(examples, task)[1]).texts
+
+  first = answer('a red circle. a blue square. two things')
+  with jax.log_compiles():
+    answer('. '.join('abcdefgh'))
+  assert not [r for r in caplog.records if r.message.startswith('Compiling')]
+  monkeypatch.setattr(retrieval, 'program_size', lambda number: number)
+  caplog.clear()
+  with jax.log_compiles():
+    plain = answer('a red circle. a blue square. two things')
+  assert [r for r in caplog.records if r.message.startswith('Compiling')]
+  assert [m.what for m in first] == [m.what for m in plain]
+  np.testing.assert_allclose([m.similarity for m in first], [m.similarity for m in plain],
+                             rtol=1e-5, atol=1e-6)
 
 
 def ask(capsys, workdir, image, text, *more):

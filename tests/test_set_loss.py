@@ -143,6 +143,18 @@ def test_queries_at_padding_find_nothing_and_learn_nothing(case):
   assert all(np.abs(g[:, 8:]).max() == 0 and np.abs(g[:, :8]).max() > 0 for g in gradient)
 
 
+def test_names_left_out_are_as_if_they_were_not_there(case):
+  found, boxes, names = case
+  logits = np.concatenate([found.logits, found.logits[:, :, ::-1] + 5], axis=-1)
+  counts = np.arange(2 * K) < K
+  more = found._replace(logits=logits, counts=counts)
+  for term, value in losses(more, boxes, names).items():
+    np.testing.assert_allclose(value, losses(found, boxes, names)[term], rtol=1e-6, err_msg=term)
+  gradient = jax.grad(lambda logits: sum(v.sum() for v in set_losses(
+      more._replace(logits=logits), boxes, names).values()))(logits)
+  assert np.abs(gradient[..., K:]).max() == 0 < np.abs(gradient[..., :K]).max()
+
+
 def test_a_picture_without_objects_teaches_that_there_are_none(case):
   found, boxes, _ = case
   names = np.full((B, M), -1, np.int32)

@@ -26,6 +26,9 @@ class Regression:
 
   loss_weights = {'square': 1.0, 'absolute': 0.5}
 
+  def asked_in_step(self, features, key):
+    return None  # it looks for no names
+
   def weights(self, features):
     return {'square': jnp.ones_like(features['y']), 'absolute': features['counts']}
 
