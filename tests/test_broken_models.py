@@ -78,11 +78,11 @@ def test_objects_names_nothing():
 def test_files_of_a_broken_model_are_json(value, tmp_path):
   """RFC 8259 has no NaN: jq, pandas and JavaScript refuse a file with one."""
   task = VQA(train_tokenizer(['yes no'], 30), ('yes', 'no'), question_length=4, answer_length=4)
-  task.record = lambda example, prediction: {'probability': prediction, 'both': [0.5, (prediction,)]}
+  task.record = lambda example, prediction: {'score': prediction, 'both': [0.5, (prediction,)]}
   write_predictions(str(tmp_path / 'p.jsonl'), task, [7], EXAMPLES[:1], [value])
 
   def refuse(name):
     raise AssertionError(name)
 
   line = json.loads((tmp_path / 'p.jsonl').read_text(), parse_constant=refuse)
-  assert line == {'record': 7, 'probability': None, 'both': [0.5, [None]]}
+  assert line == {'record': 7, 'score': None, 'both': [0.5, [None]]}

@@ -49,7 +49,6 @@ def looks(sampler: str, steps: int, guidance: float) -> int:
 def peak_flops(dtype) -> float:
   """FLOPs a second of one large matrix product, the best of five."""
   import jax
-  import jax.numpy as jnp
   # An accelerator would be done with the smaller ones before it is told of the next.
   side = 2048 if jax.default_backend() == 'cpu' else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)

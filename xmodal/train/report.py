@@ -129,4 +129,3 @@ def _summary(numbers):
   if numbers['skipped']:
     parts.append(f'{numbers["skipped"]:.0f} steps skipped (gradients not finite)')
   return ', '.join(parts)
-
