@@ -116,3 +116,5 @@ def test_scores_of_names_equal_sklearn(objects):
   assert scores == pytest.approx(
       dict(zip(('precision', 'recall', 'f1'), expected[:3])) | {'examples': 4})
   assert objects.score([Example(IMAGE)], [()]) == {}
+  nothing_there = objects.score([Example(IMAGE, objects=())], [(('red cross', .9),)])
+  assert nothing_there == {'examples': 1} and objects.headline(nothing_there) == ''

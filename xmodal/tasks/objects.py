@@ -111,18 +111,23 @@ class Objects(Task):
             for row, order in zip(present, ranked)]
 
   def score(self, examples, predictions):
-    """Precision, recall and F1 of the names said, over all pictures at once (micro)."""
+    """Precision, recall and F1 of the names said, over all pictures at once (micro).
+
+    Where no picture has an object there is nothing to recall, and so no score.
+    """
     pairs = [({o.name for o in e.objects}, {name for name, chance in said if chance >= _LIKELY})
              for e, said in zip(examples, predictions) if e.objects is not None]
     if not pairs:
       return {}
     there, told, right = (sum(map(len, sets)) for sets in (
         *zip(*pairs), [truth & said for truth, said in pairs]))
-    return {'f1': 2 * right / max(there + told, 1), 'precision': right / max(told, 1),
-            'recall': right / max(there, 1), 'examples': len(pairs)}
+    if not there:
+      return {'examples': len(pairs)}
+    return {'f1': 2 * right / (there + told), 'precision': right / max(told, 1),
+            'recall': right / there, 'examples': len(pairs)}
 
   def headline(self, scores):
-    return f'F1 of names {scores["f1"]:.1%}' if scores else ''
+    return f'F1 of names {scores["f1"]:.1%}' if 'f1' in scores else ''
 
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
