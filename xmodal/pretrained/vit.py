@@ -50,7 +50,11 @@ def shared_fields(config: Mapping) -> dict:
 
 def pair(size) -> tuple[int, int]:
   """(height, width) of a number or a pair."""
-  return (size, size) if isinstance(size, int) else tuple(size)
+  if isinstance(size, int):
+    return size, size
+  if len(size) != 2:
+    raise UserError(f'checkpoint config.json: {size} is no height and width; copy it again')
+  return tuple(size)
 
 
 def variable_shapes(module: ViT):
