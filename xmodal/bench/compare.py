@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 import importlib.util
 import os
 import runpy
-import sys
 import time
 
 from xmodal import errors
