@@ -1,6 +1,5 @@
 """A run that was stopped, killed or damaged ends bit for bit as one that was not."""
 
-import errno
 import json
 import os
 import pathlib
@@ -148,25 +147,6 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
         assert_same(state, final)
       flip(file, [place])
   assert noticed
-
-
-def test_with_all_checkpoints_damaged_nothing_starts_over(workdir):
-  for step in '36':
-    cut(array_files(workdir / 'checkpoints' / step, 'model'))
-  metrics = (workdir / 'metrics.jsonl').read_text()
-  with pytest.raises(UserError, match='can be read: all are in .*damaged'):
-    tiny.train(workdir)
-  assert (workdir / 'metrics.jsonl').read_text() == metrics
-
-
-def test_a_fault_of_the_moment_is_not_damage(workdir, monkeypatch):
-  def refuse(*args, **kwargs):
-    raise OSError(errno.EMFILE, 'Too many open files')
-
-  monkeypatch.setattr(checkpoint.ocp.Checkpointer, 'restore', refuse)
-  with pytest.raises(UserError, match='cannot be read .Too many open files'):
-    tiny.train(workdir)
-  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']
 
 
 def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):

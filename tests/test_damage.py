@@ -15,7 +15,7 @@ import pytest
 
 from xmodal import config as configs, whole
 from xmodal.errors import UserError
-from xmodal.train import build, checkpoint
+from xmodal.train import build, checkpoint, reading
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.state import TrainState
 import tiny
@@ -56,7 +56,7 @@ def two_steps(tmp_path_factory):
 @pytest.fixture
 def workdir(two_steps, tmp_path, monkeypatch):
   """Checkpoints of steps 3 and 6, to be changed; who reads does not wait long."""
-  monkeypatch.setattr(checkpoint, '_PAUSES', (0, 0))
+  monkeypatch.setattr(reading, 'PAUSES', (0, 0))
   return shutil.copytree(two_steps, tmp_path / 'run')
 
 
@@ -264,7 +264,7 @@ def test_any_name_of_a_workdir_will_do(tmp_path, name):
 
 
 def test_a_checkpoint_lists_all_its_files(two_steps):
-  later = {'files.json', 'commit_success.txt'}  # the list itself, and Orbax's mark that all is there
+  later = {'files.json', 'commit_success.txt'}  # the list itself, and Orbax's mark of the end
   for item in ('model', 'training', 'assets'):
     folder = two_steps / 'checkpoints' / '6' / item
     listed = json.loads((folder / 'files.json').read_text())
@@ -330,9 +330,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 jax.distributed.initialize()
 from xmodal.errors import UserError
-from xmodal.train import checkpoint, holder
+from xmodal.train import checkpoint, holder, reading
 import test_damage
-checkpoint._PAUSES, holder._LOOKS = (0,), 1.0
+reading.PAUSES, holder._LOOKS = (0,), 1.0
 own, shared = sys.argv[1:]
 holder.check_free(shared)
 with holder.hold(shared):

@@ -80,7 +80,8 @@ def test_no_part_takes_an_address_for_a_folder(run, tmp_path, monkeypatch):
     (pretrained, ['export', '--checkpoint', ROOT, '--part', 'text', '--output', ADDRESS]),
     (pretrained, ['show', ADDRESS]), (multitask.main, ['--workdir', ADDRESS]),
 ], ids=lambda value: ' '.join(map(str, value[:1])) if isinstance(value, list) else value.__module__)
-def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, monkeypatch, capsys):
+def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, monkeypatch,
+                                                  capsys):
   monkeypatch.chdir(tmp_path)
   assert command([str(argument) for argument in arguments]) == 2
   line, = capsys.readouterr().err.splitlines()

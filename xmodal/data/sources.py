@@ -45,7 +45,8 @@ def open_source(config, split: str, *, train: bool, only_answered: bool = False)
     part = PartlyAnswered(source, share, config.seed, only=only_answered)
     source = Examples(part, getattr(source, 'faults', ())) if isinstance(source, list) else part
   for folder in config.data.more:
-    if not os.path.isfile(os.path.join(paths.local(folder, 'config.data.more:'), 'train.jsonl')):
+    path = os.path.join(paths.local(folder, 'config.data.more:'), 'train.jsonl')
+    if not os.path.isfile(path):
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
                       'xmodal.augment wrote')
   more = [jsonl.read_jsonl(folder, 'train') for folder in config.data.more]

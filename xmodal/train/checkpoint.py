@@ -3,7 +3,8 @@
 checkpoints/STEP/ holds three items: `model` (parameters, running statistics,
 moving average), `training` (optimiser state, weights of tasks, step, random key:
 with the seed, the step is the position in the data), and `assets` (config.json,
-tokenizer/, a folder a task). Orbax writes to a temporary folder and renames it.
+tokenizer/, a folder a task), each with files.json, a list of its files with their checksums.
+Orbax writes to a temporary folder and renames it.
 """
 
 import contextlib
@@ -12,24 +13,18 @@ import logging
 import os
 import shutil
 import sys
-import time
 
 from absl import logging as absl_logging
-from etils import epath
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from xmodal import paths
 from xmodal.errors import UserError, disk_is_full, mendable
-from xmodal.sharding.rules import path_name
-from xmodal.train import alias, damage, together
+from xmodal.train import alias, damage, reading, together
 from xmodal.train.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
-# Seconds before each further try to read what could not be read.
-_PAUSES = (1, 5, 15)
 
 
 class _FolderHandler(ocp.CheckpointHandler):
@@ -70,24 +65,6 @@ class _ArraysBack(ocp.args.StandardRestore):
   """Orbax wants one for each handler."""
 
 
-@jax.jit
-def _fingerprint(tree):
-  """One uint32 that changes with any bit of a tree of 4-byte arrays.
-
-  Orbax's checksums cover its index but not the arrays themselves, so a byte
-  that rotted on disk would come back as a wrong parameter.
-  """
-  total = jnp.zeros((), jnp.uint32)
-  for number, leaf in enumerate(jax.tree.leaves(tree)):
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # Odd weights: no changed word can vanish modulo 2^32.
-    total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
-  return total
-
-
 def _split(state: TrainState):
   model = {'params': state.params, 'collections': state.collections}
   if state.ema is not None:
@@ -125,7 +102,7 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    items = {name: _Arrays({'arrays': tree, 'fingerprint': _fingerprint(tree)})
+    items = {name: _Arrays({'arrays': tree, 'fingerprint': reading.fingerprint(tree)})
              for name, tree in zip(('model', 'training'), _split(state))}
     with self._disk_errors():
       self._manager.save(step, args=ocp.args.Composite(**items, assets=_Folder(assets)))
@@ -164,8 +141,8 @@ class Checkpoints:
     for step in map(int, reversed(steps.split())):
       folder = os.path.join(self._folder, str(step))
       try:
-        read = _read(folder, dict(zip(('model', 'training'), _split(abstract))))
-      except _Damaged as proof:
+        read = reading.read(folder, dict(zip(('model', 'training'), _split(abstract))))
+      except reading.Damaged as proof:
         target = together.agree(lambda: self._set_aside(folder, step), lead=True)
         warn(f'checkpoint {folder} is damaged ({proof}): moved to {target}, trying the one before')
         self._manager.close()
@@ -201,124 +178,6 @@ def check_not_all_damaged(workdir: str) -> None:
     raise UserError(f'no checkpoint in {workdir} can be read: all are in {folder}; to start over, '
                     'delete the workdir or give another --workdir; to try one again, move it back '
                     f'to {workdir}/checkpoints')
-
-
-class _Damaged(Exception):
-  """A checkpoint is not what was written: there is proof."""
-
-
-def _read(folder, abstract):
-  """Items of a checkpoint by name, as `abstract` says; every process gets or raises the same.
-
-  Raises:
-    _Damaged: one is damaged.
-    UserError: it is of another model, or cannot be read now.
-  """
-  read = {}
-
-  def read_all():
-    try:
-      for item, tree in abstract.items():
-        read[item] = _read_patiently(folder, item, tree)
-    except _Damaged as proof:
-      # Told as a text, so that all take the same way.
-      return f'{proof}' if jax.process_count() == 1 else f'{proof} (seen by {together.here()})'
-    return ''
-
-  found = []
-  together.agree(lambda: found.append(read_all()) or '')
-  for proof in filter(None, together.gather(found[0])):
-    raise _Damaged(proof)
-  for item, of_item in read.items():  # of arrays over all devices: together, or not at all
-    if int(_fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
-      raise _Damaged(f'{item}: an array has changed since it was written')
-  return {item: of_item['arrays'] for item, of_item in read.items()}
-
-
-def _read_patiently(folder, item, abstract):
-  """One item of a checkpoint, as this process can read it; _Damaged only if that is proven."""
-  path = os.path.join(folder, item)
-  for pause in (*_PAUSES, None):
-    try:
-      return _read_once(folder, item, abstract)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-      raise
-    except Exception as error:
-      error = _wrapped(error)
-      try:
-        proof = damage.proof(path)
-      except OSError as other:
-        error, proof = other, ''
-      if proof:
-        raise _Damaged(f'{item}: {proof}') from error
-      if isinstance(error, UserError):  # whole, and of another model
-        raise error
-      if not _of_storage(error):
-        raise
-      if pause is None:
-        reason = getattr(error, 'strerror', None) or (str(error).splitlines() or [''])[0][:200]
-        raise UserError(
-            f'checkpoint {folder} cannot be read ({reason or type(error).__name__}), and nothing '
-            'proves that it is damaged; it was left where it is: put that right and run the same '
-            'command again, or move that folder away to go on from the one before') from error
-    time.sleep(pause)
-
-
-def _of_storage(error):
-  # The storage library's errors, too, are ValueErrors.
-  return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
-
-
-def _read_once(folder, item, abstract):
-  fingerprint = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
-  wanted = {'arrays': abstract, 'fingerprint': fingerprint}
-  # Orbax's reader threads print tracebacks of their own when a file is broken.
-  hook, sys.excepthook = sys.excepthook, lambda *_: None
-  try:
-    with alias.Usable(folder) as usable:  # of the step, as the item may be missing
-      path, handler = epath.Path(usable, item), ocp.StandardCheckpointHandler()
-      _check_same_model(handler.metadata(path), wanted, folder)
-      with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-        return reader.restore(path, args=ocp.args.StandardRestore(wanted))
-  finally:
-    sys.excepthook = hook
-
-
-def _alone():
-  """Orbax waits for no other process: one that fails would not come to the barrier."""
-  if jax.process_count() == 1:
-    return ocp.options.MultiprocessingOptions()
-  me = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process{me}')
-
-
-def _wrapped(error):
-  """What Orbax, of an array it could not read, wraps in an exception of no narrower type."""
-  while type(error) is Exception and error.__cause__ is not None:
-    error = error.__cause__
-  return error
-
-
-def _any_sharding(abstract):
-  sharding = jax.tree.leaves(abstract)[0].sharding
-  if isinstance(sharding, jax.sharding.NamedSharding):
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-  return sharding
-
-
-def _check_same_model(metadata, wanted, folder):
-  def shapes(tree):
-    return {path_name(path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-  stored, needed = shapes(getattr(metadata, 'item_metadata', metadata)), shapes(wanted)
-  for name in sorted(stored.keys() | needed.keys()):
-    if stored.get(name) != needed.get(name):
-      raise UserError(
-          f'checkpoint {folder} is of another model: {name} is {stored.get(name, "missing")} there '
-          f'and {needed.get(name, "missing")} here; take the config and the version of xmodal that '
-          'it was trained with, or another --workdir')
 
 
 def find(folder: str) -> str:
@@ -359,8 +218,8 @@ def load_variables(folder: str, abstract_variables, ema: bool):
   params = collections.pop('params')
   wanted = {'params': params, 'collections': collections} | ({'ema': params} if ema else {})
   try:
-    model = _read(folder, {'model': wanted})['model']
-  except _Damaged as proof:
+    model = reading.read(folder, {'model': wanted})['model']
+  except reading.Damaged as proof:
     raise UserError(f'checkpoint {folder} is damaged ({proof}); take an earlier one') from proof
   return {'params': model['ema' if ema else 'params'], **model['collections']}
 

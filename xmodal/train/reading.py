@@ -1,0 +1,152 @@
+"""Reading the items of a checkpoint: whole, or with what is wrong with it."""
+
+import os
+import sys
+import time
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from xmodal.errors import UserError
+from xmodal.sharding.rules import path_name
+from xmodal.train import alias, damage, together
+
+# Seconds before each further try to read what could not be read.
+PAUSES = (1, 5, 15)
+
+
+@jax.jit
+def fingerprint(tree):
+  """One uint32 that changes with any bit of a tree of 4-byte arrays.
+
+  Orbax's checksums cover its index but not the arrays themselves, so a byte
+  that rotted on disk would come back as a wrong parameter.
+  """
+  total = jnp.zeros((), jnp.uint32)
+  for number, leaf in enumerate(jax.tree.leaves(tree)):
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    # Odd weights: no changed word can vanish modulo 2^32.
+    total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
+  return total
+
+
+class Damaged(Exception):
+  """A checkpoint is not what was written: there is proof."""
+
+
+def read(folder, abstract):
+  """Items of a checkpoint by name, as `abstract` says; every process gets or raises the same.
+
+  Raises:
+    Damaged: one is damaged.
+    UserError: it is of another model, or cannot be read now.
+  """
+  items, proof = {}, ''
+
+  def read_all():
+    nonlocal proof
+    try:
+      for item, tree in abstract.items():
+        items[item] = _read_patiently(folder, item, tree)
+    except Damaged as damaged:
+      proof = str(damaged) + (f' (seen by {together.here()})' if jax.process_count() > 1 else '')
+    return ''
+
+  together.agree(read_all)
+  for found in filter(None, together.gather(proof)):
+    raise Damaged(found)
+  for item, of_item in items.items():  # of arrays over all devices: together, or not at all
+    if int(fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
+      raise Damaged(f'{item}: an array has changed since it was written')
+  return {item: of_item['arrays'] for item, of_item in items.items()}
+
+
+def _read_patiently(folder, item, abstract):
+  """One item of a checkpoint, as this process can read it; Damaged only if that is proven."""
+  path = os.path.join(folder, item)
+  for pause in (*PAUSES, None):
+    try:
+      return _read_once(folder, item, abstract)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      error = _wrapped(error)
+      try:
+        proof = damage.proof(path)
+      except OSError as other:
+        error, proof = other, ''
+      if proof:
+        raise Damaged(f'{item}: {proof}') from error
+      if isinstance(error, UserError):  # whole, and of another model
+        raise error
+      if not _of_storage(error):
+        raise
+      if pause is None:
+        reason = getattr(error, 'strerror', None) or (str(error).splitlines() or [''])[0][:200]
+        raise UserError(
+            f'checkpoint {folder} cannot be read ({reason or type(error).__name__}), and nothing '
+            'proves that it is damaged; it was left where it is: put that right and run the same '
+            'command again, or move that folder away to go on from the one before') from error
+    time.sleep(pause)
+
+
+def _of_storage(error):
+  # The storage library's errors, too, are ValueErrors.
+  return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
+
+
+def _read_once(folder, item, abstract):
+  one_number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
+  wanted = {'arrays': abstract, 'fingerprint': one_number}
+  # Orbax's reader threads print tracebacks of their own when a file is broken.
+  hook, sys.excepthook = sys.excepthook, lambda *_: None
+  try:
+    with alias.Usable(folder) as usable:  # of the step, as the item may be missing
+      path, handler = epath.Path(usable, item), ocp.StandardCheckpointHandler()
+      _check_same_model(handler.metadata(path), wanted, folder)
+      with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+        return reader.restore(path, args=ocp.args.StandardRestore(wanted))
+  finally:
+    sys.excepthook = hook
+
+
+def _alone():
+  """Orbax waits for no other process: one that fails would not come to the barrier."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process{me}')
+
+
+def _wrapped(error):
+  """What Orbax, of an array it could not read, wraps in an exception of no narrower type."""
+  while type(error) is Exception and error.__cause__ is not None:
+    error = error.__cause__
+  return error
+
+
+def _any_sharding(abstract):
+  sharding = jax.tree.leaves(abstract)[0].sharding
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+  return sharding
+
+
+def _check_same_model(metadata, wanted, folder):
+  def shapes(tree):
+    return {path_name(path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+  stored, needed = shapes(getattr(metadata, 'item_metadata', metadata)), shapes(wanted)
+  for name in sorted(stored.keys() | needed.keys()):
+    if stored.get(name) != needed.get(name):
+      raise UserError(
+          f'checkpoint {folder} is of another model: {name} is {stored.get(name, "missing")} there '
+          f'and {needed.get(name, "missing")} here; take the config and the version of xmodal that '
+          'it was trained with, or another --workdir')
