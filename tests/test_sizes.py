@@ -107,14 +107,14 @@ def test_a_run_gives_them_to_all_towers():
 
 
 @pytest.mark.parametrize('values, words', [
-    *(({f'model__{tower}__{key}': value}, rf'config.model.{tower}.{key}={value}: wanted a whole')
+    *(({f'model__{tower}__{key}': value}, rf'config.model.{tower}.{key}={value}: wanted 1 or more')
       for tower in ('vision', 'text', 'cross', 'denoiser')
       for key, value in (('num_heads', 0), ('hidden_dim', -1), ('num_layers', 0), ('mlp_dim', 0))),
     ({'model__vision__patch_size': 0}, 'config.model.vision.patch_size=0: wanted'),
     ({'model__denoiser__patch_size': -4}, 'config.model.denoiser.patch_size=-4: wanted'),
     ({'model__text__head_dim': 0}, 'config.model.text.head_dim=0: wanted'),
     ({'model__text__num_decoder_layers': 0}, 'config.model.text.num_decoder_layers=0: wanted'),
-    ({'model__vision__hidden_dim': 2 ** 31}, 'from 1 to 2147483647'),
+    ({'model__vision__hidden_dim': 2 ** 31}, 'wanted 1 or more, at most 2.15e.09'),
     ({'model__vision__num_heads': 3}, 'config.model.vision: hidden_dim=16 does not divide into'),
     ({'model__cross__num_heads': 5}, 'config.model.cross: hidden_dim=16 does not divide into'),
     ({'model__cross__hidden_dim': 1, 'model__cross__num_heads': 1}, 'wanted 2 or more')])

@@ -393,7 +393,6 @@ def check_number(name: str, value: float, low: float | None, high: float | None)
 def _check_towers(config):
   """Sizes of all that is not pretrained, before any data are read."""
   for tower in _TOWERS:
-    own_sizes(config, tower)
     if not config.model[tower].get('pretrained'):
       tower_sizes(config, tower)
 
@@ -432,16 +431,10 @@ def decoder_sizes(config) -> dict:
 
 
 def own_sizes(config, tower: str) -> dict:
-  """The sizes that the config itself gives for one of _TOWERS; UserError if one means nothing."""
-  own = {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
-  for key, value in own.items():
-    if not 1 <= value <= _LARGEST_SIZE:
-      raise UserError(f'config.model.{tower}.{key}={value}: wanted a whole number from 1'
-                      f'{"" if value < 1 else f" to {_LARGEST_SIZE}"}')
-  return own
+  """The sizes that the config itself gives for one of _TOWERS."""
+  return {k: v for k, v in config.model[tower].items() if v is not None and k in _SIZE_KEYS}
 
 
-_LARGEST_SIZE = 2 ** 31 - 1
 _TOWERS = {'vision': ('vit', 'resnet', 'vgg'), 'text': ('t5', 'bert', 'gpt2'), 'cross': ('cross',),
            'denoiser': ('denoiser',)}
 _SIZE_KEYS = frozenset(

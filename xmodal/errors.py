@@ -62,7 +62,7 @@ def one_line(error: Exception, where: str) -> str:
     return str(error)
   if device_is_full(error):
     return (f'no memory left on the device ({str(error).splitlines()[0][:160]}): lower '
-            'config.train.batch_size, raise config.train.accumulation, set '
+            'config.train.batch_size (or eval_batch_size), raise config.train.accumulation, set '
             'config.model.remat=full, or ask for less at once')
   if not isinstance(error, OSError):
     return ''

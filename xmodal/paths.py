@@ -22,7 +22,7 @@ def local(path: str, name: str) -> str:
     raise UserError(f'{name} {path}: addresses are not read or written yet; wanted a path on this '
                     'machine: copy the files here, or mount them')
   if '\0' in path or not _is_utf8(path):
-    raise UserError(f'{name} {path!a}: no name in UTF-8; rename it, or give another')
+    raise UserError(f'{name} {path!a}: its name is not UTF-8; rename it, or give another')
   if (path == '~' or path.startswith('~/')) and not home():
     raise UserError(f'{name} {path}: this user has no home folder; give the whole path')
   return os.path.abspath(os.path.expanduser(path))

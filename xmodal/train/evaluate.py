@@ -160,4 +160,5 @@ def write_samples(path: str, task: Task, make: BatchMaker, records, examples, pr
   for number, card in enumerate(cards):
     sheet.paste(card, ((number % columns) * width, (number // columns) * height))
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  sheet.save(path)
+  with whole.written(path, 'wb') as f:
+    sheet.save(f, 'PNG')
