@@ -8,7 +8,7 @@ from xmodal.errors import UserError
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
 
 
-def local(path: str, name: str) -> str:
+def local(path: str | os.PathLike, name: str) -> str:
   """The absolute path of a file or folder on this machine, `~` replaced by the home folder.
 
   Args:
@@ -18,6 +18,7 @@ def local(path: str, name: str) -> str:
   Raises:
     UserError: it is an address (gs://, s3://, hf://, ...), or no file can have that name.
   """
+  path = os.fspath(path)
   if _REMOTE.match(path):
     raise UserError(f'{name} {path}: addresses are not read or written yet; wanted a path on this '
                     'machine: copy the files here, or mount them')
