@@ -1,4 +1,4 @@
-"""Pictures' settings in the files of checkpoints, as AutoImageProcessor of transformers reads them."""
+"""Pictures' settings in the files of checkpoints, read as AutoImageProcessor reads them."""
 
 import json
 
@@ -25,7 +25,8 @@ def read(folder, config=None):
     SQUARE | {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.5, 0.6, 0.7], 'rescale_factor': 0.5},
     SQUARE | {'do_rescale': False, 'image_mean': [110, 111, 112], 'image_std': [50, 60, 70]},
     SQUARE | {'image_mean': 0.5, 'image_std': 0.25}, SQUARE | {'do_rescale': None},
-    {'image_processor_type': 'CLIPImageProcessor'}, {'image_processor_type': 'ViTImageProcessorFast'},
+    {'image_processor_type': 'CLIPImageProcessor'},
+    {'image_processor_type': 'ViTImageProcessorFast'},
     {'image_processor_type': 'BitImageProcessor', 'image_mean': [0.1, 0.2, 0.3]},
     {'feature_extractor_type': 'ConvNextFeatureExtractor'}, {'size': 16}])
 def test_pixels_are_those_of_transformers(stated, nested, tmp_path):
