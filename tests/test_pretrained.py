@@ -109,6 +109,18 @@ def test_sizes_in_the_config_that_a_checkpoint_overrules_are_said(folders):
   assert any('patch_size not used' in note for note in Run(config, 'unused').notes)
 
 
+def test_what_the_config_and_a_checkpoint_say_otherwise_is_said(folders):
+  config = changed(folders, model__vision__name='resnet', model__text__num_decoder_layers=2)
+  said = '\n'.join(Run(config, 'unused').notes)
+  assert 'config.model.vision.name=resnet not used: the tower is the pretrained vit' in said
+  assert 'config.model.text: num_decoder_layers not used' in said
+  # T5's config has 0.1, of its years of pretraining; the run's own is used.
+  assert 'text tower: dropout_rate is the 0.0 of config.model.dropout_rate, not the 0.1' in said
+  assert 'vision tower: dropout_rate' not in said  # both have none
+  with pytest.raises(UserError, match='neighbor_bias=1.0 means nothing to a pretrained'):
+    Run(changed(folders, model__text__neighbor_bias=1.0), 'unused')
+
+
 def test_a_tower_of_the_other_part_is_refused(folders):
   with pytest.raises(UserError, match=r'config.model.text.pretrained=.* is a vision tower'):
     Run(changed({'text': folders['vision']}), 'unused')

