@@ -26,7 +26,8 @@ def workdir(finished, tmp_path):
 
 def of_split(workdir, split, task):
   lines, _ = metrics.read(str(workdir / 'metrics.jsonl'))
-  return {line.pop('step'): line for line in lines if (line['split'], line['task']) == (split, task)}
+  return {line.pop('step'): line for line in lines
+          if (line['split'], line['task']) == (split, task)}
 
 
 def test_an_evaluation_that_was_not_made_is_made_first(workdir, monkeypatch):

@@ -37,7 +37,8 @@ from xmodal.train.towers import overruled
 _MOST_SKIPPED = 10
 # What a run may be continued or evaluated with though it was begun without.
 _MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
-               'train.keep_checkpoints', 'train.samples', 'train.eval_batch_size', 'data.root', 'data.eval_split',
+               'train.keep_checkpoints', 'train.samples', 'train.eval_batch_size', 'data.root',
+               'data.eval_split',
                'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
                'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
                'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
