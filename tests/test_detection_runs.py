@@ -108,7 +108,7 @@ def test_a_second_question_compiles_nothing(predictor, tmp_path, caplog):
   picture = str(tmp_path / 'a.png')
   Image.new('RGB', (30, 40), 'red').save(picture)
   assert compiled(caplog, answer, predictor, picture, 'red circle')[1] > 0
-  for text in ('zebra. grey wolf. a thing with a longer name', '. '.join('abcdefgh'),
+  for text in ('zebra. grey wolf. an emu', '. '.join('abcdefgh'),
                'the square left of the red circle', 'cat. the square'):
     found, programs = compiled(caplog, answer, predictor, picture, text)
     assert programs == 0, text

@@ -14,7 +14,7 @@ import pytest
 import test_sharding
 import tiny
 from xmodal.data.tokenizer import train_tokenizer
-from xmodal.models.names import Names, pad_names, program_size, read_names, sample_names
+from xmodal.models.names import Names, pad_names, read_names, sample_names
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
 from xmodal.train.gradients import make_gradients
@@ -41,7 +41,9 @@ def test_padding_changes_no_vector(tokenizer, tower, end_token):
   backbone = build.make_model(c, tokenizer, {'objects': task}).backbone
   names = task.asked()
   padded = pad_names(names, tokenizer.pad_id)
-  assert padded.tokens.shape == (8, program_size(names.tokens.shape[1]))
+  length = names.tokens.shape[1]
+  assert padded.tokens.shape[0] == 8 and padded.tokens.shape[1] in (16, 32)
+  assert padded.tokens.shape[1] > length
   assert padded.counts.tolist() == [True] * 3 + [False] * 5
 
   @jax.jit
@@ -208,7 +210,7 @@ MESHES = {'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
 
 def config():
   return tiny.changed(
-      mixer__tasks=('detection', 'objects'), mixer__weights=(1.0, 1.0),
+      mixer__tasks=('detection',), mixer__weights=(1.0,),
       detection__sampled_names=SAMPLED)
 
 
@@ -225,10 +227,11 @@ def three_steps(name, sizes, folder):
     told = test_sharding.three_steps(sizes, os.path.join(folder, f'{name}.npz'), config())
   finally:
     Run.compile_step = compile_step
-  names = Run(config(), 'unused').tasks['objects'].asked()
+  names = Run(config(), 'unused').tasks['detection'].asked()
   _, length = names.tokens.shape
-  shapes = re.findall(rf'f32\[(\d+),{length},(16|32)\]', programs[0].as_text())  # of the layers
-  return told | {'rows': sorted({int(rows) for rows, _ in shapes}), 'names': len(names.tokens)}
+  # Of attention's logits, [rows, heads, length, length]; those of one row are T5's position biases.
+  rows = map(int, re.findall(rf'f32\[(\d+),[12],{length},{length}\]', programs[0].as_text()))
+  return told | {'rows': sorted({*rows} - {1}), 'names': len(names.tokens)}
 
 
 @pytest.fixture(scope='module')
@@ -254,12 +257,12 @@ def test_names_on_eight_devices_teach_what_they_do_on_one(on_one, on_eight, fold
     for key in a:
       assert b[key] == pytest.approx(a[key], rel=2e-4, abs=1e-5), key
   ours, theirs = np.load(folder / f'{mesh}.npz'), np.load(folder / 'one.npz')
-  of_text = [name for name in theirs if name.startswith('gradient') and 'text_' in name
+  of_text = [name for name in theirs if re.match('gradient.*backbone/text_(tower|projection)', name)
              and not name.endswith('key/bias')]
-  assert len(of_text) > 5
+  assert sum(np.any(theirs[name]) for name in of_text) > 5
   for name in of_text:
     error = np.linalg.norm(ours[name] - theirs[name])
-    assert error < 1e-5 * np.linalg.norm(theirs[name]), name
+    assert error <= 1e-5 * np.linalg.norm(theirs[name]), name
 
 
 @pytest.mark.parametrize('mesh', MESHES)

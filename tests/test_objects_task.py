@@ -66,6 +66,23 @@ def test_the_loss_equals_torch(objects):
   np.testing.assert_allclose(objects.losses(logits, batch)['names'], [theirs], rtol=1e-5)
 
 
+def test_names_left_out_of_a_step_teach_nothing(objects):
+  example = Example(IMAGE, objects=(Object('cat', (0, 0, 10, 10)),))
+  batch = jax.tree.map(lambda x: np.stack([x]), objects.encode(example, Placement(80, 40)))
+  few = Objects(train_tokenizer(NAMES, 100), NAMES, max_objects=4, sampled_names=2)
+  asked = few.asked_in_step(batch, jax.random.key(0))
+  assert asked.counts[2] and asked.counts.sum() == 2
+  logits = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
+  targets = np.zeros_like(logits)
+  targets[0, 0, 0, 2] = 1
+  counts = np.asarray(asked.counts)
+  theirs = torch.nn.functional.binary_cross_entropy_with_logits(
+      torch.tensor(logits[..., counts]), torch.tensor(targets[..., counts]),
+      reduction='none').sum(-1).mean()
+  np.testing.assert_allclose(
+      few.losses(logits, batch | {'asked': asked})['names'], [theirs], rtol=1e-5)
+
+
 def test_nobody_looked_is_not_the_same_as_nothing_there(objects):
   nobody = objects.encode(Example(IMAGE), Placement(80, 40))
   nothing = objects.encode(Example(IMAGE, objects=()), Placement(80, 40))

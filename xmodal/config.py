@@ -171,6 +171,7 @@ def base() -> ConfigDict:
 
   c.objects = ConfigDict()
   c.objects.max_names = 200
+  c.objects.sampled_names = 256  # see detection.sampled_names
   c.objects.max_objects = 16
 
   c.detection = ConfigDict()
@@ -307,7 +308,8 @@ _RANGES = {
     'data.augment.light': (0, 1), 'data.augment.crop': (0, 0.9),
     'vqa.generation_weight': (0, None), 'vqa.max_answers': (1, None),
     'vqa.question_length': (2, None), 'vqa.answer_length': (2, None), 'vqa.beams': (1, None),
-    'objects.max_names': (1, None), 'objects.max_objects': (1, None),
+    'objects.max_names': (1, None), 'objects.sampled_names': (1, None),
+    'objects.max_objects': (1, None),
     'detection.max_names': (1, None), 'detection.sampled_names': (1, None),
     'detection.max_objects': (1, None),
     'detection.queries': (0, None), 'detection.layers': (1, None),

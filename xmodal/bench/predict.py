@@ -32,7 +32,7 @@ QUESTIONS = {
 
 
 def make_checkpoint(folder: str) -> str:
-  """A workdir with a model of the size `tiny` for all tasks of QUESTIONS but regression, untrained."""
+  """A workdir with an untrained model of the size `tiny` for QUESTIONS' tasks but regression."""
   from xmodal.train import build, checkpoint
   from xmodal.train import state as states
   from xmodal.train.loop import Run
@@ -64,7 +64,7 @@ def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-  """First question in seconds; second one, and median and slowest of those after the first in ms."""
+  """Seconds of the first question; of those after it the second, median and slowest in ms."""
   rows = [f'{"task":<12}{"first s":>10}{"second ms":>11}{"median ms":>11}{"slowest ms":>12}']
   for name, (first, *others) in seconds.items():
     rows.append(f'{name:<12}{first:>10.2f}{1e3 * others[0]:>11.1f}'

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SMALLEST = 8  # rows and columns of padded names
+_LEAST_ROWS, _LEAST_TOKENS = 8, 16  # of padded names
 
 
 @flax.struct.dataclass
@@ -33,7 +33,7 @@ class Names:
   most_read: int = flax.struct.field(pytree_node=False, default=0)
 
 
-def program_size(number: int, least: int = _SMALLEST) -> int:
+def program_size(number: int, least: int = _LEAST_ROWS) -> int:
   """The next power of two, or `least`: sizes that few compiled programs serve."""
   return max(least, 1 << max(number - 1, 0).bit_length())
 
@@ -47,13 +47,19 @@ def pad_names(names: Names, pad_id: int, longest: int | None = None) -> Names:
     longest: tokens that the text tower can read; None: any number.
   """
   number, length = names.tokens.shape
-  rows, columns = program_size(number), program_size(length)
+  rows, columns = program_size(number), program_size(length, _LEAST_TOKENS)
   columns = max(length, min(columns, longest or columns))
   tokens = np.full((rows, columns), pad_id, np.int32)
   tokens[:, :length] = names.tokens[0]  # a text with no token has no mean
   tokens[:number, :length] = names.tokens
   counts = np.ones(number, bool) if names.counts is None else names.counts
   return names.replace(tokens=tokens, counts=np.pad(counts, (0, rows - number)))
+
+
+def names_present(names: jax.Array, number: int) -> jax.Array:
+  """Which of `number` names objects have, bool [number]; names: int32 [B, M], -1 for no object."""
+  place = jnp.where(names >= 0, names, number)  # a place out of range is dropped
+  return jnp.zeros(number, bool).at[place].set(True, mode='drop')
 
 
 def sample_names(names: Names, present: jax.Array, most: int, key: jax.Array) -> Names:

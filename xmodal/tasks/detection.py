@@ -25,7 +25,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
 from xmodal.models.expressions import MeantQuery
-from xmodal.models.names import Names, sample_names
+from xmodal.models.names import Names, names_present, sample_names
 from xmodal.models.queries import ImageQueries, QueryBoxes
 from xmodal.tasks import boxes_card, card
 from xmodal.tasks.objects import make_name_list
@@ -204,9 +204,7 @@ class Detection(Task):
 
   def asked_in_step(self, features, key):
     names = self.asked()
-    present = jnp.zeros(len(names.tokens), bool).at[
-        jnp.where(features['names'] >= 0, features['names'], len(names.tokens))].set(
-            True, mode='drop')
+    present = names_present(features['names'], len(names.tokens))
     return sample_names(names, present, self._config.sampled_names, key)
 
   def head(self):

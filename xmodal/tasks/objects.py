@@ -24,7 +24,7 @@ from xmodal.data.faults import count_kinds
 from xmodal.data.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
-from xmodal.models.names import Names
+from xmodal.models.names import Names, names_present, sample_names
 from xmodal.tasks import card
 from xmodal.tasks.task import Task
 
@@ -40,18 +40,20 @@ class Objects(Task):
   loss_weights = {'names': 1.0}
   main_score = 'f1'
 
-  def __init__(self, tokenizer: Tokenizer, names: Sequence[str], *, max_objects: int):
+  def __init__(self, tokenizer: Tokenizer, names: Sequence[str], *, max_objects: int,
+               sampled_names: int = 256):
     """A task over a fixed list of names.
 
     Args:
       tokenizer: of the names.
       names: the objects' names, in the order of the logits.
       max_objects: objects of one picture that count; more are left out, and said.
+      sampled_names: that a training step looks for, see models.names.sample_names.
     """
     self.names = tuple(names)
     self._name_tokens = tokenizer.encode(self.names, int(tokenizer.lengths(self.names).max()))
     self._index = {name: i for i, name in enumerate(self.names)}
-    self._max_objects = max_objects
+    self._max_objects, self._sampled_names = max_objects, sampled_names
 
   def encode(self, example, placement):
     boxes = np.zeros((self._max_objects, 4), np.float32)
@@ -74,12 +76,14 @@ class Objects(Task):
   @classmethod
   def from_data(cls, config, tokenizer, examples):
     return cls(tokenizer, make_name_list(examples, config.objects.max_names),
-               max_objects=config.objects.max_objects)
+               max_objects=config.objects.max_objects,
+               sampled_names=config.objects.sampled_names)
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
     with open(os.path.join(folder, 'names.json'), encoding='utf-8') as f:
-      return cls(tokenizer, json.load(f), max_objects=config.objects.max_objects)
+      return cls(tokenizer, json.load(f), max_objects=config.objects.max_objects,
+                 sampled_names=config.objects.sampled_names)
 
   def save(self, folder):
     os.makedirs(folder, exist_ok=True)
@@ -88,6 +92,11 @@ class Objects(Task):
 
   def asked(self):
     return Names(self._name_tokens)
+
+  def asked_in_step(self, features, key):
+    names = self.asked()
+    present = names_present(features['names'], len(names.tokens))
+    return sample_names(names, present, self._sampled_names, key)
 
   def head(self):
     return ObjectsHead()
@@ -100,6 +109,8 @@ class Objects(Task):
                             len(self.names))
     is_picture = ~jnp.isneginf(outputs[..., :1])
     losses = optax.sigmoid_binary_cross_entropy(jnp.where(is_picture, outputs, 0), targets)
+    if 'asked' in features and features['asked'].counts is not None:  # those left out of a step
+      losses = jnp.where(features['asked'].counts, losses, 0)
     # Summed over names and averaged over tokens: names that are absent nearly
     # everywhere must not thin the loss out.
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}

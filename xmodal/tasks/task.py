@@ -72,7 +72,10 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def losses(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Loss of each example by term: float32 [B], finite wherever its weight is 0."""
+    """Loss of each example by term: float32 [B], finite wherever its weight is 0.
+
+    features['asked'] are the names of asked_in_step, where the task has any.
+    """
 
   def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """What the progress bar shows beside the loss: float32 [B], averaged over what counts for it."""

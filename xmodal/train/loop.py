@@ -191,8 +191,9 @@ class Run:
     measure = make_measure(
         self.model, self.tasks, self._task_weights, accumulation=self.config.train.accumulation,
         frozen=self.frozen, shared=shares.shared(self._used, self.frozen))
-    return jax.jit(meshes.over(self.mesh, measure), out_shardings=meshes.replicated(self.mesh)).lower(
-        self.abstract, self._laid_out(self.batch)).compile()
+    return jax.jit(meshes.over(self.mesh, measure),
+                   out_shardings=meshes.replicated(self.mesh)).lower(
+                       self.abstract, self._laid_out(self.batch)).compile()
 
   def _laid_out(self, batch):
     sharding = meshes.batch_sharding(self.mesh)
