@@ -73,6 +73,8 @@ def _prefix(names, family):
   if len(best) < 2:
     return best[0] if best else ''
   usual = [prefix for prefix in ('', *family.PREFIXES) if prefix in best]
+  if not usual and most == 1 < len(family.NAMESPACE):  # another model's names, which meet by chance
+    return ''
   if not usual:
     raise UserError(f'{len(best)} towers, under the names {", ".join(sorted(best)[:4])}; '
                     'wanted one: leave out the others')
