@@ -4,14 +4,17 @@ from collections.abc import Iterator, Sequence
 import json
 import os
 
+from xmodal import whole
 from xmodal.mixer.feed import Feed, each_split
 from xmodal.sharding import hosts
 
 
 def _tallies(feeds: Sequence[Feed]) -> Iterator[tuple[str, str, dict[str, dict]]]:
-  """(name, use, {kind: {record: what is wrong}}) of each split, to be read and to be filled."""
+  """(name, use, {kind: {record or picture: what is wrong}}) of each split, to be read and to be filled."""
   for name, feed, use in each_split(feeds):
-    yield name, use, {'pictures': feed.bad[use].reasons, 'boxes': feed.bad_boxes[use].of_record}
+    boxes = feed.bad_boxes[use]
+    yield name, use, {'pictures': feed.bad[use].reasons, 'boxes': boxes.of_record,
+                      'sizes': boxes.of_size}
 
 
 def exchange(feeds: Sequence[Feed]) -> None:
@@ -25,9 +28,8 @@ def save(feeds: Sequence[Feed], path: str) -> None:
   """Writes what was met in training, for `load`."""
   text = _text(feeds, ('train',))
   if os.path.exists(path) or text != '{}':
-    with open(f'{path}.part', 'w', encoding='utf-8') as f:
+    with whole.written(path) as f:
       f.write(text)
-    os.replace(f'{path}.part', path)
 
 
 def load(feeds: Sequence[Feed], path: str) -> None:

@@ -321,7 +321,8 @@ class Detection(Task):
 
   @property
   def copies(self):
-    return max(1, len(self.names) // max(1, len(self._trained)))  # of names for each query
+    read = min(len(self._trained), self._config.sampled_names)  # in a step of training
+    return max(1, len(self.names) // max(1, read))  # of names for each query
 
   def describe(self, prediction):
     return plain_json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
