@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from xmodal import config as configs
-from xmodal.bench import data, detection, generate, torch_detection, torch_reference, train_step
+from xmodal.bench import (
+    data, detection, generate, predict, torch_detection, torch_reference, train_step)
 from xmodal.bench.torch_training import make_optimizer
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
@@ -188,3 +189,14 @@ def test_detection_says_what_it_cannot_measure(capsys, arguments, message):
   assert detection.main(arguments) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error
+
+
+def test_predict_tells_a_first_question_from_those_after_it(finished, capsys):
+  arguments = ['--checkpoint', str(finished), '--tasks', 'objects', '--rounds', '2']
+  assert predict.main(arguments) == 0
+  rows = table(capsys.readouterr().out, 'task')
+  assert rows.keys() == {'objects'}
+  first, second, median, slowest = rows['objects']
+  assert first > 0 and second <= slowest and median <= slowest
+  assert predict.main([*arguments[:2], '--tasks', 'detection']) == 2
+  assert '--tasks detection: wanted some of vqa, objects' in capsys.readouterr().err

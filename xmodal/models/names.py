@@ -80,25 +80,40 @@ def sample_names(names: Names, present: jax.Array, most: int, key: jax.Array) ->
                        most_read=most)
 
 
-def read_names(names: Names, encode: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """Vectors [K, D] of names; zeros for those that do not count, where not all are read.
+def read_names(names: Names, encode: Callable, params) -> tuple[jax.Array, Callable]:
+  """Vectors of names and the way back, as jax.vjp gives them.
 
   Args:
     names: K names.
-    encode: tokens int32 [N, L] -> vectors [N, D].
+    encode: (params, tokens int32 [N, L]) -> vectors [N, D].
+    params: that a gradient is wanted of.
+
+  Returns:
+    Vectors [K, D], zeros for names that do not count where not all are read; and a function of the
+    gradient of a loss at the vectors that gives a tuple of its gradient at the parameters.
   """
   if not names.most_read:
-    return encode(names.tokens)
+    return jax.vjp(lambda params: encode(params, names.tokens), params)
   tokens = jnp.asarray(names.tokens)
 
-  def some():
+  def some(params):
     # Where fewer count, the last rows are copies that are written nowhere.
     rows = jnp.nonzero(names.counts, size=names.most_read, fill_value=len(tokens))[0]
-    vectors = encode(jnp.take(tokens, rows, axis=0, mode='clip'))
+    vectors = encode(params, jnp.take(tokens, rows, axis=0, mode='clip'))
     return jnp.zeros((len(tokens), vectors.shape[-1]), vectors.dtype).at[rows].set(
         vectors, mode='drop')
 
-  # A batch can have more names than are to be read, and none of them may be left out. It is rare,
-  # and so its activations are computed twice rather than given memory in every step.
-  every = jax.checkpoint(lambda: encode(tokens))
-  return jax.lax.cond(names.counts.sum() <= names.most_read, some, every)
+  def every(params):
+    return encode(params, tokens)
+
+  # A batch can have more names than are to be read, and none of them may be left out.
+  fits = names.counts.sum() <= names.most_read
+
+  def backward(gradient):
+    # The vectors are computed again. A gradient through jax.lax.cond would keep what both branches
+    # need, in every step.
+    return (jax.lax.cond(fits, *(
+        lambda params, way=way: jax.vjp(way, params)[1](gradient)[0] for way in (some, every)),
+        params),)
+
+  return jax.lax.cond(fits, some, every, params), backward

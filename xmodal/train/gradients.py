@@ -59,10 +59,10 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
             if name in part and (asked := task.asked_in_step(part[name], key)) is not None}
 
   def read(trained, fixed, collections, names, rng):
-    """Vectors [K, D] of names: of a step, however many micro-batches it has."""
-    return read_names(names, lambda tokens: model.apply(
+    """See models.names.read_names: once a step, however many micro-batches it has."""
+    return read_names(names, lambda trained, tokens: model.apply(
         {'params': join(trained, fixed), **collections}, tokens, names.end_token,
-        deterministic=False, rngs={'dropout': rng}, method='read_names'))
+        deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
   def forward(learned, fixed, collections, part, asked, totals, rng):
     """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
@@ -110,8 +110,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     asked = asked_of(batch, choice)
     vectors, read_backward = {}, {}
     for name, names in asked.items():
-      vectors[name], read_backward[name] = jax.vjp(
-          lambda x, names=names: read(x, fixed, collections, names, dropout), trained)
+      vectors[name], read_backward[name] = read(trained, fixed, collections, names, dropout)
     grads, collections, losses, metrics = of_batch(
         (trained, vectors), fixed, collections, batch, asked, totals, rng, weigh)
 
