@@ -23,9 +23,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
     flags.append('--xla_cpu_use_fusion_emitters=false')
   os.environ['XLA_FLAGS'] = ' '.join(flags)
-# XLA runs all devices of a CPU on as many threads as it has cores, or devices if those are more.
-# A collective blocks its thread until the other devices come to it, and a device can block
-# several: with eight threads, eight devices waited for ever in 7 of 40 runs; with 64 in none.
+# See main.give_threads: with a thread for each of two cores, eight devices waited for ever in 7 of
+# 40 runs; with 64 threads in none.
 os.environ['NPROC'] = '64'
 
 import pytest

@@ -208,3 +208,28 @@ def test_a_program_that_was_cut_in_the_cache_is_compiled_and_kept_again(tmp_path
   assert done.returncode == 0, done.stderr
   line, = done.stderr.splitlines()
   assert str(tmp_path) in line and 'was cut and is compiled again' in line
+
+
+# Threads
+
+COUNT_THREADS = """
+import os
+from xmodal import main
+import jax
+main.give_threads()
+devices = len(jax.devices())
+names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]
+print(devices, names.count('tf_XLAEigen'))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='threads are counted in /proc')
+@pytest.mark.parametrize('variables, wanted', [
+    ({'NPROC': '1', 'JAX_NUM_CPU_DEVICES': '4'}, '4 4'),
+    ({'NPROC': '7', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}, '4 7')])
+def test_xla_has_a_thread_for_each_device(variables, wanted):
+  """Judged by the system's own list of threads: with fewer than devices a collective may hang."""
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', **variables}
+  ended = subprocess.run([sys.executable, '-c', COUNT_THREADS], cwd=ROOT, env=environment,
+                         capture_output=True, text=True, check=True)
+  assert ended.stdout.split() == wanted.split()

@@ -10,6 +10,7 @@ Exit codes, so that `main && predict` or a scheduler knows how it ended:
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -109,6 +110,7 @@ def _run(config, workdir, mode):
     _join_hosts()
   else:
     use_two_cores(config)
+  give_threads()
   enable_compilation_cache()
   run = Run(config, workdir, mode)
   if mode == 'dry_run':
@@ -131,14 +133,33 @@ def use_two_cores(config) -> None:
   """On a CPU, halves of a batch go to two devices: one alone leaves a second core idle in small
   models (two took 143 ms for a step of configs/detection.py, one 170)."""
   import jax
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   chosen = jax.config.jax_num_cpu_devices > 0 or 'device_count' in os.environ.get('XLA_FLAGS', '')
   asked = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
-  if cores > 1 and not chosen and not asked and (
+  if _cores() > 1 and not chosen and not asked and (
       config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0) and (
           config.train.eval_batch_size % 2 == 0):
     with contextlib.suppress(RuntimeError):  # another part of the program uses JAX already
       jax.config.update('jax_num_cpu_devices', 2)
+
+
+def give_threads() -> None:
+  """Gives XLA a thread for each device of a CPU, before the first use of a device.
+
+  XLA computes parts of a program in a pool with a thread a core (or as many as NPROC says), and a
+  device that waits for the others in a collective keeps one of them. With fewer threads than
+  devices, the last device may get none, and all wait for ever.
+  """
+  import jax
+  forced = re.search(r'xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
+  devices = max(jax.config.jax_num_cpu_devices, int(forced[1]) if forced else 1)
+  threads = os.environ.get('NPROC', '')
+  if devices > (int(threads) if threads.isdecimal() else _cores()):
+    os.environ['NPROC'] = str(devices)
+
+
+def _cores():
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _join_hosts():

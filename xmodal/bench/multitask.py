@@ -216,9 +216,10 @@ def _run(options):
   options.workdir = paths.local(options.workdir, '--workdir')
   base = _base(options)
 
-  from xmodal.main import use_two_cores
+  from xmodal.main import give_threads, use_two_cores
   from xmodal.train.cache import enable_compilation_cache
   use_two_cores(base)
+  give_threads()
   enable_compilation_cache()
   return (_cost if options.cost else _train_all)(base, options)
 

@@ -119,9 +119,10 @@ def _run(options):
                     f'found {", ".join(base.mixer.tasks)} on {base.data.source}')
   workdir = paths.local(options.workdir, '--workdir')
 
-  from xmodal.main import use_two_cores
+  from xmodal.main import give_threads, use_two_cores
   from xmodal.train.cache import enable_compilation_cache
   use_two_cores(base)
+  give_threads()
   enable_compilation_cache()
 
   pictures = os.path.join(workdir, f'scenes_{options.labelled}_{options.unlabelled}')
