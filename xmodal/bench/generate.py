@@ -91,7 +91,8 @@ class Transformers:
 def make_ways(names, size: str) -> dict:
   """Both by name, with the same weights; ours has its own where it is alone."""
   from transformers import T5Config
-  config = T5Config(**SIZES[size], decoder_start_token_id=0, feed_forward_proj='relu')
+  config = T5Config(**SIZES[size], decoder_start_token_id=0, feed_forward_proj='relu',
+                    architectures=['T5ForConditionalGeneration'])
   if 'transformers' not in names:
     import jax
 
