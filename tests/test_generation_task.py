@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
@@ -15,7 +11,6 @@ from PIL import Image
 import pytest
 import scipy.linalg
 
-from test_sharding import three_steps
 import tiny
 from xmodal import config as configs, predict
 from xmodal.bench import generation as bench
@@ -27,10 +22,8 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning, frechet
 from xmodal.models.denoiser import PATCHES, Denoiser
-from xmodal.sharding import mesh as meshes
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation import Generation, Prediction
-from xmodal.train import evaluate
 from xmodal.train import state as states
 from xmodal.train.loop import Run
 
@@ -110,41 +103,6 @@ def test_captions_of_people_give_a_loss_and_no_faithfulness(tmp_path):
 
 
 # What the head computes
-
-
-def evaluated(run, sizes):
-  """(pictures, losses) of an evaluation on a mesh of these sizes, with random parameters."""
-  rng = np.random.default_rng(0)
-  variables = {'params': jax.tree.map(
-      lambda x: rng.normal(size=x.shape, scale=0.1).astype(np.float32), run.abstract.params)}
-  mesh = meshes.make_mesh(*sizes)
-  step = evaluate.make_predict_step(run.model, mesh)
-  _, predictions = evaluate.predict_all(step, variables, run.maker('eval'), 8, mesh)
-  drawn = predictions['generation']
-  return np.stack([p.image for p in drawn]), np.array([p.loss for p in drawn])
-
-
-@pytest.fixture(scope='module')
-def on_eight(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('eight')
-  out = subprocess.run([sys.executable, __file__, str(folder)], capture_output=True, text=True,
-                       cwd=pathlib.Path(__file__).parents[1],
-                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-  assert out.returncode == 0, out.stderr[-3000:]
-  return np.load(folder / 'evaluated.npz'), json.loads(out.stdout.splitlines()[-1])
-
-
-def test_evaluation_on_eight_devices_is_that_of_one(on_eight):
-  images, losses = evaluated(Run(config(), 'unused'), (1, 1, 1))
-  assert len(np.unique(losses)) == 20
-  np.testing.assert_allclose(on_eight[0]['losses'], losses, rtol=1e-4)
-  assert np.abs(on_eight[0]['images'].astype(int) - images).max() <= 1
-
-
-def test_steps_on_eight_devices_are_those_of_one(on_eight, tmp_path):
-  one = three_steps((1, 1, 1), tmp_path / 'one.npz', config())['metrics']
-  for a, b in zip(one, on_eight[1]['metrics'], strict=True):
-    assert b['loss'] == pytest.approx(a['loss'], rel=1e-3)
 
 
 def test_what_is_evaluated_hangs_on_the_example_alone(predictor):
@@ -450,10 +408,3 @@ def test_speed_is_told_of_training_and_drawing(capsys):
     assert float(examples) == pytest.approx(2 / float(seconds), rel=0.05)
   assert bench.main(['--rounds', '0']) == 2
   assert bench.looks('heun', 10, 3.0) == 38 and bench.looks('euler', 10, 1.0) == 10
-
-
-if __name__ == '__main__':
-  jax.config.update('jax_num_cpu_devices', 8)
-  pictures, of_each = evaluated(Run(config(), 'unused'), (4, 2, 1))
-  np.savez(os.path.join(sys.argv[1], 'evaluated.npz'), images=pictures, losses=of_each)
-  print(json.dumps(three_steps((2, 2, 2), os.path.join(sys.argv[1], 'steps.npz'), config())))

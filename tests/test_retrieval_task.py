@@ -1,10 +1,6 @@
-"""Retrieval as people run it: what is learned, the same on any devices; scored, asked, drawn."""
+"""Retrieval as people run it: what is learned; scored, asked, drawn."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
@@ -14,19 +10,17 @@ from PIL import Image
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 
-import test_sharding
 import tiny
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.data.jsonl import read_jsonl
 from xmodal.data.pipeline import BadPictures, BatchMaker
 from xmodal.data.placement import Placement
+from xmodal.data.shapes import Shapes
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.backbone import Text, Vision
 from xmodal.predict import Predictor
-from xmodal.sharding import mesh as meshes
-from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.retrieval import Match, Prediction, Retrieval
 from xmodal.train.loop import Run
 
@@ -109,82 +103,6 @@ def test_what_cannot_be_trained_is_said(tokenizer):
   assert left.startswith('1 captions beyond the first 5')
 
 
-# On any devices
-
-
-def on_devices(folder, count):
-  """What `count` devices make of one batch and of three steps of training.
-
-  Each loss with its gradients, of vectors that lie over the devices, and the metrics of the
-  steps; the gradients of all parameters go into the folder.
-  """
-  mesh = meshes.make_mesh(count, 1, 1)
-  rng = np.random.default_rng(0)
-  batch = meshes.put_batch({
-      'image': rng.normal(size=(16, 8)).astype(np.float32),
-      'text': rng.normal(size=(16, 8)).astype(np.float32),
-      'tokens': rng.integers(0, 6, (16, 1)), 'picture': np.arange(16) // 2,
-      'valid': np.arange(16) % 7 > 0}, mesh, 16)
-
-  def mean_loss(vectors, batch, loss):
-    logits = pair_logits(*(normalise(vectors[key]) for key in ('image', 'text')), 2.0, -1.0)
-    positive = matching_pairs(batch['tokens'], batch['picture'], batch['valid'])
-    return (LOSSES[loss](logits, positive, batch['valid']) * batch['valid']).mean()
-
-  vectors = {key: batch[key] for key in ('image', 'text')}
-  losses = {}
-  for loss in LOSSES:
-    descent = jax.jit(jax.value_and_grad(mean_loss), static_argnums=2)
-    value, gradients = descent(vectors, batch, loss)
-    losses[loss] = [float(value), *(np.asarray(x).tolist() for x in gradients.values())]
-  steps = test_sharding.three_steps(
-      (count, 1, 1), os.path.join(folder, f'{count}.npz'), config(retrieval__loss='softmax'))
-  return {'losses': losses, 'metrics': steps['metrics']}
-
-
-@pytest.fixture(scope='module')
-def folder_of_steps(tmp_path_factory):
-  return tmp_path_factory.mktemp('steps')
-
-
-@pytest.fixture(scope='module')
-def on_eight(folder_of_steps):
-  out = subprocess.run([sys.executable, __file__, str(folder_of_steps)], capture_output=True,
-                       text=True, cwd=pathlib.Path(__file__).parents[1],
-                       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-  assert out.returncode == 0, out.stderr[-3000:]
-  return json.loads(out.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope='module')
-def on_one(folder_of_steps):
-  return on_devices(folder_of_steps, 1)
-
-
-def test_the_loss_on_eight_devices_is_of_the_whole_batch(on_one, on_eight):
-  for loss in LOSSES:
-    for one, eight in zip(on_one['losses'][loss], on_eight['losses'][loss], strict=True):
-      np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-7)
-  for one, eight in zip(on_one['metrics'], on_eight['metrics'], strict=True):
-    for key in one:
-      assert eight[key] == pytest.approx(one[key], rel=2e-4, abs=1e-5), key
-  # One example a device: of that pair alone the loss would be 0.
-  assert on_eight['metrics'][0]['loss'] > 0.5
-
-
-def test_gradients_on_eight_devices_are_those_of_one(on_one, on_eight, folder_of_steps):
-  one, eight = (np.load(folder_of_steps / f'{n}.npz') for n in (1, 8))
-  gradients = {name for name in one if name.startswith('gradient')}
-  assert {f'gradient/heads_retrieval/{part}' for part in (
-      'log_scale', 'vision_projection/kernel', 'text_pool/query_embedding')} <= gradients
-  largest = max(np.linalg.norm(one[name]) for name in gradients)
-  for name in gradients:
-    if name.endswith('key/bias'):  # adds the same to all logits of a query: only rounding is left
-      continue
-    error = np.linalg.norm(eight[name] - one[name])
-    assert error < 1e-4 * np.linalg.norm(one[name]) + 1e-8 * largest, name
-
-
 # As people run it
 
 
@@ -209,7 +127,7 @@ def test_scores_are_those_of_the_similarities(run):
   """scikit-learn's on what the model says of each picture and text by itself."""
   workdir, scores = run
   predictor = Predictor(str(workdir))
-  source = test_sharding.Shapes('val', size=20, image_size=32)
+  source = Shapes('val', size=20, image_size=32)
   examples = [source[i] for i in range(20)]
   _, predictions = predictor(examples, 'retrieval')
   seen = np.stack([p.image for p in predictions])
@@ -341,8 +259,3 @@ def test_a_split_without_captions_is_not_scored(tokenizer):
   assert task.score([example], related) == {} and task.headline({}) == ''
   assert task.record(example, related[0]) is None
   assert task.draw(example, IMAGE, related[0]).width > 300
-
-
-if __name__ == '__main__':
-  jax.config.update('jax_num_cpu_devices', 8)
-  print(json.dumps(on_devices(sys.argv[1], 8)))
