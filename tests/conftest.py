@@ -34,6 +34,19 @@ import pytest
 gc.set_threshold(100_000, 20, 50)
 
 
+# These take the longest. A worker takes a whole file: begun last, one of them would keep a worker
+# busy after the others had ended.
+LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_sharding.py',
+           'test_multihost.py', 'test_finetuning.py', 'test_optimised.py', 'test_mixer_runs.py',
+           'test_checkpoints.py', 'test_generation_task.py', 'test_bench_multitask.py',
+           'test_notebook.py', 'test_pretrained_runs.py', 'test_detection_runs.py')
+
+
+def pytest_collection_modifyitems(items):
+  ranks = {name: rank for rank, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def pytest_unconfigure(config):
   if not hasattr(config, 'workerinput'):
     shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)

@@ -103,13 +103,13 @@ def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():
 
 
 def test_steps_are_told_before_evaluations_and_with_their_speed(command, tmp_path):
-  code, out, _ = command('--config', TINY, '--workdir', tmp_path, '--config.train.steps=4',
-                         '--config.train.log_every=2', '--config.train.eval_every=2')
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path, '--config.train.log_every=3',
+                         '--config.train.eval_every=3')
   assert code == 0 and '\nobjects\nF1 of names' in out and '\nvqa\n' in out
   told = [line.split(':')[0].split('  ')[0] for line in out.splitlines()
           if line.startswith(('step', 'evaluation'))]
-  assert list(dict.fromkeys(told)) == ['step 2/4', 'evaluation at step 2', 'step 4/4',
-                                       'evaluation at step 4']
+  assert list(dict.fromkeys(told)) == ['step 3/6', 'evaluation at step 3', 'step 6/6',
+                                       'evaluation at step 6']
   lines = map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines())
   rates = [line['examples_per_second'] for line in lines if 'examples_per_second' in line]
   assert len(rates) == 2 and min(rates) > 0
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(command, tmp_path, part)
   else:
     workdir.mkdir()
     blocked.write_text('a file where a folder should be')
-  code, _, err = command('--config', TINY, '--workdir', workdir, '--config.train.steps=2')
+  code, _, err = command('--config', TINY, '--workdir', workdir)
   assert code == 2
   line, = (line for line in err.splitlines() if line.startswith('error: '))
   assert str(blocked) in line and 'Traceback' not in err
