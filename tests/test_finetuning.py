@@ -290,8 +290,8 @@ def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: np.zeros_like(x) if path_name(path).endswith('lora_b') else x, params)
   bare = without_adapters(params)
-  # Two programs, which XLA may compile to other orders of sums: one unit in the last place.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+  # Two programs, which XLA may compile to other orders of sums: rounding is left.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
                outputs[0](params), outputs[1](bare))
 
 
