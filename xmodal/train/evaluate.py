@@ -11,6 +11,7 @@ from xmodal import plain_json, whole
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
+from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.stop import Stop
 
@@ -18,6 +19,7 @@ from xmodal.train.stop import Stop
 def make_predict_step(model, mesh):
   """A compiled (variables, batch) -> (valid, {task: arrays}); results are whole on every host."""
   def predict_step(variables, batch):
+    variables = {**variables, 'params': gather_when_used(variables['params'])}
     return batch['valid'], model.apply(variables, batch, method='predict')
 
   return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.replicated(mesh))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from xmodal.mixer.feed import parts
 from xmodal.models.names import read_names
+from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 
@@ -61,7 +62,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
   def read(trained, fixed, collections, names, rng):
     """See models.names.read_names: once a step, however many micro-batches it has."""
     return read_names(names, lambda trained, tokens: model.apply(
-        {'params': join(trained, fixed), **collections}, tokens, names.end_token,
+        {'params': gather_when_used(join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
   def forward(learned, fixed, collections, part, asked, totals, rng):
@@ -70,7 +71,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     part = part | {name: part[name] | {'asked': names.replace(vectors=vectors[name])}
                    for name, names in asked.items() if name in part}
     outputs, collections = model.apply(
-        {'params': join(trained, fixed), **collections}, part, deterministic=False,
+        {'params': gather_when_used(join(trained, fixed)), **collections}, part, deterministic=False,
         rngs={'dropout': rng}, mutable=list(collections))
     weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
