@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from xmodal.sharding.rules import path_name
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.loop import Run
@@ -96,8 +97,11 @@ def test_a_killed_run_on_eight_devices_goes_on_bit_for_bit(workdirs, ended):
 def test_eight_devices_train_as_one(workdirs, ended):
   one, eight, _ = workdirs
   np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-4)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
-               ended[1].params, ended[0].params)
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(ended[1].params),
+                          jax.tree.leaves(ended[0].params), strict=True):
+    # A key's bias adds the same to all logits of a query: AdamW makes steps of its rounding.
+    if not path_name(path).endswith('key/bias'):
+      np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4, err_msg=path_name(path))
   a, b = (json.loads((folder / 'final.json').read_text())['evaluation']['retrieval']
           for folder in (one, eight))
   assert a['pictures'] == 20 and b == pytest.approx(a, rel=1e-4)
