@@ -146,11 +146,13 @@ def links(workdir, target):
 
 def input_output_error(workdir):
   """Reads end in EIO, as those of a disk that fails: of the first page of memory."""
-  mend = links(workdir, lambda _: '/proc/self/mem')
-  with pytest.raises(OSError) as error:
-    arrays(workdir)[0].read_bytes()
-  assert error.value.errno == errno.EIO
-  return mend
+  with open('/proc/self/mem', 'rb') as f:
+    try:
+      f.read(1)
+      pytest.skip('root may map the first page of memory, and some library has')
+    except OSError as error:
+      assert error.errno == errno.EIO
+  return links(workdir, lambda _: '/proc/self/mem')
 
 
 def endless_links(workdir):
