@@ -4,18 +4,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Example
 from xmodal.data.faults import Examples
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.sources import open_source
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.mixer.feed import open_feeds
 from xmodal.tasks.vqa import VQA
-import tiny
 
 
 def config(**values):

@@ -7,17 +7,18 @@ import random
 import numpy as np
 from PIL import Image
 import pytest
-
 import tiny
-from xmodal import augment, labeller as labelling, predict
-from xmodal.data import images
+
+from xmodal import augment, predict
+from xmodal import labeller as labelling
 from xmodal.data.check import check_folder
 from xmodal.data.example import Example
-from xmodal.data.jsonl import read_jsonl
 from xmodal.data.made import Joined, made_notes
+from xmodal.data.pictures import images
 from xmodal.data.pipeline import sample
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.sources import open_source
+from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as captioning_metric
 from xmodal.metrics.agreement import agrees
@@ -99,10 +100,10 @@ class Model:
   def __call__(self, examples, task):
     assert len(examples) % predict.AT_ONCE == 0  # one program
     if task == 'captioning':
-      return None, [captioning.Prediction(*self._captions[os.path.basename(e.image)])
+      return None, [captioning.Caption(*self._captions[os.path.basename(e.image)])
                     for e in examples]
     self.asked += [e.question for e in examples]
-    return None, [vqa.Prediction(answer, ((answer, probability),))
+    return None, [vqa.Answer(answer, ((answer, probability),))
                   for answer, probability in (self._answers[e.question] for e in examples)]
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from xmodal import config as configs
 from xmodal.bench import (
-    data, detection, generate, predict, torch_detection, torch_reference, train_step)
+  data,
+  detection,
+  generate,
+  predict,
+  torch_detection,
+  torch_reference,
+  train_step,
+)
 from xmodal.bench.torch_training import make_optimizer
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build

@@ -12,15 +12,16 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from xmodal import config as configs, main, tasks
+from xmodal import config as configs
+from xmodal import main, tasks
 from xmodal.bench import multitask, multitask_cost
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.mixer.sampling import Kind, Sampling
 from xmodal.train import build
 from xmodal.train.loop import Run
 from xmodal.train.report import Report
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 import torch
 
-import tiny
 from xmodal import predict
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
-from xmodal.tasks.captioning import Captioning, Prediction
+from xmodal.tasks.captioning import Caption, Captioning
 from xmodal.train import build
 from xmodal.train.loop import Run
 
@@ -102,8 +102,8 @@ def test_a_search_at_random_is_a_mistake(tokenizer):
 def test_results_are_a_line_a_picture(task):
   examples = [Example(IMAGE, captions=TEXTS[:1], image_id=7), Example(IMAGE, image_id=7),
               Example(IMAGE, image_id='b'), Example(IMAGE)]
-  predictions = [Prediction('a red square', 0.5), Prediction('a red square', 0.5),
-                 Prediction('a dog', 0.1), Prediction('x', 0.2)]
+  predictions = [Caption('a red square', 0.5), Caption('a red square', 0.5),
+                 Caption('a dog', 0.1), Caption('x', 0.2)]
   assert task.files(examples, predictions) == {'results': [
       {'image_id': 7, 'caption': 'a red square'}, {'image_id': 'b', 'caption': 'a dog'}]}
   assert task.files(examples[3:], predictions[3:]) == {}

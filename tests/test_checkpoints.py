@@ -10,11 +10,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.tasks.vqa import VQA
 from xmodal.train import checkpoint, loop
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -16,16 +16,17 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 
-from xmodal import config as configs, main, predict
+from xmodal import config as configs
+from xmodal import main, predict
 from xmodal.data import order
 from xmodal.data.example import Example
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.train import build, metrics
 from xmodal.train.optimizer import make_schedule
 from xmodal.train.report import Report
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')

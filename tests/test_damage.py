@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from xmodal import config as configs, whole
+from xmodal import atomic
+from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.train import build, checkpoint, reading
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.state import TrainState
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -278,11 +279,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('before')
   with pytest.raises(ZeroDivisionError):
-    with whole.written(str(path)) as f:
+    with atomic.written(str(path)) as f:
       f.write('aft')
       1 / 0
   assert path.read_text() == 'before'
-  with whole.written(str(path)) as f:
+  with atomic.written(str(path)) as f:
     f.write('after')
   assert path.read_text() == 'after' and os.listdir(tmp_path) == ['a.json']
 

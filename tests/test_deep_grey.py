@@ -5,11 +5,11 @@ import json
 import struct
 
 import numpy as np
-import pytest
 from PIL import Image, TiffImagePlugin
+import pytest
 
 from xmodal.data import check
-from xmodal.data.images import decode, load_image
+from xmodal.data.pictures.images import decode, load_image
 from xmodal.errors import UserError
 
 RAMP = np.arange(64 * 64).reshape(64, 64) / (64 * 64 - 1)  # 0..1

@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
+import tiny
 
 from xmodal.train.loop import Run
-import tiny
 
 _BCCD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'bccd'
 
@@ -56,7 +56,7 @@ def planted(truth, names, rng):
 def evaluated(config, folder, truth):
   """The scores of a run that finds what is planted, and its results file."""
   run = Run(config, str(folder))
-  names = list(run.asked['detection'].names)
+  names = list(run.eval_tasks['detection'].names)
   pictures = planted(truth, names, np.random.default_rng(0))
   placements = []
 

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
-
 import tiny
+
 from xmodal import predict
 from xmodal.data.sources import open_source
 from xmodal.train.loop import Run
@@ -92,7 +92,7 @@ def predictor(run):
 
 def answer(predictor, image, text):
   """All that is found in a picture, and what is meant."""
-  task, examples = predictor.task('detection').ask(image, text)
+  task, examples = predictor.task('detection').query(image, text)
   return task.join(examples, predictor(examples, task)[1])
 
 

@@ -9,19 +9,19 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 import pytest
+import tiny
 
 from xmodal.data import check
-from xmodal.data.coco import read_coco
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
 from xmodal.data.pipeline import BatchMaker
 from xmodal.data.sources import open_source
-from xmodal.data.visual_genome import read_visual_genome
-from xmodal.data.voc import read_voc
+from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.sources.voc import read_voc
 from xmodal.errors import UserError
 from xmodal.tasks.objects import make_name_list
 from xmodal.train.loop import Run
-import tiny
 
 _BCCD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'bccd'
 needs_bccd = pytest.mark.skipif(

@@ -5,14 +5,14 @@ import collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 import pytest
+import tiny
 
 from xmodal.data.example import Example
-from xmodal.data.shape_drawings import RELATIONS, Drawings, Wanted, parse
-from xmodal.data.shape_words import COLORS, SHAPES, SIZES, Thing
+from xmodal.data.scenes.drawings import RELATIONS, Drawings, Wanted, parse
+from xmodal.data.scenes.words import COLORS, SHAPES, SIZES, Thing
 from xmodal.data.sources import open_source
 from xmodal.errors import UserError
 from xmodal.metrics import drawings
-import tiny
 
 OPPOSITE = {'above': 'below', 'below': 'above', 'left of': 'right of', 'right of': 'left of'}
 

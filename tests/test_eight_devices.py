@@ -12,16 +12,17 @@ import numpy as np
 import optax
 from PIL import Image
 import pytest
-
 from test_sharding import by_name, run_alone
-from xmodal import config as configs, tasks
-from xmodal.data.crowds import Crowds
+import tiny
+
+from xmodal import config as configs
+from xmodal import tasks
+from xmodal.data.scenes.crowds import Crowds
 from xmodal.sharding import mesh as meshes
-from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.train import evaluate
 from xmodal.train import state as states
 from xmodal.train.loop import Run
-import tiny
 
 # ViT and T5, with vqa and objects, are in test_sharding.py: those together are all there are.
 # Weights of losses: of random parameters some are much larger than others.

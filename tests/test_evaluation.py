@@ -5,12 +5,12 @@ import pathlib
 import shutil
 
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
 from xmodal.train import evaluate
 from xmodal.train.loop import Run
-import tiny
 
 
 @pytest.mark.parametrize('size', [3, 32])
@@ -41,12 +41,12 @@ def test_what_multiplies_an_example_divides_the_batch(tmp_path, values, expected
 
 def test_captions_of_a_picture_and_more_names_divide_it_too(tmp_path):
   run = Run(tiny.changed(mixer__tasks=('retrieval', 'detection')), str(tmp_path / 'run'))
-  size = lambda: evaluate.choose_batch_size(run.config, run.asked, run.mesh)
-  captions = run.asked['retrieval'].copies
+  size = lambda: evaluate.choose_batch_size(run.config, run.eval_tasks, run.mesh)
+  captions = run.eval_tasks['retrieval'].copies
   assert captions == max(len(run.feeds[0].sources['eval'][i].captions) for i in range(20))
   assert size() == 8 // captions
   assert run.tasks['detection'].copies == 1
-  run.asked['detection'].category_ids = dict.fromkeys(range(9 * len(run.tasks['detection'].names)))
+  run.eval_tasks['detection'].category_ids = dict.fromkeys(range(9 * len(run.tasks['detection'].names)))
   assert size() == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal.models.expressions import MeantQuery
+from xmodal.models.detector.expressions import MeantQuery
 
 KINDS, THINGS, WIDTH = 6, 5, 32
 LEFT, RIGHT = KINDS, KINDS + 1  # words, beside one for each kind of thing

@@ -7,12 +7,13 @@ import sys
 from PIL import Image
 import pytest
 
-from xmodal.data import check, fields
-from xmodal.data.coco import read_coco
-from xmodal.data.jsonl import read_jsonl
-from xmodal.data.visual_genome import read_visual_genome
-from xmodal.data.vqa_rad import read_vqa_rad
-from xmodal.data.vqa_v2 import read_vqa_v2
+from xmodal.data import check
+from xmodal.data.sources import fields
+from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.sources.vqa_rad import read_vqa_rad
+from xmodal.data.sources.vqa_v2 import read_vqa_v2
 from xmodal.errors import UserError
 from xmodal.metrics.detection import coco_files, number_categories
 

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_sharding import run_alone, three_steps
+from test_step import Regression, a_batch
+import tiny
 
 from xmodal import config as configs
 from xmodal.errors import UserError
@@ -26,9 +29,6 @@ from xmodal.train.loop import Run
 from xmodal.train.optimizer import make_optimizer
 from xmodal.train.rates import rates
 from xmodal.train.step import make_train_step
-from test_sharding import run_alone, three_steps
-from test_step import Regression, a_batch
-import tiny
 
 
 def flat(tree):

@@ -7,8 +7,8 @@ import pytest
 import scipy.fft
 
 from xmodal.errors import UserError
-from xmodal.models import denoiser, flow
-from xmodal.models.denoiser import PATCHES, Denoiser, rotary
+from xmodal.models.denoiser import denoiser, flow
+from xmodal.models.denoiser.denoiser import PATCHES, Denoiser, rotary
 
 MEAN = np.array([0.5, -0.3], np.float32)
 COV = np.array([[0.30, 0.12], [0.12, 0.10]], np.float32)

@@ -10,20 +10,21 @@ import numpy as np
 from PIL import Image
 import pytest
 import scipy.linalg
-
 import tiny
-from xmodal import config as configs, predict
+
+from xmodal import config as configs
+from xmodal import predict
 from xmodal.bench import generation as bench
 from xmodal.bench import generation_quality as quality
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
-from xmodal.data.shape_drawings import Drawings
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.drawings import Drawings
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning, frechet
-from xmodal.models.denoiser import PATCHES, Denoiser
+from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
-from xmodal.tasks.generation import Generation, Prediction
+from xmodal.tasks.generation.task import GeneratedImage, Generation
 from xmodal.train import state as states
 from xmodal.train.loop import Run
 
@@ -177,7 +178,7 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
 
   def drawn(guidance, *captions):
     example = Example(blank, image_id='a', captions=captions)
-    return predictor([example], task.asking(guidance=guidance, steps=1))[1][0].image.astype(float)
+    return predictor([example], task.with_sampling(guidance=guidance, steps=1))[1][0].image.astype(float)
 
   text = 'a large blue cross'
   without, plain, more = (drawn(guidance, text) for guidance in (0.0, 1.0, 3.0))
@@ -254,12 +255,12 @@ def test_transparent_parts_of_a_mask_are_not_drawn_anew(tmp_path, mode):
     mask.save(path, transparency=1)
   else:
     mask.convert(mode).save(path)
-  asked_task = task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(path))[0]
+  asked_task = task.query(str(tmp_path / 'in.png'), 'a red circle', mask=str(path))[0]
   np.testing.assert_array_equal(asked_task._start.mask, expected)
   strokes[..., 1] = 0
   Image.fromarray(strokes, 'LA').save(tmp_path / 'empty.png')
   with pytest.raises(UserError, match='is white nowhere'):
-    task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
+    task.query(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
 
 
 def test_a_text_that_the_model_cannot_take_as_it_is_is_told_of(trained, tmp_path, capsys):
@@ -344,7 +345,7 @@ def test_scores_are_of_seen_and_unseen_names():
   tokenizer = train_tokenizer([e.captions[0] for e in train])
   task = Generation.from_data(c, tokenizer, train)
   unseen = ['red circle' in e.captions[0] for e in test]
-  perfect = [Prediction(e.image, e.image, 0.5) for e in test]
+  perfect = [GeneratedImage(e.image, e.image, 0.5) for e in test]
   scores = task.score(test, perfect)
   assert scores['main'] == scores['faithfulness'] == scores['two_objects'] == 1
   assert scores['loss'] == 0.5
@@ -352,7 +353,7 @@ def test_scores_are_of_seen_and_unseen_names():
   assert scores['frechet'] == pytest.approx(0, abs=1e-4)
   assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
   blank = np.full_like(test[0].image, 200)
-  spoiled = [Prediction(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
+  spoiled = [GeneratedImage(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
   scores = task.score(test, spoiled)
   assert scores['faithfulness/unseen'] == 0 and scores['faithfulness/seen'] == 1
   assert scores['frechet'] > 1e-4

@@ -8,11 +8,12 @@ from PIL import Image, ImageOps
 import pytest
 import torch
 
-from xmodal.data import images, pipeline
-from xmodal.data.augment import Augmentation, Placement
+from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
-from xmodal.data.memory import KeepDecoded
-from xmodal.data.placement import LEAST_VISIBLE, visible_objects
+from xmodal.data.pictures import images
+from xmodal.data.pictures.augmentation import Augmentation, Placement
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.pictures.placement import LEAST_VISIBLE, visible_objects
 
 EVERYTHING = Augmentation(mirror=True, zoom=0.4, crop=0.4, flip=True)
 

@@ -6,11 +6,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.sharding import mesh as meshes
 from xmodal.train import state as states
 from xmodal.train.loop import Run
-import tiny
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
 TASKS = ('vqa', 'objects', 'detection', 'captioning', 'retrieval', 'regression', 'generation')

@@ -11,10 +11,10 @@ import sys
 import threading
 
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.train import holder, loop
-import tiny
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 

@@ -3,13 +3,13 @@
 import importlib.util
 import unicodedata
 
-import numpy as np
-import pytest
 from fontTools.ttLib import TTFont
+import numpy as np
 from PIL import Image, ImageDraw, features
+import pytest
 
-from xmodal.tasks import card, lettering
-from xmodal.tasks.boxes_card import draw_boxes, draw_boxes_card
+from xmodal.tasks.drawing import card, lettering
+from xmodal.tasks.drawing.boxes_card import draw_boxes, draw_boxes_card
 
 if importlib.util.find_spec('weblate_fonts') is None:
   pytest.skip('weblate-fonts, which xmodal installs, is not there', allow_module_level=True)

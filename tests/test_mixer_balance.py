@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 import torch
 
 from xmodal.errors import UserError
 from xmodal.mixer import balance as balances
 from xmodal.mixer.balance import make_balance
-import tiny
 
 TASKS = ('vqa', 'objects', 'detection')
 

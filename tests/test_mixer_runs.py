@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-
-import tiny
 from test_sharding import three_steps
+import tiny
+
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.errors import UserError

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.data import pipeline
 from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Stream, open_feeds, parts, task_config
 from xmodal.mixer.sampling import Kind, Sampling, apportion, make_sampling
-import tiny
 
 SIZES = {'vqa': 700, 'objects': 200, 'detection': 100}
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 
 from xmodal.data import order
-from xmodal.data.shapes import Shapes
-import tiny
+from xmodal.data.scenes.shapes import Shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_sharding import MESHES, run_alone, three_steps
+import tiny
 import torch
 
-from test_sharding import MESHES, run_alone, three_steps
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.loop import Run
 from xmodal.train.optimizer import make_optimizer
-import tiny
 
 
 def with_muon(**values):

@@ -6,9 +6,9 @@ import re
 import sys
 
 import pytest
+import tiny
 
 from xmodal import predict, tasks
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -10,12 +10,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.loop import Run
 from xmodal.train.report import Report
-import tiny
 
 
 def config(*sizes):

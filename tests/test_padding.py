@@ -7,24 +7,24 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 import torch
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example, Object
+from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.pipeline import BadPictures, BatchMaker
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.tokenizer import train_tokenizer
-from xmodal.models.backbone import SumPool
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.joint import SumPool
 from xmodal.models.padding import Padding
-from xmodal.models.resnet import ResNet
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
 from xmodal.train.loop import Run
-import tiny
 
 
 def random(*shape, seed=0):

@@ -10,10 +10,10 @@ from PIL import Image
 import pytest
 
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation, language_notes
 from xmodal.data.english import is_english
 from xmodal.data.example import Example, Object
-from xmodal.data.shapes import Shapes
+from xmodal.data.pictures.augmentation import Augmentation, language_notes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 
 CHANGES = Augmentation(mirror=True, zoom=0.5, light=0.2)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+import tiny
 import torch
 from torch import nn
 import transformers
@@ -17,8 +18,8 @@ from transformers.models.detr.image_processing_pil_detr import DetrImageProcesso
 from xmodal.bench import parity_detection
 from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
-from xmodal.models.detr import Detr
-from xmodal.models.resnet import ResNet
+from xmodal.models.detector.detr import Detr
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained import Checkpoint, detr, resnet
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.detections import detections, pad_pictures
@@ -27,7 +28,6 @@ from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.tensors import init_shapes, match_variables
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.train.loop import Run
-import tiny
 
 torch.set_num_threads(2)
 CASES = parity_detection.CASES

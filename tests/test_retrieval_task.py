@@ -9,20 +9,20 @@ import numpy as np
 from PIL import Image
 import pytest
 from sklearn.metrics import top_k_accuracy_score
-
 import tiny
+
 from xmodal import predict
 from xmodal.data.example import Example
-from xmodal.data.jsonl import read_jsonl
+from xmodal.data.pictures.placement import Placement
 from xmodal.data.pipeline import BadPictures, BatchMaker
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.models.backbone import Text, Vision
+from xmodal.models.joint import Text, Vision
 from xmodal.predict import Predictor
-from xmodal.tasks import retrieval
-from xmodal.tasks.retrieval import Match, Prediction, Retrieval
+from xmodal.tasks.retrieval import task as retrieval
+from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
 from xmodal.train.loop import Run
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -158,7 +158,7 @@ def test_a_second_question_compiles_nothing_and_filled_up_texts_change_no_answer
   predictor = Predictor(str(run[0]))
 
   def answer(text):
-    task, examples = predictor.task('retrieval').ask(str(folder / '3.png'), text)
+    task, examples = predictor.task('retrieval').query(str(folder / '3.png'), text)
     return task.join(examples, predictor(examples, task)[1]).texts
 
   first = answer('a red circle. a blue square. two things')
@@ -228,7 +228,7 @@ def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
   examples = read_jsonl(str(tmp_path), 'train')
   task = of(tokenizer, *examples)
   x, y = np.eye(2, dtype=np.float32)
-  related = task.relate(examples, [Prediction(*pair) for pair in (
+  related = task.relate(examples, [Ranking(*pair) for pair in (
       (x, x[None]), (x, y[None]), (y, y[None]), (y, x[None]), (y, y[None]))])
   scores = task.score(examples, related)
   assert (scores['pictures'], scores['captions']) == (2, 4)
@@ -258,7 +258,7 @@ def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
   examples = [described('A cat.', image_id=0), described('a  cat.', image_id=1),
               described('a dog', image_id=2)]
   x, y = np.eye(2, dtype=np.float32)
-  predictions = [Prediction(y, x[None]), Prediction(x, x[None]), Prediction(y, y[None])]
+  predictions = [Ranking(y, x[None]), Ranking(x, x[None]), Ranking(y, y[None])]
   task = of(tokenizer, *examples)
   related = task.relate(examples, predictions)
   # Picture 0 looks like the dog's, so both cats come after that; picture 1 has both before.
@@ -277,7 +277,7 @@ def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
 
 def test_a_split_without_captions_is_not_scored(tokenizer):
   task, example = of(tokenizer, described('a')), Example(IMAGE, question='what?')
-  prediction = Prediction(np.ones(2, np.float32), np.ones((1, 2), np.float32))
+  prediction = Ranking(np.ones(2, np.float32), np.ones((1, 2), np.float32))
   related = task.relate([example], [prediction])
   assert task.score([example], related) == {} and task.headline({}) == ''
   assert task.record(example, related[0]) is None

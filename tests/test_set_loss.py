@@ -11,8 +11,8 @@ from transformers.loss.loss_for_object_detection import generalized_box_iou
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from xmodal.errors import UserError
-from xmodal.models import boxes as box_maths
-from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
+from xmodal.models.detector import boxes as box_maths
+from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
 
 B, N, M, K = 6, 12, 5, 3
 COUNTS = (5, 3, 0, 1, 5, 2)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from xmodal import config as configs
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
@@ -23,7 +24,6 @@ from xmodal.sharding.rules import path_name, shard_tree, spec_for
 from xmodal.train import build
 from xmodal.train import state as states
 from xmodal.train.loop import Run
-import tiny
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):

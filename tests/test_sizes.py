@@ -11,15 +11,15 @@ import tiny
 from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.errors import UserError
-from xmodal.models.bert import Bert
 from xmodal.models.cross_modal import CrossModal
-from xmodal.models.denoiser import Denoiser
-from xmodal.models.gpt2 import Gpt2
-from xmodal.models.queries import LearnedQueries
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.denoiser.denoiser import Denoiser
+from xmodal.models.detector.queries import LearnedQueries
+from xmodal.models.towers.bert import Bert
+from xmodal.models.towers.gpt2 import Gpt2
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.t5 import T5
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.train import build
 from xmodal.train.loop import Run
 

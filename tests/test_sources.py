@@ -9,14 +9,15 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from xmodal.data import check, images
+from xmodal.data import check
 from xmodal.data.example import Example, Object
-from xmodal.data.jsonl import read_jsonl
-from xmodal.data.vqa_rad import read_vqa_rad
-from xmodal.data.vqa_v2 import read_vqa_v2
+from xmodal.data.pictures import images
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.vqa_rad import read_vqa_rad
+from xmodal.data.sources.vqa_v2 import read_vqa_v2
 from xmodal.errors import UserError
 from xmodal.metrics.vqa import normalize_answer
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.models.cross_modal import CrossModal
@@ -18,7 +19,6 @@ from xmodal.train.checkpoint import Checkpoints, find, load_variables
 from xmodal.train.loop import Run
 from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
 from xmodal.train.step import make_train_step
-import tiny
 
 
 class Regression:
@@ -26,7 +26,7 @@ class Regression:
 
   loss_weights = {'square': 1.0, 'absolute': 0.5}
 
-  def asked_in_step(self, features, key):
+  def sampled_vocabulary(self, features, key):
     return None  # it looks for no names
 
   def weights(self, features):
@@ -311,8 +311,8 @@ def test_the_schedule_warms_up_and_decays():
 
 @pytest.mark.parametrize('name', ['linear', 'constant', 'wsd'])
 def test_rates_are_those_of_transformers(name):
-  from transformers import optimization
   import torch
+  from transformers import optimization
   a_layer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
   theirs = {
       'linear': lambda: optimization.get_wsd_schedule(

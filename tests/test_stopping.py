@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+import tiny
 
 from xmodal import main
 from xmodal.errors import UserError
@@ -12,7 +13,6 @@ from xmodal.mixer import met
 from xmodal.train import evaluate, metrics
 from xmodal.train.loop import Run
 from xmodal.train.stop import Stop
-import tiny
 
 
 @pytest.fixture

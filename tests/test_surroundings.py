@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from xmodal import augment, errors, paths, predict
 from xmodal.bench import multitask
@@ -19,7 +20,6 @@ from xmodal.pretrained.__main__ import main as pretrained
 from xmodal.pretrained.hub import find_folder
 from xmodal.train import checkpoint, loop
 from xmodal.train.cache import enable_compilation_cache
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADDRESSES = ['gs://bucket/a', 's3://bucket/a', 'hf://user/a', 'https://x.org/a', 'gs:/bucket/a',

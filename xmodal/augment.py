@@ -3,7 +3,7 @@
   python -m xmodal.augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
 
 OUT/train.jsonl holds captions, and questions with answers, as people's examples are written
-(xmodal/data/jsonl.py), with "made": true and "made_by": the checkpoint, and the probabilities of
+(xmodal/data/sources/jsonl.py), with "made": true and "made_by": the checkpoint, and the probabilities of
 answer and caption. Pictures are named by their paths from OUT; none is copied. A run trains on it
 beside people's examples with --config.data.more=OUT.
 
@@ -14,18 +14,18 @@ mean: the product says above all how long a text is) reaches the threshold.
 """
 
 import argparse
+from collections.abc import Sequence
 import json
 import os
 import sys
-from collections.abc import Sequence
 
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import errors, paths, whole
-from xmodal.data import fields
+from xmodal import atomic, errors, paths
 from xmodal.data.example import Example
-from xmodal.data.jsonl import numbered_lines
+from xmodal.data.sources import fields
+from xmodal.data.sources.jsonl import numbered_lines
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally
 from xmodal.predict import AT_ONCE, Predictor
@@ -114,7 +114,7 @@ def _augment(args):
                       threshold=args.threshold, keep_unjudged=args.keep_unjudged)
   os.makedirs(args.output, exist_ok=True)
   path = os.path.join(args.output, 'train.jsonl')
-  with whole.written(path) as file:
+  with atomic.written(path) as file:
     for line in _label_all(labeller, pictures):
       line |= {'image': _path_from(args.output, line['image']),
                'made_by': {'checkpoint': step, **line['made_by']}}

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 import numpy as np
 
-from xmodal import whole
+from xmodal import atomic
 from xmodal.errors import UserError
 
 # A size fills in what model.vision, model.text, model.cross and model.denoiser leave open.
@@ -445,7 +445,7 @@ _SIZE_KEYS = frozenset(
 
 def save(config: ConfigDict, path: str) -> None:
   """Writes a config as JSON, whole or not at all."""
-  with whole.written(path) as f:
+  with atomic.written(path) as f:
     f.write(config.to_json(indent=2) + '\n')
 
 

@@ -1,16 +1,16 @@
 """What a trained model says of pictures, and is sure of; see xmodal.augment for what that is."""
 
 import collections
+from collections.abc import Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import os
 import random
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from xmodal.data import images
 from xmodal.data.example import Example
+from xmodal.data.pictures import images
 from xmodal.errors import UserError
 from xmodal.metrics.agreement import agrees
 from xmodal.predict import AT_ONCE, Predictor

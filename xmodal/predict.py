@@ -1,8 +1,8 @@
 """Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
 
 import argparse
-import contextlib
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import os
 import sys
@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import config as configs, errors, paths, whole
-from xmodal.data import images
+from xmodal import atomic, errors, paths
+from xmodal import config as configs
 from xmodal.data.example import Example
+from xmodal.data.pictures import images
 from xmodal.data.pipeline import BatchMaker
 from xmodal.errors import UserError
 from xmodal.mixer.feed import task_config
@@ -25,7 +26,6 @@ from xmodal.tasks.task import Task
 from xmodal.train import build, checkpoint
 from xmodal.train.cache import enable_compilation_cache
 from xmodal.train.weights import load_towers
-
 
 AT_ONCE = 32  # pictures, whatever the number in a folder
 _OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
@@ -98,7 +98,7 @@ class Predictor:
     return self.tasks[name]
 
   def __call__(self, examples: list[Example], task: str | Task) -> tuple[np.ndarray, list]:
-    """Predictions of one task, by its name or as its `ask` gave it, for some examples.
+    """Predictions of one task, by its name or as its `query` gave it, for some examples.
 
     Returns:
       The pictures as the model saw them, uint8 [N, H, W, 3], and N predictions.
@@ -108,7 +108,7 @@ class Predictor:
     """
     task = self.task(task) if isinstance(task, str) else task
     pictures, predictions = [], []
-    asked = task.asked()
+    asked = task.vocabulary()
     if asked is not None:
       text_tower = self.model.backbone.text_tower
       asked = pad_names(asked, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
@@ -119,7 +119,7 @@ class Predictor:
       least = AT_ONCE if start else 1 if task.draws else program_size(len(some), least=1)
       batch = self.batch(some, {task.name: task}, least)
       if asked is not None:
-        batch[task.name]['asked'] = asked
+        batch[task.name]['vocabulary'] = asked
       arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
       pictures.append(batch['image'][:len(some)])
       predictions += task.decode(arrays[task.name])[:len(some)]
@@ -183,7 +183,7 @@ def _answer(args):
   with contextlib.ExitStack() as closing:
     if 'progress' in task.options:
       given['progress'] = closing.enter_context(_Progress(args.n or 1))
-    task, examples = task.ask(args.image, args.text, **given)
+    task, examples = task.query(args.image, args.text, **given)
     for note in dict.fromkeys(note for example in examples for note in task.notes(example)):
       print(f'note: {note}', file=sys.stderr)
     pictures, predictions = predictor(examples, task)
@@ -192,7 +192,7 @@ def _answer(args):
   if args.output:
     kind = Image.registered_extensions()[os.path.splitext(args.output)[1].lower()]
     try:
-      with whole.written(args.output, 'wb') as f:
+      with atomic.written(args.output, 'wb') as f:
         task.draw(examples[0], pictures[0], prediction).save(f, kind)
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written: {error}') from error

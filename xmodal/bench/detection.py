@@ -28,8 +28,15 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.bench.compare import (
-    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
-    torch_device)
+  check_positive,
+  chosen_ways,
+  limit_threads,
+  measure,
+  num_threads,
+  run_command,
+  share_gpu,
+  torch_device,
+)
 from xmodal.bench.train_step import WAYS
 from xmodal.errors import UserError
 
@@ -136,8 +143,8 @@ class Ours:
 
 def _loss(logits, places, boxes, names):
   """Set prediction's, a mean over all objects of the batch; no name is "no object" here."""
-  from xmodal.models.boxes import to_corners
-  from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
+  from xmodal.models.detector.boxes import to_corners
+  from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, set_losses
   terms = set_losses(Queries(logits[..., :-1], to_corners(places)), boxes, names)
   count = (names >= 0).sum(-1)  # one at least in each picture
   return sum(weight * (terms[term] * count).sum() / count.sum()

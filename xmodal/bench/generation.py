@@ -22,7 +22,6 @@ from xmodal.bench.multitask_cost import Step
 from xmodal.models.attention import IMPLEMENTATIONS
 
 
-
 def forward_flops(denoiser, text_length: int) -> int:
   """FLOPs of one forward pass for one picture, but for what reads the time and projects the text.
 
@@ -91,7 +90,7 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
     step = Step(run, run.sampling.kinds[0])
     size = config.train.batch_size
     batch = meshes.put_batch(run.maker('train')(np.arange(size), np.arange(size)), run.mesh, size)
-    task = run.tasks['generation'].asking()
+    task = run.tasks['generation'].with_sampling()
     model = build.make_model(run.config, run.tokenizer, {'generation': task})
     draw = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
     variables = states.create(run.init, run.abstract).variables

@@ -12,15 +12,15 @@ model that copies those lies far below the last row.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data.example import Example
-from xmodal.data.shape_drawings import parse
+from xmodal.data.scenes.drawings import parse
 from xmodal.data.sources import open_source
 from xmodal.errors import UserError
 from xmodal.metrics import drawings, frechet
@@ -39,7 +39,7 @@ def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray
 def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
           guidance: float | None = None, steps: int | None = None) -> np.ndarray:
   """A picture for each caption ('': without a text), each with noise of its own."""
-  task = predictor.task('generation').asking(guidance=guidance, steps=steps)
+  task = predictor.task('generation').with_sampling(guidance=guidance, steps=steps)
   side = predictor.config.data.image_size
   blank = np.zeros((side, side, 3), np.uint8)
   examples = [Example(blank, image_id=f'{seed}/{number}', captions=(text,) if text else ())

@@ -31,7 +31,8 @@ import sys
 from flax import traverse_util
 
 import xmodal
-from xmodal import config as configs, heap, paths
+from xmodal import config as configs
+from xmodal import heap, paths
 from xmodal.bench import multitask_cost, multitask_table
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings

@@ -1,8 +1,8 @@
 """Seconds a step of tasks together, over those of each alone and over the plain sum."""
 
+from collections.abc import Mapping, Sequence
 import gc
 import statistics
-from collections.abc import Mapping, Sequence
 
 from xmodal.bench.compare import measure
 from xmodal.bench.multitask_table import markdown

@@ -1,8 +1,8 @@
 """Which runs bench.multitask makes."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
-from collections.abc import Sequence
 
 from xmodal import config as configs
 from xmodal.errors import UserError

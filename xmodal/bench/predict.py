@@ -56,7 +56,7 @@ def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]
     texts = QUESTIONS[name]
     for number in range(rounds + 1):
       began = time.perf_counter()
-      task, examples = predictor.task(name).ask(image, texts[number % len(texts)])
+      task, examples = predictor.task(name).query(image, texts[number % len(texts)])
       _, predictions = predictor(examples, task)
       task.describe(task.join(examples, predictions))
       seconds.setdefault(name, []).append(time.perf_counter() - began)

@@ -23,11 +23,12 @@ import sys
 from PIL import Image
 
 import xmodal
-from xmodal import augment, config as configs, heap, paths
+from xmodal import augment, heap, paths
+from xmodal import config as configs
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.train import stop
 

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel)
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel
 
 from xmodal import config as configs
 from xmodal.bench.torch_training import make_descent, make_optimizer

@@ -25,8 +25,15 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.bench.compare import (
-    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
-    torch_device)
+  check_positive,
+  chosen_ways,
+  limit_threads,
+  measure,
+  num_threads,
+  run_command,
+  share_gpu,
+  torch_device,
+)
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'eager', 'compile')

@@ -11,20 +11,20 @@ all is good, 1 if something is not, 2 if there is nothing to check.
 
 import argparse
 import collections
+from collections.abc import Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 
 from xmodal import errors
-from xmodal.data import images
-from xmodal.data.boxes import keep_inside, other_size
 from xmodal.data.example import Example, Source
-from xmodal.data.files import MissingSplit, existing_folder
-from xmodal.data.jsonl import SPLITS, LineParser, numbered_lines
+from xmodal.data.pictures import images
+from xmodal.data.pictures.box_checks import keep_inside, other_size
 from xmodal.data.sources import READERS
+from xmodal.data.sources.files import MissingSplit, existing_folder
+from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
 from xmodal.errors import UserError
 
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
@@ -65,7 +65,7 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
   paths = [path for path in paths if os.path.isfile(path)]
   if not paths:
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
-                    'see xmodal/data/jsonl.py for what is in them')
+                    'see xmodal/data/sources/jsonl.py for what is in them')
   files = [_parse_file(path, LineParser(root)) for path in paths]
   pictures = decode_all({example.image for file in files for example in file.examples.values()})
   for file in files:

@@ -1,8 +1,8 @@
 """The one schema every data set is read into."""
 
 import dataclasses
-import zlib
 from typing import Protocol
+import zlib
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """Examples that a model made (xmodal.augment): trained on beside people's, never evaluated on."""
 
 import bisect
-import itertools
 from collections.abc import Sequence
+import itertools
 
 from xmodal.data.example import Example, Source
 from xmodal.errors import UserError

@@ -1,22 +1,24 @@
 """From a source to batches of arrays, in an exact order."""
 
 import collections
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
-from xmodal.data import augment, images, order
-from xmodal.data.boxes import BadBoxes, keep_inside
+from xmodal.data import order
 from xmodal.data.example import Example, Source
 from xmodal.data.made import Joined
-from xmodal.data.placement import Placement
+from xmodal.data.pictures import images
+from xmodal.data.pictures.augmentation import Augmentation, Transform
+from xmodal.data.pictures.box_checks import BadBoxes, keep_inside
+from xmodal.data.pictures.placement import Placement
 from xmodal.errors import UserError
 
 
@@ -82,7 +84,7 @@ class BatchMaker:
   tasks: dict
   image_size: tuple[int, int]
   bad: BadPictures | None
-  augmentation: augment.Augmentation | None = None
+  augmentation: Augmentation | None = None
   blank: str = ''
   seed: int = 0
   decode: Callable[..., images.Decoded] = images.decode
@@ -136,10 +138,10 @@ class BatchMaker:
 
   def _picture(self, example, record, position, out):
     """Writes an example's picture to out; returns its Placement (None: unreadable) and extent."""
-    plan = augment.Plan()
+    transform = Transform()
     if self.augmentation is not None:
       rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-      plan = self.augmentation.plan(example, rng)
+      transform = self.augmentation.draw(example, rng)
     try:
       picture = self.decode(example.image, self._decoded_size)
     except UserError as error:
@@ -148,7 +150,7 @@ class BatchMaker:
       if record >= 0:
         self.bad.add(record, str(error))
       return None, self.image_size
-    return plan.apply(picture, out, self.keep_aspect)
+    return transform.apply(picture, out, self.keep_aspect)
 
   @functools.cached_property
   def _decoded_size(self):

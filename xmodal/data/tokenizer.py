@@ -1,8 +1,8 @@
 """Text to token numbers and back, from files in the HuggingFace layout."""
 
+from collections.abc import Iterable, Sequence
 import json
 import os
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers

@@ -7,11 +7,11 @@ program itself, and is there where that package and Java are.
 """
 
 import collections
+from collections.abc import Sequence
 import importlib.util
 import math
 import re
 import shutil
-from collections.abc import Sequence
 
 import numpy as np
 

@@ -4,12 +4,12 @@ Boxes are (x, y, width, height) in pixels of the picture as stored, x to the rig
 """
 
 import collections
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from xmodal.data.example import Example
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class DetectedBox:
   """A thing that a model found: its name, its box, and how sure the model is."""
 
   name: str
@@ -73,7 +73,7 @@ def _own_numbers(examples):
   return own
 
 
-def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found]],
+def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[DetectedBox]],
                category_ids: Mapping[str, int | str | None]) -> tuple[dict, list[dict]]:
   """Truths and predictions in COCO's formats (cocodataset.org, format-data and format-results).
 
@@ -91,7 +91,7 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found
 
   Returns:
     instances: images, annotations (iscrowd is 1 for an object to be ignored) and categories.
-    results: one dict of image_id, category_id, bbox (to 0.01 pixel) and score for each Found.
+    results: one dict of image_id, category_id, bbox (to 0.01 pixel) and score for each DetectedBox.
 
   Raises:
     ValueError: as many predictions as examples were wanted.

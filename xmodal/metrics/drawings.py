@@ -6,16 +6,16 @@ place and size, covers it best.
 """
 
 import collections
-import itertools
 from collections.abc import Mapping, Sequence
+import itertools
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from xmodal.data.shape_drawings import Wanted
-from xmodal.data.shape_words import COLORS, SHAPES, Thing
-from xmodal.data.shapes import DEPTH, RGB
+from xmodal.data.scenes.drawings import Wanted
+from xmodal.data.scenes.shapes import DEPTH, RGB
+from xmodal.data.scenes.words import COLORS, SHAPES, Thing
 
 # Distances of colours in 0..255: what stands out from the background, and how far from the colour
 # that a word names a thing may be.

@@ -6,9 +6,9 @@ to the letter where it differs from the paper.
 """
 
 import collections
+from collections.abc import Sequence
 import functools
 import re
-from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {'none': '0'} | {

@@ -20,8 +20,8 @@ then settles at:
 All losses and products of gradients that a rule is given are those of c_i L_i.
 """
 
-import math
 from collections.abc import Mapping, Sequence
+import math
 
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,8 @@ towers see each picture once for all of them. A batch of one source is flat:
 {'image', 'valid', task name: features}; a batch of several is {feed name: flat batch}.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import re
 
 from ml_collections import ConfigDict
@@ -14,12 +14,12 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation, language_notes
-from xmodal.data.boxes import BadBoxes, size_notes
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
-from xmodal.data.images import Decoded
 from xmodal.data.made import made_notes
+from xmodal.data.pictures.augmentation import Augmentation, language_notes
+from xmodal.data.pictures.box_checks import BadBoxes, size_notes
+from xmodal.data.pictures.images import Decoded
 from xmodal.data.sources import check_flags, open_source
 from xmodal.errors import UserError
 from xmodal.mixer.sampling import Sampling

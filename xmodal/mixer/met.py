@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 import json
 import os
 
-from xmodal import whole
+from xmodal import atomic
 from xmodal.mixer.feed import Feed, each_split
 from xmodal.sharding import hosts
 
@@ -28,7 +28,7 @@ def save(feeds: Sequence[Feed], path: str) -> None:
   """Writes what was met in training, for `load`."""
   text = _text(feeds, ('train',))
   if os.path.exists(path) or text != '{}':
-    with whole.written(path) as f:
+    with atomic.written(path) as f:
       f.write(text)
 
 

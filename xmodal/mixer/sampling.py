@@ -6,10 +6,10 @@ has had before any step is counted in one go, and a run goes on from step s at
 the same cost for any s.
 """
 
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 

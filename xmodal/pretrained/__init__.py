@@ -4,5 +4,5 @@
     module, variables = pretrained.load('google/vit-base-patch16-224')
 """
 
-from xmodal.pretrained.checkpoint import Checkpoint, Report, load
+from xmodal.pretrained.checkpoint import Checkpoint, LoadReport, load
 from xmodal.pretrained.families import FAMILIES

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xmodal.models.bert import Bert
+from xmodal.models.towers.bert import Bert
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, linear, norm, require
 

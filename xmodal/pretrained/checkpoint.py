@@ -20,7 +20,7 @@ from xmodal.pretrained.tensors import Match, match_variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class LoadReport:
   """What became of the tensors of a checkpoint.
 
   Attributes:
@@ -94,7 +94,7 @@ class Checkpoint:
         self.folder, self.config, self._family.PREPROCESSING,
         getattr(self.module, 'image_size', None)) if self.part == 'vision' else None
 
-  def plan(self, module: nn.Module | None = None, shapes=None) -> 'Plan':
+  def plan(self, module: nn.Module | None = None, shapes=None) -> 'LoadPlan':
     """Finds the tensors that a module wants; reads their shapes alone.
 
     Args:
@@ -126,7 +126,7 @@ class Checkpoint:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
                       f'{_some(sorted(unknown))}; does config.json belong to them? (Adapters are '
                       'to be merged, and quantised weights to be dequantised, before.)')
-    return Plan(self._tensors, matches, Report(
+    return LoadPlan(self._tensors, matches, LoadReport(
         loaded=tuple(sorted(loaded)),
         fitted=tuple(match.note for match in matches.values() if match.note),
         ignored=tuple(sorted(set(self._files) - loaded))))
@@ -137,14 +137,14 @@ class Checkpoint:
         raise UserError(f'{self.folder}: tensor {name} is {self._files.dtype(name)}, wanted one of '
                         f'{", ".join(FLOATS)}; dequantise it first')
 
-  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, LoadReport]:
     """The variables for module.apply, and what became of the tensors; see `plan`."""
     plan = self.plan(module, shapes)
     return plan.read(), plan.report
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LoadPlan:
   """Variables and the tensors they will be made of.
 
   Attributes:
@@ -153,7 +153,7 @@ class Plan:
 
   _tensors: Mapping[str, np.ndarray]
   _matches: Mapping[str, Match]
-  report: Report
+  report: LoadReport
 
   def read(self) -> dict:
     """The variables, {'params': ..., ...}, one after the other.

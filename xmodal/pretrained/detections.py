@@ -49,7 +49,7 @@ def pad_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int] | None = 
   return images, mask
 
 
-class Detection(NamedTuple):
+class DetectedObject(NamedTuple):
   """An object in a picture.
 
   Attributes:
@@ -64,7 +64,7 @@ class Detection(NamedTuple):
 
 
 def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_names: Sequence[str],
-               threshold: float = 0.5) -> list[list[Detection]]:
+               threshold: float = 0.5) -> list[list[DetectedObject]]:
   """What a Detr found in each picture: the likeliest class of each query, if likely enough.
 
   Args:
@@ -84,6 +84,6 @@ def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_name
   centres, halves = boxes[..., :2] * sides, boxes[..., 2:] * sides / 2
   corners = np.concatenate([centres - halves, centres + halves], axis=-1)
   best, labels = scores.max(-1), scores.argmax(-1)
-  return [[Detection(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
+  return [[DetectedObject(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
            for i in np.argsort(-score, kind='stable') if score[i] > threshold]
           for score, label, box in zip(best, labels, corners)]

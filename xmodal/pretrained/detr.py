@@ -6,8 +6,8 @@ import re
 
 import jax.numpy as jnp
 
-from xmodal.models.detr import Detr
-from xmodal.models.resnet import ResNet
+from xmodal.models.detector.detr import Detr
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained import resnet
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import vit
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xmodal.models.gpt2 import Gpt2
+from xmodal.models.towers.gpt2 import Gpt2
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, norm, require
 

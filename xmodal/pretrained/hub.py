@@ -34,7 +34,11 @@ def find_folder(name: str) -> str:
                     'HuggingFace hub sends; set HF_HOME to a folder, or give that of a copy')
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import (
-      HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+  )
   try:
     return snapshot_download(name, allow_patterns=_WANTED)
   except (HFValidationError, RepositoryNotFoundError) as error:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.resnet import ResNet
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 

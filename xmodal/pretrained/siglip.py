@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import vit
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing

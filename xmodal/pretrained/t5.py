@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.t5 import T5
+from xmodal.models.towers.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
 MODULE = T5

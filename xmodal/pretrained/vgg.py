@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.vgg import VGG
+from xmodal.models.towers.vgg import VGG
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.resnet import batch_counters
 from xmodal.pretrained.tensors import Entry, init_shapes, norm

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require

@@ -1,9 +1,9 @@
 """Captioning: the T5 decoder writes what a picture shows."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -13,12 +13,13 @@ import numpy as np
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
-from xmodal.tasks import card, writing
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
 from xmodal.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Caption:
   """A caption and the probability that the model gives it, the product over its tokens."""
 
   caption: str
@@ -133,7 +134,7 @@ class Captioning(Task):
   # ---- host: predictions
 
   def decode(self, arrays):
-    return [Prediction(*pair) for pair in writing.read_texts(self._tokenizer, arrays)]
+    return [Caption(*pair) for pair in writing.read_texts(self._tokenizer, arrays)]
 
   def score(self, examples, predictions):
     pairs = [(e, p) for e, p in zip(examples, predictions) if e.captions]

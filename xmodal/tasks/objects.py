@@ -9,9 +9,9 @@ a question's words find what they speak of.
 """
 
 import collections
+from collections.abc import Mapping, Sequence
 import json
 import os
-from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,11 @@ import optax
 
 from xmodal.data.example import Example
 from xmodal.data.faults import count_kinds
-from xmodal.data.placement import visible_objects
+from xmodal.data.pictures.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names, names_present, sample_names
-from xmodal.tasks import card
+from xmodal.tasks.drawing import card
 from xmodal.tasks.task import Task
 
 _TOP = 10
@@ -90,11 +90,11 @@ class Objects(Task):
     with open(os.path.join(folder, 'names.json'), 'w', encoding='utf-8') as f:
       json.dump(self.names, f, ensure_ascii=False, indent=0)
 
-  def asked(self):
+  def vocabulary(self):
     return Names(self._name_tokens)
 
-  def asked_in_step(self, features, key):
-    names = self.asked()
+  def sampled_vocabulary(self, features, key):
+    names = self.vocabulary()
     present = names_present(features['names'], len(names.tokens))
     return sample_names(names, present, self._sampled_names, key)
 
@@ -109,8 +109,8 @@ class Objects(Task):
                             len(self.names))
     is_picture = ~jnp.isneginf(outputs[..., :1])
     losses = optax.sigmoid_binary_cross_entropy(jnp.where(is_picture, outputs, 0), targets)
-    if 'asked' in features and features['asked'].counts is not None:  # those left out of a step
-      losses = jnp.where(features['asked'].counts, losses, 0)
+    if 'vocabulary' in features and features['vocabulary'].counts is not None:  # those left out of a step
+      losses = jnp.where(features['vocabulary'].counts, losses, 0)
     # Summed over names and averaged over tokens: names that are absent nearly
     # everywhere must not thin the loss out.
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
@@ -161,7 +161,7 @@ class ObjectsHead(nn.Module):
   @nn.compact
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns logits, float32 [B, rows, columns, K]; -inf in the padding of a picture."""
-    vision, names = towers.vision(), towers.names(features['asked'])
+    vision, names = towers.vision(), towers.names(features['vocabulary'])
     seen = towers.seen(vision)
     rows, columns = vision.grid
     seen = seen[:, seen.shape[1] - rows * columns:]  # no class token

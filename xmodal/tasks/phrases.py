@@ -1,7 +1,7 @@
 """The texts in what a person writes for --text: one rule for all tasks that take several."""
 
-import re
 from collections.abc import Iterable
+import re
 
 # Full stops of Chinese and Japanese, Hindi, Urdu and Amharic, and their semicolons.
 _STOPS = '\u3002\uff0e\uff61\u0964\u06d4\u1362\uff1b\u061b'

@@ -1,9 +1,9 @@
 """Regression: a number that answers a question about a picture."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,8 @@ import optax
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
-from xmodal.tasks import card, writing
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
 from xmodal.tasks.task import Task
 
 # Of the standard deviation: smaller errors count by their squares, so that l_reg has no corner.
@@ -23,7 +24,7 @@ _SHOWN = ('MAE', 'RMSE', 'R2', 'within_10%', 'within_0.5', 'constant_MAE')
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Number:
   """A number, and what the decoder wrote for it, with its probability."""
 
   number: float
@@ -145,7 +146,7 @@ class Regression(Task):
   def decode(self, arrays):
     numbers = (arrays['number'].astype(np.float64) * self._std + self._mean).tolist()
     written = writing.read_texts(self._tokenizer, arrays) if 'tokens' in arrays else None
-    return [Prediction(number, written[i] if written else None)
+    return [Number(number, written[i] if written else None)
             for i, number in enumerate(numbers)]
 
   def score(self, examples, predictions):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
+from xmodal.data.pictures.placement import Placement
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names
@@ -28,9 +28,9 @@ class Task(abc.ABC):
     needs: fields of Example that training needs filled.
     loss_weights: weight of each loss term in the task's loss.
     main_score: which number of `score` says how good it is, higher for better; '': it has none.
-    takes_folders: whether `ask` takes a folder of pictures for a picture.
-    draws: whether its predictions are pictures; `ask` then needs none (None).
-    options: names of what `ask` takes beside picture and text, each as a keyword.
+    takes_folders: whether `query` takes a folder of pictures for a picture.
+    draws: whether its predictions are pictures; `query` then needs none (None).
+    options: names of what `query` takes beside picture and text, each as a keyword.
   """
 
   name: str
@@ -45,17 +45,17 @@ class Task(abc.ABC):
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
     """Features of one example, each of a fixed shape and dtype."""
 
-  def asked(self) -> Names | None:
+  def vocabulary(self) -> Names | None:
     """Names that the task looks for in every picture, as numpy arrays; None: it looks for none.
 
-    The head finds them as features['asked'].
+    The head finds them as features['vocabulary'].
     """
     return None
 
-  def asked_in_step(self, features: Mapping[str, jax.Array], key: jax.Array) -> Names | None:
+  def sampled_vocabulary(self, features: Mapping[str, jax.Array], key: jax.Array) -> Names | None:
     """Those of `asked` that a training step learns from, by the features of its whole batch and a
     key for random choices, which is the same on every host (device side)."""
-    return self.asked()
+    return self.vocabulary()
 
   @abc.abstractmethod
   def head(self) -> nn.Module:
@@ -74,7 +74,7 @@ class Task(abc.ABC):
   def losses(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Loss of each example by term: float32 [B], finite wherever its weight is 0.
 
-    features['asked'] are the names of asked_in_step, where the task has any.
+    features['vocabulary'] are the names of sampled_vocabulary, where the task has any.
     """
 
   def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -132,14 +132,14 @@ class Task(abc.ABC):
     beams, captions, or pictures of guidance. Evaluation predicts as many fewer examples at once."""
     return 1
 
-  def asked_of(self, examples: Sequence[Example]) -> 'Task':
+  def for_split(self, examples: Sequence[Example]) -> 'Task':
     """The task as these examples ask it (they may name more than training did).
 
     Its head has the same parameters.
     """
     return self
 
-  def ask(self, image: str, text: str) -> tuple['Task', list[Example]]:
+  def query(self, image: str, text: str) -> tuple['Task', list[Example]]:
     """What a person's text asks of a picture: the task that answers it, and the examples to give
     it; UserError if the text asks nothing, and the task needs a question. See takes_folders."""
     if 'question' in self.needs and not text.strip():
@@ -147,7 +147,7 @@ class Task(abc.ABC):
     return self, [Example(image, question=text)]
 
   def join(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Any:
-    """One prediction of those for the examples that `ask` gave."""
+    """One prediction of those for the examples that `query` gave."""
     return predictions[0]
 
   def survey(self, examples: Sequence[Example]) -> list[str]:

@@ -1,10 +1,10 @@
 """Visual question answering: a classifier over an answer list, and a written answer."""
 
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,15 +14,17 @@ import numpy as np
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
-from xmodal.metrics import classification, vqa as vqa_metric
-from xmodal.tasks import card, writing
+from xmodal.metrics import classification
+from xmodal.metrics import vqa as vqa_metric
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
 from xmodal.tasks.task import Task
 
 _TOP = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Answer:
   """What the model answers.
 
   Attributes:
@@ -185,7 +187,7 @@ class VQA(Task):
       top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
              for row in zip(arrays['top_index'], arrays['top_probability'])]
     # Logits that are not finite order nothing: their first answer is not the model's.
-    return [Prediction(answer=_answer(top[i]) if top else written[i][0],
+    return [Answer(answer=_answer(top[i]) if top else written[i][0],
                        top=top[i] if top else (), written=written[i] if written else None)
             for i in range(count)]
 

@@ -1,7 +1,7 @@
 """From a config to tasks and a model."""
 
-import os
 from collections.abc import Mapping, Sequence
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.attention import usable
-from xmodal.models.backbone import Backbone, MultiTask
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.joint import Backbone, MultiTask
 from xmodal.models.layers import REMAT
 from xmodal.models.lora import Lora
 from xmodal.tasks import task_class
@@ -143,4 +143,4 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
                    Lora(**model.lora),
                    {name: names for name, task in tasks.items()
-                    if (names := task.asked()) is not None})
+                    if (names := task.vocabulary()) is not None})

@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 
-from xmodal import whole
+from xmodal import atomic
 
 LIST = 'files.json'
 _BLOCK = 2**24
@@ -24,11 +24,11 @@ def seal(folder: str) -> None:
   """
   names = _names(folder)
   for name in names:
-    whole.sync(os.path.join(folder, name))
+    atomic.sync(os.path.join(folder, name))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     found = pool.map(_size_and_checksum, (os.path.join(folder, name) for name in names))
     listed = dict(zip(names, found))
-  with whole.written(os.path.join(folder, LIST)) as f:
+  with atomic.written(os.path.join(folder, LIST)) as f:
     json.dump(listed, f)
 
 

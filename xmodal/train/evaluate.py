@@ -1,13 +1,13 @@
 """Evaluation that counts every example once, on any number of devices and hosts."""
 
-import os
 from collections.abc import Mapping, Sequence
+import os
 
 import jax
 import numpy as np
 from PIL import Image
 
-from xmodal import plain_json, whole
+from xmodal import atomic, strict_json
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
@@ -127,12 +127,12 @@ def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mappin
 
 def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
   """One JSON object a line: record number, what was asked, what was answered, the truth."""
-  lines = [plain_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
+  lines = [strict_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
            for number, example, prediction in zip(records, examples, predictions)
            if (line := task.record(example, prediction)) is not None]
   if not lines:
     return
-  with whole.written(path) as f:
+  with atomic.written(path) as f:
     f.writelines(lines)
 
 
@@ -140,8 +140,8 @@ def write_files(workdir: str, name: str, split: str, task: Task, examples, predi
   """What the task has for other programs: WORKDIR/{name}_{split}_{kind}.json."""
   for kind, content in task.files(examples, predictions).items():
     path = os.path.join(workdir, f'{name}_{split}_{kind}.json')
-    with whole.written(path) as f:
-      f.write(plain_json.dumps(content))
+    with atomic.written(path) as f:
+      f.write(strict_json.dumps(content))
 
 
 def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,
@@ -162,5 +162,5 @@ def write_samples(path: str, task: Task, make: BatchMaker, records, examples, pr
   for number, card in enumerate(cards):
     sheet.paste(card, ((number % columns) * width, (number // columns) * height))
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  with whole.written(path, 'wb') as f:
+  with atomic.written(path, 'wb') as f:
     sheet.save(f, 'PNG')

@@ -1,7 +1,7 @@
 """Losses and gradients of one batch, whatever tasks, sources and micro-batches it has."""
 
-import itertools
 from collections.abc import Callable, Mapping, Set
+import itertools
 
 from flax import traverse_util
 import jax
@@ -54,10 +54,10 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return {**{key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(part).items()},
             **{name: jnp.maximum(count.sum(), 1) for name, count in counts_of(part).items()}}
 
-  def asked_of(batch, key):
+  def vocabularies_of(batch, key):
     """The names that each task looks for in this step, {task: Names}."""
-    return {name: asked for part in parts(batch) for name, task in tasks.items()
-            if name in part and (asked := task.asked_in_step(part[name], key)) is not None}
+    return {name: names for part in parts(batch) for name, task in tasks.items()
+            if name in part and (names := task.sampled_vocabulary(part[name], key)) is not None}
 
   def read(trained, fixed, collections, names, rng):
     """See models.names.read_names: once a step, however many micro-batches it has."""
@@ -65,11 +65,11 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
         {'params': gather_when_used(join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
-  def forward(learned, fixed, collections, part, asked, totals, rng):
+  def forward(learned, fixed, collections, part, vocabularies, totals, rng):
     """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
     trained, vectors = learned
-    part = part | {name: part[name] | {'asked': names.replace(vectors=vectors[name])}
-                   for name, names in asked.items() if name in part}
+    part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
+                   for name, names in vocabularies.items() if name in part}
     outputs, collections = model.apply(
         {'params': gather_when_used(join(trained, fixed)), **collections}, part, deterministic=False,
         rngs={'dropout': rng}, mutable=list(collections))
@@ -85,12 +85,12 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       losses[name] = task_weights[name] * loss
     return losses, (collections, metrics)
 
-  def of_micro_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
+  def of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
     losses, metrics, pullbacks = {}, {}, []
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
       of_part, pullback, (collections, told) = jax.vjp(
-          lambda x: forward(x, fixed, collections, part, asked, totals[number], key), learned,
+          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key), learned,
           has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
@@ -108,26 +108,26 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     # Only from data, not from parameters: known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
     choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
-    asked = asked_of(batch, choice)
+    vocabularies = vocabularies_of(batch, choice)
     vectors, read_backward = {}, {}
-    for name, names in asked.items():
+    for name, names in vocabularies.items():
       vectors[name], read_backward[name] = read(trained, fixed, collections, names, dropout)
     grads, collections, losses, metrics = of_batch(
-        (trained, vectors), fixed, collections, batch, asked, totals, rng, weigh)
+        (trained, vectors), fixed, collections, batch, vocabularies, totals, rng, weigh)
 
     def through_names(grads, tasks):
       of_params, of_vectors = grads
       return _sum([of_params, *(read_backward[name](of_vectors[name])[0] for name in tasks)])
 
     if separate:  # a task's loss looks at its own names alone
-      grads = {name: through_names(grad, asked.keys() & {name}) for name, grad in grads.items()}
+      grads = {name: through_names(grad, vocabularies.keys() & {name}) for name, grad in grads.items()}
     else:
-      grads = through_names(grads, asked)
+      grads = through_names(grads, vocabularies)
     return grads, collections, losses, metrics
 
-  def of_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
+  def of_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
     if accumulation == 1:
-      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals, rng,
+      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng,
                                           weigh)
       return found[0], collections, *found[1:]
 
@@ -138,12 +138,12 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     def add(carry, inputs):
       collections, summed = carry
       batch, index = inputs
-      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals,
+      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
                                           jax.random.fold_in(rng, index), weigh)
       return (collections, jax.tree.map(jnp.add, summed, found)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes, _ = jax.eval_shape(lambda: of_micro_batch(learned, fixed, collections, first, asked,
+    shapes, _ = jax.eval_shape(lambda: of_micro_batch(learned, fixed, collections, first, vocabularies,
                                                       totals, rng, weigh))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (collections, (grads, losses, metrics)), _ = jax.lax.scan(

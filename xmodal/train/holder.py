@@ -6,6 +6,7 @@ BEAT seconds. On the same machine a holder is gone when its process is; on anoth
 was not touched for LIMIT seconds. All processes of one run are one holder.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -14,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 import uuid
 
 import jax

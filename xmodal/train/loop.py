@@ -12,9 +12,10 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from xmodal import config as configs, paths, plain_json, whole
+from xmodal import atomic, paths, strict_json
+from xmodal import config as configs
 from xmodal.data import pipeline
-from xmodal.data.memory import KeepDecoded
+from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.errors import UserError
 from xmodal.mixer import met
 from xmodal.mixer.balance import make_balance
@@ -102,8 +103,8 @@ class Run:
     self.notes += _survey(self.tasks, samples)
     self._scored = [name for name, task in self.tasks.items()
                     if any(e.has(*task.needs) for e in samples['eval'][name])]
-    self.asked = {name: task.asked_of(samples['eval'][name]) for name, task in self.tasks.items()}
-    self.eval_batch_size = evaluate.choose_batch_size(config, self.asked, self.mesh)
+    self.eval_tasks = {name: task.for_split(samples['eval'][name]) for name, task in self.tasks.items()}
+    self.eval_batch_size = evaluate.choose_batch_size(config, self.eval_tasks, self.mesh)
 
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
@@ -130,7 +131,7 @@ class Run:
     self.notes += [*shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]
     self.predict_step = evaluate.make_predict_step(
-        build.make_model(config, self.tokenizer, self.asked, self.towers), self.mesh)
+        build.make_model(config, self.tokenizer, self.eval_tasks, self.towers), self.mesh)
 
   def maker(self, use: str, feed: Feed | None = None) -> pipeline.BatchMaker:
     """What turns records of a use ('train' or 'eval') into flat batches of a feed.
@@ -138,7 +139,7 @@ class Run:
     None is the first feed.
     """
     return (feed or self.feeds[0]).maker(
-        use, self.tasks if use == 'train' else self.asked, self._decode)
+        use, self.tasks if use == 'train' else self.eval_tasks, self._decode)
 
   def stream(self, use: str) -> Stream:
     """What makes batches of all feeds."""
@@ -221,8 +222,8 @@ class Run:
   def tables(self, scores: dict[str, dict]) -> str:
     """The scores of all tasks, for the terminal."""
     found = {name: task.table(scores[name]) or task.headline(scores[name])
-             for name, task in self.asked.items() if scores[name]}
-    return '\n\n'.join(f'{name}\n{text}' if len(self.asked) > 1 else text
+             for name, task in self.eval_tasks.items() if scores[name]}
+    return '\n\n'.join(f'{name}\n{text}' if len(self.eval_tasks) > 1 else text
                        for name, text in found.items() if text)
 
   def train(self) -> dict:
@@ -262,7 +263,7 @@ class Run:
     multihost_utils.sync_global_devices('all have looked')
     if jax.process_index() == 0:
       if self._learned:
-        with whole.written_folder(self.assets) as folder:
+        with atomic.written_folder(self.assets) as folder:
           build.save_assets(config, self.tokenizer, self.tasks, self.towers, folder)
       configs.save(config, os.path.join(self.assets, 'config.json'))
       configs.save(config, os.path.join(self.workdir, 'config.json'))
@@ -347,7 +348,7 @@ class Run:
       self._save(state, checkpoints)
       return None
     for name, of_task in scores.items():
-      if line := self.asked[name].headline(of_task):
+      if line := self.eval_tasks[name].headline(of_task):
         report.say(f'evaluation at step {step}: {name} {line}')
     return scores
 
@@ -394,8 +395,8 @@ class Run:
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
     # A run that had ended has told its time already.
     if jax.process_index() == 0 and (steps or not _is_json(path)):
-      with whole.written(path) as f:
-        f.write(plain_json.dumps(final, indent=2))
+      with atomic.written(path) as f:
+        f.write(strict_json.dumps(final, indent=2))
     for line in left_out(self.feeds):
       report.say(line)
     return final

@@ -3,8 +3,8 @@
 Looked at every so many steps by a function of its own, so that other steps cost nothing.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Set
+import itertools
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """AdamW (arXiv:1711.05101) or Muon (arXiv:2502.16982), and learning rates by step."""
 
-import re
 from collections.abc import Collection, Iterator, Set
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ from xmodal.errors import UserError
 from xmodal.models.lora import is_adapter
 from xmodal.sharding.rules import path_name
 from xmodal.train.rates import rates
-
 
 NAMES = ('adamw', 'muon')
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')

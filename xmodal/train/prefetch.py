@@ -1,8 +1,8 @@
 """Batches on the devices before they are asked for."""
 
+from collections.abc import Callable, Iterator
 import queue
 import threading
-from collections.abc import Callable, Iterator
 
 import jax
 

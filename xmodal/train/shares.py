@@ -1,7 +1,7 @@
 """What each kind of step leaves alone, what tasks share, how much of the data each step reads."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+import re
 
 from flax import traverse_util
 

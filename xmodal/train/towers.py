@@ -10,12 +10,12 @@ from flax import linen as nn
 
 from xmodal import config as configs
 from xmodal.errors import UserError
-from xmodal.models.bert import Bert
-from xmodal.models.gpt2 import Gpt2
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.towers.bert import Bert
+from xmodal.models.towers.gpt2 import Gpt2
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.t5 import T5
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.train.weights import Tower
 
 KINDS = {'vit': ViT, 'resnet': ResNet, 'vgg': VGG, 't5': T5, 'bert': Bert, 'gpt2': Gpt2}

@@ -1,9 +1,9 @@
 """Towers that begin with the weights people already have."""
 
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
 
 from flax import linen as nn
 from flax import traverse_util
