@@ -19,6 +19,7 @@ import re
 
 from flax import linen as nn
 from flax import traverse_util
+from flax.core import meta
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
@@ -56,7 +57,7 @@ def _adapt(lora, deterministic, layer_method, args, kwargs, context):
   if not (re.search(lora.pattern, '/'.join((*layer.path, 'kernel'))) if layer.is_initializing()
           else layer.has_variable('params', 'lora_a')):
     return y
-  kernel = layer.get_variable('params', 'kernel')
+  kernel = meta.unbox(layer.get_variable('params', 'kernel'))  # see sharding.gather
   # Not layer.param: in a scan, its random numbers would be taken from the kernel's.
   a = layer.variable('params', 'lora_a', lambda: _first_a(
       layer.scope.rngs['params'].as_jax_rng(), (*kernel.shape[:-1], lora.rank))).value
