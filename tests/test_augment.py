@@ -14,10 +14,10 @@ from xmodal import labeller as labelling
 from xmodal.data.check import check_folder
 from xmodal.data.example import Example
 from xmodal.data.made import Joined, made_notes
+from xmodal.data.open import open_source
 from xmodal.data.pictures import images
 from xmodal.data.pipeline import sample
 from xmodal.data.scenes.shapes import Shapes
-from xmodal.data.sources import open_source
 from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as captioning_metric

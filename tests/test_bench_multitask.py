@@ -1,10 +1,8 @@
 """The benchmark of tasks together: what it runs, what its tables say of runs, what steps cost."""
 
-import importlib
 import json
 import os
 import pathlib
-import pkgutil
 import runpy
 import signal
 import types
@@ -15,10 +13,11 @@ import pytest
 import tiny
 
 from xmodal import config as configs
-from xmodal import main, tasks
+from xmodal import main
 from xmodal.bench import multitask, multitask_cost
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
-from xmodal.mixer.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Kind, Sampling
+from xmodal.tasks.task import TASKS
 from xmodal.train import build
 from xmodal.train.loop import Run
 from xmodal.train.report import Report
@@ -197,8 +196,7 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
 def test_every_task_has_the_number_it_is_compared_by(tmp_path):
   """All that there are, on the sources of configs/multitask.py; nothing is computed but scores."""
   config = runpy.run_path(ROOT / 'configs' / 'multitask.py')['get_config']()
-  names = tuple(module.name for module in pkgutil.iter_modules(tasks.__path__)
-                if hasattr(importlib.import_module(f'xmodal.tasks.{module.name}'), 'TASK'))
+  names = tuple(TASKS)
   assert len(names) > 5 and set(config.mixer.tasks) < set(names)
   config.mixer.tasks, config.mixer.weights = names, (1.0,) * len(names)
   config.model = tiny.get_config().model
@@ -211,7 +209,7 @@ def test_every_task_has_the_number_it_is_compared_by(tmp_path):
       lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(traced, variables, batch)[1]))
   scores = run.evaluate(run.abstract.variables, 0)
   for name in names:
-    assert np.isfinite(scores[name][tasks.task_class(name).main_score])
+    assert np.isfinite(scores[name][TASKS[name].make.main_score])
 
 
 # What steps cost

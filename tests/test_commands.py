@@ -24,8 +24,9 @@ from xmodal.data import order
 from xmodal.data.example import Example
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.train import build, metrics
-from xmodal.train.optimizer import make_schedule
+from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.report import Report
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_every_config_holds_together(path):
   assert build.task_weights(c).keys() == set(c.mixer.tasks)
   make_schedule(c.optimizer, c.train.steps)
   for tower in ('vision', 'cross'):  # T5's heads have a width of their own
-    sizes = configs.tower_sizes(c, tower)
+    sizes = parts.fields(c.model, tower)
     if 'num_heads' in sizes:  # a ResNet has none
       assert sizes['hidden_dim'] % sizes['num_heads'] == 0
 

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from xmodal import predict
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
 from xmodal.train.loop import Run
 
 UNSEEN = 'red circle'

@@ -14,8 +14,8 @@ import tiny
 from xmodal.data import check
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
+from xmodal.data.open import open_source
 from xmodal.data.pipeline import BatchMaker
-from xmodal.data.sources import open_source
 from xmodal.data.sources.coco import read_coco
 from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.sources.voc import read_voc

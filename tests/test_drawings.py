@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from xmodal.data.example import Example
+from xmodal.data.open import open_source
 from xmodal.data.scenes.drawings import RELATIONS, Drawings, Wanted, parse
 from xmodal.data.scenes.words import COLORS, SHAPES, SIZES, Thing
-from xmodal.data.sources import open_source
 from xmodal.errors import UserError
 from xmodal.metrics import drawings
 

@@ -26,8 +26,8 @@ from xmodal.train import state as states
 from xmodal.train.describe import describe
 from xmodal.train.frozen import frozen_names
 from xmodal.train.loop import Run
-from xmodal.train.optimizer import make_optimizer
-from xmodal.train.rates import rates
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.rates import rates
 from xmodal.train.step import make_train_step
 
 

@@ -12,7 +12,6 @@ import pytest
 import scipy.linalg
 import tiny
 
-from xmodal import config as configs
 from xmodal import predict
 from xmodal.bench import generation as bench
 from xmodal.bench import generation_quality as quality
@@ -22,6 +21,7 @@ from xmodal.data.scenes.drawings import Drawings
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning, frechet
+from xmodal.models import parts
 from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation.task import GeneratedImage, Generation
@@ -320,9 +320,9 @@ def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words
     Run(config(**values), 'unused')
 
 
-@pytest.mark.parametrize('size', configs.SIZES)
+@pytest.mark.parametrize('size', parts.SIZES)
 def test_every_parameter_of_every_size_has_a_rule_and_no_large_one_stays_whole(size):
-  sizes = configs.SIZES[size]['denoiser']
+  sizes = parts.preset('denoiser', size)
   side = 8 * sizes['patch_size']
   mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
   for patches in PATCHES:

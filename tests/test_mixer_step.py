@@ -15,12 +15,12 @@ import tiny
 import torch
 
 from xmodal.errors import UserError
-from xmodal.mixer.balance import make_balance
-from xmodal.mixer.sampling import Kind
+from xmodal.mixer.balance.balance import make_balance
+from xmodal.mixer.sampling.sampling import Kind
 from xmodal.train import shares
 from xmodal.train import state as states
 from xmodal.train.measure import make_measure
-from xmodal.train.optimizer import make_optimizer
+from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.step import make_train_step
 
 TASKS = ('a', 'b', 'c')

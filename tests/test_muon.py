@@ -15,7 +15,7 @@ import torch
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.loop import Run
-from xmodal.train.optimizer import make_optimizer
+from xmodal.train.optimizer.optimizer import make_optimizer
 
 
 def with_muon(**values):
@@ -79,7 +79,7 @@ def test_decay_is_that_of_adamw():
 
 def test_another_name_is_a_mistake():
   c = tiny.changed(optimizer__name='sgd').optimizer
-  with pytest.raises(UserError, match="config.optimizer.name='sgd': wanted adamw or muon"):
+  with pytest.raises(UserError, match="no optimiser 'sgd'; wanted one of adamw, muon"):
     make_optimizer(c, optax.constant_schedule(0.1), {})
 
 

@@ -17,8 +17,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 import tiny
 
 from xmodal import config as configs
-from xmodal.data.sources import open_source
-from xmodal.mixer.sampling import make_sampling
+from xmodal.data.open import open_source
+from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.tasks.vqa import VQA, Answer
 from xmodal.train import evaluate, shares
 from xmodal.train.measure import compared

@@ -18,10 +18,10 @@ import torch
 
 from xmodal import predict
 from xmodal.data.example import Example
+from xmodal.data.open import open_source
 from xmodal.data.pictures.augmentation import Augmentation
 from xmodal.data.pictures.placement import Placement
 from xmodal.data.scenes.numbers import Numbers
-from xmodal.data.sources import open_source
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics.regression import regression_scores, scores_by_group

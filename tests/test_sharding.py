@@ -18,6 +18,7 @@ import tiny
 from xmodal import config as configs
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.sharding.rules import path_name, shard_tree, spec_for
@@ -38,7 +39,7 @@ def examples():
 
 
 @pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vgg', 'gpt2')])
-@pytest.mark.parametrize('size', configs.SIZES)
+@pytest.mark.parametrize('size', parts.SIZES)
 def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, text, examples):
   c = configs.base()
   c.model.size, c.model.vision.name, c.model.text.name = size, tower, text

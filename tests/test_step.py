@@ -17,7 +17,8 @@ from xmodal.sharding.rules import path_name
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints, find, load_variables
 from xmodal.train.loop import Run
-from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.schedules import changed_rate, make_schedule
 from xmodal.train.step import make_train_step
 
 
@@ -330,7 +331,7 @@ def test_rates_are_those_of_transformers(name):
 
 
 def test_a_schedule_that_does_not_exist_is_named():
-  with pytest.raises(UserError, match="schedule='cosin': wanted one of cosine, linear"):
+  with pytest.raises(UserError, match="no schedule 'cosin'; .* did you mean 'cosine'"):
     make_schedule(tiny.changed(optimizer__schedule='cosin').optimizer, 10)
 
 

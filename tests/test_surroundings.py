@@ -13,7 +13,8 @@ import tiny
 
 from xmodal import augment, errors, paths, predict
 from xmodal.bench import multitask
-from xmodal.data import check, sources
+from xmodal.data import check
+from xmodal.data.open import open_source
 from xmodal.data.tokenizer import load_tokenizer
 from xmodal.errors import UserError
 from xmodal.pretrained.__main__ import main as pretrained
@@ -54,7 +55,7 @@ FILE = __file__
     lambda: loop.Run(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
     lambda: loop.Run(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
     lambda: loop.Run(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
-    lambda: sources.open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
+    lambda: open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
     lambda: load_tokenizer(ADDRESS), lambda: find_folder(ADDRESS),
     lambda: checkpoint.find(ADDRESS),
 ], ids=['workdir', 'root', 'vision', 'text', 'more', 'tokenizer', 'hub', 'checkpoint'])

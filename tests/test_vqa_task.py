@@ -13,7 +13,7 @@ from xmodal.data.example import Example
 from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.tasks import task_class
+from xmodal.tasks.task import TASKS
 from xmodal.tasks.vqa import VQA, Answer, make_answer_list
 from xmodal.train import build, loop
 
@@ -212,10 +212,10 @@ def test_cut_questions_are_counted(vqa, tokenizer):
 
 
 def test_an_unknown_task_names_those_there_are():
-  with pytest.raises(UserError, match="no task 'vqq'; wanted one of .*vqa"):
-    task_class('vqq')
+  with pytest.raises(UserError, match="no task 'vqq'; wanted one of .*vqa.*; did you mean 'vqa'"):
+    TASKS['vqq']
   with pytest.raises(UserError, match="no task 'card'"):  # a file of the folder, but no task
-    task_class('card')
+    TASKS['card']
 
 
 def test_a_saved_task_comes_back(vqa, tokenizer, tmp_path):

@@ -8,6 +8,7 @@ Exit codes, so that `main && predict` or a scheduler knows how it ended:
   1    a defect of the program, with a traceback
 """
 
+import ast
 import contextlib
 import os
 import re
@@ -20,6 +21,7 @@ from ml_collections import config_flags
 
 from xmodal import errors, heap, paths
 from xmodal.errors import UserError
+from xmodal.registry import load_plugins
 from xmodal.sharding import hosts
 from xmodal.train import stop
 
@@ -33,6 +35,7 @@ _MULTIHOST = flags.DEFINE_bool(
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
+_PLUGINS = '--config.plugins='
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
 
 
@@ -65,11 +68,15 @@ def main() -> int:
 
 
 def _help():
+  from xmodal import config as configs
   return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
-                    '--config.KEY=VALUE: all keys and their defaults are in xmodal/config.py'])
+                    '--config.KEY=VALUE changes a key; all keys with their defaults:', '',
+                    configs.table()])
 
 
 def _parse(argv):
+  from xmodal import config as configs
+  _load_plugins(argv)
   try:
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
@@ -91,13 +98,29 @@ def _parse(argv):
       if any(text.startswith(repr(key)) for key in keys):
         text = f'{argument}: no key {text}'
         break
-    raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
+    raise UserError(f'{text}; --help lists all keys') from error
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')
   if config is None:
     raise UserError('no --config; try --config configs/vqa.py')
+  configs.check_given(config, [argument.removeprefix('--config.').partition('=')[0] for argument in argv
+                               if argument.startswith('--config.')])
   name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
   return config, paths.local(_WORKDIR.value or os.path.join('runs', name), '--workdir')
+
+
+def _load_plugins(argv):
+  """Imports what --config.plugins names: before the config is made, which has their keys."""
+  for argument in argv:
+    if argument.startswith(_PLUGINS):
+      text = argument.removeprefix(_PLUGINS)
+      try:
+        names = ast.literal_eval(text)
+      except (ValueError, SyntaxError):
+        names = None
+      if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.my_task',)")
+      load_plugins(tuple(names))
 
 
 def _run(config, workdir, mode):

@@ -172,7 +172,7 @@ def _answer(args):
   predictor = Predictor(args.checkpoint)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
   given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
-  if other := sorted(set(given) - set(task.options)):
+  if other := sorted(set(given) - set(task.query_options)):
     raise UserError(f'--{other[0]} means nothing to {task.name}; leave it out')
   if args.image is None and not task.draws:
     raise UserError(f'--image is missing; {task.name} wants a picture')
@@ -181,7 +181,7 @@ def _answer(args):
   if args.image and os.path.isdir(args.image) and not task.takes_folders:
     raise UserError(f'--image {args.image} is a folder; {task.name} wants one picture')
   with contextlib.ExitStack() as closing:
-    if 'progress' in task.options:
+    if 'progress' in task.query_options:
       given['progress'] = closing.enter_context(_Progress(args.n or 1))
     task, examples = task.query(args.image, args.text, **given)
     for note in dict.fromkeys(note for example in examples for note in task.notes(example)):

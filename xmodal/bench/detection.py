@@ -86,7 +86,7 @@ class Ours:
     import optax
 
     from xmodal.train.frozen import frozen_names, split
-    from xmodal.train.optimizer import make_optimizer
+    from xmodal.train.optimizer.optimizer import make_optimizer
     # The step donates what it trains, and arrays of a CPU may share torch's memory.
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), variables['params'])
     trained, self._fixed = split(params, frozen_names(_FROZEN, params))

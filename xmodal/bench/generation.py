@@ -19,6 +19,7 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.bench.compare import check_positive, limit_threads, run_command
 from xmodal.bench.multitask_cost import Step
+from xmodal.models import parts
 from xmodal.models.attention import IMPLEMENTATIONS
 
 
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', default='tiny', help=', '.join(configs.SIZES))
+  parser.add_argument('--size', default='tiny', help=', '.join(parts.SIZES))
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--pixels', type=int, default=32)
   parser.add_argument('--steps', type=int, default=20)

@@ -20,8 +20,8 @@ import numpy as np
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data.example import Example
+from xmodal.data.open import open_source
 from xmodal.data.scenes.drawings import parse
-from xmodal.data.sources import open_source
 from xmodal.errors import UserError
 from xmodal.metrics import drawings, frechet
 from xmodal.mixer.feed import task_config

@@ -37,8 +37,8 @@ from xmodal.bench import multitask_cost, multitask_table
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
-from xmodal.mixer.sampling import SAMPLINGS
-from xmodal.tasks import task_class
+from xmodal.mixer.sampling.sampling import SAMPLINGS
+from xmodal.tasks.task import TASKS
 from xmodal.train import build, stop
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
@@ -90,7 +90,7 @@ def summaries(settings, base, seeds: int, workdir: str) -> list[dict]:
 
 
 def _scores(tasks):
-  return {task: score for task in tasks if (score := task_class(task).main_score)}
+  return {task: score for task in tasks if (score := TASKS[task].make.main_score)}
 
 
 def write_table(workdir: str, name: str, table: str, **results) -> None:

@@ -24,10 +24,10 @@ from PIL import Image
 
 import xmodal
 from xmodal import augment, heap, paths
-from xmodal import config as configs
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
+from xmodal.data.open import IMAGE_SIZE
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.train import stop
@@ -130,7 +130,7 @@ def _run(options):
   os.makedirs(workdir, exist_ok=True)
   write_pictures(pictures, Shapes(
       'train', size=options.labelled + options.unlabelled,
-      image_size=base.data.image_size or configs.IMAGE_SIZE), options.labelled)
+      image_size=base.data.image_size or IMAGE_SIZE), options.labelled)
   for seed in range(options.seeds):
     made = os.path.join(workdir, f'seed_{seed}',
                         f'made_{options.per_picture}_{options.threshold:g}')

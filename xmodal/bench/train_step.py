@@ -49,7 +49,7 @@ _USED = re.compile(
 
 
 def make_config(size: str, batch: int, changes=()):
-  """A config for '45m' or one of config.SIZES, questions with the classifier alone.
+  """A config for '45m' or one of models.parts.SIZES, questions with the classifier alone.
 
   Args:
     size: of the model.
@@ -116,7 +116,7 @@ class Ours:
     from xmodal.tasks.vqa import VQA
     from xmodal.train import build
     from xmodal.train import state as states
-    from xmodal.train.optimizer import make_optimizer
+    from xmodal.train.optimizer.optimizer import make_optimizer
     from xmodal.train.step import make_train_step
 
     tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)

@@ -14,6 +14,7 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import statistics
 import sys
@@ -22,9 +23,9 @@ from xmodal import errors
 from xmodal.data.example import Example, Source
 from xmodal.data.pictures import images
 from xmodal.data.pictures.box_checks import keep_inside, other_size
-from xmodal.data.sources import READERS
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 # Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
@@ -205,7 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
   flags = argparse.ArgumentParser(prog='python -m xmodal.data.check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   flags.add_argument('folder', metavar='DIR', help='folder of the data')
-  flags.add_argument('--source', choices=READERS, default='jsonl',
+  of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
+  flags.add_argument('--source', choices=of_files, default='jsonl',
                      help='as config.data.source; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there')
@@ -217,7 +219,9 @@ def _report(flags):
   splits = (flags.split,) if flags.split else SPLITS
   if flags.source == 'jsonl':
     return _report_files(check_folder(flags.folder, splits), splits)
-  return _report_splits(READERS[flags.source], flags.folder, splits)
+  source = SOURCES[flags.source]
+  options = {key: option.default for key, option in source.options.items()}
+  return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
 
 
 def _report_files(files, splits):

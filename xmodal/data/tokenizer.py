@@ -10,6 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from xmodal import paths
 from xmodal.errors import UserError
+from xmodal.options import Option
 
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
 # What those tokens are called where no file names them: published GPT-2 and BERT folders.
@@ -18,6 +19,10 @@ _NAMED = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
 # What tokenizer_config.json holds where `Tokenizer.save` wrote it: tokenizer.json says the rest.
 _OUR_CLASS, _OUR_KEYS = 'PreTrainedTokenizerFast', {'tokenizer_class', *_SPECIAL}
 _HIDDEN = '\U0010ffff'  # no character, and so in no text
+
+OPTIONS = {
+    'tokenizer': Option('', "Folder of a HuggingFace tokenizer; '': learned from the data."),
+    'vocab_size': Option(8000, 'Most tokens of a learned tokenizer.', low=1)}
 
 
 class Tokenizer:

@@ -12,23 +12,29 @@ import re
 from ml_collections import ConfigDict
 import numpy as np
 
-from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
 from xmodal.data.made import made_notes
+from xmodal.data.open import OF_THE_RUN, check_flags, open_source
+from xmodal.data.open import OPTIONS as DATA_OPTIONS
+from xmodal.data.pictures import augmentation
 from xmodal.data.pictures.augmentation import Augmentation, language_notes
 from xmodal.data.pictures.box_checks import BadBoxes, size_notes
 from xmodal.data.pictures.images import Decoded
-from xmodal.data.sources import check_flags, open_source
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
-from xmodal.mixer.sampling import Sampling
+from xmodal.mixer.sampling.sampling import Sampling
+from xmodal.options import Option
 from xmodal.sharding import hosts
-from xmodal.tasks import task_class
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _SAMPLED = 500  # of a generated source, to know its language
 _MOST_BOXES = 20  # that are not inside their pictures and are shown
+
+OPTIONS = {
+    'tasks': Option(('vqa',), 'Names of the tasks.'),
+    'weights': Option((1.0,), 'Weight of the loss of each task; see xmodal/mixer/balance/balance.py.')}
 
 
 def task_config(config: ConfigDict, task: str) -> ConfigDict:
@@ -44,9 +50,9 @@ def task_config(config: ConfigDict, task: str) -> ConfigDict:
 
 def _override(data, changes, where):
   for key, value in changes.items():
-    if key not in data or key in configs.DATA_OF_THE_RUN:
+    if key not in data or key in OF_THE_RUN:
       raise UserError(f'{where}.{key}: wanted one of '
-                      f'{", ".join(k for k in data if k not in configs.DATA_OF_THE_RUN)}')
+                      f'{", ".join(k for k in data if k not in OF_THE_RUN)}')
     if isinstance(data[key], ConfigDict):
       _override(data[key], value or {}, f'{where}.{key}')
     elif value is not None:
@@ -125,7 +131,7 @@ def unread(config: ConfigDict, tasks: tuple[str, ...]) -> Iterator[str]:
       yield f'config.mixer.data.{task} is not read: {task} is none of config.mixer.tasks'
 
 
-_OF_A_TASK = re.compile(rf'config\.data\.(?!{"|".join(configs.DATA_OF_THE_RUN)})')
+_OF_A_TASK = re.compile(rf'config\.data\.(?!{"|".join(OF_THE_RUN)})')
 
 
 def _has_values(changes):
@@ -133,12 +139,21 @@ def _has_values(changes):
              for value in (changes or {}).values())
 
 
+def _check_data(config):
+  """The ranges of the data of some tasks, which may be their own."""
+  for section, options in ((config.data, DATA_OPTIONS | SOURCES.options()),
+                           (config.data.augment, augmentation.OPTIONS)):
+    where = 'config.data' if section is config.data else 'config.data.augment'
+    for key, option in options.items():
+      option.check(f'{where}.{key}', section[key])
+
+
 def _open(config, names, uses):
   name = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
   try:
-    configs.check(config)
+    _check_data(config)
     sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train',
-                                only_answered=all('answers' in task_class(n).needs for n in names))
+                                only_answered=all('answers' in TASKS[n].make.needs for n in names))
                for use in uses}
   except UserError as error:
     text = str(error)

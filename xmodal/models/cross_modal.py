@@ -3,12 +3,16 @@
 Both variants take and give vision tokens [B, N, D] and text tokens [B, L, D].
 """
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
+from xmodal.models.parts import PARTS, WIDTHS
+from xmodal.options import Option
 
 
 def matching_init(rng, shape, dtype=jnp.float32):
@@ -92,6 +96,20 @@ class MergedLayer(Sublayers):
     return tokens + self.mlp(tokens, 'mlp', deterministic)
 
 
+PRESETS = {
+    'tiny': dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+    'small': dict(hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=4),
+    'base': dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
+    'large': dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=6),
+    'xl': dict(hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=8),
+}
+
+
+@PARTS.register('cross', options=WIDTHS | {
+    # one dimension for rows and one for columns
+    'hidden_dim': dataclasses.replace(WIDTHS['hidden_dim'], low=2),
+    'variant': Option('co_attention', 'co_attention: two streams; merged: one of both.',
+                      choices=('co_attention', 'merged'))}, slot='cross', presets=PRESETS)
 class CrossModal(nn.Module):
   """A stack of cross-modal layers.
 

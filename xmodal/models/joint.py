@@ -8,11 +8,26 @@ from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 
+from xmodal.models.attention import IMPLEMENTATIONS
+from xmodal.models.layers import REMAT
 from xmodal.models.layout import split_rows, whole
 from xmodal.models.lora import Lora, adapters
 from xmodal.models.names import Names
 from xmodal.models.padding import Padding
+from xmodal.models.parts import SIZES
 from xmodal.models.towers.t5 import start_writing
+from xmodal.options import Option
+
+OPTIONS = {
+    'size': Option('tiny', 'Preset that fills in what the parts of the model leave open.',
+                   choices=SIZES),
+    'dtype': Option('auto', 'Of the computation; auto: bfloat16 on accelerators, float32 on CPU.',
+                    choices=('auto', 'float32', 'bfloat16'), may_change=True),
+    'attention': Option('xla', 'Kernel of attention; cudnn: NVIDIA, bfloat16, no dropout.',
+                        choices=IMPLEMENTATIONS, may_change=True),
+    'remat': Option('none', 'full: recompute layers in the backward pass; dots: keep matrix products.',
+                    choices=REMAT, may_change=True),
+    'dropout_rate': Option(0.0, 'Of all layers.', low=0, high=0.99)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,15 @@ from flax.core import meta
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.options import ABOVE_ZERO, Option
+
+OPTIONS = {
+    'pattern': Option('', "Regular expression of the paths of kernels that get adapters, such as "
+                      "'text_tower/.*/(query|value)/kernel'; the rest of their towers is frozen.",
+                      is_pattern=True),
+    'rank': Option(8, 'Of the adapters.', low=1),
+    'alpha': Option(16.0, 'Over the rank: scale of the adapters.', low=ABOVE_ZERO),
+    'dropout_rate': Option(0.0, "Of the adapters' inputs.", low=0, high=0.99)}
 
 
 @dataclasses.dataclass(frozen=True)

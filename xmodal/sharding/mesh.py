@@ -8,10 +8,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from xmodal.errors import UserError
+from xmodal.options import Option
 
 AXES = ('data', 'fsdp', 'tensor')
 # A batch is split over both: fsdp shards parameters, and examples as well.
 BATCH_AXES = ('data', 'fsdp')
+
+OPTIONS = {
+    'data': Option(-1, 'Devices over which a batch is split; -1: all that the other two leave.',
+                   low=-1, may_change=True),
+    'fsdp': Option(1, 'Devices over which parameters are split, too.', low=1, may_change=True),
+    'tensor': Option(1, 'Devices over which each layer is split.', low=1, may_change=True)}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:

@@ -13,9 +13,20 @@ import numpy as np
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
+from xmodal.options import Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
+
+OPTIONS = {
+    'caption_length': Option(32, 'Tokens of a caption.', low=2),
+    'max_captions': Option(5, 'Most captions of a picture in training.', low=1),
+    'beams': Option(1, 'Beams of the search; 1: greedy.', low=1, may_change=True),
+    'temperature': Option(0.0, 'Above 0: tokens are sampled at this temperature.', low=0,
+                          may_change=True),
+    'top_k': Option(0, 'Sample from the k likeliest tokens; 0: from all.', low=0, may_change=True),
+    'top_p': Option(1.0, 'Sample from the fewest tokens of this total probability; 1: from all.',
+                    low=0, high=1, may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Caption:
   probability: float
 
 
+@TASKS.register('captioning', options=OPTIONS)
 class Captioning(Task):
   """Describes pictures.
 
@@ -223,6 +235,3 @@ class CaptioningHead(nn.Module):
       drawn = dict(rng=rng, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
     return writing.write(towers, self._fused(towers), self.caption_length, pad_id=self.pad_id,
                          eos_id=self.eos_id, beams=self.beams, **drawn)
-
-
-TASK = Captioning

@@ -25,13 +25,20 @@ from xmodal.data.pictures.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names, names_present, sample_names
+from xmodal.options import Option
 from xmodal.tasks.drawing import card
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _TOP = 10
 _LIKELY = 0.5  # a name's probability, from which it counts as said
 
+OPTIONS = {
+    'max_names': Option(200, 'Most names that are learned; the commonest are kept.', low=1),
+    'sampled_names': Option(256, 'Most names in a training step, see detection.sampled_names.', low=1),
+    'max_objects': Option(16, 'Most objects of a picture in training.', low=1)}
 
+
+@TASKS.register('objects', options=OPTIONS)
 class Objects(Task):
   """Predicts, for each image token, the names of the objects at it."""
 
@@ -218,6 +225,3 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
                     'config.mixer.tasks')
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return tuple(name for name, _ in ranked[:size])
-
-
-TASK = Objects

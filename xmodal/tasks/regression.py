@@ -14,13 +14,21 @@ import optax
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
+from xmodal.options import Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 # Of the standard deviation: smaller errors count by their squares, so that l_reg has no corner.
 _SMOOTH = 0.1
 _SHOWN = ('MAE', 'RMSE', 'R2', 'within_10%', 'within_0.5', 'constant_MAE')
+
+OPTIONS = {
+    'generation_weight': Option(0.1, 'lambda of l_reg + lambda * l_gen; 0: no decoder.', low=0),
+    'question_length': Option(24, 'Tokens of a question.', low=2),
+    'number_length': Option(8, 'Tokens of a written number.', low=2),
+    'beams': Option(1, 'Beams of the search for the written number; 1: greedy.', low=1,
+                    may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Number:
   written: tuple[str, float] | None = None
 
 
+@TASKS.register('regression', options=OPTIONS, sharding=((r'number/(kernel|bias)$', ()),))
 class Regression(Task):
   """Answers questions with numbers.
 
@@ -256,6 +265,3 @@ class RegressionHead(nn.Module):
       arrays |= writing.write(towers, towers.fused(features['question']), self.number_length,
                               pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
-
-
-TASK = Regression

@@ -14,6 +14,10 @@ from xmodal.data.pictures.placement import Placement
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names
+from xmodal.registry import Registry
+
+# All tasks by name. A task registers with the options of its section of the config, config.NAME.
+TASKS = Registry('task', 'config.mixer.tasks', 'xmodal.tasks')
 
 
 class Task(abc.ABC):
@@ -30,7 +34,7 @@ class Task(abc.ABC):
     main_score: which number of `score` says how good it is, higher for better; '': it has none.
     takes_folders: whether `query` takes a folder of pictures for a picture.
     draws: whether its predictions are pictures; `query` then needs none (None).
-    options: names of what `query` takes beside picture and text, each as a keyword.
+    query_options: names of what `query` takes beside picture and text, each as a keyword.
   """
 
   name: str
@@ -39,7 +43,7 @@ class Task(abc.ABC):
   main_score: str = ''
   takes_folders: bool = False
   draws: bool = False
-  options: tuple[str, ...] = ()
+  query_options: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
@@ -158,6 +162,10 @@ class Task(abc.ABC):
       raise UserError(f'{self.name}: none of {len(examples)} examples has {fields}; add that to '
                       f'the data, or take {self.name!r} out of config.mixer.tasks')
     return []
+
+  @classmethod
+  def check_options(cls, own) -> None:
+    """Raises UserError where options, config[name], do not fit together."""
 
   @classmethod
   @abc.abstractmethod

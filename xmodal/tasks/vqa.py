@@ -16,11 +16,22 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import classification
 from xmodal.metrics import vqa as vqa_metric
+from xmodal.options import Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _TOP = 5
+
+OPTIONS = {
+    'classifier': Option(True, 'Whether a classifier over the answer list answers.'),
+    'generation_weight': Option(0.1, 'lambda of l_cls + lambda * l_gen; 0: no decoder.', low=0),
+    'max_answers': Option(3129, "Most answers of the answer list; 3129 is VQAv2's usual number.",
+                          low=1),
+    'question_length': Option(24, 'Tokens of a question.', low=2),
+    'answer_length': Option(6, 'Tokens of a written answer.', low=2),
+    'beams': Option(1, 'Beams of the search for the written answer; 1: greedy.', low=1,
+                    may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Answer:
     return self.top[0][1] if self.top else self.written[1]
 
 
+@TASKS.register('vqa', options=OPTIONS)
 class VQA(Task):
   """Answers questions about pictures.
 
@@ -342,6 +354,3 @@ class VQAHead(nn.Module):
       arrays |= writing.write(towers, towers.fused(features['question']), self.answer_length,
                               pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
-
-
-TASK = VQA

@@ -20,11 +20,16 @@ import orbax.checkpoint as ocp
 
 from xmodal import paths
 from xmodal.errors import UserError, disk_is_full, mendable
+from xmodal.options import Option
 from xmodal.train import alias, damage, reading, together
 from xmodal.train.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
+
+OPTIONS = {
+    'checkpoint_every': Option(500, 'Steps between checkpoints.', low=1, may_change=True),
+    'keep_checkpoints': Option(2, 'Newest checkpoints that are kept.', low=1, may_change=True)}
 
 
 class _FolderHandler(ocp.CheckpointHandler):

@@ -10,10 +10,19 @@ from PIL import Image
 from xmodal import atomic, strict_json
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
+from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.stop import Stop
+
+OPTIONS = {
+    'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),
+    'eval_batch_size': Option(0, 'Examples that evaluation predicts at once. 0: those of a micro-batch, '
+                              'divided by the beams, captions or guidance that multiply an example.',
+                              low=0, may_change=True),
+    'samples': Option(12, 'Pictures of predictions drawn at each evaluation.', low=0,
+                      may_change=True)}
 
 
 def make_predict_step(model, mesh):

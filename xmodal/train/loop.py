@@ -18,9 +18,9 @@ from xmodal.data import pipeline
 from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.errors import UserError
 from xmodal.mixer import met
-from xmodal.mixer.balance import make_balance
+from xmodal.mixer.balance.balance import make_balance
 from xmodal.mixer.feed import Feed, Stream, each_split, left_out, open_feeds, unread
-from xmodal.mixer.sampling import Kind, make_sampling
+from xmodal.mixer.sampling.sampling import Kind, make_sampling
 from xmodal.models import lora
 from xmodal.sharding import hosts
 from xmodal.sharding import mesh as meshes
@@ -28,7 +28,8 @@ from xmodal.train import build, checkpoint, evaluate, holder, shares, together, 
 from xmodal.train import state as states
 from xmodal.train.frozen import frozen_names, split
 from xmodal.train.measure import Measuring, make_measure
-from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.schedules import changed_rate, make_schedule
 from xmodal.train.prefetch import Prefetch
 from xmodal.train.report import Report
 from xmodal.train.step import make_train_step
@@ -36,17 +37,6 @@ from xmodal.train.stop import Stop, signals
 from xmodal.train.towers import overruled
 
 _MOST_SKIPPED = 10
-# What a run may be continued or evaluated with though it was begun without.
-_MAY_CHANGE = ('train.steps', 'train.eval_every', 'train.checkpoint_every', 'train.log_every',
-               'train.keep_checkpoints', 'train.samples', 'train.eval_batch_size', 'data.root',
-               'data.eval_split',
-               'data.eval_examples', 'data.max_bad_share', 'data.memory_mb', 'model.attention',
-               'model.dtype', 'model.remat', 'vqa.beams', 'detection.threshold',
-               'captioning.beams', 'captioning.temperature', 'captioning.top_k', 'captioning.top_p',
-               'regression.beams', 'generation.guidance', 'generation.guidance_from',
-               'generation.guidance_to', 'generation.sampler', 'generation.steps', 'mesh.data',
-               'mesh.fsdp', 'mesh.tensor', 'mixer.measure_every', 'optimizer.schedule',
-               'optimizer.decay_share')
 
 
 class Run:
@@ -457,9 +447,10 @@ def _check_continues(config, begun, workdir):
         yield f'{prefix}{key}', value
 
   now, then = (dict(flat(json.loads(c.to_json()))) for c in (config, begun))
+  may_change = configs.may_change()
   changed = [key for key in sorted(now.keys() | then.keys())
              if now.get(key) != then.get(key)
-             and re.sub(r'^mixer\.data\.\w+', 'data', key) not in _MAY_CHANGE]
+             and re.sub(r'^mixer\.data\.\w+', 'data', key) not in may_change]
   if changed:
     what = ', '.join(
         f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])

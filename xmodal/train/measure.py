@@ -9,10 +9,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products
+
+OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms and cosines of the '
+                                   "tasks' gradients; 0: never.", low=0, may_change=True)}
 
 
 def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:

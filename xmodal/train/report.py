@@ -9,8 +9,10 @@ import time
 import jax
 from tqdm import tqdm
 
+from xmodal.options import Option
 from xmodal.train import metrics
-from xmodal.train.board import Board
+
+OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_change=True)}
 
 
 class Report:
@@ -55,6 +57,7 @@ class Report:
 
     kept = [line for line in lines if keep(line['step'], line['split'])]
     metrics.rewrite(self._path, kept)
+    from xmodal.train.board import Board  # imports torch where it is installed: seconds
     self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
 
   def say(self, line: str) -> None:

@@ -7,7 +7,7 @@ from flax import traverse_util
 
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Feed
-from xmodal.mixer.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Kind, Sampling
 
 
 def resting(kind: Kind, used: Mapping[str, Set[str]], params, frozen: Set[str]) -> frozenset[str]:

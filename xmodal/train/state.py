@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from xmodal.mixer.balance import Balance
+from xmodal.mixer.balance.balance import Balance
 from xmodal.mixer.feed import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
 from xmodal.train.frozen import join, split
-from xmodal.train.optimizer import by_parameter
+from xmodal.train.optimizer.optimizer import by_parameter
 
 
 @flax.struct.dataclass

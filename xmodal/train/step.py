@@ -6,13 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xmodal.mixer.balance import Balance
+from xmodal.mixer.balance.balance import Balance
+from xmodal.options import Option
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products, weighted_sum
 from xmodal.train.measure import compared
-from xmodal.train.optimizer import by_parameter
+from xmodal.train.optimizer.optimizer import by_parameter
 from xmodal.train.state import TrainState
+
+OPTIONS = {
+    'steps': Option(1000, 'Steps of training.', low=1, may_change=True),
+    'batch_size': Option(64, 'Examples of a step, over all devices.', low=1),
+    'accumulation': Option(1, 'Micro-batches of a step: less memory, same result.', low=1),
+    'ema_decay': Option(0.0, 'Decay of the moving average of the parameters; 0: none.', low=0,
+                        high=0.999999)}
 
 
 def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float],

@@ -25,6 +25,7 @@ from xmodal.data.example import Example
 from xmodal.data.pictures import images
 from xmodal.data.pictures.placement import Placement
 from xmodal.data.sources.files import shown
+from xmodal.options import Option
 
 # Whole words, and stems that any word may hold: 'leftmost', 'hyperdense'.
 _SIDE_STEMS = ('left', 'right')
@@ -51,6 +52,15 @@ _LIGHT_WORDS = frozenset(
 _LIGHT_STEMS = ('bright', 'dark', 'shad', 'contrast', 'intens', 'dens', 'opac', 'opaq', 'lucen')
 # An example that has any of these speaks of the picture as a whole.
 _WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 'reason')
+
+
+OPTIONS = {
+    'mirror': Option(False, 'Flip left to right half of the time.'),
+    'zoom': Option(0.0, 'Largest share by which the picture is shrunk, and then put anywhere.', low=0,
+                   high=0.99),
+    'light': Option(0.0, 'Largest relative change of brightness and of contrast.', low=0, high=1),
+    'crop': Option(0.0, 'Largest share by which each side is cut, anywhere.', low=0, high=0.9),
+    'flip': Option(False, 'Turn top to bottom half of the time: for pictures without up and down.')}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from xmodal.data.sources import fields
 from xmodal.data.sources.fields import Complaint, check_fields, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 # What a split is called in the files, if not by its own name.
@@ -23,6 +24,7 @@ _UNLISTED = 'image_id {} is not listed, left out'
 _TWICE = 'has the id of an earlier one, left out'
 
 
+@SOURCES.register('coco', boxes=True)
 def read_coco(root: str, split: str) -> Examples:
   """Reads boxes, names and, where there are any, captions of COCO or data in its format.
 

@@ -28,6 +28,7 @@ from xmodal.data.sources import fields
 from xmodal.data.sources.fields import Complaint, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
 from xmodal.data.sources.pictures import Pictures
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
@@ -35,6 +36,7 @@ SPLITS = ('train', 'val', 'test')
 _UNASKED = 'question is empty, wanted the question that was answered'
 
 
+@SOURCES.register('jsonl')
 def read_jsonl(root: str, split: str) -> Examples:
   """Reads {root}/{split}.jsonl; pictures are looked up, not opened.
 

@@ -12,6 +12,7 @@ from xmodal.data.sources import fields
 from xmodal.data.sources.fields import Complaint
 from xmodal.data.sources.files import existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 _SPLITS = ('train', 'val', 'test')
@@ -21,6 +22,7 @@ _FOLDERS = ('VG_100K', 'VG_100K_2')
 _TAKEN = object()  # in place of a picture's record
 
 
+@SOURCES.register('visual_genome', boxes=True)
 def read_visual_genome(root: str, split: str) -> 'VisualGenome':
   """Reads objects.json and region_descriptions.json, or one of them, as distributed.
 

@@ -18,6 +18,7 @@ from xmodal.data.sources import fields
 from xmodal.data.sources.fields import Complaint
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
 from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 _WANTED = 'Annotations, ImageSets/Main and JPEGImages'
@@ -28,6 +29,7 @@ _OF_A_CLASS = re.compile(r'(.*\S)\s+(?:-1|0|1)')
 _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
+@SOURCES.register('voc', boxes=True)
 def read_voc(root: str, split: str) -> Examples:
   """Reads boxes and names of the pictures listed in ImageSets/Main/{split}.txt.
 

@@ -9,6 +9,7 @@ from xmodal.data.sources.fields import Complaint
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
 from xmodal.data.sources.jsonl import check_asked
 from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 _QUESTIONS = 'VQA_RAD Dataset Public.json'
@@ -17,6 +18,7 @@ _SPLITS = ('train', 'val', 'train+val', 'test')
 _VAL_SHARE = 0.15
 
 
+@SOURCES.register('vqa_rad')
 def read_vqa_rad(root: str, split: str) -> list[Example]:
   """Reads the questions of a split from the files as distributed.
 

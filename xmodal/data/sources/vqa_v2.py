@@ -8,6 +8,7 @@ from xmodal.data.sources.fields import shown
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
 from xmodal.data.sources.jsonl import check_asked
 from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}
@@ -18,6 +19,7 @@ _ANNOTATION = {'question_id': fields.identifier, 'image_id': fields.optional(fie
                'answer_type': fields.text}
 
 
+@SOURCES.register('vqa_v2')
 def read_vqa_v2(root: str, split: str) -> list[Example]:
   """Reads questions, their ten answers and the paths of their COCO pictures.
 

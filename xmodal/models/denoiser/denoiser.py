@@ -17,6 +17,7 @@ from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.joint import GridPosition
 from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.parts import PARTS, WIDTHS, size
 
 PATCHES = ('overlap', 'plain')
 _TIME_WAVES = 64
@@ -127,6 +128,24 @@ def sum_of_windows(windows, side):
   return images_of(x, side)[:, half:-half, half:-half]
 
 
+PRESETS = {
+    'tiny': dict(patch_size=4, hidden_dim=128, mlp_dim=256, num_heads=4, num_layers=5,
+                 bottleneck_dim=96),
+    'small': dict(patch_size=8, hidden_dim=384, mlp_dim=1024, num_heads=6, num_layers=12,
+                  bottleneck_dim=64),
+    'base': dict(patch_size=16, hidden_dim=768, mlp_dim=2048, num_heads=12, num_layers=12,
+                 bottleneck_dim=128),
+    'large': dict(patch_size=16, hidden_dim=1024, mlp_dim=2816, num_heads=16, num_layers=24,
+                  bottleneck_dim=128),
+    'xl': dict(patch_size=16, hidden_dim=1280, mlp_dim=3456, num_heads=16, num_layers=32,
+               bottleneck_dim=256),
+}
+
+
+@PARTS.register('denoiser', options=WIDTHS | {'patch_size': size('Side of a patch in pixels.')},
+                slot='denoiser', presets=PRESETS, sharding=(
+    (r'modulation/kernel$', ('fsdp', 'tensor')), (r'modulation/bias$', (('tensor', 'fsdp'),)),
+    (r'context_embedding$', ())))
 class Denoiser(nn.Module):
   """Noisy pictures to what is predicted of them (the clean picture, as a rule).
 
@@ -262,8 +281,6 @@ def check(sizes: Denoiser) -> None:
     raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
                     f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
                     'positions want')
-  if sizes.patches not in PATCHES:
-    raise UserError(f'config.generation.patches={sizes.patches!r}: wanted {" or ".join(PATCHES)}')
   if sizes.patches == 'overlap' and sizes.patch_size % 2:
     raise UserError("config.generation.patches='overlap' wants an even "
                     f"config.model.denoiser.patch_size, found {sizes.patch_size}; use 'plain'")

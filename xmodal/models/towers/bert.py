@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
+from xmodal.models.parts import PARTS, WIDTHS, WRITER
 
 
 class BertLayer(nn.Module):
@@ -34,6 +35,17 @@ class BertLayer(nn.Module):
     return norm('mlp_norm')(x + dropout(y))
 
 
+PRESETS = {
+    'tiny': dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+    'small': dict(hidden_dim=512, mlp_dim=2048, num_heads=8, num_layers=4),
+    'base': dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+    'large': dict(hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
+    'xl': dict(hidden_dim=2048, mlp_dim=8192, num_heads=32, num_layers=24),
+}
+
+
+@PARTS.register('bert', options=WIDTHS | WRITER, slot='text', presets=PRESETS,
+                sharding=((r'type_embedding$', ()),))
 class Bert(nn.Module):
   """Tokens [B, L] to [B, L, D], after the last layer's norm; every token is of type 0.
 

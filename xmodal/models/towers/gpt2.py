@@ -6,6 +6,7 @@ import numpy as np
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
+from xmodal.models.parts import PARTS, WIDTHS, WRITER
 
 
 class Gpt2Layer(nn.Module):
@@ -47,6 +48,16 @@ class Gpt2Layer(nn.Module):
     return x + dropout(y)
 
 
+PRESETS = {
+    'tiny': dict(hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1),
+    'small': dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=6),
+    'base': dict(hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+    'large': dict(hidden_dim=1280, mlp_dim=5120, num_heads=20, num_layers=36),
+    'xl': dict(hidden_dim=1600, mlp_dim=6400, num_heads=25, num_layers=48),
+}
+
+
+@PARTS.register('gpt2', options=WIDTHS | WRITER, slot='text', presets=PRESETS)
 class Gpt2(nn.Module):
   """Tokens [B, L] to [B, L, D], after the final norm; a token sees those before it alone.
 

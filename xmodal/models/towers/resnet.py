@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from xmodal.errors import UserError
 from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
+from xmodal.models.parts import PARTS
 
 
 class Block(nn.Module):
@@ -60,6 +61,21 @@ def _conv(features, size, stride, dtype, name, dilation=1):
                  name=name)
 
 
+PRESETS = {
+    'tiny': dict(block='basic', stem='small', norm='group', embedding_size=16,
+                 downsample_in_first_stage=True, widths=(16, 32, 64), stage_sizes=(1, 1, 1)),
+    'small': dict(block='basic', norm='group', widths=(64, 128, 256, 512),
+                  stage_sizes=(2, 2, 2, 2)),
+    'base': dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+                 stage_sizes=(3, 4, 6, 3)),
+    'large': dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+                  stage_sizes=(3, 4, 23, 3)),
+    'xl': dict(block='bottleneck', norm='group', widths=(256, 512, 1024, 2048),
+               stage_sizes=(3, 8, 36, 3)),
+}
+
+
+@PARTS.register('resnet', slot='vision', presets=PRESETS)
 class ResNet(nn.Module):
   """Images [B, H, W, 3], already normalised, to a feature map [B, H', W', C].
 

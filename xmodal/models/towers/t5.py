@@ -11,6 +11,8 @@ import numpy as np
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_sizes, scan_layers
+from xmodal.models.parts import PARTS, WIDTHS, WRITER, size
+from xmodal.options import Option
 
 
 def relative_position_buckets(relative, *, bidirectional, num_buckets, max_distance):
@@ -147,6 +149,29 @@ def _swap(x):
   return x.swapaxes(1, 2)
 
 
+OPTIONS = WIDTHS | WRITER | {
+    'head_dim': size('Width of an attention head.'),
+    'neighbor_bias': Option(None, 'At the start, how much heads favour neighbouring words. None: not, '
+                            'as published; the order of words then counts little until it is '
+                            'learned.', kind=float, low=0)}
+
+PRESETS = {
+    'tiny': dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
+                 num_decoder_layers=1),
+    'small': dict(hidden_dim=512, head_dim=64, num_heads=6, mlp_dim=1024, num_layers=8,
+                  num_decoder_layers=8),
+    'base': dict(hidden_dim=768, head_dim=64, num_heads=12, mlp_dim=2048, num_layers=12,
+                 num_decoder_layers=12),
+    'large': dict(hidden_dim=1024, head_dim=64, num_heads=16, mlp_dim=2816, num_layers=24,
+                  num_decoder_layers=24),
+    'xl': dict(hidden_dim=2048, head_dim=64, num_heads=32, mlp_dim=5120, num_layers=24,
+               num_decoder_layers=24),
+}
+
+
+@PARTS.register('t5', options=OPTIONS, slot='text', presets=PRESETS, sharding=(
+    (r'relative_bias/embedding$', ()),), fixed={
+    'gated': True, 'tie_word_embeddings': False, 'scale_decoder_outputs': False})
 class T5(nn.Module):
   """Encoder and decoder of T5; parameters exist only for the part that is used.
 

@@ -8,8 +8,18 @@ import jax.numpy as jnp
 from xmodal.errors import UserError
 from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
+from xmodal.models.parts import PARTS
+
+PRESETS = {
+    'tiny': dict(stage_sizes=(1, 1, 1), widths=(16, 32, 64)),
+    'small': dict(stage_sizes=(1, 1, 2, 2, 2)),
+    'base': dict(stage_sizes=(2, 2, 3, 3, 3)),
+    'large': dict(stage_sizes=(2, 2, 4, 4, 4)),
+    'xl': dict(stage_sizes=(2, 2, 4, 4, 4)),
+}
 
 
+@PARTS.register('vgg', slot='vision', presets=PRESETS)
 class VGG(nn.Module):
   """Images [B, H, W, 3], already normalised, to a feature map [B, H/32, W/32, C].
 

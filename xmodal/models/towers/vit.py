@@ -8,6 +8,7 @@ from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
 from xmodal.models.padding import Padding
+from xmodal.models.parts import PARTS, WIDTHS, size
 
 
 class ViTLayer(nn.Module):
@@ -99,6 +100,23 @@ class ConvStem(nn.Module):
     return nn.Dense(self.hidden_dim, dtype=self.dtype, name='projection')(x)
 
 
+SHARDING = (
+    # A patch of 14 x 14 x 3 values divides by little; the width does.
+    (r'stem/projection/kernel$', (None, ('tensor', 'fsdp'))),
+    (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()))
+PRESETS = {
+    'tiny': dict(patch_size=8, hidden_dim=64, mlp_dim=128, num_heads=4, num_layers=1, stem='conv',
+                 gelu='tanh'),
+    'small': dict(patch_size=16, hidden_dim=384, mlp_dim=1536, num_heads=6, num_layers=12),
+    'base': dict(patch_size=16, hidden_dim=768, mlp_dim=3072, num_heads=12, num_layers=12),
+    'large': dict(patch_size=16, hidden_dim=1024, mlp_dim=4096, num_heads=16, num_layers=24),
+    'xl': dict(patch_size=14, hidden_dim=1408, mlp_dim=6144, num_heads=16, num_layers=40),
+}
+
+
+@PARTS.register('vit', options=WIDTHS | {'patch_size': size('Side of a patch in pixels.')},
+                slot='vision', presets=PRESETS, sharding=SHARDING,
+                fixed={'use_cls_token': False})
 class ViT(nn.Module):
   """Images [B, H, W, 3], already normalised, to tokens [B, E + N, D].
 

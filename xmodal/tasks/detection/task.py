@@ -23,17 +23,33 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
 from xmodal.models.names import Names, names_present, sample_names
+from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks.detection.head import DetectionHead
 from xmodal.tasks.detection.losses import LOSS_WEIGHTS, meant_losses, set_losses
 from xmodal.tasks.drawing import boxes_card, card
 from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.phrases import split_texts
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _DRAWN = 640  # pixels of the longer side, for people
 _MEANT = '#ffffff'
 _SOMEWHERE = (0, 0, 1, 1)  # a box inside any picture, where the true one is asked for
 _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
+
+OPTIONS = {
+    'max_names': Option(1000, 'Most names that are learned; the commonest are kept.', low=1),
+    'sampled_names': Option(256, 'Most names in a training step: those of the batch and absent ones '
+                            'sampled at random. Evaluation uses all.', low=1),
+    'max_objects': Option(100, 'Most objects of a picture in training.', low=1),
+    'queries': Option(0, 'Learned queries; 0: one query for each image token.', low=0),
+    'layers': Option(1, 'Layers of the decoder of learned queries.', low=1),
+    'glimpse': Option(12, 'Side, in cells, of the crop of pixels around its box that a query looks at; '
+                      '0: none.', low=0),
+    'expression_length': Option(16, 'Tokens of an expression.', low=2),
+    'expression_weight': Option(1.0, 'Weight of the losses of expressions beside those of names.',
+                                low=ABOVE_ZERO),
+    'threshold': Option(0.5, 'Score from which boxes are shown to people.', low=0, high=1,
+                        may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +65,9 @@ class Detections:
   meant: tuple[metrics.DetectedBox, ...] = ()
 
 
+@TASKS.register('detection', options=OPTIONS, sharding=(
+    (r'(objectness|(box|proposal)_change)/(kernel|bias)$', ()),
+    (r'(query_embedding|reference_points)$', ())))
 class Detection(Task):
   """Predicts boxes with names, and the box of an expression."""
 
@@ -353,6 +372,3 @@ class Detection(Task):
 def _plain(found):
   return {'name': found.name, 'score': round(found.score, 4),
           'box': [round(side, 2) for side in found.box]}
-
-
-TASK = Detection

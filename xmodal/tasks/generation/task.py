@@ -10,7 +10,6 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.letters import WORD
 from xmodal.data.pictures import images
@@ -19,17 +18,41 @@ from xmodal.data.scenes.drawings import parse
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import drawings, frechet
+from xmodal.models import parts
 from xmodal.models.attention import usable
 from xmodal.models.denoiser import flow
-from xmodal.models.denoiser.denoiser import Denoiser
+from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
+from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.generation.head import GenerationHead
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _LEAST_FOR_FRECHET = 50  # pictures
 _SHOWN_WORDS = 5
 _WORD = re.compile(rf"{WORD}(?:[_']{WORD})*")
+
+OPTIONS = {
+    'caption_length': Option(32, 'Tokens of a caption.', low=2),
+    'max_captions': Option(5, 'Most captions of a picture, of which each visit reads one.', low=1),
+    'predict': Option('x', 'What the denoiser predicts: the clean image (x), the velocity (v) or the '
+                      'noise; the loss is that of v for all three.', choices=flow.PREDICTS),
+    'patches': Option('overlap', 'overlap: squares of twice the side, in and out; plain: as in JiT.',
+                      choices=PATCHES),
+    'time_mean': Option(-0.8, 'Mean of logit(t) for training times t; t = 0 is noise, t = 1 the image.'),
+    'time_std': Option(0.8, 'Standard deviation of logit(t).', low=ABOVE_ZERO),
+    'early_steps': Option(0, 'Steps in which the mean of logit(t) moves from early_mean to time_mean; a '
+                          'model from nothing learns to use texts there. 0: none.', low=0),
+    'early_mean': Option(-1.6, 'Mean of logit(t) at the start; 0.7 less for twice the side.'),
+    'noises': Option(1, 'Noisy versions of each example in a step, at different times.', low=1),
+    'caption_drop': Option(0.1, 'Share of captions that are hidden in training, which guidance needs.',
+                           low=0, high=1),
+    'guidance': Option(3.0, 'Classifier-free guidance; 1: none.', low=0, may_change=True),
+    'guidance_from': Option(0.1, 'Time at which guidance begins.', low=0, high=1, may_change=True),
+    'guidance_to': Option(1.0, 'Time at which guidance ends.', low=0, high=1, may_change=True),
+    'sampler': Option('heun', 'heun: two evaluations a step; euler: one.', choices=flow.SAMPLERS,
+                      may_change=True),
+    'steps': Option(20, 'Steps of sampling.', low=1, may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +96,7 @@ class Start:
   mask: np.ndarray | None = None
 
 
+@TASKS.register('generation', options=OPTIONS)
 class Generation(Task):
   """Draws pictures for captions.
 
@@ -86,7 +110,7 @@ class Generation(Task):
   loss_weights = {'v': 1.0}
   main_score = 'main'  # faithfulness where a judge can tell it, else minus the loss
   draws = True
-  options = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength', 'progress')
+  query_options = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength', 'progress')
 
   def __init__(self, config, tokenizer: Tokenizer, learned: Mapping):
     """A task over pictures as config.data, with config.generation and config.model.denoiser.
@@ -97,15 +121,6 @@ class Generation(Task):
       learned: see from_data.
     """
     own = config.generation
-    if own.predict not in flow.PREDICTS:
-      raise UserError(f'config.generation.predict={own.predict!r}: wanted '
-                      f'{", ".join(flow.PREDICTS)}')
-    if own.sampler not in flow.SAMPLERS:
-      raise UserError(f'config.generation.sampler={own.sampler!r}: wanted '
-                      f'{", ".join(flow.SAMPLERS)}')
-    if own.guidance_from > own.guidance_to:
-      raise UserError(f'config.generation.guidance_from={own.guidance_from:g} lies after '
-                      f'guidance_to={own.guidance_to:g}: there would never be guidance')
     self._config, self._tokenizer, self._learned = config, tokenizer, dict(learned)
     self._guidance, self._steps, self._sampler = own.guidance, own.steps, own.sampler
     self._start: Start | None = None  # what a person gave
@@ -115,13 +130,19 @@ class Generation(Task):
 
   def _denoiser(self):
     config = self._config
-    sizes = configs.tower_sizes(config, 'denoiser')
+    sizes = parts.fields(config.model, 'denoiser')
     # A few layers run faster as straight code; many compile faster as a loop.
     unroll = sizes['num_layers'] if sizes['num_layers'] <= 6 else 1
     return Denoiser(
         image_size=(config.data.image_size,) * 2, **sizes, patches=config.generation.patches,
         dropout_rate=config.model.dropout_rate, attention=usable(config.model.attention),
         remat=config.model.remat, scan_unroll=unroll)
+
+  @classmethod
+  def check_options(cls, own):
+    if own.guidance_from > own.guidance_to:
+      raise UserError(f'config.generation.guidance_from={own.guidance_from}: wanted at most '
+                      f'config.generation.guidance_to={own.guidance_to}')
 
   # ---- what is learned from the data
 
@@ -365,6 +386,3 @@ class Generation(Task):
 
 def _words(text):
   return set(_WORD.findall(text.lower()))
-
-
-TASK = Generation

@@ -1,3 +1,3 @@
 """Retrieval between pictures and texts."""
 
-from xmodal.tasks.retrieval.task import TASK
+from xmodal.tasks.retrieval.task import Retrieval

@@ -25,15 +25,23 @@ from xmodal.errors import UserError
 from xmodal.metrics import retrieval as metrics
 from xmodal.models.names import program_size
 from xmodal.models.pooling import AttentionPool
+from xmodal.options import Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task
 
 _LISTED = 10  # pictures that a folder is searched for
 _DRAWN_TEXTS, _DRAWN_PICTURES = 3, 4
 _DIRECTIONS = {'image_to_text': 'image to text', 'text_to_image': 'text to image'}
+
+OPTIONS = {
+    'loss': Option('sigmoid', 'Contrastive loss of all pairs: sigmoid (SigLIP) or softmax (CLIP).',
+                   choices=tuple(LOSSES)),
+    'embedding_dim': Option(256, 'Width of the space that pictures and texts share.', low=1),
+    'caption_length': Option(32, 'Tokens of a caption.', low=2),
+    'max_captions': Option(5, 'Most captions of a picture; COCO evaluates with 5.', low=1)}
 
 
 class Match(NamedTuple):
@@ -65,6 +73,7 @@ class Ranking:
   picture_ranks: tuple[int, ...] = ()
 
 
+@TASKS.register('retrieval', options=OPTIONS)
 class Retrieval(Task):
   """Finds texts for pictures and pictures for texts.
 
@@ -361,6 +370,3 @@ class RetrievalHead(nn.Module):
   def _text(self, towers, tokens):
     text = towers.text(tokens)
     return normalise(self.text_projection(self.text_pool(text.tokens, text.mask)))
-
-
-TASK = Retrieval

@@ -1,0 +1,1 @@
+"""Which tasks a step trains, and which parameters; see sampling.py."""

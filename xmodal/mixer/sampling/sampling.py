@@ -1,0 +1,96 @@
+"""Which tasks a step trains, and which parameters: a function of (config, seed, step) only.
+
+Steps come in cycles of a fixed length, in which each kind of step has its exact
+number; only their order differs from cycle to cycle. So how many steps a task
+has had before any step is counted in one go, and a run goes on from step s at
+the same cost for any s.
+"""
+
+from collections.abc import Collection, Mapping
+import dataclasses
+import functools
+
+import numpy as np
+
+from xmodal.data import order
+from xmodal.errors import UserError
+from xmodal.options import Option
+from xmodal.registry import Registry
+
+# A sampling is a function (tasks, sizes, seed, **options) -> Sampling; see make_sampling.
+SAMPLINGS = Registry('sampling', 'config.mixer.sampling', 'xmodal.mixer.sampling')
+
+OPTIONS = {'sampling': Option('joint', 'Which tasks a step trains.')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What one kind of step trains.
+
+  Attributes:
+    tasks: names of the tasks whose losses it has.
+    updated: regular expression found in the paths of the parameters that it changes; '': all.
+  """
+
+  tasks: tuple[str, ...]
+  updated: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """The kind of every step.
+
+  Attributes:
+    kinds: the different kinds.
+    turns: (index of a kind, number of steps) in the order of a cycle.
+    seed: of the order of a cycle's steps, another one in each cycle; None: as in turns.
+  """
+
+  kinds: tuple[Kind, ...]
+  turns: tuple[tuple[int, int], ...]
+  seed: int | None = None
+
+  def kind(self, step: int) -> int:
+    """Index of the kind of a step, counted from 0."""
+    cycle, place = divmod(step, len(self._cycle))
+    return int(self._order(cycle)[place])
+
+  def taken(self, tasks: Collection[str], step: int) -> int:
+    """How many of the steps before `step` train any of some tasks."""
+    has = np.array([not set(kind.tasks).isdisjoint(tasks) for kind in self.kinds])
+    cycles, rest = divmod(step, len(self._cycle))
+    return int(cycles * has[self._cycle].sum() + has[self._order(cycles)[:rest]].sum())
+
+  def share(self, tasks: Collection[str]) -> float:
+    """Share of all steps that train any of some tasks, 0..1."""
+    return self.taken(tasks, len(self._cycle)) / len(self._cycle)
+
+  @functools.cached_property
+  def _cycle(self):
+    kinds, steps = zip(*self.turns)
+    return np.repeat(kinds, steps)
+
+  def _order(self, cycle):
+    if self.seed is None:
+      return self._cycle
+    size = len(self._cycle)
+    return self._cycle[order.permute(np.arange(size), size, self.seed, cycle)]
+
+
+def make_sampling(config, sizes: Mapping[str, int]) -> Sampling:
+  """The sampling of config.mixer.
+
+  Args:
+    config: the whole config.
+    sizes: examples to train on, by task, in the order of config.mixer.tasks.
+
+  Raises:
+    UserError: no such sampling, or options that cannot be.
+  """
+  name, part = config.mixer.sampling, SAMPLINGS[config.mixer.sampling]
+  for other in SAMPLINGS:
+    for key, option in SAMPLINGS[other].options.items():
+      if key not in part.options and config.mixer[key] != option.default:
+        raise UserError(f'config.mixer.{key} means nothing to config.mixer.sampling={name!r}; leave '
+                        f'it out, or take {other!r}')
+  return part.make(dict(sizes), config.seed, **{key: config.mixer[key] for key in part.options})

@@ -1,0 +1,144 @@
+"""Registries: the parts of one kind by name, those of this package and those of plugins.
+
+A part registers where it is defined:
+
+    @TASKS.register('counting', options={'most': Option(10, 'Highest count.', low=1)})
+    class Counting(Task): ...
+
+and counts once its module is imported. The modules of this package are imported when a registry is
+first read; those of a user's own package when config.plugins names them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+from xmodal.errors import UserError
+from xmodal.options import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What is registered under a name.
+
+  Attributes:
+    make: the class or function.
+    options: that the part declares.
+    facts: what else its kind of part declares.
+  """
+
+  make: Any
+  options: Options
+  facts: Mapping[str, Any]
+
+
+_REGISTRIES: list['Registry'] = []
+
+
+class Registry(Mapping[str, Part]):
+  """Parts by name."""
+
+  def __init__(self, kind: str, key: str, *modules: str):
+    """
+    Args:
+      kind: what its parts are, such as 'task'.
+      key: of the config that names one, such as 'config.mixer.tasks'.
+      modules: that register parts when they are imported; of a package, all its modules do.
+    """
+    self._kind, self._key, self._modules = kind, key, modules
+    self._parts: dict[str, Part] = {}
+    self._is_loaded = False
+
+    _REGISTRIES.append(self)
+
+  def register(self, name: str, options: Options | None = None, **facts: Any) -> Callable:
+    """A decorator that registers a class or function under a name.
+
+    Raises:
+      UserError: another part has that name.
+    """
+    def add(made):
+      there = self._parts.get(name)
+      if there is not None and _origin(there.make) != _origin(made):
+        raise UserError(f'{_origin(made)}: the {self._kind} {name!r} is registered by '
+                        f'{_origin(there.make)}; give it another name')
+      self._parts[name] = Part(made, dict(options or {}), facts)
+      return made
+
+    return add
+
+  def options(self) -> Options:
+    """The options of all parts.
+
+    Raises:
+      UserError: two parts declare one key and mean different things by it.
+    """
+    found: dict = {}
+    for name, part in self.items():
+      for key, option in part.options.items():
+        if found.setdefault(key, option) != option:
+          raise UserError(f'{self._kind} {name!r} declares {key!r}, which another {self._kind} '
+                          'declares differently; give it another name')
+    return found
+
+  def __getitem__(self, name: str) -> Part:
+    """UserError if there is no such part."""
+    self._load()
+    if name not in self._parts:
+      near = difflib.get_close_matches(str(name), self._parts, 1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise UserError(f'{self._key}: no {self._kind} {name!r}; wanted one of '
+                      f'{", ".join(sorted(self._parts))}{hint}')
+    return self._parts[name]
+
+  def __contains__(self, name: object) -> bool:
+    self._load()
+    return name in self._parts
+
+  def __iter__(self) -> Iterator[str]:
+    self._load()
+    return iter(sorted(self._parts))
+
+  def __len__(self) -> int:
+    self._load()
+    return len(self._parts)
+
+  def _load(self):
+    if not self._is_loaded:
+      self._is_loaded = True  # first: its modules may look at each other's parts
+      for name in self._modules:
+        module = importlib.import_module(name)
+        for inside in pkgutil.iter_modules(getattr(module, '__path__', ())):
+          importlib.import_module(f'{name}.{inside.name}')
+
+
+def declared(fact: str) -> Iterator:
+  """The entries of a fact that is a tuple, of all parts of all kinds."""
+  for registry in _REGISTRIES:
+    for part in registry.values():
+      yield from part.facts.get(fact, ())
+
+
+def load_plugins(modules: tuple[str, ...]) -> None:
+  """Imports modules of a user's own, as config.plugins names them: what they register counts.
+
+  Raises:
+    UserError: one is not found, or fails.
+  """
+  for name in modules:
+    try:
+      importlib.import_module(name)
+    except UserError:
+      raise
+    except Exception as error:  # whatever a user's module raises
+      line = ' '.join(str(error).split())
+      raise UserError(f'config.plugins: {name!r} cannot be imported ({type(error).__name__}: '
+                      f'{line}); wanted the name of a module that Python finds from the current '
+                      'folder or PYTHONPATH') from error
+
+
+def _origin(made):
+  return f'{made.__module__}.{made.__qualname__}'
