@@ -111,7 +111,7 @@ class Shapes:
     """The scene graph behind record `index`, without drawing it."""
     return self._layout(range(self._size)[index])[2]
 
-  def _layout(self, index: int) -> tuple[random.Random, shape_questions.Plan, Scene]:
+  def _layout(self, index: int) -> tuple[random.Random, shape_questions.QuestionScene, Scene]:
     # Python's generator hashes a text in full and alike in every process, and
     # is set up in a third of the time of numpy's.
     rng = random.Random(f'shapes/{self._seed}/{self._split}/{index}')
@@ -119,7 +119,7 @@ class Shapes:
     return rng, plan, lay_out(rng, plan, self._image_size)
 
 
-def lay_out(rng: random.Random, plan: shape_questions.Plan, image_size: int,
+def lay_out(rng: random.Random, plan: shape_questions.QuestionScene, image_size: int,
             radius: Mapping[str, tuple[float, float]] = RADIUS) -> Scene:
   """Finds a place for every thing of the plan, by rejection; radius says how large each is."""
   while (places := _try_places(rng, plan, radius)) is None:
@@ -133,7 +133,7 @@ def lay_out(rng: random.Random, plan: shape_questions.Plan, image_size: int,
   return Scene(tuple(objects), image_size)
 
 
-def _try_places(rng: random.Random, plan: shape_questions.Plan,
+def _try_places(rng: random.Random, plan: shape_questions.QuestionScene,
                 radii: Mapping[str, tuple[float, float]]
                 ) -> list[tuple[float, float, float]] | None:
   """[(x, y, radius)] in units of the picture's side, or None if it got stuck."""
