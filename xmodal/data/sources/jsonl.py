@@ -52,7 +52,7 @@ def read_jsonl(root: str, split: str) -> Examples:
     example, complaints = parser.parse(line, number)
     if example is None:
       raise UserError(f'{path}:{number}: {"; ".join(complaints)}; to list every bad line: '
-                      f'python -m xmodal.data.check {root}')
+                      f'xmodal check {root}')
     examples.append(example)
     faults += [Fault(f'{path}:{number}: {left_out}', left_out.kind) for left_out in complaints]
   if not examples:
