@@ -65,14 +65,15 @@ def _open(config, split, train):
                    image_size=data.image_size or IMAGE_SIZE, seed=0)
     kinds = [kind for kind in _SCENES if data[kind]]
     if len(kinds) > 1:
-      raise UserError(f'config.data.{kinds[0]}=True and config.data.{kinds[1]}=True are two kinds of '
-                      'scenes; set one of them to False')
+      raise UserError(f'config.data.{kinds[0]}=True and config.data.{kinds[1]}=True are two kinds '
+                      'of scenes; set one of them to False')
     kind = kinds[0] if kinds else ''
     if kind in ('crowded', 'drawn'):
       return _SCENES[kind](split, **options, without=tuple(data.without) if train else ())
     if data.without:
       raise UserError(f'config.data.without={tuple(data.without)}: nothing can be left out of the '
-                      'scenes with questions; set config.data.crowded=True or config.data.drawn=True')
+                      'scenes with questions; set config.data.crowded=True or '
+                      'config.data.drawn=True')
     return _SCENES.get(kind, shapes.Shapes)(split, **options)
   if data.source not in READERS:
     raise UserError(f'config.data.source={data.source!r}: wanted one of '
@@ -87,5 +88,5 @@ def _open(config, split, train):
 
 
 def check_flags(config, split: str) -> str:
-  """What follows `python -m xmodal.data.check` to look at one split of a config's data."""
+  """What follows `xmodal check` to look at one split of a config's data."""
   return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'
