@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from xmodal import atomic, errors, paths
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.sources import fields
 from xmodal.data.sources.jsonl import numbered_lines
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Source
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint, shown
+from xmodal.data.fields import Complaint, shown
 from xmodal.errors import UserError
 
 # Annotation tools round: half a pixel beyond the edge is no mistake.

@@ -22,10 +22,10 @@ import logging
 import os
 import sys
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint, shown
+from xmodal.data.fields import Complaint, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
 from xmodal.data.sources.pictures import Pictures
 from xmodal.errors import UserError
