@@ -67,7 +67,7 @@ XMODAL = Command(xmodal.__doc__, commands={
                     'xmodal.pretrained', ('show',)),
     'export': Command('Writes a trained tower as a folder that transformers loads.',
                       'xmodal.pretrained', ('export',)),
-    'bench': Command('Measures speed and quality: xmodal bench lists the measurements.',
+    'bench': Command('Measures speed or quality; xmodal bench lists the benchmarks.',
                      commands=_BENCHMARKS),
 })
 
