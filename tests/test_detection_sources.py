@@ -496,18 +496,18 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
                       'boxes state:')
   assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels; the files of its boxes state 60 x')
   assert notes[2] == (
-      f'  all of them: python -m xmodal.data.check {root} --source coco --split train')
+      f'  all of them: xmodal check {root} --source coco --split train')
   assert notes[3:10] == [
       'eval: 7 x box has no area, left out; 1 x box reaches out of the picture, clipped to it',
       *(f'  {path}: annotation {n}: box [1, 2, 3, 0] has no area, left out' for n in range(2, 7)),
-      f'  all of them: python -m xmodal.data.check {root} --source coco --split val']
+      f'  all of them: xmodal check {root} --source coco --split val']
   assert not any(note.startswith('train:') and 'left out' in note for note in notes)
 
 
 def test_nothing_left_to_train_on_stops_in_one_line(tmp_path):
   root, _ = _coco(tmp_path, [_annotation(1), _annotation(2)], categories=None)
   with pytest.raises(UserError, match=r"none of 1 examples .*: 2 x category_id has no name, left "
-                                      r'out; all: python -m xmodal.data.check .* --split val$'):
+                                      r'out; all: xmodal check .* --split val$'):
     open_source(_config(root, 'coco'), 'val', train=True)
   assert [e.objects for e in open_source(_config(root, 'coco'), 'val', train=False)] == [()]
   root = _voc(tmp_path / 'voc', 'a', [])

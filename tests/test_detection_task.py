@@ -86,7 +86,8 @@ def test_a_text_asks_for_names_or_for_one_thing(task):
   asked, examples = task.query('a.jpg', ' grey  wolf. dog;the cat left of the dog? ')
   assert asked.names == ('grey wolf', 'dog')
   assert [e.expression.name for e in examples] == ['the cat left of the dog']
-  predictions = [Detections((DetectedBox('dog', (0, 0, 9, 9), 0.9), DetectedBox('dog', (5, 0, 9, 9), 0.01)),
+  predictions = [Detections((DetectedBox('dog', (0, 0, 9, 9), 0.9),
+                             DetectedBox('dog', (5, 0, 9, 9), 0.01)),
                             (DetectedBox('', (1, 2, 3, 4), 0.5),))]
   assert task.describe(task.join(examples, predictions)) == (
       '[{"name": "dog", "score": 0.9, "box": [0, 0, 9, 9]}, '
@@ -110,7 +111,8 @@ def test_names_that_training_did_not_have_are_scored_apart(task):
   assert set(asked.names) == {'cat', 'dog', 'grey wolf'}
   assert len(set(asked.category_ids.values())) == 3
   predictions = [Detections((DetectedBox('cat', CAT.box, 0.9), DetectedBox('dog', DOG.box, 0.8),
-                             DetectedBox('grey wolf', (70, 5, 20, 20), 0.9)), (DetectedBox('', CAT.box, 0.9),))]
+                             DetectedBox('grey wolf', (70, 5, 20, 20), 0.9)),
+                            (DetectedBox('', CAT.box, 0.9),))]
   scores = asked.score(examples, predictions)
   assert scores['mAP_seen'] == pytest.approx(1) and scores['mAP_unseen'] == 0
   assert scores['mAP'] == pytest.approx(2 / 3) and scores['referring'] == 1
@@ -161,7 +163,8 @@ def test_each_split_has_its_own_numbers_in_its_files(task):
       dataclasses.replace(CAT, category_id=0), dataclasses.replace(_WOLF, category_id=2)))],
                  (), {'cat': 0, 'eel': 1, 'grey wolf': 2})
   asked = task.for_split(val)
-  found = [Detections(tuple(DetectedBox(name, CAT.box, 0.9) for name in ('cat', 'dog', 'grey wolf')))]
+  found = [Detections(tuple(DetectedBox(name, CAT.box, 0.9)
+                            for name in ('cat', 'dog', 'grey wolf')))]
   files = asked.files(val, found)
   assert {c['name']: c['id'] for c in files['instances']['categories']} == {
       'cat': 0, 'grey wolf': 2}
@@ -181,7 +184,8 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
   config = tiny.changed(detection__queries=queries)
   task = Detection(config.detection, tokenizer, task._learned)
   shapes = []
-  for asked in (task, task.with_names({'cat': 1}), task.with_names({f'n{i}': i for i in range(20)})):
+  for asked in (task, task.with_names({'cat': 1}),
+                task.with_names({f'n{i}': i for i in range(20)})):
     model = build.make_model(build.settle(config, {}), tokenizer, {'detection': asked})
     encoded = asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40))
     batch = {'image': np.zeros((2, 32, 32, 3), np.uint8),

@@ -46,7 +46,8 @@ def test_captions_of_a_picture_and_more_names_divide_it_too(tmp_path):
   assert captions == max(len(run.feeds[0].sources['eval'][i].captions) for i in range(20))
   assert size() == 8 // captions
   assert run.tasks['detection'].copies == 1
-  run.eval_tasks['detection'].category_ids = dict.fromkeys(range(9 * len(run.tasks['detection'].names)))
+  run.eval_tasks['detection'].category_ids = dict.fromkeys(
+      range(9 * len(run.tasks['detection'].names)))
   assert size() == 1
 
 

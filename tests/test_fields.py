@@ -7,8 +7,7 @@ import sys
 from PIL import Image
 import pytest
 
-from xmodal.data import check
-from xmodal.data.sources import fields
+from xmodal.data import check, fields
 from xmodal.data.sources.coco import read_coco
 from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.sources.visual_genome import read_visual_genome

@@ -166,9 +166,10 @@ def test_early_steps_have_times_of_their_own():
   early, between, after = losses(100, 200, 300, **late, generation__early_steps=300,
                                  generation__early_mean=1.0)
   # Equal to rounding: each config compiles a program of its own.
-  for loss, step, values in ((early, 100, dict(generation__time_mean=1.0, generation__time_std=0.3)),
-                             (between, 200, dict(generation__time_mean=0.0, generation__time_std=0.5)),
-                             (after, 300, late)):
+  for loss, step, values in (
+      (early, 100, dict(generation__time_mean=1.0, generation__time_std=0.3)),
+      (between, 200, dict(generation__time_mean=0.0, generation__time_std=0.5)),
+      (after, 300, late)):
     assert [loss] == pytest.approx(losses(step, **values), rel=1e-5)
 
 
@@ -178,7 +179,8 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
 
   def drawn(guidance, *captions):
     example = Example(blank, image_id='a', captions=captions)
-    return predictor([example], task.with_sampling(guidance=guidance, steps=1))[1][0].image.astype(float)
+    sampled = task.with_sampling(guidance=guidance, steps=1)
+    return predictor([example], sampled)[1][0].image.astype(float)
 
   text = 'a large blue cross'
   without, plain, more = (drawn(guidance, text) for guidance in (0.0, 1.0, 3.0))
@@ -311,7 +313,8 @@ def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finis
     (dict(generation__guidance=-1.0), 'config.generation.guidance=-1.0'),
     (dict(generation__early_steps=-1), 'config.generation.early_steps=-1'),
     (dict(generation__steps=0), 'config.generation.steps=0'),
-    (dict(generation__guidance_from=0.9, generation__guidance_to=0.1), 'guidance_from=0.9: wanted at most'),
+    (dict(generation__guidance_from=0.9, generation__guidance_to=0.1),
+     'guidance_from=0.9: wanted at most'),
     (dict(model__denoiser__patch_size=0), 'patch_size=0: wanted 1 or more'),
     (dict(model__denoiser__patch_size=1), 'patch_size, found 1'),
     (dict(model__denoiser__num_heads=5), 'num_heads=5')], ids=lambda v: str(v)[:40])
@@ -353,7 +356,8 @@ def test_scores_are_of_seen_and_unseen_names():
   assert scores['frechet'] == pytest.approx(0, abs=1e-4)
   assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
   blank = np.full_like(test[0].image, 200)
-  spoiled = [GeneratedImage(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
+  spoiled = [GeneratedImage(blank if bad else e.image, e.image, 0.5)
+             for e, bad in zip(test, unseen)]
   scores = task.score(test, spoiled)
   assert scores['faithfulness/unseen'] == 0 and scores['faithfulness/seen'] == 1
   assert scores['frechet'] > 1e-4

@@ -20,7 +20,8 @@ COVERED = {
     'Hebrew': 'שלום', 'Arabic': 'كلب أحمر', 'Ethiopic': 'አማርኛ', 'Devanagari': 'लाल गाड़ी',
     'Bengali': 'বাংলা', 'Gurmukhi': 'ਪੰਜਾਬੀ', 'Gujarati': 'ગુજરાતી', 'Tamil': 'தமிழ் மொழி',
     'Telugu': 'తెలుగు', 'Kannada': 'ಕನ್ನಡ', 'Malayalam': 'മലയാളം', 'Sinhala': 'සිංහල',
-    'Thai': 'ภาษาไทย', 'Lao': 'ລາວ', 'Chinese': '红绿灯紅綠燈', 'Japanese': '赤い犬がゴ', 'Korean': '한국어'}
+    'Thai': 'ภาษาไทย', 'Lao': 'ລາວ', 'Chinese': '红绿灯紅綠燈', 'Japanese': '赤い犬がゴ',
+    'Korean': '한국어'}
 
 
 def picture(text, size=16):

@@ -181,7 +181,8 @@ def test_names_are_chosen_once_for_all_micro_batches(accumulation, separate, pre
   batch = {'image': rng.normal(size=(8, 5)).astype(np.float32), 'valid': np.ones(8, bool),
            'first': features, 'second': features}
   model, key = Matching(), jax.random.key(5)
-  params = model.init(key, batch | {'first': {'vocabulary': First.names}}, deterministic=True)['params']
+  params = model.init(key, batch | {'first': {'vocabulary': First.names}},
+                      deterministic=True)['params']
   gradients = jax.jit(lambda params: make_gradients(
       model, TASKS, {'first': 2.0, 'second': 1.0}, accumulation=accumulation, separate=separate)(
           params, {}, {}, batch, key, lambda losses: dict.fromkeys(losses, 1.0))[::2])

@@ -28,7 +28,8 @@ _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
 _MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
 _GENERATION = _REPOSITORY / 'notebooks' / 'generation.ipynb'
-_TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
+# Of the sections, in order.
+_TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')
 
 
 def _write_run(workdir, config, records, predictions):

@@ -27,7 +27,7 @@ def config(*sizes):
 
 
 def train(workdir, sizes):
-  """Trains with all optimisations, but for the drawing of parameters, which takes long to compile."""
+  """Trains with all optimisations, except in drawing parameters, which takes long to compile."""
   create = states.create
 
   def quickly(*args):

@@ -99,7 +99,8 @@ def test_a_proposal_that_is_not_matched_learns_the_smallest_box_that_it_lies_in(
   # In the large, in both, in both, nowhere; the first two are matched.
   places = np.float32([[0.2, 0.2], [0.6, 0.6], [0.6, 0.55], [0.9, 0.9]])
   proposals = np.float32([[large, small, [0.5, 0.5, 0.7, 0.8], large]])
-  found = Queries(np.zeros((1, 4, 1), np.float32), np.float32([[large, small, [0, 0.9, 0.1, 1], small]]),
+  found = Queries(np.zeros((1, 4, 1), np.float32),
+                  np.float32([[large, small, [0, 0.9, 0.1, 1], small]]),
                   proposals=proposals, places=places)
   assert matched(found, boxes, names)[0, :2].tolist() == [0, 1]
 

@@ -225,5 +225,6 @@ def test_the_state_really_is_split(on_one, on_eight):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  print(json.dumps({name: three_steps(sizes, os.path.join(sys.argv[1], f'{name}.npz'))
-                    for name, sizes in MESHES.items()} | {'halves': gradients_of_halves((2, 2, 2))}))
+  found = {name: three_steps(sizes, os.path.join(sys.argv[1], f'{name}.npz'))
+           for name, sizes in MESHES.items()}
+  print(json.dumps(found | {'halves': gradients_of_halves((2, 2, 2))}))

@@ -159,7 +159,7 @@ def test_a_bad_line_stops_training_and_is_reported(tmp_path, capsys, line, said)
     read_jsonl(str(folder), 'train')
   message = str(raised.value)
   assert message.startswith(f'{folder}/train.jsonl:3: ')
-  assert f'python -m xmodal.data.check {folder}' in message and '\n' not in message
+  assert f'xmodal check {folder}' in message and '\n' not in message
   assert check.main([str(folder)]) == 1
   report = capsys.readouterr().out
   assert f'{folder}/train.jsonl:3: ' in report

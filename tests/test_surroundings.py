@@ -219,7 +219,8 @@ from xmodal import main
 import jax
 main.give_threads()
 devices = len(jax.devices())
-names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]
+names = [open(f'/proc/self/task/{task}/comm').read().strip()
+         for task in os.listdir('/proc/self/task')]
 print(devices, names.count('tf_XLAEigen'))
 """
 

@@ -16,8 +16,8 @@ from xmodal.errors import UserError
 
 TEXTS = [
     'how many red circles are there?', 'Is the LARGE square blue', 'a', '', ' two  spaces ', "it's",
-    'naïve Straße ﬁn', '3.5 cm, 10:45', '(left)', 'red-green', '中文 и кириллица', '🙂', 'xylophone',
-    'what\nnow\t?', '</s> inside', 'a' * 300]
+    'naïve Straße ﬁn', '3.5 cm, 10:45', '(left)', 'red-green', '中文 и кириллица', '🙂',
+    'xylophone', 'what\nnow\t?', '</s> inside', 'a' * 300]
 
 
 @pytest.fixture(scope='module')

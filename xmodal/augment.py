@@ -1,11 +1,11 @@
 """Labels pictures that nobody labelled: writes what a trained model says of them and is sure of.
 
-  python -m xmodal.augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
+  xmodal augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
 
 OUT/train.jsonl holds captions, and questions with answers, as people's examples are written
-(xmodal/data/sources/jsonl.py), with "made": true and "made_by": the checkpoint, and the probabilities of
-answer and caption. Pictures are named by their paths from OUT; none is copied. A run trains on it
-beside people's examples with --config.data.more=OUT.
+(xmodal/data/sources/jsonl.py), with "made": true and "made_by": the checkpoint, and the
+probabilities of answer and caption. Pictures are named by their paths from OUT; none is copied. A
+run trains on it beside people's examples with --config.data.more=OUT.
 
 An answer is kept if its probability reaches the threshold and the caption that the model writes of
 the same picture agrees with it (xmodal/metrics/agreement.py). Where the words cannot tell, it is
@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from xmodal import atomic, errors, paths
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.sources import fields
 from xmodal.data.sources.jsonl import numbered_lines
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally
@@ -73,7 +73,7 @@ def read_questions(path: str) -> list[str]:
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.augment', description=__doc__,
+  parser = argparse.ArgumentParser(prog='xmodal augment', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')

@@ -1,6 +1,7 @@
 """How commands end: mistakes and full disks in one line, defects with their traceback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+import difflib
 import errno
 import os
 import sys
@@ -49,6 +50,12 @@ def fail(line: str) -> int:
   # On a full disk libraries that cannot write at exit either would say so at length.
   sys.unraisablehook = lambda *_: None
   return 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+  """' (did you mean NAME?)' with that of the known names that is most like a word, or ''."""
+  near = difflib.get_close_matches(word, known, 1)
+  return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 def one_line(error: Exception, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py.
+"""Trains, evaluates, or checks a run: xmodal train --config vqa, or python -m xmodal.main.
 
 Exit codes, so that `main && predict` or a scheduler knows how it ended:
   0    finished
@@ -19,14 +19,15 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
-from xmodal import errors, heap, paths
+from xmodal import config_files, errors, heap, paths
 from xmodal.errors import UserError
 from xmodal.registry import load_plugins
 from xmodal.sharding import hosts
 from xmodal.train import stop
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
+    'config', None, 'File with get_config(), or the name of one in configs/, here or in this '
+    'package. --config.KEY=VALUE changes one of its values.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG if none. A run found there goes on.')
 _MULTIHOST = flags.DEFINE_bool(
@@ -77,11 +78,12 @@ def _help():
 def _parse(argv):
   from xmodal import config as configs
   _load_plugins(argv)
+  argv = _with_config_file(argv)
   try:
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
-    if config is not None:
-      config.seed  # a file that could not be read raises when it is touched, not before
+    # A file that could not be read raises when its config is touched, not before.
+    usable = config is None or hasattr(config, 'seed')
   except OSError as error:
     raise UserError(f'--config: {str(error).splitlines()[-1].strip()}; wanted a Python file with '
                     'get_config(), such as configs/vqa.py') from error
@@ -102,11 +104,35 @@ def _parse(argv):
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')
   if config is None:
-    raise UserError('no --config; try --config configs/vqa.py')
-  configs.check_given(config, [argument.removeprefix('--config.').partition('=')[0] for argument in argv
-                               if argument.startswith('--config.')])
-  name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
+    raise UserError('no --config; try --config vqa')
+  file = flags.FLAGS['config'].config_filename
+  if not usable:
+    raise UserError(f'--config {file}: get_config() returned a {type(config).__name__}; wanted '
+                    'what xmodal.config.base() returns, with changes')
+  configs.check_given(config, [argument.removeprefix('--config.').partition('=')[0]
+                               for argument in argv if argument.startswith('--config.')])
+  name = os.path.splitext(os.path.basename(file))[0]
   return config, paths.local(_WORKDIR.value or os.path.join('runs', name), '--workdir')
+
+
+def _with_config_file(argv):
+  """The arguments with a file in place of each config's name."""
+  argv = list(argv)
+  for at, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag not in ('--config', '-config'):
+      continue
+    if equals:
+      argv[at] = f'{flag}={_find(value)}'
+    elif at + 1 < len(argv):
+      argv[at + 1] = _find(argv[at + 1])
+  return argv
+
+
+def _find(config):
+  # What follows a colon is an argument of get_config().
+  name, *argument = config.split(':', 1)
+  return ':'.join([config_files.find(name), *argument])
 
 
 def _load_plugins(argv):
@@ -119,7 +145,7 @@ def _load_plugins(argv):
       except (ValueError, SyntaxError):
         names = None
       if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.my_task',)")
+        raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.task',)")
       load_plugins(tuple(names))
 
 

@@ -1,4 +1,4 @@
-"""Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
+"""Asks a trained model: xmodal predict --checkpoint DIR --image F [--text "..."]."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -133,7 +133,7 @@ class Predictor:
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.predict', description=__doc__)
+  parser = argparse.ArgumentParser(prog='xmodal predict', description=__doc__)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
   parser.add_argument('--image', metavar='F', help='any picture that Pillow opens; for retrieval '

@@ -11,12 +11,11 @@ first read; those of a user's own package when config.plugins names them.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
-from xmodal.errors import UserError
+from xmodal.errors import UserError, did_you_mean
 from xmodal.options import Options
 
 
@@ -88,10 +87,8 @@ class Registry(Mapping[str, Part]):
     """UserError if there is no such part."""
     self._load()
     if name not in self._parts:
-      near = difflib.get_close_matches(str(name), self._parts, 1)
-      hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise UserError(f'{self._key}: no {self._kind} {name!r}; wanted one of '
-                      f'{", ".join(sorted(self._parts))}{hint}')
+      raise UserError(f'{self._key}: no {self._kind} {name!r}{did_you_mean(str(name), self._parts)}; '
+                      f'wanted one of {", ".join(sorted(self._parts))}')
     return self._parts[name]
 
   def __contains__(self, name: object) -> bool:

@@ -30,7 +30,6 @@ import sys
 
 from flax import traverse_util
 
-import xmodal
 from xmodal import config as configs
 from xmodal import heap, paths
 from xmodal.bench import multitask_cost, multitask_table
@@ -42,8 +41,6 @@ from xmodal.tasks.task import TASKS
 from xmodal.train import build, stop
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
-_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
-                       'multitask_shared.py')
 
 
 def train(config, workdir: str) -> bool:
@@ -188,7 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_multitask')
-  parser.add_argument('--config', default=_CONFIG, help='of the model, the data and the tasks')
+  parser.add_argument('--config', default='multitask_shared',
+                      help='of the model, the data and the tasks')
   parser.add_argument('--steps', type=int, help='1000; with --fast 200')
   parser.add_argument('--seeds', type=int, help='3; with --fast 1')
   parser.add_argument('--tasks', help='some of those of the config, with commas')

@@ -98,7 +98,7 @@ def _run(options):
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code, see compare.run_command."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.bench.predict', description=__doc__,
+  parser = argparse.ArgumentParser(prog='xmodal bench predict', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', metavar='DIR', help='a workdir, or one of its '
                       'checkpoints/STEP folders')

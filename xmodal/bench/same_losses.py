@@ -1,4 +1,4 @@
-"""Whether a change left training as it was: first losses of configs in two source trees, bit for bit.
+"""Whether a change left training as it was: first losses in two source trees, bit for bit.
 
     git worktree add ../before HEAD~1
     python -m xmodal.bench.same_losses --before ../before
@@ -30,7 +30,8 @@ def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]
     UserError: the run ended before it had taken the steps.
   """
   never = 10**6
-  command = [sys.executable, '-m', 'xmodal.main', '--config', os.path.join('configs', f'{config}.py'),
+  command = [sys.executable, '-m', 'xmodal.main',
+             '--config', os.path.join('configs', f'{config}.py'),
              '--workdir', workdir, '--config.train.log_every=1',
              f'--config.train.eval_every={never}', f'--config.train.checkpoint_every={never}']
   log = os.path.join(os.path.dirname(workdir), f'{os.path.basename(workdir)}.log')
@@ -62,8 +63,8 @@ def difference(before: list[dict], after: list[dict]) -> str:
     keys = [key for key in a if a[key] != b.get(key)] or sorted(b.keys() - a.keys())
     most = max(abs(x['loss'] - y['loss']) / max(abs(x['loss']), 1e-9)
                for x, y in zip(before, after))
-    return (f'first at step {a["step"]}: {keys[0]} {a.get(keys[0])} before, {b.get(keys[0])} after; '
-            f'losses differ by {most:.1e} at most')
+    return (f'first at step {a["step"]}: {keys[0]} {a.get(keys[0])} before, {b.get(keys[0])} '
+            f'after; losses differ by {most:.1e} at most')
   return ''
 
 
@@ -73,8 +74,9 @@ def run(options) -> int:
   different = 0
   with tempfile.TemporaryDirectory() as folder:
     for config in options.configs.split(','):
-      before, after = (first_losses(tree, config, options.steps, os.path.join(folder, f'{config}_{name}'))
-                       for name, tree in (('before', options.before), ('after', options.after)))
+      before, after = (
+          first_losses(tree, config, options.steps, os.path.join(folder, f'{config}_{name}'))
+          for name, tree in (('before', options.before), ('after', options.after)))
       found = difference(before, after)
       print(f'{config}: {found or f"{options.steps} steps equal bit for bit"}', flush=True)
       different += bool(found)
@@ -83,7 +85,7 @@ def run(options) -> int:
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.bench.same_losses', description=__doc__,
+  parser = argparse.ArgumentParser(prog='xmodal bench same_losses', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--before', required=True, metavar='DIR', help='source tree to compare with')
   parser.add_argument('--after', default='.', metavar='DIR', help='source tree that was changed')

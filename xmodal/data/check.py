@@ -1,4 +1,4 @@
-"""Checks a folder of data: python -m xmodal.data.check DIR [--source coco] [--split train]
+"""Checks a folder of data: xmodal check DIR [--source coco] [--split train]
 
 Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 'file:line: what, wanted what', pictures that cannot be decoded included, then a
@@ -203,7 +203,7 @@ def _check_pictures(file, pictures):
 
 def main(arguments: list[str] | None = None) -> int:
   """Prints the report on the folder named in arguments; returns the exit code."""
-  flags = argparse.ArgumentParser(prog='python -m xmodal.data.check', description=__doc__,
+  flags = argparse.ArgumentParser(prog='xmodal check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   flags.add_argument('folder', metavar='DIR', help='folder of the data')
   of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]

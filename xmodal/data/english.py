@@ -17,9 +17,9 @@ _ENGLISH = frozenset(
     seen shown visible present lung heart chest brain patient obvious lady guy kid shirt jacket
     pants hair head tree trees grass building house kitchen bathroom bedroom chair couch bench desk
     window floor plate bowl bottle knife spoon sandwich cake food truck bike bicycle motorcycle
-    airplane boat beach ocean sky snow mountain field group close little old young wearing carrying eating
-    playing driving flying laying lying sleeping parked wooden striped big tall short dark light
-    bright sign player players wave surfboard skateboard""".split())
+    airplane boat beach ocean sky snow mountain field group close little old young wearing carrying
+    eating playing driving flying laying lying sleeping parked wooden striped big tall short dark
+    light bright sign player players wave surfboard skateboard""".split())
 # Common in English, and words of other languages too.
 _SHARED = frozenset('a an i is was of in on at to for by as no he his her has we so me my'
                     ' up out if'.split())

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Source
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint, shown
+from xmodal.data.fields import Complaint, shown
 from xmodal.errors import UserError
 
 # Annotation tools round: half a pixel beyond the edge is no mistake.
@@ -157,7 +157,7 @@ def fault_notes(split: str, source: Source, flags: str) -> list[str]:
   if not faults:
     return []
   return [f'{split}: {count_kinds(faults)}', *(f'  {line}' for line in faults[:_FIRST]),
-          f'  all of them: python -m xmodal.data.check {flags}']
+          f'  all of them: xmodal check {flags}']
 
 
 def check_left(source: Source, name: str, flags: str) -> None:
@@ -165,6 +165,6 @@ def check_left(source: Source, name: str, flags: str) -> None:
   if any(example.objects or example.expression for example in source):
     return
   faults = getattr(source, 'faults', ())
-  why = f': {count_kinds(faults)}; all: python -m xmodal.data.check {flags}' if faults else ''
+  why = f': {count_kinds(faults)}; all: xmodal check {flags}' if faults else ''
   raise UserError(f'{name}: none of {len(source)} examples to train on has a box that can be '
                   f'used{why}')

@@ -85,5 +85,5 @@ def _open(config, split, train):
 
 
 def check_flags(config, split: str) -> str:
-  """What follows `python -m xmodal.data.check` to look at one split of a config's data."""
+  """What follows `xmodal check` to look at one split of a config's data."""
   return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'

@@ -10,7 +10,7 @@ from xmodal.sharding import hosts
 
 
 def _tallies(feeds: Sequence[Feed]) -> Iterator[tuple[str, str, dict[str, dict]]]:
-  """(name, use, {kind: {record or picture: what is wrong}}) of each split, to be read and to be filled."""
+  """(name, use, {kind: {record or picture: what is wrong}}) of each split, to read and to fill."""
   for name, feed, use in each_split(feeds):
     boxes = feed.bad_boxes[use]
     yield name, use, {'pictures': feed.bad[use].reasons, 'boxes': boxes.of_record,

@@ -337,8 +337,8 @@ class MultiTask(nn.Module):
     backbone: the shared model.
     heads: task name -> the task's own module (see tasks.task.Task.head).
     lora: which kernels have adapters.
-    vocabularies: task name -> the names that it looks for where a batch does not say ('vocabulary' among the
-      task's features).
+    vocabularies: task name -> the names that it looks for where a batch does not say ('vocabulary'
+      among the task's features).
   """
 
   backbone: Backbone
@@ -366,4 +366,6 @@ class MultiTask(nn.Module):
       return self.backbone.read_names(tokens, end_token, deterministic=deterministic)
 
   def _features(self, batch, name):
-    return {'vocabulary': self.vocabularies[name], **batch[name]} if name in self.vocabularies else batch[name]
+    if name not in self.vocabularies:
+      return batch[name]
+    return {'vocabulary': self.vocabularies[name], **batch[name]}

@@ -52,7 +52,7 @@ class Lora:
 
 
 def adapters(lora: Lora, *, deterministic: bool):
-  """A context in which layers called have adapters: model.init makes them, model.apply uses them."""
+  """A context in which layers have adapters: model.init makes them, model.apply uses them."""
   if not lora.pattern:
     return contextlib.nullcontext()
   return nn.intercept_methods(functools.partial(_adapt, lora, deterministic))

@@ -1,4 +1,4 @@
-"""Gives a trained tower back, or shows what a checkpoint holds: python -m xmodal.pretrained."""
+"""Gives a trained tower back, or shows what a checkpoint holds: xmodal export, xmodal show."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from xmodal import errors, paths
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.pretrained', description=__doc__)
+  parser = argparse.ArgumentParser(prog='xmodal', description=__doc__)
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   export = commands.add_parser('export', help='writes a folder that transformers loads')
   export.add_argument('--checkpoint', required=True, metavar='DIR',

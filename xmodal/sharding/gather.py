@@ -33,7 +33,7 @@ def gather_when_used(params):
 
 
 class _Share(flax.struct.PyTreeNode, meta.AxisMetadata):
-  """A parameter [..., *dims] with the specification of all its dimensions before a scan took some."""
+  """A parameter [..., *dims] with the specification of all dimensions before a scan took some."""
 
   value: jax.Array
   spec: PartitionSpec = flax.struct.field(pytree_node=False)

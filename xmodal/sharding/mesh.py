@@ -49,8 +49,8 @@ def batch_ways(mesh: Mesh) -> int:
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises UserError if a batch does not divide into micro-batches, devices and hosts."""
   if batch_size < 1 or accumulation < 1:
-    raise UserError(f'config.train.batch_size={batch_size}, config.train.accumulation={accumulation}: '
-                    'wanted 1 or more of each')
+    raise UserError(f'config.train.batch_size={batch_size}, '
+                    f'config.train.accumulation={accumulation}: wanted 1 or more of each')
   ways = batch_ways(mesh)
   if batch_size % (ways * accumulation):
     raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '

@@ -116,7 +116,8 @@ class Objects(Task):
                             len(self.names))
     is_picture = ~jnp.isneginf(outputs[..., :1])
     losses = optax.sigmoid_binary_cross_entropy(jnp.where(is_picture, outputs, 0), targets)
-    if 'vocabulary' in features and features['vocabulary'].counts is not None:  # those left out of a step
+    # Names that are left out of a step do not count.
+    if 'vocabulary' in features and features['vocabulary'].counts is not None:
       losses = jnp.where(features['vocabulary'].counts, losses, 0)
     # Summed over names and averaged over tokens: names that are absent nearly
     # everywhere must not thin the loss out.

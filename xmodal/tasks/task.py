@@ -82,7 +82,7 @@ class Task(abc.ABC):
     """
 
   def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the progress bar shows beside the loss: float32 [B], averaged over what counts for it."""
+    """The progress bar shows these beside the loss: float32 [B], averaged over what counts."""
     return {}
 
   @abc.abstractmethod
@@ -184,4 +184,6 @@ class Task(abc.ABC):
     """A task as `save` left it in a folder."""
 
   def save(self, folder: str) -> None:
-    """Writes what the task learned from the data into a folder."""
+    """Writes what the task learned from the data into a folder; one that learned nothing does not
+    override it."""
+    del folder

@@ -71,8 +71,8 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
                    for name, names in vocabularies.items() if name in part}
     outputs, collections = model.apply(
-        {'params': gather_when_used(join(trained, fixed)), **collections}, part, deterministic=False,
-        rngs={'dropout': rng}, mutable=list(collections))
+        {'params': gather_when_used(join(trained, fixed)), **collections}, part,
+        deterministic=False, rngs={'dropout': rng}, mutable=list(collections))
     weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
       task, loss = tasks[name], 0.0
@@ -90,8 +90,8 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
       of_part, pullback, (collections, told) = jax.vjp(
-          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key), learned,
-          has_aux=True)
+          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key),
+          learned, has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
       metrics |= told
@@ -120,15 +120,16 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       return _sum([of_params, *(read_backward[name](of_vectors[name])[0] for name in tasks)])
 
     if separate:  # a task's loss looks at its own names alone
-      grads = {name: through_names(grad, vocabularies.keys() & {name}) for name, grad in grads.items()}
+      grads = {name: through_names(grad, vocabularies.keys() & {name})
+               for name, grad in grads.items()}
     else:
       grads = through_names(grads, vocabularies)
     return grads, collections, losses, metrics
 
   def of_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
     if accumulation == 1:
-      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng,
-                                          weigh)
+      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
+                                          rng, weigh)
       return found[0], collections, *found[1:]
 
     # Every device keeps its own examples: micro-batch i takes each i-th of them.
@@ -143,8 +144,8 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       return (collections, jax.tree.map(jnp.add, summed, found)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes, _ = jax.eval_shape(lambda: of_micro_batch(learned, fixed, collections, first, vocabularies,
-                                                      totals, rng, weigh))
+    shapes, _ = jax.eval_shape(lambda: of_micro_batch(
+        learned, fixed, collections, first, vocabularies, totals, rng, weigh))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (collections, (grads, losses, metrics)), _ = jax.lax.scan(
         add, (collections, zeros), (micro, jnp.arange(accumulation)))

@@ -93,7 +93,8 @@ class Run:
     self.notes += _survey(self.tasks, samples)
     self._scored = [name for name, task in self.tasks.items()
                     if any(e.has(*task.needs) for e in samples['eval'][name])]
-    self.eval_tasks = {name: task.for_split(samples['eval'][name]) for name, task in self.tasks.items()}
+    self.eval_tasks = {name: task.for_split(samples['eval'][name])
+                       for name, task in self.tasks.items()}
     self.eval_batch_size = evaluate.choose_batch_size(config, self.eval_tasks, self.mesh)
 
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)

@@ -92,7 +92,7 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
       wrong.append(f'{example.image}: {line}')
   return wrong and [
       f'{name}: {len(wrong)} of {looked} pictures looked at have another size than the files of '
-      'their boxes state:', f'  {wrong[0]}', f'  all of them: python -m xmodal.data.check {flags}']
+      'their boxes state:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
 
 
 class BadBoxes:

@@ -216,7 +216,8 @@ def _compare_numbers(rng: random.Random, attribute: str) -> QuestionScene:
   rng.shuffle(values)
   reason = f'There {amount(more, winner)} and {NUMBERS[less]} ' + (
       f'{loser}.' if less == 1 else f'{plural(loser)}.')
-  return QuestionScene('comparison', wording.format(attribute, *values), answer, reason, tuple(things))
+  return QuestionScene('comparison', wording.format(attribute, *values), answer, reason,
+                       tuple(things))
 
 
 def _compare_sizes(rng: random.Random, attribute: str) -> QuestionScene:

@@ -4,10 +4,10 @@ import collections
 import os
 from typing import Any
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, Fault, fault, known_size, picture_size, usable_box
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint, check_fields, shown
+from xmodal.data.fields import Complaint, check_fields, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from xmodal import paths
-from xmodal.data.sources.fields import Check, check_fields, shown
+from xmodal.data.fields import Check, check_fields, shown
 from xmodal.errors import UserError
 
 
@@ -70,7 +70,7 @@ def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str 
   Args:
     path: of the file.
     content: what is in it.
-    checks: field -> what it must be, see xmodal.data.sources.fields.
+    checks: field -> what it must be, see xmodal.data.fields.
     key: of the list in the content.
 
   Raises:

@@ -22,10 +22,10 @@ import logging
 import os
 import sys
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint, shown
+from xmodal.data.fields import Complaint, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
 from xmodal.data.sources.pictures import Pictures
 from xmodal.data.sources.source import SOURCES
@@ -54,7 +54,7 @@ def read_jsonl(root: str, split: str) -> Examples:
     example, complaints = parser.parse(line, number)
     if example is None:
       raise UserError(f'{path}:{number}: {"; ".join(complaints)}; to list every bad line: '
-                      f'python -m xmodal.data.check {root}')
+                      f'xmodal check {root}')
     examples.append(example)
     faults += [Fault(f'{path}:{number}: {left_out}', left_out.kind) for left_out in complaints]
   if not examples:

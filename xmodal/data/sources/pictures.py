@@ -9,7 +9,7 @@ import unicodedata
 
 from PIL import Image
 
-from xmodal.data.sources.fields import shown
+from xmodal.data.fields import shown
 from xmodal.data.sources.files import is_utf8, unreadable
 from xmodal.errors import UserError
 

@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_box, usable_name
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint
+from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES

@@ -4,6 +4,7 @@ import os
 import re
 import xml.etree.ElementTree as ET
 
+from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import (
   Examples,
@@ -14,8 +15,7 @@ from xmodal.data.faults import (
   usable_box,
   usable_name,
 )
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint
+from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES

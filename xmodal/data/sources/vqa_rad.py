@@ -3,9 +3,9 @@
 import hashlib
 import os
 
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import Complaint
+from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
 from xmodal.data.sources.jsonl import check_asked
 from xmodal.data.sources.pictures import Pictures, check_present

@@ -2,9 +2,9 @@
 
 import os
 
+from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.sources import fields
-from xmodal.data.sources.fields import shown
+from xmodal.data.fields import shown
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
 from xmodal.data.sources.jsonl import check_asked
 from xmodal.data.sources.pictures import Pictures, check_present

@@ -53,7 +53,7 @@ def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
 
 
 def _pyramid(pixels, extent, halvings):
-  """Pictures [B, H, W, C] as they are, then halved again and again: means of 2x2 that are picture."""
+  """Pictures [B, H, W, C] as they are, then halved repeatedly: means of 2x2 that are picture."""
   height, width = pixels.shape[1:3]
   real = ((jnp.arange(height)[:, None] < extent[:, 0, None, None])
           & (jnp.arange(width) < extent[:, 1, None, None]))[..., None].astype(pixels.dtype)

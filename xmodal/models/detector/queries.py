@@ -129,7 +129,8 @@ class QueryBoxes(nn.Module):
     boxes = proposals = self._box(queries, references, 'proposal')
     if self.cells:
       place = jax.lax.stop_gradient(proposals)
-      seen = glimpse(pixels, place, self.cells, extent).astype(dtype).reshape(*queries.shape[:2], -1)
+      seen = glimpse(pixels, place, self.cells, extent).astype(dtype)
+      seen = seen.reshape(*queries.shape[:2], -1)
       known = nn.LayerNorm(dtype=dtype, name='norm')(queries)
       queries += Mlp(2 * width, width, dtype=dtype, name='glimpse')(
           jnp.concatenate([known, seen], axis=-1))

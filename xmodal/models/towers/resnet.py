@@ -165,8 +165,8 @@ class ResNet(nn.Module):
     """Raises UserError for fields that mean nothing, or not together."""
     check_sizes('ResNet', self, 'stage_sizes', 'widths', 'embedding_size')
     if len(self.stage_sizes) != len(self.widths) or not self.widths:
-      raise UserError(f'ResNet: stage_sizes are {self.stage_sizes} and widths {self.widths}; wanted '
-                      'one of each for a stage')
+      raise UserError(f'ResNet: stage_sizes are {self.stage_sizes} and widths {self.widths}; '
+                      'wanted one of each for a stage')
     for field, known in (('block', ('basic', 'bottleneck')), ('norm', ('batch', 'group')),
                          ('stem', ('imagenet', 'small'))):
       if getattr(self, field) not in known:

@@ -162,16 +162,18 @@ class Detection(Task):
              for part in split_texts(text, self._trained))
     phrases = [part for part in dict.fromkeys(parts) if part]
     if not phrases:
-      raise UserError(f'--text {text!r} names nothing; wanted names ("red circle. blue square.") or '
-                      'an expression ("the square left of the red circle")')
+      raise UserError(f'--text {text!r} names nothing; wanted names ("red circle. blue square.") '
+                      'or an expression ("the square left of the red circle")')
     expressions = [part for part in phrases
                    if part.lower().startswith('the ') and part not in self._trained]
     if expressions and not self._learned['expressions']:
-      raise UserError(f'--text: {expressions[0]!r} means one thing (it begins with "the"), and this '
-                      'model learned from data without such texts; name what to find: "dog. cat."')
+      raise UserError(f'--text: {expressions[0]!r} means one thing (it begins with "the"), and '
+                      'this model learned from data without such texts; name what to find: '
+                      '"dog. cat."')
     names = [part for part in phrases if part not in expressions]
     examples = [Example(image, expression=Object(part, _SOMEWHERE)) for part in expressions]
-    return self.with_names({name: i for i, name in enumerate(names, 1)}), examples or [Example(image)]
+    asked = self.with_names({name: i for i, name in enumerate(names, 1)})
+    return asked, examples or [Example(image)]
 
   # ---- host: features
 
@@ -198,7 +200,8 @@ class Detection(Task):
     kept, boxes = visible_objects([expression] if expression else [], placement)
     # Boxes learn from objects; from an expression too where it means none of those.
     alone = kept and all(o.box != expression.box for o in example.objects or ())
-    return {'tokens': tokens, 'weight': np.float32(len(kept)), 'box_weight': np.float32(bool(alone)),
+    return {'tokens': tokens, 'weight': np.float32(len(kept)),
+            'box_weight': np.float32(bool(alone)),
             'box': boxes if kept else np.zeros((1, 4), np.float32)}
 
   def notes(self, example):
@@ -255,9 +258,10 @@ class Detection(Task):
     for i, numbers in enumerate(arrays['placement'].astype(float)):
       placement = Placement(**dict(zip(_PLACEMENT, numbers.tolist())))
       meant, real = (), arrays['score'][i] >= 0
-      found = tuple(metrics.DetectedBox(names[k], tuple(box), float(score)) for k, box, score in zip(
-          arrays['name'][i][real], placement.pixels(arrays['boxes'][i][real]).tolist(),
-          arrays['score'][i][real]))
+      found = tuple(
+          metrics.DetectedBox(names[k], tuple(box), float(score)) for k, box, score in zip(
+              arrays['name'][i][real], placement.pixels(arrays['boxes'][i][real]).tolist(),
+              arrays['score'][i][real]))
       if 'meant_box' in arrays:
         (box,) = placement.pixels(arrays['meant_box'][i][None]).tolist()
         meant = (metrics.DetectedBox('', tuple(box), float(arrays['meant_score'][i])),)
