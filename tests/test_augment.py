@@ -23,7 +23,7 @@ from xmodal.errors import UserError
 from xmodal.metrics import captioning as captioning_metric
 from xmodal.metrics.agreement import agrees
 from xmodal.tasks import captioning, vqa
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 # Agreement of answers with captions
 
@@ -267,7 +267,7 @@ def test_a_run_trains_on_labelled_and_made_data(trained, scenes):
 
 
 def test_a_run_says_how_much_was_made_and_evaluates_on_none_of_it(made):
-  run = Run(config([made]), 'unused')
+  run = Plan(config([made]), 'unused')
   assert 'train: 8 of 16 examples were made by a model' in run.notes
   assert not any('eval' in note and 'made' in note for note in run.notes)
   train, held_out = (run.feeds[0].sources[use] for use in ('train', 'eval'))

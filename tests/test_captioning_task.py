@@ -21,7 +21,8 @@ from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
 from xmodal.tasks.captioning import Caption, Captioning
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 TEXTS = ('a red square.', 'a square', 'the dog sits on a red mat')
@@ -200,7 +201,7 @@ def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
   few = {'captioning__top_k': 9, 'captioning__top_p': 0.9}
   for values in (few, {'captioning__top_k': 1}, {**few, 'train__eval_batch_size': 3}):
     c = config(data, captioning__temperature=1.5, **values)
-    Run(c, str(workdir), 'eval').eval_only()
+    runs.evaluate_newest(Plan(c, str(workdir), 'eval'))
     texts.append([line['caption'] for line in json.loads(path.read_text())])
   greedy = [line['caption'] for line in
             json.loads((run[0] / 'captioning_val_results.json').read_text())]

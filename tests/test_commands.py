@@ -437,10 +437,10 @@ def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path
       'from xmodal.data.example import Example',
       'from xmodal.sharding.mesh import put_batch',
       'from xmodal.train import state',
-      'run = tiny.Run(tiny.get_config(), sys.argv[4])',
+      'run = Plan(tiny.get_config(), sys.argv[4])',
       'batch = run.maker("train")(np.arange(8), np.arange(8))',
       'before = state.create(run.init, run.abstract)',
-      'after, metrics = run.compile_step()(before, put_batch(batch, run.mesh, 8))',
+      'after, metrics = compile_step(run)(before, put_batch(batch, run.mesh, 8))',
       'assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))',
       'example = Example(np.zeros((9, 9, 3), np.uint8), question="what?")',
       'print(predict.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))

@@ -15,7 +15,8 @@ import tiny
 
 from xmodal import predict
 from xmodal.data.open import open_source
-from xmodal.train.loop import Run
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 
 UNSEEN = 'red circle'
 
@@ -184,8 +185,8 @@ def test_another_data_set_is_scored_by_its_own_names_and_numbers(own, tmp_path, 
       (3, 0, [5, 5, 20, 10], 0), (3, 90, [0, 0, 50, 30], 1), (4, 0, [0, 0, 60, 40], 0)], (3, 4, 5))
   c = _of_ones_own(folder)
   c.data.eval_split = 'val'
-  run = Run(c, str(own[0]), 'eval')
-  scores = run.eval_only()['detection']
+  run = Plan(c, str(own[0]), 'eval')
+  scores = runs.evaluate_newest(run)['detection']
   printed = capsys.readouterr().out
   assert '2 names are not among the 1 trained on: slate, tile' in printed
   assert scores['mAP'] == scores['mAP_unseen'] and 'mAP_seen' not in scores

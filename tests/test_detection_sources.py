@@ -21,7 +21,7 @@ from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.sources.voc import read_voc
 from xmodal.errors import UserError
 from xmodal.tasks.objects import make_name_list
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 _BCCD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'bccd'
 needs_bccd = pytest.mark.skipif(
@@ -491,7 +491,7 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
   root, path = _coco(tmp_path, [_annotation(1), *wrong, _annotation(9, [1, 2, 99, 2])])
   _coco(tmp_path, [_annotation(1)], file='annotations/instances_train2017.json', folder='train')
   shrunk = _picture(tmp_path / 'train' / '7.jpg', 30, 20)
-  notes = Run(_config(root, 'coco'), str(tmp_path / 'run')).notes
+  notes = Plan(_config(root, 'coco'), str(tmp_path / 'run')).notes
   assert notes[0] == ('train: 1 of 1 pictures looked at have another size than the files of their '
                       'boxes state:')
   assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels; the files of its boxes state 60 x')

@@ -20,7 +20,8 @@ from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pai
 from xmodal.tasks.task import TASKS
 from xmodal.train import evaluate
 from xmodal.train import state as states
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 # ViT and T5, with vqa and objects, are in test_sharding.py: those together are all there are.
 # Weights of losses: of random parameters some are much larger than others.
@@ -79,7 +80,7 @@ def learn_and_predict(folder, towers, sizes, file):
   average. The optimiser is plain descent: AdamW, which test_sharding.py has, would make whole steps
   of rounding.
   """
-  run = Run(config(folder, towers, sizes), 'unused')
+  run = Plan(config(folder, towers, sizes), 'unused')
   run.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.5))
   run.init = states.init_fn(states.variables_fn(run.model, run.batch, 0), run.optimizer, 0, True,
                             run.frozen, run.balance)
@@ -95,13 +96,13 @@ def learn_and_predict(folder, towers, sizes, file):
 
   predicted = []
   def predict_step(variables, batch):
-    predicted.append(jax.device_get(run.predict_step(variables, batch)))
+    predicted.append(jax.device_get(run.evaluation.predict_step(variables, batch)))
     return predicted[-1]
   records, _ = evaluate.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
   assert records.tolist() == list(range(EXAMPLES))
   predicted = jax.tree.map(lambda *x: np.concatenate(x)[:EXAMPLES], *(x for _, x in predicted))
 
-  step, stream, told = run.compile_step(), run.stream('train'), []
+  step, stream, told = compile_step(run), run.stream('train'), []
   for i in range(2):
     batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))

@@ -26,7 +26,8 @@ from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation.task import GeneratedImage, Generation
 from xmodal.train import state as states
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 LENGTH = 14
 
@@ -120,7 +121,7 @@ def test_what_is_evaluated_hangs_on_the_example_alone(predictor):
 @pytest.mark.parametrize('share, hidden', [(0.0, range(1)), (0.5, range(1, 8)), (1.0, range(8, 9))])
 def test_captions_are_hidden_as_often_as_said(share, hidden):
   """The loss of an example whose caption is hidden is the same with another's."""
-  run = Run(config(generation__caption_drop=share), 'unused')
+  run = Plan(config(generation__caption_drop=share), 'unused')
   batch = run.maker('train')(np.arange(8), np.arange(8))
   variables = states.create(run.init, run.abstract).variables
   rng = np.random.default_rng(0)
@@ -141,7 +142,7 @@ def test_captions_are_hidden_as_often_as_said(share, hidden):
 def test_the_loss_of_an_example_is_the_mean_of_its_noises():
   found = {}
   for noises in (1, 16):
-    run = Run(config(generation__noises=noises), 'unused')
+    run = Plan(config(generation__noises=noises), 'unused')
     batch = run.maker('train')(np.arange(8), np.arange(8))
     variables = states.create(run.init, run.abstract).variables
     found[noises] = np.array(jax.jit(jax.vmap(lambda key: run.model.apply(
@@ -156,9 +157,9 @@ def test_early_steps_have_times_of_their_own():
   """Of a third of them, half way from there, and after the last: the losses of runs that always
   have these times."""
   def losses(*steps, **values):
-    run = Run(config(**values), 'unused')
+    run = Plan(config(**values), 'unused')
     batch = run.maker('train')(np.arange(8), np.arange(8))
-    state, step = states.create(run.init, run.abstract), run.compile_step()
+    state, step = states.create(run.init, run.abstract), compile_step(run)
     return [float(step(jax.tree.map(jnp.copy, state.replace(step=jnp.int32(number))), batch)[1][
         'loss']) for number in steps]
 
@@ -320,7 +321,7 @@ def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finis
     (dict(model__denoiser__num_heads=5), 'num_heads=5')], ids=lambda v: str(v)[:40])
 def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words):
   with pytest.raises(UserError, match=words):
-    Run(config(**values), 'unused')
+    Plan(config(**values), 'unused')
 
 
 @pytest.mark.parametrize('size', parts.SIZES)

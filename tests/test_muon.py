@@ -14,8 +14,8 @@ import torch
 
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
 from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.plan import Plan
 
 
 def with_muon(**values):
@@ -85,7 +85,7 @@ def test_another_name_is_a_mistake():
 
 @pytest.fixture(scope='module')
 def run():
-  return Run(with_muon(optimizer__frozen='text_tower'), 'unused')
+  return Plan(with_muon(optimizer__frozen='text_tower'), 'unused')
 
 
 def stored(run, workdir):

@@ -18,7 +18,7 @@ from xmodal.models.names import Names, pad_names, read_names, sample_names
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
 from xmodal.train.gradients import make_gradients
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 TEXTS = ('cat', 'grey wolf', 'a very long name of a thing')
 
@@ -222,18 +222,18 @@ def config():
 
 def three_steps(name, sizes, folder):
   """The metrics of three steps on a mesh, and the rows of names that a device has in them."""
-  programs, compile_step = [], Run.compile_step
+  programs, compile_step = [], test_sharding.compile_step
 
   def keep(run):
     programs.append(compile_step(run))
     return programs[0]
 
-  Run.compile_step = keep
+  test_sharding.compile_step = keep
   try:
     told = test_sharding.three_steps(sizes, os.path.join(folder, f'{name}.npz'), config())
   finally:
-    Run.compile_step = compile_step
-  names = Run(config(), 'unused').tasks['detection'].vocabulary()
+    test_sharding.compile_step = compile_step
+  names = Plan(config(), 'unused').tasks['detection'].vocabulary()
   _, length = names.tokens.shape
   # Of attention's logits, [rows, heads, length, length]; those of one row are T5's position biases.
   rows = map(int, re.findall(rf'f32\[(\d+),[12],{length},{length}\]', programs[0].as_text()))

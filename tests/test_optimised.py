@@ -14,7 +14,7 @@ import tiny
 
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 from xmodal.train.report import Report
 
 
@@ -77,7 +77,7 @@ def losses(workdir):
 @pytest.fixture(scope='module')
 def ended(workdirs):
   """The last state of each."""
-  abstract, found = Run(config(1, 1, 1), 'unused').abstract, []
+  abstract, found = Plan(config(1, 1, 1), 'unused').abstract, []
   for workdir in workdirs:
     checkpoints = Checkpoints(str(workdir), keep=5)
     found.append(jax.device_get(checkpoints.restore(abstract, pytest.fail)))

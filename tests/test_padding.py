@@ -24,7 +24,7 @@ from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 
 def random(*shape, seed=0):
@@ -232,7 +232,7 @@ def test_a_run_gives_its_model_the_extent_of_each_picture(examples, tmp_path):
       lines.append(json.dumps({'image': f'{i}.png', 'question': example.question,
                                'answers': example.answers, 'objects': objects}))
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
-  run = Run(tiny.changed(data__source='jsonl', data__root=str(tmp_path), data__keep_aspect=True),
+  run = Plan(tiny.changed(data__source='jsonl', data__root=str(tmp_path), data__keep_aspect=True),
             str(tmp_path / 'run'))
   assert run.batch['extent'].shape == (8, 2)
   for split in ('train', 'eval'):

@@ -23,7 +23,7 @@ from xmodal.models.joint import Text, Vision
 from xmodal.predict import Predictor
 from xmodal.tasks.retrieval import task as retrieval
 from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 CAPTIONS = ('a red circle', 'a blue square', 'two things', 'a dark green cross')
@@ -245,7 +245,7 @@ def test_a_split_with_more_captions_than_training_has(tmp_path):
   Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
   for split, caption in (('train', 'a cat'), ('val', ['a cat', 'cats', 'one cat'])):
     (tmp_path / f'{split}.jsonl').write_text(json.dumps({'image': 'a.png', 'caption': caption}))
-  run = Run(config(data__source='jsonl', data__root=str(tmp_path)), str(tmp_path / 'run'))
+  run = Plan(config(data__source='jsonl', data__root=str(tmp_path)), str(tmp_path / 'run'))
   record = np.array([0])
   assert run.batch['retrieval']['captions'].shape[1:] == (1, 24)
   assert run.maker('train')(record, record)['retrieval']['captions'].shape == (1, 1, 24)

@@ -24,7 +24,8 @@ from xmodal.sharding.gather import gather_when_used
 from xmodal.sharding.rules import path_name, shard_tree, spec_for
 from xmodal.train import build
 from xmodal.train import state as states
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -116,12 +117,12 @@ def three_steps(sizes, file, config=None):
   gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
-  run = Run(config or tiny.get_config(), 'unused')
+  run = Plan(config or tiny.get_config(), 'unused')
   run.mesh = meshes.make_mesh(*sizes)
   run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = random_state(run.abstract)
   state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
-  step, stream, told = run.compile_step(), run.stream('train'), []
+  step, stream, told = compile_step(run), run.stream('train'), []
   for i in range(3):
     batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))

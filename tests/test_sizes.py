@@ -21,7 +21,7 @@ from xmodal.models.towers.t5 import T5
 from xmodal.models.towers.vgg import VGG
 from xmodal.models.towers.vit import ViT
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 SIZES = dict(hidden_dim=16, mlp_dim=24, num_heads=2, num_layers=1)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -132,7 +132,7 @@ def test_sizes_that_mean_nothing(values, words):
     ({'model__remat': 'most'}, "config.model.remat='most': wanted none, full or dots")])
 def test_sizes_that_do_not_fit_the_pictures(values, words):
   with pytest.raises(UserError, match=words):
-    Run(tiny.changed(**values), 'unused')
+    Plan(tiny.changed(**values), 'unused')
 
 
 @pytest.mark.parametrize('name, field, value', [

@@ -19,8 +19,9 @@ from xmodal.data.tokenizer import load_tokenizer
 from xmodal.errors import UserError
 from xmodal.pretrained.__main__ import main as pretrained
 from xmodal.pretrained.hub import find_folder
-from xmodal.train import checkpoint, loop
+from xmodal.train import checkpoint
 from xmodal.train.cache import enable_compilation_cache
+from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADDRESSES = ['gs://bucket/a', 's3://bucket/a', 'hf://user/a', 'https://x.org/a', 'gs:/bucket/a',
@@ -51,10 +52,10 @@ FILE = __file__
 
 
 @pytest.mark.parametrize('run', [
-    lambda: loop.Run(tiny.get_config(), ADDRESS),
-    lambda: loop.Run(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
-    lambda: loop.Run(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
-    lambda: loop.Run(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
+    lambda: Plan(tiny.get_config(), ADDRESS),
+    lambda: Plan(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
+    lambda: Plan(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
+    lambda: Plan(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
     lambda: open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
     lambda: load_tokenizer(ADDRESS), lambda: find_folder(ADDRESS),
     lambda: checkpoint.find(ADDRESS),

@@ -15,7 +15,7 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks.task import TASKS
 from xmodal.tasks.vqa import VQA, Answer, make_answer_list
-from xmodal.train import build, loop
+from xmodal.train import build, plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 ANSWERS = ('red', 'blue', 'two', 'dark green')
@@ -133,7 +133,7 @@ def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
 def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beams):
   """Of the decoder without a cache; and more beams may be asked of a model once trained."""
   config = tiny.changed(vqa__beams=beams, vqa__answer_length=5)
-  loop._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
+  plan._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
   task = VQA._make(config, types.SimpleNamespace(vocab_size=30, pad_id=0, eos_id=1), ANSWERS)
   model = build.make_model(config, task.tokenizer, {'vqa': task})
   rng = np.random.default_rng(0)

@@ -23,7 +23,8 @@ from xmodal.options import Option, Options
 from xmodal.registry import load_plugins
 from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
-from xmodal.train import checkpoint, evaluate, measure, report, step
+from xmodal.train import checkpoint, evaluate, evaluation, measure, report, step
+from xmodal.train.around import best
 from xmodal.train.optimizer import optimizer, schedules
 
 _RUN = {
@@ -44,7 +45,8 @@ def sections() -> dict[str, Options]:
             'mixer': {**feed.OPTIONS, **sampling.OPTIONS, **sampling.SAMPLINGS.options(),
                       **balance.OPTIONS, **balance.BALANCES.options(), **measure.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
-            'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS},
+            'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
+                      **best.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),
                           **schedules.SCHEDULES.options()},
             'mesh': mesh.OPTIONS}
@@ -70,7 +72,21 @@ def base(plugins: Sequence[str] = ()) -> ConfigDict:
   c.plugins = tuple(plugins)
   # What a task reads instead of config.data: --config.mixer.data.detection.source=coco.
   c.mixer.data = ConfigDict({task: _unset('data') for task in TASKS})
+  c.evaluations = ConfigDict()
   c.lock()
+  c.evaluations.unlock()  # a config names its own: see evaluation_of
+  return c
+
+
+def evaluation_of(**values) -> ConfigDict:
+  """One more evaluation of a run, for config.evaluations.NAME: its keys with their defaults, or the
+  values given.
+
+      c.evaluations.test = config.evaluation_of(split='test', every=5000)
+  """
+  c = ConfigDict({key: option.initial for key, option in evaluation.OPTIONS.items()})
+  c.lock()
+  c.update(values)
   return c
 
 
@@ -111,6 +127,12 @@ def check(config: ConfigDict) -> None:
     option.check(f'config.{key}', _at(config, path)[name])
   for name, task in TASKS.items():
     task.make.check_options(config[name])
+  for name, own in config.evaluations.items():
+    if not isinstance(own, ConfigDict) or set(own) != set(evaluation.OPTIONS):
+      raise UserError(f'config.evaluations.{name}: wanted what xmodal.config.evaluation_of() gives, '
+                      f'with {", ".join(evaluation.OPTIONS)}')
+    for key, option in evaluation.OPTIONS.items():
+      option.check(f'config.evaluations.{name}.{key}', own[key])
   for slot in parts.slots():
     if not config.model[slot].get('pretrained'):
       parts.fields(config.model, slot)  # before any data are read

@@ -152,8 +152,9 @@ def _load_plugins(argv):
 def _run(config, workdir, mode):
   import jax
 
+  from xmodal.train import run
   from xmodal.train.cache import enable_compilation_cache
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   if _MULTIHOST.value:
     _join_hosts()
@@ -161,19 +162,19 @@ def _run(config, workdir, mode):
     use_two_cores(config)
   give_threads()
   enable_compilation_cache()
-  run = Run(config, workdir, mode)
+  plan = Plan(config, workdir, mode)
   if mode == 'dry_run':
     from xmodal.train.describe import describe
-    print(describe(run))
+    print(describe(plan))
     return 0
   if mode == 'eval':
-    scores = run.eval_only()
-  elif final := run.train():
+    scores = run.evaluate_newest(plan)
+  elif final := run.train(plan):
     scores = final['evaluation']
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
+    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')
   return 0
 

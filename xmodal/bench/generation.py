@@ -84,10 +84,10 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
   from xmodal.sharding import mesh as meshes
   from xmodal.train import build
   from xmodal.train import state as states
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   with tempfile.TemporaryDirectory() as folder:
-    run = Run(config, folder)
+    run = Plan(config, folder)
     step = Step(run, run.sampling.kinds[0])
     size = config.train.batch_size
     batch = meshes.put_batch(run.maker('train')(np.arange(size), np.arange(size)), run.mesh, size)

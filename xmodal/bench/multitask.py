@@ -47,12 +47,13 @@ def train(config, workdir: str) -> bool:
   """Trains a run to its end, unless it is there; False if it was stopped on the way."""
   import jax
 
-  from xmodal.train.loop import Run
+  from xmodal.train import run as runs
+  from xmodal.train.plan import Plan
   if os.path.exists(os.path.join(workdir, 'final.json')):
     _check_same(build.settle(config, {}), workdir)
     return True
   print(f'\n{workdir}', flush=True)
-  done = bool(Run(config, workdir).train())
+  done = bool(runs.train(Plan(config, workdir)))
   jax.clear_caches()  # of programs that no other run has
   return done
 
@@ -139,13 +140,13 @@ def _cost(base, options):
   """Measures what steps cost and prints the table."""
   import jax
 
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
   tasks = tuple(base.mixer.tasks)
   if len(tasks) == 1:
     raise UserError(f'--cost compares tasks together with each alone, found {tasks[0]} only')
 
   def run(setting):
-    return Run(setting.config(base, 0), options.workdir)  # in which nothing is written
+    return Plan(setting.config(base, 0), options.workdir)  # in which nothing is written
 
   found = multitask_cost.measure_cost(
       {task: run(Setting((task,), options.steps)) for task in tasks},

@@ -35,13 +35,13 @@ def make_checkpoint(folder: str) -> str:
   """A workdir with an untrained model of the size `tiny` for QUESTIONS' tasks but regression."""
   from xmodal.train import build, checkpoint
   from xmodal.train import state as states
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   c = configs.base()
   c.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')
   c.mixer.weights = (1.0,) * len(c.mixer.tasks)
   c.data.train_examples, c.data.eval_examples, c.train.batch_size = 500, 8, 8
-  run = Run(c, folder)
+  run = Plan(c, folder)
   build.save_assets(run.config, run.tokenizer, run.tasks, run.towers, run.assets)
   checkpoints = checkpoint.Checkpoints(folder, 1)
   checkpoints.save(states.create(run.init, run.abstract), run.assets)

@@ -175,10 +175,11 @@ def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
   return ahead(lambda number: make(*train_records(make, batch_size, number, rows)), start, stop)
 
 
-def eval_batches(make: BatchMaker, batch_size: int,
-                 rows: np.ndarray | None = None) -> Iterator[dict]:
-  """This host's rows (None: all) of batches that hold every record once, in order, then fillers."""
-  size = len(make.source)
+def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = None,
+                 most: int = 0) -> Iterator[dict]:
+  """This host's rows (None: all) of batches that hold every record once, in order, then fillers;
+  of the first `most` records, unless that is 0."""
+  size = min(len(make.source), most or len(make.source))
 
   def at(step):
     records = order.positions(step, batch_size, rows)

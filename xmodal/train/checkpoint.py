@@ -7,8 +7,10 @@ tokenizer/, a folder a task), each with files.json, a list of its files with the
 Orbax writes to a temporary folder and renames it.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -17,6 +19,7 @@ import sys
 from absl import logging as absl_logging
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from xmodal import paths
 from xmodal.errors import UserError, disk_is_full, mendable
@@ -26,6 +29,7 @@ from xmodal.train.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
+BEST = 'best.json'  # see train.around.best
 
 OPTIONS = {
     'checkpoint_every': Option(500, 'Steps between checkpoints.', low=1, may_change=True),
@@ -80,15 +84,27 @@ def _split(state: TrainState):
   return model, training
 
 
+@dataclasses.dataclass
+class _KeepBest(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint of one step."""
+
+  best: Callable[[], int | None]
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [checkpoint.step == self.best() for checkpoint in checkpoints]
+
+
 class Checkpoints:
   """Saves and restores the state of one run; every process of the run makes the same calls."""
 
-  def __init__(self, workdir: str, keep: int):
-    """Checkpoints in workdir/checkpoints, the newest `keep` of them."""
+  def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None):
+    """Checkpoints in workdir/checkpoints: the newest `keep` of them, and that of the step `best()`."""
     _quieten()
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
-    self._keep = keep
+    self._policy = preservation_policy.AnyPreservationPolicy(
+        [preservation_policy.LatestN(keep), _KeepBest(best)])
     self._closing = contextlib.ExitStack()
     self._usable = os.path.join(
         self._closing.enter_context(alias.Usable(self._workdir)), 'checkpoints')
@@ -96,7 +112,7 @@ class Checkpoints:
 
   def _open(self):
     return ocp.CheckpointManager(self._usable, options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, enable_async_checkpointing=True))
+        preservation_policy=self._policy, enable_async_checkpointing=True))
 
   def save(self, state: TrainState, assets: str) -> None:
     """Writes a checkpoint in the background; the state may be changed once this returns.
@@ -186,7 +202,7 @@ def check_not_all_damaged(workdir: str) -> None:
 
 
 def find(folder: str) -> str:
-  """The step folder meant by a step folder or a workdir: of a workdir, the newest.
+  """The step folder meant by a step folder, a workdir (its newest) or WORKDIR/best.
 
   Raises:
     UserError: there is no checkpoint.
@@ -194,11 +210,27 @@ def find(folder: str) -> str:
   folder = paths.local(folder, 'checkpoint folder')
   if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
+  workdir, name = os.path.split(folder)
+  if name == 'best' and os.path.exists(os.path.join(workdir, BEST)):
+    return _find_best(workdir)
   if not (numbers := saved_steps(folder)):
     check_not_all_damaged(folder)
     raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
                     'checkpoints/STEP folders')
   return os.path.join(folder, 'checkpoints', str(max(numbers)))
+
+
+def _find_best(workdir):
+  path = os.path.join(workdir, BEST)
+  try:
+    with open(path, encoding='utf-8') as f:
+      step = json.load(f)['step']
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is damaged; take one of {workdir}/checkpoints') from error
+  if step not in saved_steps(workdir):
+    raise UserError(f'{path} names step {step}, and there is no checkpoint of it in {workdir}; take '
+                    f'one of {workdir}/checkpoints')
+  return os.path.join(workdir, 'checkpoints', str(step))
 
 
 def saved_steps(workdir: str) -> list[int]:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.options import Option
-from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products
@@ -45,29 +44,3 @@ def make_measure(model, tasks: Mapping[str, Task], task_weights: Mapping[str, fl
     return compared(grads, products(grads, shared))
 
   return measure
-
-
-class Measuring:
-  """Measures a run every config.mixer.measure_every steps."""
-
-  def __init__(self, run, start: int):
-    """Compiles, if a step of the train.loop.Run after `start` is to be measured."""
-    train, self._every = run.config.train, run.config.mixer.measure_every
-    self._run, self._tasks = run, tuple(run.tasks)
-    # Balances that look at gradients tell of them at every step.
-    self._measure = None
-    if (len(self._tasks) > 1 and self._every and run.balance.needs != 'gradients'
-        and start // self._every < train.steps // self._every):
-      self._measure = run.compile_measure()
-
-  def __call__(self, step: int, state, batch) -> dict[str, jax.Array]:
-    """What is measured before a step (counted from 1) with its batch, or one of all tasks; {} at
-    most steps."""
-    if self._measure is None or step % self._every:
-      return {}
-    run, sampling, size = self._run, self._run.sampling, self._run.config.train.batch_size
-    if sampling.kinds[sampling.kind(step - 1)].tasks != self._tasks:
-      rows = meshes.local_rows(run.mesh, size)
-      batch = meshes.put_batch(
-          run.stream('train').at(self._tasks, sampling, step - 1, size, rows), run.mesh, size)
-    return self._measure(state, batch)
