@@ -19,7 +19,7 @@ from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.models.joint import Text, Vision
+from xmodal.models.stream import Stream
 from xmodal.predict import Predictor
 from xmodal.tasks.retrieval import task as retrieval
 from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
@@ -80,8 +80,8 @@ def test_every_caption_gets_its_turn(tokenizer):
   features = jax.tree.map(
       lambda *x: np.stack(x), *[task.encode(e, Placement(4, 4)) for e in examples])
   towers = types.SimpleNamespace(
-      vision=lambda: Vision(jnp.ones((2, 4, 8)), (2, 2)),
-      text=lambda tokens: Text(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
+      vision=lambda: Stream(jnp.ones((2, 4, 8)), grid=(2, 2)),
+      text=lambda tokens: Stream(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
   head = task.head()
   variables = jax.jit(lambda: head.init(jax.random.key(0), towers, features, deterministic=True))()
   tokens = jax.jit(jax.vmap(lambda key: head.apply(

@@ -22,7 +22,7 @@ from xmodal.mixer.feed import task_config
 from xmodal.models import lora
 from xmodal.models.names import pad_names, program_size
 from xmodal.pretrained.preprocessing import Preprocessing
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import Task, senses_of
 from xmodal.train import build, checkpoint
 from xmodal.train.cache import enable_compilation_cache
 from xmodal.train.weights import load_towers
@@ -70,7 +70,7 @@ class Predictor:
     tasks = tasks or self.tasks
     data = task_config(self.config, next(iter(tasks))).data
     make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
-                      keep_aspect=data.keep_aspect)
+                      keep_aspect=data.keep_aspect, senses=senses_of(tasks))
     records = np.arange(max(len(examples), least))
     return make(np.where(records < len(source), records, -1), records)
 

@@ -1,7 +1,8 @@
 """The one schema every data set is read into."""
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 import zlib
 
 import numpy as np
@@ -50,6 +51,7 @@ class Example:
     number: a number to be predicted, or None.
     reason: why the answer is right, in one sentence, or ''.
     made: whether a model made what is known of the picture (xmodal.augment), and not people.
+    inputs: of other senses, by their names (see data.sense); None: there are none.
     recorded_size: (width, height) in pixels that the data set's files state for the picture its
       boxes were drawn on; the picture itself may have another.
   """
@@ -67,10 +69,12 @@ class Example:
   image_id: int | str | None = None
   made: bool = False
   recorded_size: tuple[float, float] | None = None
+  inputs: Mapping[str, Any] | None = None
 
   def has(self, *fields: str) -> bool:
-    """Whether all of these fields are filled."""
-    return all(getattr(self, field) != getattr(Example, field) for field in fields)
+    """Whether all of these fields are filled, or inputs of these senses there."""
+    return all(getattr(self, field) != getattr(Example, field) if hasattr(Example, field)
+               else field in (self.inputs or {}) for field in fields)
 
   def seed(self) -> np.int32:
     """A number for what is drawn at random for its picture, the same whenever it is read."""

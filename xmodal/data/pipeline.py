@@ -1,7 +1,7 @@
 """From a source to batches of arrays, in an exact order."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -78,6 +78,7 @@ class BatchMaker:
       the rest is padding, black; otherwise it is squashed to the input.
     bad_boxes: where boxes that are not inside their pictures are noted. They are cut at the edge,
       and left out if nothing of them is inside.
+    senses: name of a sense beside pictures and text -> what encodes an example for it.
   """
 
   source: Source
@@ -90,6 +91,7 @@ class BatchMaker:
   decode: Callable[..., images.Decoded] = images.decode
   keep_aspect: bool = False
   bad_boxes: BadBoxes = dataclasses.field(default_factory=BadBoxes)
+  senses: Mapping[str, Callable[[Example], dict]] = dataclasses.field(default_factory=dict)
 
   def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
     """One batch.
@@ -100,7 +102,8 @@ class BatchMaker:
         example depends on (seed, position) alone.
 
     Returns:
-      {'image': uint8 [B, H, W, 3], 'valid': bool [B], task name: {feature: [B, ...]}}.
+      {'image': uint8 [B, H, W, 3], 'valid': bool [B], name of another sense: its arrays [B, ...],
+      task name: {feature: [B, ...]}}.
       What could not be read has black pixels and valid False. With keep_aspect also
       'extent': int32 [B, 2], the (height, width) in pixels of the input, from its top
       left corner, that is not padding.
@@ -132,6 +135,8 @@ class BatchMaker:
     row = {'valid': np.bool_(valid)}
     if self.keep_aspect:
       row['extent'] = np.array(extent, np.int32)
+    for name, encode in self.senses.items():
+      row[name] = encode(example)
     for name, task in self.tasks.items():
       row[name] = task.encode(example, placement)
     return row

@@ -1,8 +1,8 @@
 """Where tasks read: each from a source of its own, or several from one.
 
 Tasks with the same data share one source and one stream of pictures, so that the
-towers see each picture once for all of them. A batch of one source is flat:
-{'image', 'valid', task name: features}; a batch of several is {feed name: flat batch}.
+towers see each picture once for all of them. A batch of one source is flat: {'image', 'valid', name
+of another sense: its arrays, task name: features}; a batch of several is {feed name: flat batch}.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import Sampling
 from xmodal.options import Option
 from xmodal.sharding import hosts
-from xmodal.tasks.task import TASKS, Task
+from xmodal.tasks.task import TASKS, Task, senses_of
 
 _SAMPLED = 500  # of a generated source, to know its language
 _MOST_BOXES = 20  # that are not inside their pictures and are shown
@@ -105,7 +105,8 @@ class Feed:
         self.sources[use], {name: tasks[name] for name in self.tasks},
         (data.image_size, data.image_size), self.bad[use],
         Augmentation(**data.augment.to_dict()) if use == 'train' else None, data.blank,
-        self.config.seed, decode, data.keep_aspect, self.bad_boxes[use])
+        self.config.seed, decode, data.keep_aspect, self.bad_boxes[use],
+        senses=senses_of({name: tasks[name] for name in self.tasks}))
 
 
 def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]) -> list[Feed]:
@@ -239,4 +240,4 @@ class Stream:
 
 def parts(batch: Mapping) -> tuple[Mapping, ...]:
   """The flat batches in a batch."""
-  return (batch,) if 'image' in batch else tuple(batch.values())
+  return (batch,) if 'valid' in batch else tuple(batch.values())

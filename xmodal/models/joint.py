@@ -1,6 +1,6 @@
 """The shared model: a vision tower, a text tower, and the layers that join them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from flax import linen as nn
@@ -15,6 +15,7 @@ from xmodal.models.lora import Lora, adapters
 from xmodal.models.names import Names
 from xmodal.models.padding import Padding
 from xmodal.models.parts import SIZES
+from xmodal.models.stream import Stream, concatenate
 from xmodal.models.towers.t5 import start_writing
 from xmodal.options import Option
 
@@ -28,26 +29,6 @@ OPTIONS = {
     'remat': Option('none', 'full: recompute layers in the backward pass; dots: keep matrix products.',
                     choices=REMAT, may_change=True),
     'dropout_rate': Option(0.0, 'Of all layers.', low=0, high=0.99)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Vision:
-  """A picture as tokens [B, N, D]; the last rows * columns of them lie on a grid.
-
-  mask: bool [B, N], False for padding; None: there is none.
-  """
-
-  tokens: jax.Array
-  grid: tuple[int, int]
-  mask: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """A text as tokens [B, L, D], with mask bool [B, L], False for padding."""
-
-  tokens: jax.Array
-  mask: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +53,8 @@ class Fused:
   @property
   def tokens(self) -> tuple[jax.Array, jax.Array]:
     """Both streams in one, [B, N + L, D], and its mask, bool [B, N + L]."""
-    seen = self.vision_mask
-    if seen is None:
-      seen = jnp.ones(self.vision.shape[:2], bool)
-    return (jnp.concatenate([self.vision, self.text], axis=1),
-            jnp.concatenate([seen, self.mask], axis=1))
+    both = concatenate(Stream(self.vision, self.vision_mask), Stream(self.text, self.mask))
+    return both.tokens, both.mask
 
   def repeat(self, number: int) -> 'Fused':
     """Each row `number` times, one after the other."""
@@ -118,7 +96,7 @@ def _masked_sum(tokens, mask):
 
 
 class Backbone(nn.Module):
-  """vision(image), text(tokens), fuse(vision, text), decode(tokens, fused).
+  """vision(image), text(tokens), sense(name, inputs), fuse(vision, text), decode(tokens, fused).
 
   A part that no task calls has no parameters.
 
@@ -129,6 +107,7 @@ class Backbone(nn.Module):
     image_mean, image_std: of each colour channel, for pixels in 0..1.
     pad_id: token number that is no text.
     decoder_tower: a T5, of which the decoder alone is used; None: the text tower's own.
+    more_towers: towers of other senses, by the sense's name; see data.sense.
   """
 
   vision_tower: nn.Module
@@ -138,6 +117,7 @@ class Backbone(nn.Module):
   image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   pad_id: int = 0
   decoder_tower: nn.Module | None = None
+  more_towers: Mapping[str, nn.Module] = FrozenDict()
 
   def setup(self):
     width, dtype = self.cross_modal.hidden_dim, self.cross_modal.dtype
@@ -147,13 +127,15 @@ class Backbone(nn.Module):
     self.pool = SumPool(dtype)
     self.decoder_projection = nn.Dense(self._writer.hidden_dim, dtype=dtype)
     self.grid_position = GridPosition()
+    for name in self.more_towers:
+      setattr(self, f'{name}_projection', nn.Dense(width, dtype=dtype))
 
   @property
   def _writer(self):
     return self.text_tower if self.decoder_tower is None else self.decoder_tower
 
   def vision(self, image: jax.Array, extent: jax.Array | None = None, *,
-             deterministic: bool) -> Vision:
+             deterministic: bool) -> Stream:
     """Pictures, uint8 [B, H, W, 3] or float in 0..1, through the vision tower.
 
     extent: int32 [B, 2], the (height, width) in pixels, from the top left
@@ -169,7 +151,7 @@ class Backbone(nn.Module):
       patch = self.vision_tower.patch_size
       grid = (image.shape[1] // patch, image.shape[2] // patch)
     extra = tokens.shape[1] - grid[0] * grid[1]
-    return Vision(tokens, grid, Padding(extent, image.shape[1:3]).token_mask(grid, extra))
+    return Stream(tokens, Padding(extent, image.shape[1:3]).token_mask(grid, extra), grid)
 
   def pixels(self, image: jax.Array) -> jax.Array:
     """Pictures, uint8 [B, H, W, 3] or float in 0..1, as the vision tower sees them: float32."""
@@ -177,10 +159,10 @@ class Backbone(nn.Module):
       image = image.astype(jnp.float32) / 255
     return (image - jnp.asarray(self.image_mean)) / jnp.asarray(self.image_std)
 
-  def text(self, tokens: jax.Array, *, deterministic: bool) -> Text:
+  def text(self, tokens: jax.Array, *, deterministic: bool) -> Stream:
     """Token numbers, int32 [B, L], through the text tower's encoder."""
     mask = tokens != self.pad_id
-    return Text(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
+    return Stream(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
 
   def read_names(self, tokens: jax.Array, end_token: bool, *, deterministic: bool) -> jax.Array:
     """Names, int32 [K, L], as vectors [K, D]: the mean of their tokens in the space of `align`.
@@ -196,11 +178,11 @@ class Backbone(nn.Module):
     is_word = is_word[..., None]
     return whole((read * is_word).sum(1) / is_word.sum(1))[:len(tokens)]
 
-  def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
+  def align(self, vision: Stream, text: Stream) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, N, D] and [B', L, D] in the space where the cross-modal layers compare them."""
     return self.seen(vision), self.text_projection(text.tokens)
 
-  def seen(self, vision: Vision) -> jax.Array:
+  def seen(self, vision: Stream) -> jax.Array:
     """The tokens of a picture alone in that space, [B, N, D]."""
     return self.vision_projection(vision.tokens) * self._salience(vision)
 
@@ -208,13 +190,31 @@ class Backbone(nn.Module):
     """[B, N, 1] in 0..1: towers end in a norm that makes empty background as loud as things."""
     return nn.sigmoid(self.vision_gate(vision.tokens))
 
-  def fuse(self, vision: Vision, text: Text, *, deterministic: bool) -> Fused:
-    """Both through the cross-modal layers."""
+  def sense(self, name: str, inputs: Mapping[str, jax.Array], *, deterministic: bool) -> Stream:
+    """Inputs of another sense through its tower, in the space of `align`."""
+    stream = self.more_towers[name](**inputs, deterministic=deterministic)
+    project = getattr(self, f'{name}_projection')
+    return dataclasses.replace(stream, tokens=project(stream.tokens))
+
+  def fuse(self, vision: Stream, text: Stream, *more: Stream, deterministic: bool) -> Fused:
+    """Picture and text through the cross-modal layers.
+
+    Args:
+      vision, text: from the towers.
+      *more: of other senses, from `sense`; they go before the picture's tokens.
+      deterministic: whether there is no dropout.
+    """
     seen, read = self.align(vision, text)
-    seen = self.grid_position(seen, vision.grid)
-    seen, read = self.cross_modal(seen, read, text.mask, vision.mask, deterministic=deterministic)
-    pooled = self.pool(seen * self._salience(vision), read, text.mask, vision.mask)
-    return Fused(seen, read, text.mask, pooled, vision.grid, vision.mask)
+    seen = Stream(self.grid_position(seen, vision.grid), vision.mask, vision.grid)
+    seen = concatenate(*more, seen)
+    both, read = self.cross_modal(seen.tokens, read, text.mask, seen.mask,
+                                  deterministic=deterministic)
+    salience = self._salience(vision)
+    for stream in more:  # what another sense gives counts as it is
+      salience = jnp.concatenate(
+          [jnp.ones((*stream.tokens.shape[:2], 1), salience.dtype), salience], axis=1)
+    pooled = self.pool(both * salience, read, text.mask, seen.mask)
+    return Fused(both, read, text.mask, pooled, vision.grid, seen.mask)
 
   def decode(self, tokens: jax.Array, fused: Fused, *, deterministic: bool) -> jax.Array:
     """Logits [B, T, V] of the decoder, reading tokens int32 [B, T] and the fused."""
@@ -268,7 +268,7 @@ class SharedTowers:
   def __init__(self, backbone: Backbone, batch, deterministic: bool):
     self.step: jax.Array | None = batch.get('step')
     self._backbone, self._deterministic = backbone, deterministic
-    self._image, self._extent = batch['image'], batch.get('extent')
+    self._batch, self._image, self._extent = batch, batch['image'], batch.get('extent')
     self._made = {}
 
   def _once(self, key, make):
@@ -290,12 +290,12 @@ class SharedTowers:
     """The pictures as the vision tower sees them, and their extent (see Backbone.vision)."""
     return self._once('pixels', lambda: self._backbone.pixels(self._image)), self._extent
 
-  def vision(self) -> Vision:
+  def vision(self) -> Stream:
     """The pictures through the vision tower."""
     return self._once('vision', lambda: self._backbone.vision(
         self._image, self._extent, deterministic=self._deterministic))
 
-  def text(self, tokens: jax.Array) -> Text:
+  def text(self, tokens: jax.Array) -> Stream:
     """Token numbers, int32 [B, L], through the text tower."""
     # The array is kept with its result: an id is unique only among the living.
     return self._once(('text', id(tokens)), lambda: (tokens, self._backbone.text(
@@ -308,16 +308,22 @@ class SharedTowers:
     return self._backbone.read_names(names.tokens, names.end_token,
                                      deterministic=self._deterministic)
 
-  def fused(self, tokens: jax.Array) -> Fused:
-    """The pictures joined with a text, int32 [B, L]."""
-    return self._once(('fused', id(tokens)), lambda: (tokens, self._backbone.fuse(
-        self.vision(), self.text(tokens), deterministic=self._deterministic)))[1]
+  def sense(self, name: str) -> Stream:
+    """What the batch has for another sense, through its tower, as wide as `align` gives tokens."""
+    return self._once(('sense', name), lambda: self._backbone.sense(
+        name, self._batch[name], deterministic=self._deterministic))
 
-  def align(self, vision: Vision, text: Text) -> tuple[jax.Array, jax.Array]:
+  def fused(self, tokens: jax.Array, senses: Sequence[str] = ()) -> Fused:
+    """The pictures, and what other senses give, joined with a text, int32 [B, L]."""
+    return self._once(('fused', id(tokens), *senses), lambda: (tokens, self._backbone.fuse(
+        self.vision(), self.text(tokens), *map(self.sense, senses),
+        deterministic=self._deterministic)))[1]
+
+  def align(self, vision: Stream, text: Stream) -> tuple[jax.Array, jax.Array]:
     """See Backbone.align."""
     return self._backbone.align(vision, text)
 
-  def seen(self, vision: Vision) -> jax.Array:
+  def seen(self, vision: Stream) -> jax.Array:
     """See Backbone.seen."""
     return self._backbone.seen(vision)
 

@@ -43,7 +43,7 @@ WIDTHS = {'hidden_dim': size('Width of the tokens.'), 'mlp_dim': size('Width ins
 WRITER = {'num_decoder_layers': size('Layers of the T5 decoder that writes answers.')}
 
 
-# The part of a slot where config.model.SLOT.name names none.
+# The towers of the two senses that are always there, where config.model.SLOT.name names none.
 DEFAULTS = {'vision': 'vit', 'text': 't5'}
 
 
@@ -59,11 +59,15 @@ def slots() -> tuple[str, ...]:
 
 def sense_options(slot: str) -> Options:
   """The options that choose the tower of a sense; {} for other slots."""
-  if slot not in DEFAULTS:
+  if slot in families(slot):  # its one part has its name: it is no sense
     return {}
-  return {'name': Option(DEFAULTS[slot], 'Family of the tower.', choices=families(slot)),
-          'pretrained': Option('', "A checkpoint in HuggingFace's layout, its folder or its name on "
-                               "the hub; '': from nothing.")}
+  name = {'name': Option(DEFAULTS.get(slot, families(slot)[0]), 'Family of the tower.',
+                         choices=families(slot))}
+  if slot not in DEFAULTS:
+    return name
+  return {**name, 'pretrained': Option(
+      '', "A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from "
+      'nothing.')}
 
 
 def slot_options(slot: str) -> Options:

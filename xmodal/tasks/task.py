@@ -1,7 +1,7 @@
 """What a task is: everything that is particular to it, in one object."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ from PIL import Image
 
 from xmodal.data.example import Example
 from xmodal.data.pictures.placement import Placement
+from xmodal.data.sense import SENSES
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names
@@ -34,6 +35,7 @@ class Task(abc.ABC):
     main_score: which number of `score` says how good it is, higher for better; '': it has none.
     takes_folders: whether `query` takes a folder of pictures for a picture.
     draws: whether its predictions are pictures; `query` then needs none (None).
+    senses: names of the inputs that it uses beside pictures and text, see data.sense.
     query_options: names of what `query` takes beside picture and text, each as a keyword.
   """
 
@@ -43,6 +45,7 @@ class Task(abc.ABC):
   main_score: str = ''
   takes_folders: bool = False
   draws: bool = False
+  senses: tuple[str, ...] = ()
   query_options: tuple[str, ...] = ()
 
   @abc.abstractmethod
@@ -187,3 +190,13 @@ class Task(abc.ABC):
     """Writes what the task learned from the data into a folder; one that learned nothing does not
     override it."""
     del folder
+
+
+def senses_of(tasks: Mapping[str, Task]) -> dict[str, Callable[[Example], dict]]:
+  """The senses that tasks use beside pictures and text: {name: what encodes an example for it}.
+
+  Raises:
+    UserError: there is no such sense.
+  """
+  names = dict.fromkeys(name for task in tasks.values() for name in getattr(task, 'senses', ()))
+  return {name: SENSES[name].make for name in names}

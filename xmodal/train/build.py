@@ -16,7 +16,7 @@ from xmodal.models.attention import usable
 from xmodal.models.joint import Backbone, MultiTask
 from xmodal.models.lora import Lora
 from xmodal.options import ABOVE_ZERO, HIGHEST
-from xmodal.tasks.task import TASKS, Task
+from xmodal.tasks.task import TASKS, Task, senses_of
 from xmodal.tasks.writing import number_text
 from xmodal.train.towers import decoder_tower, text_tower, vision_tower
 from xmodal.train.weights import Tower, save_towers
@@ -131,7 +131,9 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
       text_tower=text,
       cross_modal=parts.build('cross', parts.fields(model, 'cross'), **shared),
       decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
-      pad_id=tokenizer.pad_id, **pictures)
+      pad_id=tokenizer.pad_id, **pictures,
+      more_towers={name: parts.build(parts.family(model, name), parts.fields(model, name), **shared)
+                   for name in senses_of(tasks)})
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
                    Lora(**model.lora),
                    {name: names for name, task in tasks.items()

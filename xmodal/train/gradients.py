@@ -156,7 +156,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
 
 def at_step(batch: Mapping, step: jax.Array) -> dict:
   """A batch with the step that it is trained in: 'step' int32 [B], like all that examples have."""
-  if 'image' not in batch:
+  if 'valid' not in batch:
     return {feed: at_step(part, step) for feed, part in batch.items()}
   return {**batch, 'step': jnp.full_like(batch['valid'], step, jnp.int32)}
 
