@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.capture import offer
 
 IMPLEMENTATIONS = ('xla', 'cudnn')
 
@@ -59,8 +60,23 @@ def _as_4d(mask):
 
 
 def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
+  weights = _weights(query, key, bias, mask, scale)
+  if dropout_rate > 0:
+    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
+    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+  value = value.swapaxes(1, 2)
+  return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(value.dtype), value).swapaxes(1, 2)
+
+
+def attention_weights(query, key, *, bias=None, mask=None, scale=None):
+  """The weights by which `attention` sums values, without dropout: float32 [B, H, Q, K]."""
+  weights = _weights(query, key, bias, mask, query.shape[-1] ** -0.5 if scale is None else scale)
+  return weights if mask is None else jnp.where(_as_4d(mask), weights, 0)
+
+
+def _weights(query, key, bias, mask, scale):
   # Heads first: XLA's CPU products are twice as fast on this layout.
-  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+  query, key = query.swapaxes(1, 2), key.swapaxes(1, 2)
   # The scale would round a query of 16 bits; a float32 one has fewer numbers than the logits.
   scale_query = query.dtype == jnp.float32
   logits = jnp.einsum('bhqd,bhkd->bhqk', query * scale if scale_query else query, key,
@@ -71,11 +87,7 @@ def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
     logits += bias.astype(jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1)
-  if dropout_rate > 0:
-    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
-    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
-  return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(value.dtype), value).swapaxes(1, 2)
+  return jax.nn.softmax(logits, axis=-1)
 
 
 def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
@@ -216,6 +228,8 @@ class MultiHeadAttention(nn.Module):
       query = rotate(query)
     if query_scale is not None:
       query = query * query_scale.astype(query.dtype)
+    offer(self, 'weights', lambda: attention_weights(query, key, bias=bias, mask=mask,
+                                                     scale=self.scale))
     dropout_rate = 0. if deterministic else self.dropout_rate
     output = attention(
         query, key, value, bias=bias, mask=mask, scale=self.scale,

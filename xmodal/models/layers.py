@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.capture import COLLECTION, offer
 from xmodal.models.layout import keep_rows
 
 ACTIVATIONS = {
@@ -145,8 +146,11 @@ def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll
 
   def between_layers(layer, carry, x):
     carry, y = body(layer, jax.tree.map(keep_rows, carry), x)
-    return jax.tree.map(keep_rows, carry), y
+    carry = jax.tree.map(keep_rows, carry)
+    offer(layer, 'tokens', lambda: carry)
+    return carry, y
 
   return nn.scan(
-      between_layers, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-      length=num_layers, unroll=unroll)(layer, carry, xs)
+      between_layers, variable_axes={'params': 0, COLLECTION: 0},
+      split_rngs={'params': True, 'dropout': True}, length=num_layers, unroll=unroll)(
+          layer, carry, xs)

@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.capture import offer
 from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
 from xmodal.models.parts import PARTS
@@ -50,7 +51,9 @@ class Block(nn.Module):
     if x.shape[-1] != self.features or self.stride != 1:
       x = _conv(self.features, 1, self.stride, self.dtype, 'shortcut')(x)
       x = self.norm(self.features, name='shortcut_norm')(x, mask=padding.mask_like(x))
-    return padding.clear(nn.relu(x + y))
+    x = padding.clear(nn.relu(x + y))
+    offer(self, 'tokens', lambda: x)
+    return x
 
 
 def _conv(features, size, stride, dtype, name, dilation=1):

@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
+from xmodal.models.capture import offer
 from xmodal.models.layers import check_sizes, rematerialized
 from xmodal.models.padding import Padding
 from xmodal.models.parts import PARTS
@@ -89,4 +90,6 @@ def _stage(vgg, x, *, i, padding, deterministic):
                        dtype=vgg.dtype, parent=vgg, name=f'{name}_norm')(
                            x, mask=padding.mask_like(x))
     x = padding.clear(nn.relu(x))
-  return padding.clear(nn.max_pool(x, (2, 2), (2, 2)))
+  x = padding.clear(nn.max_pool(x, (2, 2), (2, 2)))
+  offer(vgg, f'stage{i + 1}', lambda: x)
+  return x

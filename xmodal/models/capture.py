@@ -1,0 +1,49 @@
+"""Looking at what layers compute, by name and from outside: attention weights, tokens.
+
+    output, arrays = capture(model, variables, batch, method='predict', names='attention/weights')
+
+Layers offer arrays; they are computed only where somebody captures them, so a step of training or a
+prediction without captures is the same program as if there were no offers.
+"""
+
+from collections.abc import Callable, Mapping
+import re
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+
+COLLECTION = 'captured'
+
+
+def offer(module: nn.Module, name: str, make: Callable[[], Any]) -> None:
+  """Offers arrays of a layer under a name; `make` is called only if they are captured."""
+  if module.is_mutable_collection(COLLECTION) and not module.is_initializing():
+    module.sow(COLLECTION, name, make())
+
+
+def capture(model: nn.Module, variables: Mapping, *args: Any, names: str = '', **kwargs: Any
+            ) -> tuple[Any, dict[str, jax.Array]]:
+  """Applies a model and captures what its layers offer.
+
+  Args:
+    model, variables, *args, **kwargs: as model.apply takes them.
+    names: regular expression found in the paths of what is captured; '': all. Under jax.jit,
+      what is not captured is not computed.
+
+  Returns:
+    The output, and arrays by path: '.../attention/weights' are float32 [B, H, Q, K], '.../tokens'
+    [B, N, D], as a layer gives them on. Layers of a scan have a leading axis [L, ...]. Where a layer
+    is called several times, or offers several arrays, their numbers end the path.
+  """
+  output, state = model.apply(variables, *args, mutable=[COLLECTION], **kwargs)
+  found = {}
+  for path, calls in traverse_util.flatten_dict(state.get(COLLECTION, {}), sep='/').items():
+    # Flax keeps a tuple of one entry a call.
+    for number, call in enumerate(calls):
+      arrays = jax.tree.leaves(call)
+      for i, array in enumerate(arrays):
+        numbers = [str(number)] * (len(calls) > 1) + [str(i)] * (len(arrays) > 1)
+        found['/'.join([path, *numbers])] = array
+  return output, {path: x for path, x in found.items() if re.search(names, path)}
