@@ -17,7 +17,8 @@ from xmodal.train.plan import Plan
 @pytest.mark.parametrize('size', [3, 32])
 def test_results_do_not_depend_on_the_batch(finished, tmp_path, size):
   workdir = pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
-  scores = runs.evaluate_newest(Plan(tiny.changed(train__eval_batch_size=size), str(workdir), 'eval'))
+  plan = Plan(tiny.changed(train__eval_batch_size=size), str(workdir), 'eval')
+  scores = runs.evaluate_newest(plan)
   assert scores == json.loads((finished / 'final.json').read_text())['evaluation']
   lines, expected = ([json.loads(line) for line in
                       (folder / 'predictions_vqa_val.jsonl').read_text().splitlines()]

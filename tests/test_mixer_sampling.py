@@ -92,8 +92,9 @@ def test_turns_of_tasks_and_of_parameters():
 
 
 @pytest.mark.parametrize('values, words', [
-    ({'mixer__sampling': 'random'}, "mixer.sampling: no sampling 'random'; wanted one of alternating, joint"),
-    ({'mixer__turns': (('vqa', 1),)}, "means nothing to config.mixer.sampling='joint'; .* take 'alternating'"),
+    ({'mixer__sampling': 'random'}, "no sampling 'random'; wanted one of alternating, joint"),
+    ({'mixer__turns': (('vqa', 1),)},
+     "means nothing to config.mixer.sampling='joint'; .* take 'alternating'"),
     ({'mixer__sampling': 'alternating'}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vision', 0),)}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': ((5, 'vision'),)}, 'wanted pairs'),

@@ -1,4 +1,5 @@
-"""The task that README.md adds, as a plugin: its block as it stands there is trained and queried."""
+"""The task that README.md adds, as a plugin: its block, as it stands there, is trained and queried.
+"""
 
 import json
 import pathlib
@@ -17,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-  """The block as a file of xmodal/tasks."""
+  """The block as a module of a folder elsewhere; its name."""
   text = (ROOT / 'README.md').read_text(encoding='utf-8')
   (block,) = re.findall(r'```python\n(.*?)```', text.split('## Adding a task')[1].split('\n## ')[0],
                         re.DOTALL)
@@ -32,8 +33,9 @@ def counting(tmp_path, monkeypatch):
 def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_path, capsys):
   configs.load_plugins((counting,))
   final = tiny.train(tmp_path / 'run', tiny.changed(
-      plugins=(counting,), counting__most=10, mixer__tasks=('objects', 'counting'), mixer__weights=(1.0, 1.0), train__steps=160,
-      train__eval_every=160, train__checkpoint_every=160, optimizer__learning_rate=3e-3))
+      plugins=(counting,), counting__most=10, mixer__tasks=('objects', 'counting'),
+      mixer__weights=(1.0, 1.0), train__steps=160, train__eval_every=160,
+      train__checkpoint_every=160, optimizer__learning_rate=3e-3))
   scores = final['evaluation']['counting']
   assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 of them show 4, the commonest
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]

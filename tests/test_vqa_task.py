@@ -212,7 +212,7 @@ def test_cut_questions_are_counted(vqa, tokenizer):
 
 
 def test_an_unknown_task_names_those_there_are():
-  with pytest.raises(UserError, match=r"no task 'vqq' \(did you mean 'vqa'\?\); wanted one of .*vqa"):
+  with pytest.raises(UserError, match="no task 'vqq' .did you mean 'vqa'.*wanted one of .*vqa"):
     TASKS['vqq']
   with pytest.raises(UserError, match="no task 'card'"):  # a file of the folder, but no task
     TASKS['card']

@@ -129,8 +129,8 @@ def check(config: ConfigDict) -> None:
     task.make.check_options(config[name])
   for name, own in config.evaluations.items():
     if not isinstance(own, ConfigDict) or set(own) != set(evaluation.OPTIONS):
-      raise UserError(f'config.evaluations.{name}: wanted what xmodal.config.evaluation_of() gives, '
-                      f'with {", ".join(evaluation.OPTIONS)}')
+      raise UserError(f'config.evaluations.{name}: wanted what xmodal.config.evaluation_of() '
+                      f'gives, with {", ".join(evaluation.OPTIONS)}')
     for key, option in evaluation.OPTIONS.items():
       option.check(f'config.evaluations.{name}.{key}', own[key])
   for slot in parts.slots():

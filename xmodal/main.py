@@ -174,8 +174,8 @@ def _run(config, workdir, mode):
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
-          'final.json, checkpoints/, tensorboard/')
+    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: samples/ (pictures to look at), '
+          'metrics.jsonl, final.json, checkpoints/, tensorboard/')
   return 0
 
 

@@ -87,8 +87,9 @@ class Registry(Mapping[str, Part]):
     """UserError if there is no such part."""
     self._load()
     if name not in self._parts:
-      raise UserError(f'{self._key}: no {self._kind} {name!r}{did_you_mean(str(name), self._parts)}; '
-                      f'wanted one of {", ".join(sorted(self._parts))}')
+      near = did_you_mean(str(name), self._parts)
+      raise UserError(f'{self._key}: no {self._kind} {name!r}{near}; wanted '
+                      f' one of {", ".join(sorted(self._parts))}')
     return self._parts[name]
 
   def __contains__(self, name: object) -> bool:

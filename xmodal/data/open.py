@@ -22,10 +22,11 @@ OPTIONS = {
                             low=ABOVE_ZERO, high=1),
     'image_size': Option(None, 'Pixels of both sides; None: as the vision tower says.', kind=int,
                          low=8),
-    'keep_aspect': Option(False, 'Pictures keep their shape, and the rest of the input is padding.'),
+    'keep_aspect': Option(False, 'Pictures keep their shape, and the rest of the input is '
+                          'padding.'),
     'blank': Option('', "Hidden from the model, for baselines.", choices=('', 'image', 'question')),
-    'memory_mb': Option(1024, 'MiB of a host for decoded pictures: small data sets are decoded once.',
-                        low=0, may_change=True),
+    'memory_mb': Option(1024, 'MiB of a host for decoded pictures: small data sets are decoded '
+                        'once.', low=0, may_change=True),
     'max_bad_share': Option(0.05, 'Share of unreadable pictures above which training stops.', low=0,
                             high=1, may_change=True)}
 # Keys of data that all tasks share: the model's input, and memory of the host.

@@ -34,7 +34,8 @@ _MOST_BOXES = 20  # that are not inside their pictures and are shown
 
 OPTIONS = {
     'tasks': Option(('vqa',), 'Names of the tasks.'),
-    'weights': Option((1.0,), 'Weight of the loss of each task; see xmodal/mixer/balance/balance.py.')}
+    'weights': Option((1.0,), 'Weight of the loss of each task; see '
+                      'xmodal/mixer/balance/balance.py.')}
 
 
 def task_config(config: ConfigDict, task: str) -> ConfigDict:

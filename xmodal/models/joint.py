@@ -26,8 +26,8 @@ OPTIONS = {
                     choices=('auto', 'float32', 'bfloat16'), may_change=True),
     'attention': Option('xla', 'Kernel of attention; cudnn: NVIDIA, bfloat16, no dropout.',
                         choices=IMPLEMENTATIONS, may_change=True),
-    'remat': Option('none', 'full: recompute layers in the backward pass; dots: keep matrix products.',
-                    choices=REMAT, may_change=True),
+    'remat': Option('none', 'full: recompute layers in the backward pass; dots: keep matrix '
+                    'products.', choices=REMAT, may_change=True),
     'dropout_rate': Option(0.0, 'Of all layers.', low=0, high=0.99)}
 
 

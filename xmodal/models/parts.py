@@ -8,7 +8,7 @@ A part registers with the options that it declares, its presets, and the fields 
 
 Facts:
   slot: its place in the model and its section of the config, config.model.SLOT: 'vision' and 'text'
-    for towers, of which config.model.SLOT.name picks one; 'cross' and 'denoiser' have one part each.
+    for towers, of which config.model.SLOT.name picks one; 'cross' and 'denoiser' have one part.
   presets: {name of a size: fields}, one for each of SIZES.
   fixed: fields of a new part that no option changes.
   sharding: rules for parameters that the common ones do not name (see sharding.rules).

@@ -34,7 +34,8 @@ _LIKELY = 0.5  # a name's probability, from which it counts as said
 
 OPTIONS = {
     'max_names': Option(200, 'Most names that are learned; the commonest are kept.', low=1),
-    'sampled_names': Option(256, 'Most names in a training step, see detection.sampled_names.', low=1),
+    'sampled_names': Option(256, 'Most names in a training step, see detection.sampled_names.',
+                            low=1),
     'max_objects': Option(16, 'Most objects of a picture in training.', low=1)}
 
 

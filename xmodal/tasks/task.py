@@ -169,6 +169,7 @@ class Task(abc.ABC):
   @classmethod
   def check_options(cls, own) -> None:
     """Raises UserError where options, config[name], do not fit together."""
+    del own
 
   @classmethod
   @abc.abstractmethod

@@ -99,7 +99,7 @@ class Checkpoints:
   """Saves and restores the state of one run; every process of the run makes the same calls."""
 
   def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None):
-    """Checkpoints in workdir/checkpoints: the newest `keep` of them, and that of the step `best()`."""
+    """Checkpoints in workdir/checkpoints: the newest `keep`, and that of the step `best()`."""
     _quieten()
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
@@ -228,8 +228,8 @@ def _find_best(workdir):
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path} is damaged; take one of {workdir}/checkpoints') from error
   if step not in saved_steps(workdir):
-    raise UserError(f'{path} names step {step}, and there is no checkpoint of it in {workdir}; take '
-                    f'one of {workdir}/checkpoints')
+    raise UserError(f'{path} names step {step}, and there is no checkpoint of it in {workdir}; '
+                    f'take one of {workdir}/checkpoints')
   return os.path.join(workdir, 'checkpoints', str(step))
 
 

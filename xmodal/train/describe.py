@@ -30,7 +30,8 @@ def _memory(plan):
     lines.append(f'while a step runs: {most / 2**20:,.1f} MiB more a device')
   line = (f'evaluation: {plan.evaluation.batch_size} examples at once '
           f'(config.train.eval_batch_size={plan.config.train.eval_batch_size})')
-  analyses = [plan.evaluation.compile(feed, plan.abstract_variables).memory_analysis() for feed in plan.feeds]
+  analyses = [plan.evaluation.compile(feed, plan.abstract_variables).memory_analysis()
+              for feed in plan.feeds]
   if None not in analyses:
     most = max(analysis.temp_size_in_bytes for analysis in analyses)
     line += f', {most / 2**20:,.1f} MiB more a device'

@@ -18,9 +18,9 @@ from xmodal.train.stop import Stop
 
 OPTIONS = {
     'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),
-    'eval_batch_size': Option(0, 'Examples that evaluation predicts at once. 0: those of a micro-batch, '
-                              'divided by the beams, captions or guidance that multiply an example.',
-                              low=0, may_change=True),
+    'eval_batch_size': Option(0, 'Examples that evaluation predicts at once. 0: those of a '
+                              'micro-batch, divided by the beams, captions or guidance that '
+                              'multiply an example.', low=0, may_change=True),
     'samples': Option(12, 'Pictures of predictions drawn at each evaluation.', low=0,
                       may_change=True)}
 
@@ -35,7 +35,10 @@ def make_predict_step(model, mesh):
 
 
 def check_batch_size(key: str, size: int, mesh) -> None:
-  """Raises UserError if a batch of evaluation does not divide over the devices; key: that gives it."""
+  """Raises UserError if a batch of evaluation does not divide over the devices.
+
+  key: of the config, that gives the size.
+  """
   ways = meshes.batch_ways(mesh)
   if size % ways:
     raise UserError(f'{key}={size} does not divide over {ways} devices (mesh data x fsdp); take a '

@@ -19,7 +19,8 @@ from xmodal.train.stop import Stop
 DEFAULT = 'eval'
 # Of config.evaluations.NAME, for more evaluations than that one.
 OPTIONS = {
-    'split': Option('', "Split, as the source calls it; '': config.data.eval_split.", may_change=True),
+    'split': Option('', "Split, as the source calls it; '': config.data.eval_split.",
+                    may_change=True),
     'every': Option(0, 'Steps between evaluations; 0: config.train.eval_every.', low=0,
                     may_change=True),
     'examples': Option(0, 'Number of examples, the first of the split; 0: all.', low=0,

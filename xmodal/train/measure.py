@@ -14,8 +14,8 @@ from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products
 
-OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms and cosines of the '
-                                   "tasks' gradients; 0: never.", low=0, may_change=True)}
+OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms and cosines of '
+                                   "the tasks' gradients; 0: never.", low=0, may_change=True)}
 
 
 def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:

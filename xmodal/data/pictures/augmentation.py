@@ -56,8 +56,8 @@ _WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 're
 
 OPTIONS = {
     'mirror': Option(False, 'Flip left to right half of the time.'),
-    'zoom': Option(0.0, 'Largest share by which the picture is shrunk, and then put anywhere.', low=0,
-                   high=0.99),
+    'zoom': Option(0.0, 'Largest share by which the picture is shrunk, and then put anywhere.',
+                   low=0, high=0.99),
     'light': Option(0.0, 'Largest relative change of brightness and of contrast.', low=0, high=1),
     'crop': Option(0.0, 'Largest share by which each side is cut, anywhere.', low=0, high=0.9),
     'flip': Option(False, 'Turn top to bottom half of the time: for pictures without up and down.')}

@@ -26,8 +26,8 @@ def open_shapes(split: str, *, train: bool, image_size: int, train_examples: int
   """Scenes of the kind that is switched on, or those with questions; see the classes."""
   chosen = [kind for kind in _KINDS if kinds[kind]]
   if len(chosen) > 1:
-    raise UserError(f'config.data.{chosen[0]}=True and config.data.{chosen[1]}=True are two kinds of '
-                    'scenes; set one of them to False')
+    raise UserError(f'config.data.{chosen[0]}=True and config.data.{chosen[1]}=True are two kinds '
+                    'of scenes; set one of them to False')
   shared = dict(size=train_examples if train else eval_examples, image_size=image_size, seed=0)
   kind = chosen[0] if chosen else ''
   if kind in ('crowded', 'drawn'):

@@ -30,7 +30,7 @@ from xmodal.errors import UserError
 from xmodal.options import Option
 from xmodal.registry import Registry
 
-# Facts: none. A balance is a class of the interface of Balance; its options are keywords of __init__.
+# A balance is a class with the interface of Balance; its options are keywords of __init__.
 BALANCES = Registry('balance', 'config.mixer.balance', 'xmodal.mixer.balance')
 
 OPTIONS = {'balance': Option('fixed', 'How the weights of tasks change in training.')}

@@ -8,8 +8,8 @@ from xmodal.options import Option
 
 
 @BALANCES.register('dwa', options={
-    'dwa_window': Option(100, 'Steps of a task whose mean loss is compared with that of those before.',
-                         low=1)})
+    'dwa_window': Option(100, 'Steps of a task whose mean loss is compared with that of those '
+                         'before.', low=1)})
 class DynamicWeightAverage(Balance):
   """What falls slowest counts most (DWA, Liu et al., arXiv:1803.10704).
 

@@ -42,7 +42,8 @@ class Famo(Balance):
 
   def _moved(self, state, losses, active):
     again = active & (state['seen'] > 0)
-    fall = jnp.where(again, jnp.log(state['last'] + adam.EPS) - jnp.log(losses + adam.EPS), state['fall'])
+    fall = jnp.where(again, jnp.log(state['last'] + adam.EPS) - jnp.log(losses + adam.EPS),
+                     state['fall'])
     share, pace = self._shares(state['logit']), fall / self._task_weights
     gradient = share * (pace - (share * pace).sum()) + self._DECAY * state['logit']
     change, moments = adam.adam(state, gradient, self._rate)

@@ -8,10 +8,12 @@ from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
 from xmodal.options import Option
 
 OPTIONS = {
-    'turns': Option((), "Pairs of a regular expression and its number of steps, one turn after the "
-                    "other, such as (('vision_tower', 100), ('text_tower|cross_modal|heads', 100))."),
-    'turns_of': Option('parameters', 'parameters: all but those that match stay as they are; tasks: '
-                       'only those that match are trained.', choices=('parameters', 'tasks'))}
+    'turns': Option((), 'Pairs of a regular expression and its number of steps, one turn after the '
+                    "other, such as (('vision_tower', 100), ('text_tower|cross_modal|heads', "
+                    '100)).'),
+    'turns_of': Option('parameters', 'parameters: all but those that match stay as they are; '
+                       'tasks: only those that match are trained.',
+                       choices=('parameters', 'tasks'))}
 
 
 @SAMPLINGS.register('alternating', options=OPTIONS)

@@ -91,6 +91,6 @@ def make_sampling(config, sizes: Mapping[str, int]) -> Sampling:
   for other in SAMPLINGS:
     for key, option in SAMPLINGS[other].options.items():
       if key not in part.options and config.mixer[key] != option.default:
-        raise UserError(f'config.mixer.{key} means nothing to config.mixer.sampling={name!r}; leave '
-                        f'it out, or take {other!r}')
+        raise UserError(f'config.mixer.{key} means nothing to config.mixer.sampling={name!r}; '
+                        f'leave it out, or take {other!r}')
   return part.make(dict(sizes), config.seed, **{key: config.mixer[key] for key in part.options})

@@ -151,8 +151,8 @@ def _swap(x):
 
 OPTIONS = WIDTHS | WRITER | {
     'head_dim': size('Width of an attention head.'),
-    'neighbor_bias': Option(None, 'At the start, how much heads favour neighbouring words. None: not, '
-                            'as published; the order of words then counts little until it is '
+    'neighbor_bias': Option(None, 'At the start, how much heads favour neighbouring words. None: '
+                            'not, as published; the order of words then counts little until it is '
                             'learned.', kind=float, low=0)}
 
 PRESETS = {

@@ -38,13 +38,13 @@ _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
 
 OPTIONS = {
     'max_names': Option(1000, 'Most names that are learned; the commonest are kept.', low=1),
-    'sampled_names': Option(256, 'Most names in a training step: those of the batch and absent ones '
-                            'sampled at random. Evaluation uses all.', low=1),
+    'sampled_names': Option(256, 'Most names in a training step: those of the batch and absent '
+                            'ones sampled at random. Evaluation uses all.', low=1),
     'max_objects': Option(100, 'Most objects of a picture in training.', low=1),
     'queries': Option(0, 'Learned queries; 0: one query for each image token.', low=0),
     'layers': Option(1, 'Layers of the decoder of learned queries.', low=1),
-    'glimpse': Option(12, 'Side, in cells, of the crop of pixels around its box that a query looks at; '
-                      '0: none.', low=0),
+    'glimpse': Option(12, 'Side, in cells, of the crop of pixels around its box that a query looks '
+                      'at; 0: none.', low=0),
     'expression_length': Option(16, 'Tokens of an expression.', low=2),
     'expression_weight': Option(1.0, 'Weight of the losses of expressions beside those of names.',
                                 low=ABOVE_ZERO),

@@ -35,18 +35,20 @@ _WORD = re.compile(rf"{WORD}(?:[_']{WORD})*")
 OPTIONS = {
     'caption_length': Option(32, 'Tokens of a caption.', low=2),
     'max_captions': Option(5, 'Most captions of a picture, of which each visit reads one.', low=1),
-    'predict': Option('x', 'What the denoiser predicts: the clean image (x), the velocity (v) or the '
-                      'noise; the loss is that of v for all three.', choices=flow.PREDICTS),
-    'patches': Option('overlap', 'overlap: squares of twice the side, in and out; plain: as in JiT.',
-                      choices=PATCHES),
-    'time_mean': Option(-0.8, 'Mean of logit(t) for training times t; t = 0 is noise, t = 1 the image.'),
+    'predict': Option('x', 'What the denoiser predicts: the clean image (x), the velocity (v) or '
+                      'the noise; the loss is that of v for all three.', choices=flow.PREDICTS),
+    'patches': Option('overlap', 'overlap: squares of twice the side, in and out; plain: as in '
+                      'JiT.', choices=PATCHES),
+    'time_mean': Option(-0.8, 'Mean of logit(t) for training times t; t = 0 is noise, t = 1 the '
+                        'image.'),
     'time_std': Option(0.8, 'Standard deviation of logit(t).', low=ABOVE_ZERO),
-    'early_steps': Option(0, 'Steps in which the mean of logit(t) moves from early_mean to time_mean; a '
-                          'model from nothing learns to use texts there. 0: none.', low=0),
+    'early_steps': Option(0, 'Steps in which the mean of logit(t) moves from early_mean to '
+                          'time_mean; a model from nothing learns to use texts there. 0: none.',
+                          low=0),
     'early_mean': Option(-1.6, 'Mean of logit(t) at the start; 0.7 less for twice the side.'),
     'noises': Option(1, 'Noisy versions of each example in a step, at different times.', low=1),
-    'caption_drop': Option(0.1, 'Share of captions that are hidden in training, which guidance needs.',
-                           low=0, high=1),
+    'caption_drop': Option(0.1, 'Share of captions that are hidden in training, which guidance '
+                           'needs.', low=0, high=1),
     'guidance': Option(3.0, 'Classifier-free guidance; 1: none.', low=0, may_change=True),
     'guidance_from': Option(0.1, 'Time at which guidance begins.', low=0, high=1, may_change=True),
     'guidance_to': Option(1.0, 'Time at which guidance ends.', low=0, high=1, may_change=True),

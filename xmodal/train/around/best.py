@@ -15,8 +15,8 @@ from xmodal.train.evaluation import DEFAULT, Evaluation
 
 OPTIONS = {
     'keep_best': Option('', 'Score whose best checkpoint is kept beside the newest: TASK (its main '
-                        "score), TASK/SCORE or EVALUATION/TASK/SCORE, such as 'vqa/accuracy'; with a "
-                        "'-' before it, the lowest is the best.", may_change=True),
+                        "score), TASK/SCORE or EVALUATION/TASK/SCORE, such as 'vqa/accuracy'; with "
+                        "a '-' before it, the lowest is the best.", may_change=True),
     'patience': Option(0, 'Evaluations without a better score after which training ends; 0: never.',
                        low=0, may_change=True)}
 

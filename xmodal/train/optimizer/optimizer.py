@@ -15,8 +15,8 @@ OPTIONS = {
     'name': Option('adamw', 'adamw; or muon: matrices of layers move by orthogonal steps.'),
     'learning_rate': Option(1e-3, 'Peak learning rate.', low=ABOVE_ZERO),
     'warmup_steps': Option(100, 'Steps of linear warm-up from 0.', low=0),
-    'schedule': Option('cosine', 'After the warm-up; constant and wsd hold the rate when train.steps '
-                       'is raised.', may_change=True),
+    'schedule': Option('cosine', 'After the warm-up; constant and wsd hold the rate when '
+                       'train.steps is raised.', may_change=True),
     'end_share': Option(0.01, 'Share of the learning rate that is left at the end.', low=0, high=1),
     'weight_decay': Option(0.05, 'Decoupled weight decay.', low=0),
     'clip_norm': Option(1.0, 'Global norm to which gradients are clipped.', low=ABOVE_ZERO),

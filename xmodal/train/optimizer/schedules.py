@@ -10,7 +10,7 @@ from xmodal.options import ABOVE_ZERO, Option
 from xmodal.registry import Registry
 
 # A schedule is a function (peak, end, steps, total, **options) -> optax.Schedule of the steps after
-# the warm-up. peak, end: learning rates; steps, total: number of steps without and with the warm-up.
+# the warm-up. peak, end: learning rates; steps, total: number of steps without and with warm-up.
 SCHEDULES = Registry('schedule', 'config.optimizer.schedule', 'xmodal.train.optimizer.schedules')
 
 
