@@ -1,4 +1,4 @@
-"""A task with options, a tower of a third sense, a source and a balance from a user's own folder."""
+"""A task with options, a tower of a third sense, a source and a balance from another folder."""
 
 import json
 import subprocess

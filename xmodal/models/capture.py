@@ -34,8 +34,8 @@ def capture(model: nn.Module, variables: Mapping, *args: Any, names: str = '', *
 
   Returns:
     The output, and arrays by path: '.../attention/weights' are float32 [B, H, Q, K], '.../tokens'
-    [B, N, D], the output of a layer. Layers of a scan have a leading axis [L, ...]. Where a layer is
-    called several times, or offers several arrays, their numbers end the path.
+    [B, N, D], the output of a layer. Layers of a scan have a leading axis [L, ...]. Where a layer
+    is called several times, or offers several arrays, their numbers end the path.
   """
   output, state = model.apply(variables, *args, mutable=[COLLECTION], **kwargs)
   found = {}
