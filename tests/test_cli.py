@@ -101,6 +101,7 @@ def test_a_subcommand_runs_as_its_module_does(tmp_path):
   assert ours.stderr == module.stderr and 'get_config() returned a dict' in ours.stderr
 
 
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules')  # by other tests of this process
 def test_usage_names_the_subcommand(command, capsys):
   for name in ('predict', 'check', 'augment', 'export', 'show'):
     with pytest.raises(SystemExit) as end:
