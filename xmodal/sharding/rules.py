@@ -4,7 +4,8 @@ A rule names the axes of a parameter's last dimensions (two axes where both spli
 dimensions before those (the layers of a scanned stack) are never split. The first rule whose
 pattern is found in the parameter's path holds: first those that parts declare for parameters of
 their own ('sharding' where they register), then RULES, for layers that many parts have. A parameter
-that no rule names is an error: a silent copy on every device is how a large model runs out of memory.
+that no rule names is an error: a copy on every device, unnoticed, is how a large model runs out of
+memory.
 """
 
 import math
