@@ -8,7 +8,7 @@ agree with every 'no'.
 
 import re
 
-from xmodal.data.letters import WORD
+from xmodal.letters import WORD
 from xmodal.metrics.vqa import answer_key, normalize_answer
 
 _WORD = re.compile(rf"{WORD}(?:['-]{WORD})*|[.;!?,]")

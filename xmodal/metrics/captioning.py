@@ -15,7 +15,7 @@ import shutil
 
 import numpy as np
 
-from xmodal.data.letters import FORMATS, MARKS, WORD
+from xmodal.letters import FORMATS, MARKS, WORD
 
 _ORDER = 4  # of the longest n-grams
 _SIGMA = 6.0  # of CIDEr's penalty on lengths, in 2-grams

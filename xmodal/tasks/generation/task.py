@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.data.example import Example
-from xmodal.data.letters import WORD
 from xmodal.data.pictures import images
 from xmodal.data.pictures.augmentation import Transform
 from xmodal.data.scenes.drawings import parse
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
+from xmodal.letters import WORD
 from xmodal.metrics import drawings, frechet
 from xmodal.models import parts
 from xmodal.models.attention import usable
