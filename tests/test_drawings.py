@@ -9,10 +9,10 @@ import tiny
 
 from xmodal.data.example import Example
 from xmodal.data.open import open_source
+from xmodal.data.scenes import judge as drawings
 from xmodal.data.scenes.drawings import RELATIONS, Drawings, Wanted, parse
 from xmodal.data.scenes.words import COLORS, SHAPES, SIZES, Thing
 from xmodal.errors import UserError
-from xmodal.metrics import drawings
 
 OPPOSITE = {'above': 'below', 'below': 'above', 'left of': 'right of', 'right of': 'left of'}
 

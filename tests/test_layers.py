@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1] / 'xmodal'
 FREE = ('errors', 'paths', 'atomic', 'strict_json', 'options', 'registry', 'letters')
 GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained')
 # What these may import of each other.
-AMONG = {('pretrained', 'models'), ('models', 'sharding')}
+AMONG = {('pretrained', 'models'), ('metrics', 'data')}
 ABOVE = ('tasks', 'mixer', 'train')
 
 
