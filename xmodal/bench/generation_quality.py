@@ -21,9 +21,10 @@ import numpy as np
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data.example import Example
 from xmodal.data.open import open_source
+from xmodal.data.scenes import judge
 from xmodal.data.scenes.drawings import parse
 from xmodal.errors import UserError
-from xmodal.metrics import drawings, frechet
+from xmodal.metrics import frechet
 from xmodal.mixer.feed import task_config
 from xmodal.predict import AT_ONCE, Predictor
 
@@ -71,7 +72,7 @@ def right_share(pictures: np.ndarray, captions: Sequence[str]) -> float | None:
   wanted = list(map(parse, captions))
   if not all(wanted):
     return None
-  return float(np.mean([not drawings.fault(*pair) for pair in zip(pictures, wanted)]))
+  return float(np.mean([not judge.fault(*pair) for pair in zip(pictures, wanted)]))
 
 
 def measure(predictor: Predictor, *, count: int, train: int, seed: int,

@@ -13,11 +13,12 @@ import numpy as np
 from xmodal.data.example import Example
 from xmodal.data.pictures import images
 from xmodal.data.pictures.augmentation import Transform
+from xmodal.data.scenes import judge
 from xmodal.data.scenes.drawings import parse
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.letters import WORD
-from xmodal.metrics import drawings, frechet
+from xmodal.metrics import frechet
 from xmodal.models import parts
 from xmodal.models.attention import usable
 from xmodal.models.denoiser import flow
@@ -159,7 +160,7 @@ class Generation(Task):
         'max_captions': max(1, min(max((len(e.captions) for e in examples), default=0),
                                    config.generation.max_captions)),
         'words': sorted({word for text in captions for word in _words(text)}), 'drawn': drawn,
-        'names': sorted({n for w in wanted for n in drawings.pairs(w)}) if drawn else []})
+        'names': sorted({n for w in wanted for n in judge.pairs(w)}) if drawn else []})
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
@@ -248,7 +249,7 @@ class Generation(Task):
     wanted = self._wanted(examples[0])
     right = None
     if wanted is not None:
-      right = sum(not drawings.fault(picture, wanted) for picture in pictures)
+      right = sum(not judge.fault(picture, wanted) for picture in pictures)
     return Drawn(pictures, right)
 
   def _wanted(self, example):
@@ -326,8 +327,8 @@ class Generation(Task):
     scores = {'loss': loss, 'main': -loss, 'examples': len(pairs)}
     judged = [(p.image, w) for e, p in pairs if (w := self._wanted(e)) is not None]
     if judged:
-      faults = [drawings.fault(image, wanted) for image, wanted in judged]
-      scores |= drawings.faithfulness(faults, [w for _, w in judged], self._learned['names'])
+      faults = [judge.fault(image, wanted) for image, wanted in judged]
+      scores |= judge.faithfulness(faults, [w for _, w in judged], self._learned['names'])
       scores['main'] = scores['faithfulness']
     if len(pairs) >= _LEAST_FOR_FRECHET and len(pairs[0][1].image) >= frechet.LEAST_SIDE:
       scores['frechet'] = frechet.frechet_distance(
@@ -363,7 +364,7 @@ class Generation(Task):
     line = {'image_id': example.image_id, 'captions': list(example.captions),
             'loss': float(f'{prediction.loss:.6g}')}
     if (wanted := self._wanted(example)) is not None:
-      line['fault'] = drawings.fault(prediction.image, wanted)
+      line['fault'] = judge.fault(prediction.image, wanted)
     return line
 
   def describe(self, prediction):
@@ -379,7 +380,7 @@ class Generation(Task):
     both = np.concatenate([prediction.image, np.full_like(pixels[:, :2], 255), pixels], axis=1)
     lines = [(text, card.PLAIN) for text in example.captions[:1]]
     if (wanted := self._wanted(example)) is not None:
-      fault = drawings.fault(prediction.image, wanted)
+      fault = judge.fault(prediction.image, wanted)
       lines.append((f'model (left): {fault or "as it says"}', card.WRONG if fault else card.RIGHT))
     else:
       lines.append(('left the model, right the truth', card.PLAIN))
