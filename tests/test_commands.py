@@ -237,7 +237,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.vqa.question_length=0'], ['question_length=0', '2 or more']),
     (['--config', TINY, '--config.objects.max_names=0'], ['max_names=0']),
     (['--config', TINY, '--config.model.dropout_rate=1.5'], ['dropout_rate=1.5', '0 to 0.99']),
-    (['--config', TINY, '--config.model.vision.name=t5'], ['t5', 'vit, resnet']),
+    (['--config', TINY, '--config.model.vision.name=t5'], ['t5', 'resnet, vgg or vit']),
     (['--config', TINY, '--config.model.attention=cudnn', '--config.model.dropout_rate=0.1'],
      ['cudnn', 'dropout_rate=0.1', 'xla']),
     (['--config', TINY, '--multihost'], ['--multihost', 'Slurm']),

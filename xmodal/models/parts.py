@@ -12,7 +12,8 @@ Facts:
   presets: {name of a size: fields}, one for each of SIZES.
   fixed: fields of a new part that no option changes.
   sharding: rules for parameters that the common ones do not name (see sharding.rules).
-  first_parameters: regular expression of the parameters before its first layer (see train.rates).
+  first_parameters: regular expressions of the parameters before its first layer, where their names
+    are unusual (see train.optimizer.rates).
 """
 
 import dataclasses

@@ -33,6 +33,28 @@ FAMILIES = {
     'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg', 'detr': 'detr'}
 
 
+_MODULES: dict[str, str] = {}  # of families that plugins add
+
+
+def add_family(name: str, model_types: tuple[str, ...], module: str) -> None:
+  """Makes a family of checkpoints known, from a plugin's module (pass `__name__`).
+
+  Args:
+    name: of the family, written into the runs that start from it.
+    model_types: what config.json calls it.
+    module: full name of the module, which has what the comment on FAMILIES lists.
+
+  Raises:
+    UserError: another module has that name or one of those types.
+  """
+  if _MODULES.get(name, module) != module or name in FAMILIES.values() and name not in _MODULES or (
+      any(FAMILIES.get(kind, name) != name for kind in model_types)):
+    raise UserError(f'{module}: the family {name!r} of checkpoints, or one of its model types '
+                    f'{", ".join(model_types)}, is taken; give it another name')
+  _MODULES[name] = module
+  FAMILIES.update(dict.fromkeys(model_types, name))
+
+
 def read_config(folder: str, tensors) -> dict:
   """config.json with the family's defaults filled in; {'model_type': 'vgg'} where timm has none."""
   path = os.path.join(folder, 'config.json')
@@ -95,7 +117,7 @@ def family_of(config: dict, where: str):
 
 def family_module(name: str):
   """The file of a family, by a value of FAMILIES."""
-  return importlib.import_module(f'xmodal.pretrained.{name}')
+  return importlib.import_module(_MODULES.get(name, f'xmodal.pretrained.{name}'))
 
 
 def family_of_module(module: nn.Module):

@@ -15,7 +15,9 @@ import re
 from flax import traverse_util
 import numpy as np
 
-_FIRST = re.compile(r'embedding|stem|cls_token|distillation_token|registers')
+from xmodal.registry import declared
+
+_FIRST = r'embedding|stem|cls_token|distillation_token|registers'
 _NUMBERED = re.compile(r'stage(\d+)_[a-z]+(\d+)')  # stage1_block2, stage1_conv2_norm
 
 
@@ -41,6 +43,7 @@ def rates(config, params) -> dict[str, np.ndarray]:
 
 def _distances(tower):
   """How far below the top the parameters of one tower {path: array} lie, in layers."""
+  first = re.compile('|'.join([_FIRST, *declared('first_parameters')]))
   numbered = sorted({_number(name) for name in tower} - {None})
   depth = max([len(numbered), *(x.shape[0] for name, x in tower.items() if _is_stacked(name))])
   distances = {}
@@ -51,7 +54,7 @@ def _distances(tower):
     elif (number := _number(name)) is not None:
       distances[name] = np.array(len(numbered) - numbered.index(number))
     else:
-      distances[name] = np.array(depth + 1 if _FIRST.search(name.split('/')[0]) else 0)
+      distances[name] = np.array(depth + 1 if first.search(name.split('/')[0]) else 0)
   return distances
 
 
