@@ -74,7 +74,7 @@ def make_config(size: str, batch: int, changes=()):
     try:
       config.update_from_flattened_dict({key: value})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise UserError(f'{key}={value}: not a config value ({error}); see xmodal train --help for all '
+      raise UserError(f'{key}={value}: not a config value ({error}); xmodal train --help lists all '
                       'keys') from error
     if not _USED.fullmatch(key):
       raise UserError(f'{key}={value}: the benchmark does not apply it (one step of the vqa task '

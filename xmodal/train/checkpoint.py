@@ -1,9 +1,9 @@
-"""Checkpoints that are found whole or not at all, and carry all that `predict` needs.
+"""Checkpoints: written completely or not at all, with everything that prediction needs.
 
-checkpoints/STEP/ holds three items: `model` (parameters, running statistics,
-moving average), `training` (optimiser state, weights of tasks, step, random key:
-with the seed, the step is the position in the data), and `assets` (config.json,
-tokenizer/, a folder a task), each with files.json, a list of its files with their checksums.
+checkpoints/STEP/ holds three items: `model` (parameters, running statistics, moving average),
+`training` (optimiser state, task weights, step, random key; seed and step give the position in the
+data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a list
+of its files with their checksums.
 Orbax writes to a temporary folder and renames it.
 """
 
@@ -57,7 +57,7 @@ class _Folder(ocp.args.CheckpointArgs):
 
 
 class _ArraysHandler(ocp.StandardCheckpointHandler):
-  """Orbax's, with a list of the files that it wrote."""
+  """Orbax's handler, which also writes a list of its files."""
 
   def finalize(self, directory):
     super().finalize(directory)
@@ -66,12 +66,12 @@ class _ArraysHandler(ocp.StandardCheckpointHandler):
 
 @ocp.args.register_with_handler(_ArraysHandler, for_save=True)
 class _Arrays(ocp.args.StandardSave):
-  """What is saved by that handler."""
+  """Arguments for saving with that handler."""
 
 
 @ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
 class _ArraysBack(ocp.args.StandardRestore):
-  """Orbax wants one for each handler."""
+  """Arguments for restoring, which Orbax requires for each handler."""
 
 
 def _split(state: TrainState):
@@ -129,7 +129,7 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(**items, assets=_Folder(assets)))
 
   def wait(self) -> None:
-    """Returns when what was saved lies on disk; raises UserError if it could not be written."""
+    """Waits until all checkpoints are on disk; raises UserError if one could not be written."""
     with self._disk_errors():
       self._manager.wait_until_finished()
 
@@ -150,9 +150,9 @@ class Checkpoints:
           'from there') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
-    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is.
+    """The newest undamaged checkpoint, with the shardings of `abstract`; None if there is none.
 
-    A damaged one is moved to workdir/damaged and told to `warn(line)`.
+    A damaged checkpoint is moved to workdir/damaged and reported with `warn(line)`.
 
     Raises:
       UserError: the checkpoint is of another model, or cannot be read now, or all are damaged.
@@ -177,7 +177,7 @@ class Checkpoints:
 
   def _set_aside(self, folder, step):
     target, number = os.path.join(self._workdir, DAMAGED, str(step)), 1
-    while os.path.lexists(target):  # another was trained in place of one that was damaged before
+    while os.path.lexists(target):  # an earlier checkpoint of this step was damaged, too
       number += 1
       target = os.path.join(self._workdir, DAMAGED, f'{step}-{number}')
     os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -185,15 +185,17 @@ class Checkpoints:
     return target
 
   def close(self) -> None:
-    """Waits for what is being written, and lets go of the folder."""
+    """Waits for unfinished writes and releases the folder."""
     with self._closing:
       self.wait()
       self._manager.close()
 
 
 def check_not_all_damaged(workdir: str) -> None:
-  """Raises UserError where all checkpoints of a run were damaged: to start over would write over
-  what there is to learn from it, and is for a person to decide."""
+  """Raises UserError if all checkpoints of a run are damaged.
+
+  Starting over would overwrite the rest of the run, so a person decides.
+  """
   folder = os.path.join(workdir, DAMAGED)
   if os.path.isdir(folder) and os.listdir(folder) and not saved_steps(workdir):
     raise UserError(f'no checkpoint in {workdir} can be read: all are in {folder}; to start over, '
@@ -234,7 +236,7 @@ def _find_best(workdir):
 
 
 def saved_steps(workdir: str) -> list[int]:
-  """The steps of which there are checkpoints, whole or damaged."""
+  """The steps of all checkpoints, undamaged or not."""
   folder = os.path.join(workdir, 'checkpoints')
   names = os.listdir(folder) if os.path.isdir(folder) else ()
   return [int(name) for name in names if name.isdigit()]
@@ -262,7 +264,7 @@ def load_variables(folder: str, abstract_variables, ema: bool):
 
 
 def _quieten():
-  """Keeps what Orbax has to say besides errors raised off the terminal."""
+  """Hides Orbax's log lines; errors are raised all the same."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('orbax').setLevel(logging.CRITICAL)
   # A full disk fails many writes at once; one line says so, not a traceback each.
@@ -272,7 +274,6 @@ def _quieten():
 
 
 def _without_echoes(unraisable):
-  # Once one write has failed Orbax ends its event loop; each array still under way then prints a
-  # traceback of that, up to the end of the process.
+  # After a failed write Orbax closes its event loop, and each unfinished array prints a traceback.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)

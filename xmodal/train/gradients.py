@@ -1,4 +1,4 @@
-"""Losses and gradients of one batch, whatever tasks, sources and micro-batches it has."""
+"""Losses and gradients of one batch, for any tasks, sources and micro-batches."""
 
 from collections.abc import Callable, Mapping, Set
 import itertools
@@ -13,7 +13,7 @@ from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 
-# Folded into the key of a step for what concerns its names; micro-batches fold in their numbers.
+# Folded into the key of a step for random choices of names; micro-batches fold in their numbers.
 _NAMES = 0x6e616d65
 
 
@@ -21,22 +21,22 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
                    accumulation: int = 1, separate: bool = False) -> Callable:
   """A pure function of a batch's gradients.
 
-  A task's loss = task_weight * (sum over its terms of term_weight * mean), where a
-  mean is over the examples that count for the term, of the whole batch, however
-  many micro-batches and devices it is split into.
+  A task's loss = task_weight * (sum over its terms of term_weight * mean). A mean is over the
+  examples of the whole batch that count for the term, independent of the number of micro-batches
+  and devices.
 
   Args:
     model: a models.backbone.MultiTask.
     tasks: those of the batch.
     task_weights: weight of each task's loss.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
-    separate: whether to give each task's gradient by itself. A forward pass is the same for all
-      tasks of a source; each has a backward pass of its own.
+    separate: whether to return each task's gradient by itself. Tasks of one source share the
+      forward pass; each has its own backward pass.
 
   Returns:
     (trained, fixed, collections, batch, rng, weigh) -> (gradients of `trained`, collections,
-    losses, metrics). weigh: of losses {task: scalar} their weights in the gradients, and with
-    several micro-batches it may not look at them. With `separate` it is not called, and
+    losses, metrics). weigh: (losses {task: scalar}) -> their weights in the gradients; with several
+    micro-batches the weights must not depend on the losses. With `separate` it is not called, and
     gradients are {task: tree}.
   """
   def weights_of(part):
@@ -105,7 +105,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return (grads, losses, metrics), collections
 
   def gradients(trained, fixed, collections, batch, rng, weigh=None):
-    # Only from data, not from parameters: known before the first micro-batch.
+    # These depend on data alone, so they are known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
     choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
     vocabularies = vocabularies_of(batch, choice)
@@ -119,7 +119,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       of_params, of_vectors = grads
       return _sum([of_params, *(read_backward[name](of_vectors[name])[0] for name in tasks)])
 
-    if separate:  # a task's loss looks at its own names alone
+    if separate:  # a task's loss depends on its own names only
       grads = {name: through_names(grad, vocabularies.keys() & {name})
                for name, grad in grads.items()}
     else:
@@ -155,7 +155,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
 
 
 def at_step(batch: Mapping, step: jax.Array) -> dict:
-  """A batch with the step that it is trained in: 'step' int32 [B], like all that examples have."""
+  """Adds the number of the training step to a batch: 'step', int32 [B]."""
   if 'valid' not in batch:
     return {feed: at_step(part, step) for feed, part in batch.items()}
   return {**batch, 'step': jnp.full_like(batch['valid'], step, jnp.int32)}
@@ -163,8 +163,8 @@ def at_step(batch: Mapping, step: jax.Array) -> dict:
 
 def _one_by_one(names, pullback):
   """{task: gradient of its loss alone}."""
-  # Each pass by itself and not in a loop, although that compiles sooner: XLA leaves out what gives
-  # zeros, and on a CPU a step of five tasks took a fifth of the time.
+  # Separate passes instead of a loop, which would compile sooner: XLA removes the parts whose
+  # gradients are zero. On a CPU a step of five tasks took a fifth of the time.
   return {name: pullback({other: jnp.float32(other == name) for other in names})[0]
           for name in names}
 

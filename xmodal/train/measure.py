@@ -1,6 +1,6 @@
-"""How far tasks pull the same way: norms and cosines of their gradients at shared parameters.
+"""Agreement of tasks: norms and cosines of their gradients at shared parameters.
 
-Looked at every so many steps by a function of its own, so that other steps cost nothing.
+A function of its own computes them, so steps without a measurement cost nothing more.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -19,7 +19,7 @@ OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms
 
 
 def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
-  """The numbers people look at: each task's gradient norm, and the cosine of each pair."""
+  """Each task's gradient norm, and the cosine of each pair of tasks."""
   tasks = tuple(tasks)
   norms = jnp.sqrt(jnp.diagonal(gram))
   return {f'{name}/gradient_norm': norms[i] for i, name in enumerate(tasks)} | {

@@ -1,4 +1,4 @@
-"""Reading the items of a checkpoint: whole, or with what is wrong with it."""
+"""Reading the items of a checkpoint, and proving that one is damaged."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from xmodal.errors import UserError
 from xmodal.sharding.rules import path_name
 from xmodal.train import alias, damage, together
 
-# Seconds before each further try to read what could not be read.
+# Seconds to wait before each further attempt to read an item.
 PAUSES = (1, 5, 15)
 
 
@@ -21,8 +21,8 @@ PAUSES = (1, 5, 15)
 def fingerprint(tree):
   """One uint32 that changes with any bit of a tree of 4-byte arrays.
 
-  Orbax's checksums cover its index but not the arrays themselves, so a byte
-  that rotted on disk would come back as a wrong parameter.
+  Orbax's checksums cover its index but not the arrays: a flipped bit on disk would be read as a
+  wrong parameter.
   """
   total = jnp.zeros((), jnp.uint32)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
@@ -40,7 +40,9 @@ class Damaged(Exception):
 
 
 def read(folder, abstract):
-  """Items of a checkpoint by name, as `abstract` says; every process gets or raises the same.
+  """Reads items of a checkpoint, with the shapes and shardings of `abstract`, by name.
+
+  Every process returns or raises the same.
 
   Raises:
     Damaged: one is damaged.
@@ -60,14 +62,14 @@ def read(folder, abstract):
   together.agree(read_all)
   for found in filter(None, together.gather(proof)):
     raise Damaged(found)
-  for item, of_item in items.items():  # of arrays over all devices: together, or not at all
+  for item, of_item in items.items():  # computed over all devices, so by all processes together
     if int(fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
       raise Damaged(f'{item}: an array has changed since it was written')
   return {item: of_item['arrays'] for item, of_item in items.items()}
 
 
 def _read_patiently(folder, item, abstract):
-  """One item of a checkpoint, as this process can read it; Damaged only if that is proven."""
+  """Reads one item, with retries; raises Damaged only if damage is proven."""
   path = os.path.join(folder, item)
   for pause in (*PAUSES, None):
     try:
@@ -96,14 +98,14 @@ def _read_patiently(folder, item, abstract):
 
 
 def _of_storage(error):
-  # The storage library's errors, too, are ValueErrors.
+  # The storage library raises ValueError, too.
   return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
 
 
 def _read_once(folder, item, abstract):
   one_number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
   wanted = {'arrays': abstract, 'fingerprint': one_number}
-  # Orbax's reader threads print tracebacks of their own when a file is broken.
+  # Orbax's reader threads print their own tracebacks when a file is broken.
   hook, sys.excepthook = sys.excepthook, lambda *_: None
   try:
     with alias.Usable(folder) as usable:  # of the step, as the item may be missing
@@ -116,7 +118,7 @@ def _read_once(folder, item, abstract):
 
 
 def _alone():
-  """Orbax waits for no other process: one that fails would not come to the barrier."""
+  """Options under which Orbax waits for no other process: a failed one would never arrive."""
   if jax.process_count() == 1:
     return ocp.options.MultiprocessingOptions()
   me = jax.process_index()
@@ -125,7 +127,7 @@ def _alone():
 
 
 def _wrapped(error):
-  """What Orbax, of an array it could not read, wraps in an exception of no narrower type."""
+  """The cause of an error that Orbax wraps in a plain Exception."""
   while type(error) is Exception and error.__cause__ is not None:
     error = error.__cause__
   return error

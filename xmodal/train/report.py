@@ -1,4 +1,4 @@
-"""What a run tells: the terminal, metrics.jsonl and TensorBoard."""
+"""Logging of a run: terminal, metrics.jsonl and TensorBoard."""
 
 from collections.abc import Collection, Iterator, Mapping
 import contextlib
@@ -17,7 +17,7 @@ OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_c
 
 
 class Report:
-  """Writes numbers down and shows how training goes; silent on all hosts but the first.
+  """Logs metrics and progress; does nothing on all hosts but the first.
 
   Attributes:
     owed: names of evaluations that were due at the step that the run goes on from, and were not

@@ -1,4 +1,4 @@
-"""How far tasks pull the same way, every so many steps."""
+"""Measurements of the agreement of tasks, every config.mixer.measure_every steps."""
 
 import jax
 
@@ -14,15 +14,15 @@ class Measuring:
     """Compiles, if a step after `start` is to be measured."""
     train, self._every = plan.config.train, plan.config.mixer.measure_every
     self._plan, self._tasks = plan, tuple(plan.tasks)
-    # Balances that look at gradients tell of them at every step.
+    # Balances that need gradients log them at every step.
     self._measure = None
     if (len(self._tasks) > 1 and self._every and plan.balance.needs != 'gradients'
         and start // self._every < train.steps // self._every):
       self._measure = compile_measure(plan)
 
   def __call__(self, step: int, state, batch) -> dict[str, jax.Array]:
-    """What is measured before a step (counted from 1) with its batch, or one of all tasks; {} at
-    most steps."""
+    """Measures before a step (counted from 1), with its batch or one of all tasks; {} at most
+    steps."""
     if self._measure is None or step % self._every:
       return {}
     plan, sampling, size = self._plan, self._plan.sampling, self._plan.config.train.batch_size
