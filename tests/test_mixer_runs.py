@@ -40,7 +40,7 @@ def in_turns(**values):
 
 @functools.cache
 def planned():
-  """A Run that trains nothing."""
+  """The plan of such a run."""
   return Plan(in_turns(), 'unused')
 
 

@@ -126,6 +126,9 @@ def load_plugins(modules: tuple[str, ...]) -> None:
   Raises:
     UserError: one is not found, or fails.
   """
+  if modules:
+    for registry in _REGISTRIES:  # before plugins, whose names must differ from theirs
+      len(registry)
   for name in modules:
     try:
       importlib.import_module(name)

@@ -69,6 +69,8 @@ def read_config(folder: str, tensors) -> dict:
   if not isinstance(model_type, str) or model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
+  if model_type not in CONFIG_MAPPING:  # a plugin's
+    return config
   # What transformers 4 said of a timm backbone with these, 5 asks the hub about.
   known = {key: value for key, value in config.items() if key != 'backbone_kwargs'}
   kind = CONFIG_MAPPING[model_type]

@@ -1,8 +1,8 @@
 """Proof that a folder of a checkpoint is damaged: a list of its files, with sizes and checksums.
 
 A failed read proves little: it fails when a file server restarts, and when a file was cut. So a
-list of files is written with them, and damage is a difference from that list. A failure without such
-a difference is temporary.
+list of files is written with them, and damage is a difference from that list. A failure without
+such a difference is temporary.
 """
 
 import concurrent.futures

@@ -1,4 +1,4 @@
-"""What a plan would be, without running it."""
+"""A description of a run that is not started."""
 
 import jax
 
