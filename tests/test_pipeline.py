@@ -269,7 +269,7 @@ def test_batches_made_without_tensorflow_are_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize('tensorflow', [True, False])
-def test_a_defect_in_a_source_is_raised_as_itself(monkeypatch, tensorflow):
+def test_a_defect_in_a_source_is_raised_as_itself(monkeypatch, tensorflow, capfd):
   if not tensorflow:
     monkeypatch.setitem(sys.modules, 'tensorflow', None)
 
@@ -282,6 +282,7 @@ def test_a_defect_in_a_source_is_raised_as_itself(monkeypatch, tensorflow):
 
   with pytest.raises(ZeroDivisionError, match='in the source'):
     list(pipeline.eval_batches(maker(Broken(numbered(8)), Number()), 1))
+  assert not capfd.readouterr().err  # TensorFlow logs a traceback of what it sees raised
 
 
 # Baselines

@@ -223,28 +223,25 @@ def _in_threads(at, start, stop, workers):
 
 def _in_tf_data(tf, at, start, stop, workers):
   tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
-  made, raised = {}, collections.deque(maxlen=1)
+  made = {}  # step -> (its batch, or what making it raised)
 
   def make(step):
-    # Beside TensorFlow, not through it: it wants the same arrays of every step.
+    # Batches go past TensorFlow, which requires the same arrays at every step. So do exceptions:
+    # it logs a traceback of each, hundreds of lines.
     try:
-      made[int(step)] = at(int(step))
-    except Exception as error:
-      raised.append(error)
-      raise
+      made[int(step)] = at(int(step)), None
+    except BaseException as error:
+      made[int(step)] = None, error
     return step
 
   dataset = tf.data.Dataset.range(start, stop).map(
       lambda step: tf.numpy_function(make, [step], tf.int64, stateful=False),
       num_parallel_calls=workers, deterministic=True).prefetch(2)
-  try:
-    for step in dataset.as_numpy_iterator():
-      yield made.pop(int(step))
-  except tf.errors.OpError:
-    # TensorFlow reports the text of an exception; raise the exception itself.
-    if raised:
-      raise raised[0] from None
-    raise
+  for step in dataset.as_numpy_iterator():
+    batch, error = made.pop(int(step))
+    if error is not None:
+      raise error
+    yield batch
 
 
 def sample(source: Source, count: int = 4096) -> Sequence[Example]:

@@ -43,7 +43,7 @@ class Report:
     self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
     if not self._active:
       return
-    if sys.stderr.isatty():
+    if _has_terminal():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True, smoothing=0.1)
     self._path = os.path.join(workdir, 'metrics.jsonl')
     lines, unreadable = metrics.read(self._path)
@@ -91,6 +91,8 @@ class Report:
     self._lap(step)
     yield
     self._clock = time.perf_counter()
+    if self._bar is not None:
+      self._bar.unpause()  # nor does the time left count it
 
   def _lap(self, step):
     now = time.perf_counter()
@@ -136,3 +138,11 @@ def _summary(numbers):
   if numbers['skipped']:
     parts.append(f'{numbers["skipped"]:.0f} steps skipped (gradients not finite)')
   return ', '.join(parts)
+
+
+def _has_terminal():
+  """Whether stderr is a terminal with room for a bar: some that are remote have no size."""
+  try:
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+  except (OSError, ValueError):
+    return False
