@@ -31,7 +31,8 @@ class Padding:
                      for i, (cells, pixels) in enumerate(zip(grid, self.size)))
     return rows[:, :, None] & columns[:, None]
 
-  def token_mask(self, grid: tuple[int, int], extra: int) -> Bool[Array, 'B extra+N'] | None:
+  def token_mask(self, grid: tuple[int, int], extra: int
+                 ) -> Bool[Array, 'B {extra+grid[0]*grid[1]}'] | None:
     """The mask of `extra` tokens without position, then the grid's: bool [B, extra + N], or None.
     """
     mask = self.mask(grid)

@@ -1,8 +1,9 @@
-"""Which thing of a picture an expression means."""
+"""Referring expressions: matches an expression with the queries of a picture."""
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from xmodal.models.cross_modal import matching_init
 from xmodal.models.detector.boxes import to_center
@@ -10,30 +11,33 @@ from xmodal.models.layers import Mlp
 
 
 class MeantQuery(nn.Module):
-  """How well what each query shows fits an expression: as a thing, in its place, beside another.
+  """Scores how well each query fits an expression: by its content, its place and another object.
 
-  As in MAttNet (arXiv:1801.08186) each of the three has words of its own: of 'the square
-  left of the red circle' those for the square, for the circle, and for how the two
-  lie. The last are matched with a description of each pair of boxes, as far as the
-  other of the two is the circle.
+  As in MAttNet (arXiv:1801.08186), each of three aspects attends to its own words. In 'the
+  square left of the red circle' these are the words of the square (the target), of the circle
+  (the other object), and of their relation. The relation is matched with a description of each
+  pair of boxes, weighted by the probability that the pair's second box is the other object.
 
   Attributes:
-    num_readings: of the words, whose fits are summed.
-    pair_dim: of the descriptions of places and pairs.
+    num_readings: R, attention readings of the words per aspect; their scores are summed.
+    pair_dim: width of the descriptions of places and pairs.
   """
 
   num_readings: int = 4
   pair_dim: int = 32
 
   @nn.compact
-  def __call__(self, queries, words, word_mask, boxes, mask):
+  def __call__(self, queries: Float[Array, 'B N D'], words: Float[Array, 'B L D'],
+               word_mask: Bool[Array, 'B L'], boxes: Float[Array, 'B N 4'],
+               mask: Bool[Array, 'B N'] | None) -> Float[Array, 'B N']:
     """Logits of the queries, float32 [B, N].
 
     Args:
       queries: [B, N, D].
-      words: tokens of the expression, [B, L, D], and word_mask, bool [B, L], False for padding.
-      boxes: [B, N, 4], corners in 0..1 of the input; no gradient goes to them.
-      mask: bool [B, N], False for queries at padding; None: there are none.
+      words: tokens of the expression, [B, L, D].
+      word_mask: bool [B, L], False for padding.
+      boxes: [B, N, 4], corners in 0..1 of the input; they receive no gradient.
+      mask: bool [B, N], False for queries in padding; None: no padding.
     """
     width, dtype = queries.shape[-1], queries.dtype
 
@@ -47,7 +51,7 @@ class MeantQuery(nn.Module):
     thing, other, how = jnp.split(  # [B, R, D] each
         jnp.einsum('blr,bld->brd', attention.astype(dtype), words), 3, axis=1)
 
-    # Contents are compared from the start (see matching_init).
+    # Logits start as a similarity of contents (see matching_init).
     shown = project(known, 'query', kernel_init=matching_init)
     scale = jnp.exp(self.param('log_scale', nn.initializers.zeros, ())) * width ** -0.5
 
@@ -63,7 +67,7 @@ class MeantQuery(nn.Module):
     is_other = jax.nn.softmax(is_other).astype(dtype)
 
     how = project(how, 'how', self.pair_dim)
-    # In float32: neighbours lie closer together than bfloat16 can tell.
+    # In float32: bfloat16 cannot distinguish the positions of neighbours.
     place = to_center(jax.lax.stop_gradient(boxes))
     fits += jnp.einsum('bnp,brp->brn', self._describe(place.astype(dtype), 'place'), how,
                        preferred_element_type=jnp.float32)
