@@ -12,7 +12,7 @@ PACKAGES = ['xmodal.models', 'xmodal.tasks']
 
 def install():
   """Checks every function of PACKAGES with such an annotation; call before they are imported."""
-  jaxtyping.Array = jax.Array | np.ndarray  # JAX accepts both
+  jaxtyping.Array = jax.Array | np.ndarray | np.generic  # JAX accepts all
   jaxtyping.install_import_hook(PACKAGES, 'shape_checks.check')
 
 

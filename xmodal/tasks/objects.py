@@ -171,7 +171,7 @@ class ObjectsHead(nn.Module):
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns logits, float32 [B, rows, columns, K]; -inf in the padding of a picture."""
     vision, names = towers.vision(), towers.names(features['vocabulary'])
-    seen = towers.seen(vision)
+    seen = towers.align_vision(vision)
     rows, columns = vision.grid
     seen = seen[:, seen.shape[1] - rows * columns:]  # no class token
     scale = self.param('log_scale', nn.initializers.zeros, ())

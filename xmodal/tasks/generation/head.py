@@ -32,7 +32,7 @@ class GenerationHead(nn.Module):
     sampler, steps: see models.flow.integrate.
     strength: None: pictures are drawn from noise alone; else see tasks.generation.Start.
     scored: whether predict gives truth and loss beside the picture.
-    told: see models.flow.integrate.
+    on_step: see models.denoiser.flow.integrate.
   """
 
   denoiser: nn.Module
@@ -50,7 +50,7 @@ class GenerationHead(nn.Module):
   steps: int
   strength: float | None = None
   scored: bool = True
-  told: Callable | None = None
+  on_step: Callable | None = None
 
   def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
     """Returns the loss of each example, float32 [B].
@@ -129,7 +129,7 @@ class GenerationHead(nn.Module):
     start = 0.0 if self.strength is None else 1.0 - self.strength
     z = noise if start == 0 else start * x + (1 - start) * noise
     return flow.integrate(velocity, z, steps=self.steps, sampler=self.sampler, start=start,
-                          told=self.told)
+                          on_step=self.on_step)
 
   def _velocity(self, towers, tokens):
     """A function (z, t scalar) -> velocity, with guidance."""

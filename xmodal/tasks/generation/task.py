@@ -127,9 +127,9 @@ class Generation(Task):
     self._config, self._tokenizer, self._learned = config, tokenizer, dict(learned)
     self._guidance, self._steps, self._sampler = own.guidance, own.steps, own.sampler
     self._start: Start | None = None  # what a person gave
-    self._told: Callable | None = None
+    self._on_step: Callable | None = None
     self._scored = True
-    self._denoiser()  # sizes that do not fit are told of now
+    self._denoiser()  # raises here if sizes do not fit
 
   def _denoiser(self):
     config = self._config
@@ -224,7 +224,7 @@ class Generation(Task):
                 for number in range(n)]
     task = self.with_sampling(guidance=guidance, steps=steps, start=start)
     if progress is not None:
-      task._told = progress(task._steps)
+      task._on_step = progress(task._steps)
     return task, examples
 
   def _read_mask(self, image, mask):
@@ -303,7 +303,7 @@ class Generation(Task):
         guidance=float(self._guidance), guidance_interval=(own.guidance_from, own.guidance_to),
         sampler=self._sampler, steps=self._steps,
         strength=None if self._start is None else self._start.strength, scored=self._scored,
-        told=self._told)
+        on_step=self._on_step)
 
   def weights(self, features):
     return {'v': (features['count'] > 0).astype(jnp.float32)}
