@@ -39,23 +39,28 @@ class Sublayers(nn.Module):
   attention: str
   dtype: jnp.dtype
 
-  def norm(self, x, name):
+  def norm(self, x: Float[Array, 'B N D'], name: str) -> Float[Array, 'B N D']:
     return nn.LayerNorm(dtype=self.dtype, name=name)(x)
 
-  def attend(self, x, context, mask, name, deterministic):
+  def attend(self, x: Float[Array, 'B Q D'], context: Float[Array, 'B K D'] | None,
+             mask: Bool[Array, 'B 1 1 K'] | None, name: str, deterministic: bool
+             ) -> Float[Array, 'B Q D']:
+    """Attends from x to the context (None: x) and projects; no residual."""
     layer = MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
                                dtype=self.dtype, implementation=self.attention,
                                query_init=matching_init, key_init=matching_init,
                                out_init=nn.initializers.zeros, name=name)
     return self.dropout(layer(x, context, mask=mask), deterministic)
 
-  def mlp(self, x, name, deterministic):
+  def mlp(self, x: Float[Array, 'B N D'], name: str, deterministic: bool
+          ) -> Float[Array, 'B N D']:
+    """Normalises x and runs an MLP; no residual."""
     layer = Mlp(self.mlp_dim, self.hidden_dim, dropout_rate=self.dropout_rate, dtype=self.dtype,
                 down_init=nn.initializers.zeros, name=name)
     y = layer(self.norm(x, f'{name}_norm'), deterministic=deterministic)
     return self.dropout(y, deterministic)
 
-  def dropout(self, x, deterministic):
+  def dropout(self, x: Float[Array, 'B N D'], deterministic: bool) -> Float[Array, 'B N D']:
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 
 

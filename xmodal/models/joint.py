@@ -1,6 +1,6 @@
 """The shared model: a vision tower, a text tower, and the layers that join them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 from flax import linen as nn
@@ -239,7 +239,7 @@ class Backbone(nn.Module):
     return self._writer.decode(tokens, self.decoder_projection(encoded), mask,
                                deterministic=deterministic)
 
-  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1) -> tuple[Callable, dict]:
     """A step function and its initial cache, to decode up to max_length tokens one by one."""
     encoded, mask = fused.tokens
     # Unbound: a bound module cannot be called inside a compiled loop.
@@ -350,7 +350,7 @@ class SharedTowers:
     """See Backbone.decode."""
     return self._backbone.decode(tokens, fused, deterministic=self._deterministic)
 
-  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1):
+  def decoder(self, fused: Fused, max_length: int, num_beams: int = 1) -> tuple[Callable, dict]:
     """See Backbone.decoder."""
     return self._backbone.decoder(fused, max_length, num_beams)
 

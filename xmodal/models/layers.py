@@ -105,7 +105,7 @@ class Mlp(nn.Module):
     return dense(self.out_dim, 'down', self.down_init or self.kernel_init)(hidden)
 
 
-def rematerialized(body, policy: str, **kwargs):
+def rematerialized(body: Callable, policy: str, **kwargs):
   """The same function or module, whose activations the backward pass recomputes.
 
   Args:
@@ -121,7 +121,8 @@ def rematerialized(body, policy: str, **kwargs):
   return body if policy == 'none' else nn.remat(body, policy=REMAT_POLICIES[policy], **kwargs)
 
 
-def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):
+def scan_layers(body: Callable, layer: nn.Module, carry, xs=None, *, num_layers: int,
+                remat: str = 'none', unroll: int = 1):
   """Runs body(layer, carry, x) -> (carry, y) over num_layers copies of a layer.
 
   The layer's parameters get a leading axis [L, ...]. Each copy has its own

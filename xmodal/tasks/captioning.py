@@ -128,7 +128,7 @@ class Captioning(Task):
         eos_id=self._tokenizer.eos_id, beams=own.beams, temperature=own.temperature,
         top_k=own.top_k, top_p=own.top_p, seed=self._seed)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'gen': features['weight']}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:

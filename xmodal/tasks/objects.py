@@ -111,7 +111,7 @@ class Objects(Task):
   def head(self):
     return ObjectsHead()
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features['weight'] for term in self.loss_weights}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:

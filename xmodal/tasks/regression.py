@@ -137,7 +137,7 @@ class Regression(Task):
         pad_id=self._tokenizer.pad_id, eos_id=self._tokenizer.eos_id, beams=self._config.beams,
         dropout_rate=self._dropout_rate)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features['weight'] for term in self.loss_weights}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:

@@ -79,8 +79,11 @@ class Task(abc.ABC):
     """
 
   @abc.abstractmethod
-  def weights(self, features: Mapping[str, jax.Array]) -> dict[str, Float[Array, ' B']]:
-    """Weight of each example in each loss term: float32 [B], 0 to exclude it."""
+  def weights(self, features: Mapping[str, jax.Array]) -> dict[str, Float[Array, '*B']]:
+    """Weight of each example in each loss term: float32 [B], 0 to exclude it.
+
+    For the features of a single example, a scalar.
+    """
 
   @abc.abstractmethod
   def losses(self, outputs: Any, features: Mapping[str, jax.Array]

@@ -166,7 +166,7 @@ class VQA(Task):
                    pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id, beams=self._beams,
                    dropout_rate=self._dropout_rate)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features[f'{term}_weight'] for term in self.loss_weights}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:

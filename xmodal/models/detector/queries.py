@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from xmodal.models.cross_modal import Sublayers
 from xmodal.models.detector.boxes import to_center, to_corners
 from xmodal.models.detector.glimpse import glimpse
+from xmodal.models.joint import Fused
 from xmodal.models.layers import Mlp, rematerialized
 
 
@@ -80,9 +81,9 @@ class ImageQueries(nn.Module):
   remat: str = 'none'
 
   @nn.compact
-  def __call__(self, fused, *, deterministic: bool
+  def __call__(self, fused: Fused, *, deterministic: bool
                ) -> tuple[Float[Array, 'B N D'], Float[Array, 'N 4'], Bool[Array, 'B N'] | None]:
-    """Queries of a joint.Fused.
+    """Queries of fused tokens.
 
     Returns:
       queries [B, N, D], their references [N, 4], and a mask bool [B, N], False for queries

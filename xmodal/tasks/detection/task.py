@@ -239,7 +239,7 @@ class Detection(Task):
         glimpse=self._config.glimpse, expressions=self._learned['expressions'],
         pad_id=self._tokenizer.pad_id)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     # Weighted by the number of objects: a mean over all objects of the batch, as in DETR.
     count = (features['names'] >= 0).sum(-1) * features['weight']
     weights = {'names_scores': jnp.maximum(count, features['weight']), 'names_boxes': count,

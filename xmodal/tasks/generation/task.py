@@ -309,7 +309,7 @@ class Generation(Task):
         strength=None if self._start is None else self._start.strength, scored=self._scored,
         on_step=self._on_step)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'v': (features['count'] > 0).astype(jnp.float32)}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:

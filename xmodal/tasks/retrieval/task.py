@@ -194,7 +194,7 @@ class Retrieval(Task):
   def head(self):
     return RetrievalHead(self._config.embedding_dim, self._config.loss)
 
-  def weights(self, features) -> dict[str, Float[Array, ' B']]:
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'contrastive': (features['count'] > 0).astype(jnp.float32)}
 
   def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
