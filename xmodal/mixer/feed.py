@@ -30,7 +30,7 @@ from xmodal.options import Option
 from xmodal.sharding import hosts
 from xmodal.tasks.task import TASKS, Task, senses_of
 
-_SAMPLED = 500  # examples of a source to detect its language
+_SAMPLED = 500  # examples of a generated source from which its language is detected
 _MOST_BOXES = 20  # maximum number of listed boxes that are not inside their pictures
 
 OPTIONS = {

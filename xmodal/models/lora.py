@@ -67,7 +67,7 @@ def _adapt(lora, deterministic, layer_method, args, kwargs, context):
           else layer.has_variable('params', 'lora_a')):
     return y
   kernel = meta.unbox(layer.get_variable('params', 'kernel'))  # see sharding.gather
-  # Not layer.param: in a scan, that would change the kernel's random numbers.
+  # Not layer.param: in a scan, it would take its random numbers from the kernel's.
   a = layer.variable('params', 'lora_a', lambda: _first_a(
       layer.scope.rngs['params'].as_jax_rng(), (*kernel.shape[:-1], lora.rank))).value
   # B is zero: the adapters start without effect.

@@ -179,8 +179,8 @@ class Regression(Task):
   def headline(self, scores):
     if 'MAE' not in scores:
       return ''
-    return (f'mean error {scores["MAE"]:.3g} ({scores["constant_MAE"]:.3g} if their mean is always '
-            f'said), {scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
+    return (f'mean error {scores["MAE"]:.3g} ({scores["constant_MAE"]:.3g} when always predicting '
+            f'the mean), {scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
 
   def table(self, scores):
     groups = [key.removeprefix('examples/') for key in scores if key.startswith('examples/')]

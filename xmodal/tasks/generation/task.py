@@ -208,7 +208,7 @@ class Generation(Task):
       if value is not None and value < 1:
         raise UserError(f'--{name}={value}: wanted 1 or more')
     if guidance is not None and not 0 <= guidance < np.inf:
-      raise UserError(f'--guidance={guidance:g}: wanted 0 (no heed of the text), '
+      raise UserError(f'--guidance={guidance:g}: wanted 0 (ignores the text), '
                       '1 (the text as it is) or more (stronger)')
     if strength is not None and not 0 <= strength <= 1:
       raise UserError(f'--strength={strength:g}: wanted 0 (the picture as it is) to 1 (all anew)')
@@ -357,7 +357,7 @@ class Generation(Task):
         rows.append(f'{label:<16}' + ''.join(f'{"" if c is None else format(c, ".1%"):>8}'
                                              for c in cells)
                     + f'{scores.get(f"examples/{name}", 0):>8}')
-      rows.append('seen: every color and shape together as in training; all by a judge of pixels')
+      rows.append('seen: pairs of color and shape that occur in training; judged from pixels')
     rows.append(f'v-loss {scores["loss"]:.4f} on {scores["examples"]} pictures')
     if 'frechet' in scores:
       rows.append(f'Frechet distance of {frechet.EXTRACTOR}: {scores["frechet"]:.4f} (it is no '
@@ -376,7 +376,7 @@ class Generation(Task):
     line = f'{count} picture{"s" if count > 1 else ""} of {width}x{height} pixels'
     if prediction.right is None:
       return line
-    return f'{line}, {prediction.right} of {count} show it as a judge of pixels reads them'
+    return f'{line}, {prediction.right} of {count} show the text (judged from pixels)'
 
   def draw(self, example, pixels, prediction):
     if isinstance(prediction, Drawn):
@@ -385,7 +385,7 @@ class Generation(Task):
     lines = [(text, card.PLAIN) for text in example.captions[:1]]
     if (wanted := self._wanted(example)) is not None:
       fault = judge.fault(prediction.image, wanted)
-      lines.append((f'model (left): {fault or "as it says"}', card.WRONG if fault else card.RIGHT))
+      lines.append((f'model (left): {fault or "right"}', card.WRONG if fault else card.RIGHT))
     else:
       lines.append(('left the model, right the truth', card.PLAIN))
     return card.draw_card(both, lines)

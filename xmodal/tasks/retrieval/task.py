@@ -272,8 +272,8 @@ class Retrieval(Task):
                           for kind in ('recall', 'chance'))
       rows += [f'{label:<20}{"".join(recalls)}{scores[f"{key}/median_rank"]:>13.0f}',
                f'{"  chance":<20}{"".join(chances)}']
-    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; one worded '
-                'as a right one is right too')
+    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; a '
+                'caption with the words of a right one is right too')
     return '\n'.join(rows)
 
   def record(self, example, prediction):
