@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import os
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -214,7 +215,7 @@ class CaptioningHead(nn.Module):
   top_p: float = 1.0
   seed: int = 0
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> Float[Array, 'B N T V']:
     """Returns logits, float32 [B, N, T, V], of N captions per picture."""
     del deterministic
@@ -229,7 +230,7 @@ class CaptioningHead(nn.Module):
     vision = towers.vision().tokens
     return towers.fused(jnp.full((vision.shape[0], 1), self.pad_id, jnp.int32))
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Returns one caption per picture, see writing.write."""
     sampling = {}
     if self.temperature:

@@ -12,6 +12,7 @@ import collections
 from collections.abc import Mapping, Sequence
 import json
 import os
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -169,7 +170,7 @@ class ObjectsHead(nn.Module):
   """Matches image tokens with names; parameters: only a scale and a bias (arXiv:2303.15343)."""
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> Float[Array, 'B rows columns K']:
     """Returns logits, float32 [B, rows, columns, K]; -inf in a picture's padding."""
     vision, names = towers.vision(), towers.names(features['vocabulary'])
@@ -185,7 +186,7 @@ class ObjectsHead(nn.Module):
       logits = jnp.where(vision.mask[:, -rows * columns:, None], logits, -jnp.inf)
     return logits.reshape(-1, rows, columns, len(names))
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Returns the probability that each name is anywhere in the picture: [B, K]."""
     return {'present': jax.nn.sigmoid(self(towers, features, deterministic=True)).max((1, 2))}
 

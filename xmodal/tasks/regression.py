@@ -4,9 +4,9 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import os
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -244,7 +244,7 @@ class RegressionHead(nn.Module):
   dropout_rate: float = 0.0
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> dict[str, Array]:
     """Returns {'reg': float32 [B], standardised, 'gen': logits [B, T, V] if there is a decoder}."""
     fused = towers.fused(features['question'])
@@ -259,7 +259,7 @@ class RegressionHead(nn.Module):
       outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['text'], self.pad_id)
     return outputs
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Returns the standardised number, [B], and the generated text, see writing.write."""
     question = {'question': features['question']}  # without the target text
     arrays = {'number': self(towers, question, deterministic=True)['reg']}

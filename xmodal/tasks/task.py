@@ -60,7 +60,7 @@ class Task(abc.ABC):
     """
     return None
 
-  def sampled_vocabulary(self, features: Mapping[str, jax.Array], key: jax.Array) -> Names | None:
+  def sampled_vocabulary(self, features: Mapping[str, Any], key: jax.Array) -> Names | None:
     """The names of `vocabulary` that a training step uses (device side).
 
     Args:
@@ -79,21 +79,21 @@ class Task(abc.ABC):
     """
 
   @abc.abstractmethod
-  def weights(self, features: Mapping[str, jax.Array]) -> dict[str, Float[Array, '*B']]:
+  def weights(self, features: Mapping[str, Any]) -> dict[str, Float[Array, '*B']]:
     """Weight of each example in each loss term: float32 [B], 0 to exclude it.
 
     For the features of a single example, a scalar.
     """
 
   @abc.abstractmethod
-  def losses(self, outputs: Any, features: Mapping[str, jax.Array]
+  def losses(self, outputs: Any, features: Mapping[str, Any]
              ) -> dict[str, Float[Array, ' B']]:
     """Per-example losses by term: float32 [B], finite even if the weight is 0.
 
     features['vocabulary'] has the names of sampled_vocabulary, if the task has names.
     """
 
-  def progress(self, outputs: Any, features: Mapping[str, jax.Array]
+  def progress(self, outputs: Any, features: Mapping[str, Any]
                ) -> dict[str, Float[Array, ' B']]:
     """Metrics for the progress bar, beside the loss: float32 [B], averaged by weight."""
     return {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -329,7 +330,7 @@ class VQAHead(nn.Module):
   dropout_rate: float = 0.0
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> dict[str, Array]:
     """Returns {'cls': logits [B, A], 'gen': logits [B, T, V]}, each only if its head is on."""
     fused = towers.fused(features['question'])
@@ -345,7 +346,7 @@ class VQAHead(nn.Module):
       outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['answer'], self.pad_id)
     return outputs
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Returns the most probable answers (index and probability, [B, 5]) and the written one."""
     arrays = {}
     if self.num_answers:

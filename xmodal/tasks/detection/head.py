@@ -1,6 +1,7 @@
 """The detection head."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -32,7 +33,7 @@ class DetectionHead(nn.Module):
   pad_id: int
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> dict[str, Queries]:
     """Returns {'names': Queries, 'expression': Queries with K = 1 if expressions are on}."""
     nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
@@ -63,7 +64,7 @@ class DetectionHead(nn.Module):
     logits = jnp.einsum('bnd,kd->bnk', projected, names, preferred_element_type=jnp.float32)
     return logits * (scale * projected.shape[-1] ** -0.5) + objectness
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Returns the best (box, name) pairs, [B, 100], and the best box of the expression, [B].
 
     Scores are probabilities, or -1 for names that do not count.

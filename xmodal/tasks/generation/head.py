@@ -1,6 +1,7 @@
 """The generation head: training and sampling by flow matching in pixels."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -54,7 +55,7 @@ class GenerationHead(nn.Module):
   scored: bool = True
   on_step: Callable | None = None
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> Float[Array, ' B']:
     """Returns the per-example loss, float32 [B].
 
@@ -102,7 +103,7 @@ class GenerationHead(nn.Module):
     return tuple((1 - share) * early + share * late for early, late in zip(
         (self.early_mean, _EARLY_STD), (self.time_mean, self.time_std)))
 
-  def predict(self, towers, features: Mapping[str, jax.Array]) -> dict[str, Array]:
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Samples pictures for the first captions.
 
     Returns:

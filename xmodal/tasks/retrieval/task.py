@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zlib
 
 import flax.linen as nn
@@ -347,7 +347,7 @@ class RetrievalHead(nn.Module):
     if self.loss == 'sigmoid':
       self.score_bias = self.param('score_bias', nn.initializers.constant(-10.0), ())
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> dict[str, Float[Array, 'B B'] | Int[Array, 'B L']]:
     """Returns {'logits': float32 [B, B], pictures by texts, 'tokens': int32 [B, L], the texts}."""
     tokens = features['captions']
@@ -360,7 +360,7 @@ class RetrievalHead(nn.Module):
     logits = pair_logits(self._image(towers), self._text(towers, tokens), self.log_scale, bias)
     return {'logits': logits, 'tokens': tokens}
 
-  def predict(self, towers, features: Mapping[str, jax.Array]
+  def predict(self, towers, features: Mapping[str, Any]
               ) -> dict[str, Float[Array, 'B D'] | Float[Array, 'B C D']]:
     """Returns {'image': float32 [B, D], 'captions': float32 [B, C, D]}, all of length 1."""
     batch, captions, length = features['captions'].shape
