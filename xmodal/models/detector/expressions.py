@@ -44,7 +44,7 @@ class MeantQuery(nn.Module):
     def project(x, name, features=width, **init):
       return nn.Dense(features, dtype=dtype, name=f'{name}_projection', **init)(x)
 
-    known = nn.LayerNorm(dtype=dtype, name='norm')(queries)
+    normed = nn.LayerNorm(dtype=dtype, name='norm')(queries)
     words = nn.LayerNorm(dtype=dtype, name='word_norm')(words)
     attention = nn.Dense(3 * self.num_readings, dtype=jnp.float32, name='word_gate')(words)
     attention = jax.nn.softmax(jnp.where(word_mask[..., None], attention, -1e9), axis=1)
@@ -52,16 +52,16 @@ class MeantQuery(nn.Module):
         jnp.einsum('blr,bld->brd', attention.astype(dtype), words), 3, axis=1)
 
     # Logits start as a similarity of contents (see matching_init).
-    shown = project(known, 'query', kernel_init=matching_init)
+    projected = project(normed, 'query', kernel_init=matching_init)
     scale = jnp.exp(self.param('log_scale', nn.initializers.zeros, ())) * width ** -0.5
 
     def match(part, name):
       part = project(part, name, kernel_init=matching_init)
-      return scale * jnp.einsum('bnd,brd->brn', shown, part, preferred_element_type=jnp.float32)
+      return scale * jnp.einsum('bnd,brd->brn', projected, part, preferred_element_type=jnp.float32)
 
-    fits = match(thing, 'thing')
+    logits = match(thing, 'thing')
     is_other = match(other, 'other')
-    is_other += nn.Dense(1, dtype=jnp.float32, name='thing_gate')(known)[:, None, :, 0]
+    is_other += nn.Dense(1, dtype=jnp.float32, name='thing_gate')(normed)[:, None, :, 0]
     if mask is not None:
       is_other = jnp.where(mask[:, None], is_other, -1e9)
     is_other = jax.nn.softmax(is_other).astype(dtype)
@@ -69,15 +69,15 @@ class MeantQuery(nn.Module):
     how = project(how, 'how', self.pair_dim)
     # In float32: bfloat16 cannot distinguish the positions of neighbours.
     place = to_center(jax.lax.stop_gradient(boxes))
-    fits += jnp.einsum('bnp,brp->brn', self._describe(place.astype(dtype), 'place'), how,
+    logits += jnp.einsum('bnp,brp->brn', self._describe(place.astype(dtype), 'place'), how,
                        preferred_element_type=jnp.float32)
-    apart = place[:, :, None, :2] - place[:, None, :, :2]  # [B, N, N, 2]
-    far = jnp.sqrt(jnp.square(apart).sum(-1, keepdims=True) + 1e-4)
-    pairs = jnp.concatenate([apart, far, apart / far], axis=-1)
+    offset = place[:, :, None, :2] - place[:, None, :, :2]  # [B, N, N, 2]
+    distance = jnp.sqrt(jnp.square(offset).sum(-1, keepdims=True) + 1e-4)
+    pairs = jnp.concatenate([offset, distance, offset / distance], axis=-1)
     pairs = self._describe(pairs.astype(dtype), 'pair')
-    fits += jnp.einsum('brm,bnmp,brp->brn', is_other, pairs, how,
+    logits += jnp.einsum('brm,bnmp,brp->brn', is_other, pairs, how,
                        preferred_element_type=jnp.float32)
-    return fits.sum(1)
+    return logits.sum(1)
 
   def _describe(self, numbers, name):
     return Mlp(self.pair_dim, self.pair_dim, dtype=numbers.dtype, name=name)(numbers)

@@ -141,11 +141,11 @@ class QueryBoxes(nn.Module):
     boxes = proposals = self._box(queries, references, 'proposal')
     if self.cells:
       place = jax.lax.stop_gradient(proposals)
-      seen = glimpse(pixels, place, self.cells, extent).astype(dtype)
-      seen = seen.reshape(*queries.shape[:2], -1)
-      known = nn.LayerNorm(dtype=dtype, name='norm')(queries)
+      crops = glimpse(pixels, place, self.cells, extent).astype(dtype)
+      crops = crops.reshape(*queries.shape[:2], -1)
+      normed = nn.LayerNorm(dtype=dtype, name='norm')(queries)
       queries += Mlp(2 * width, width, dtype=dtype, name='glimpse')(
-          jnp.concatenate([known, seen], axis=-1))
+          jnp.concatenate([normed, crops], axis=-1))
       boxes = self._box(queries, to_center(place), 'box')
     return queries, boxes, proposals
 

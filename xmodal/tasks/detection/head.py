@@ -36,10 +36,10 @@ class DetectionHead(nn.Module):
   def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> dict[str, Queries]:
     """Returns {'names': Queries, 'expression': Queries with K = 1 if expressions are on}."""
-    nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
+    empty_text = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
     queries, references, mask = ImageQueries(
         self.num_queries, self.num_layers, **towers.layer_options, name='queries')(
-            towers.fused(nothing), deterministic=deterministic)
+            towers.fused(empty_text), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
     found = {'boxes': boxes, 'mask': mask, 'proposals': proposals, 'places': references[:, :2]}

@@ -89,10 +89,10 @@ class GenerationHead(nn.Module):
                               deterministic=deterministic)
     error = flow.v_loss(predicted, truth, noise, t, self.predicts)
     error = error.reshape(batch, noises, *x.shape[1:]).mean(1)
-    seen = Padding(extent, x.shape[1:3]).mask_like(x)
-    if seen is None:
+    mask = Padding(extent, x.shape[1:3]).mask_like(x)
+    if mask is None:
       return error.mean((1, 2, 3))
-    return jnp.where(seen, error, 0).sum((1, 2, 3)) / jnp.maximum(seen.sum((1, 2, 3)), 1)
+    return jnp.where(mask, error, 0).sum((1, 2, 3)) / jnp.maximum(mask.sum((1, 2, 3)), 1)
 
   def _spread_of_times(self, step):
     """Mean and standard deviation of logit(t) at steps int32 [B]: each a number or [B, 1]."""
