@@ -44,10 +44,10 @@ setup(
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
-        'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg',
-        'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors',
-        'pycocotools', f'tensorflow-cpu; {SMALL_TENSORFLOW}', f'tensorflow; {OTHER_TENSORFLOW}',
-        'tensorboardX', 'tqdm',
+        'jaxtyping', 'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless',
+        'simplejpeg', 'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece',
+        'safetensors', 'pycocotools', f'tensorflow-cpu; {SMALL_TENSORFLOW}',
+        f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
@@ -56,8 +56,8 @@ setup(
         'notebook': ['notebook', 'matplotlib'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
-        'test': ['pytest', 'pytest-xdist', 'scikit-learn', 'scipy', 'torch==2.13.0', 'nbclient',
-                 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap',
+        'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
+                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap',
                  'ruff==0.17.*'],  # the next may find more
     },
 )

@@ -32,6 +32,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 os.environ['NPROC'] = '64'
 
 import pytest
+import shape_checks
+
+shape_checks.install()  # before any test imports a model
 
 # Looking for cycles among the millions of objects of traced programs took 8% of the time.
 gc.set_threshold(100_000, 20, 50)

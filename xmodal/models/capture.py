@@ -1,9 +1,9 @@
-"""Looking at what layers compute, by name and from outside: attention weights, tokens.
+"""Captures intermediate arrays of layers by name: attention weights, tokens.
 
     output, arrays = capture(model, variables, batch, method='predict', names='attention/weights')
 
-Layers offer arrays; they are computed only where somebody captures them, so a step of training or a
-prediction without captures is the same program as if there were no offers.
+Layers offer arrays, which are computed only if captured: a training step or a prediction without
+captures compiles to the same program as without offers.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,22 +25,22 @@ def offer(module: nn.Module, name: str, make: Callable[[], Any]) -> None:
 
 def capture(model: nn.Module, variables: Mapping, *args: Any, names: str = '', **kwargs: Any
             ) -> tuple[Any, dict[str, jax.Array]]:
-  """Applies a model and captures what its layers offer.
+  """Applies a model and captures arrays that its layers offer.
 
   Args:
     model, variables, *args, **kwargs: as model.apply takes them.
-    names: regular expression found in the paths of what is captured; '': all. Under jax.jit,
-      what is not captured is not computed.
+    names: regular expression searched in the paths of the arrays; '': captures all. Under
+      jax.jit, other arrays are not computed.
 
   Returns:
-    The output, and arrays by path: '.../attention/weights' are float32 [B, H, Q, K], '.../tokens'
-    [B, N, D], the output of a layer. Layers of a scan have a leading axis [L, ...]. Where a layer
-    is called several times, or offers several arrays, their numbers end the path.
+    The output, and the arrays by path: '.../attention/weights' is float32 [B, H, Q, K],
+    '.../tokens' [B, N, D], the output of a layer. Layers of a scan have a leading axis [L, ...].
+    If a layer is called several times, or offers several arrays, the path ends in their index.
   """
   output, state = model.apply(variables, *args, mutable=[COLLECTION], **kwargs)
   found = {}
   for path, calls in traverse_util.flatten_dict(state.get(COLLECTION, {}), sep='/').items():
-    # Flax keeps a tuple of one entry a call.
+    # Flax keeps a tuple with one entry per call.
     for number, call in enumerate(calls):
       arrays = jax.tree.leaves(call)
       for i, array in enumerate(arrays):

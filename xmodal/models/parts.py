@@ -1,17 +1,17 @@
-"""Parts of a model that come in sizes: towers, cross-modal layers, denoiser.
+"""Parts of a model that have size presets: towers, cross-modal layers, denoiser.
 
-A part registers with the options that it declares, its presets, and the fields that a new one has:
+A part registers with its options, its presets, and fixed fields:
 
     @PARTS.register('vit', options=WIDTHS | {'patch_size': size('Side of a patch in pixels.')},
                     slot='vision', presets=PRESETS, fixed={'use_cls_token': False})
     class ViT(nn.Module): ...
 
 Facts:
-  slot: its place in the model and its section of the config, config.model.SLOT: 'vision' and 'text'
-    for towers, of which config.model.SLOT.name picks one; 'cross' and 'denoiser' have one part.
+  slot: its role in the model and its section of the config, config.model.SLOT. For towers 'vision'
+    or 'text', where config.model.SLOT.name selects one; 'cross' and 'denoiser' have one part each.
   presets: {name of a size: fields}, one for each of SIZES.
-  fixed: fields of a new part that no option changes.
-  sharding: rules for parameters that the common ones do not name (see sharding.rules).
+  fixed: fields that no option changes.
+  sharding: rules for parameters that the common rules do not cover (see sharding.rules).
   first_parameters: regular expressions of the parameters before its first layer, where their names
     are unusual (see train.optimizer.rates).
 """
@@ -33,23 +33,23 @@ SIZES = ('tiny', 'small', 'base', 'large', 'xl')
 
 
 def size(what: str) -> Option:
-  """An option for a number that a preset has."""
-  return Option(None, f'{what} None: as config.model.size says.', kind=int, low=1)
+  """An option for a size that the presets set."""
+  return Option(None, f'{what} None: from config.model.size.', kind=int, low=1)
 
 
 WIDTHS = {'hidden_dim': size('Width of the tokens.'), 'mlp_dim': size('Width inside the MLPs.'),
           'num_heads': size('Attention heads.'), 'num_layers': size('Layers.')}
 
-# Of a text tower that cannot write: a T5 decoder of the same size stands beside it.
+# For a text tower without a decoder, which gets a T5 decoder of the same size.
 WRITER = {'num_decoder_layers': size('Layers of the T5 decoder that writes answers.')}
 
 
-# The towers of the two senses that are always there, where config.model.SLOT.name names none.
+# Default towers of the two senses that every model has.
 DEFAULTS = {'vision': 'vit', 'text': 't5'}
 
 
 def families(slot: str) -> tuple[str, ...]:
-  """Names of the parts for a slot."""
+  """Names of the parts that fit a slot."""
   return tuple(name for name, part in PARTS.items() if part.facts['slot'] == slot)
 
 
@@ -59,16 +59,16 @@ def slots() -> tuple[str, ...]:
 
 
 def sense_options(slot: str) -> Options:
-  """The options that choose the tower of a sense; {} for other slots."""
-  if slot in families(slot):  # its one part has its name: it is no sense
+  """The options that select the tower of a sense; {} for other slots."""
+  if slot in families(slot):  # the slot's only part has its name, so it is no sense
     return {}
   name = {'name': Option(DEFAULTS.get(slot, families(slot)[0]), 'Family of the tower.',
                          choices=families(slot))}
   if slot not in DEFAULTS:
     return name
   return {**name, 'pretrained': Option(
-      '', "A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': from "
-      'nothing.')}
+      '', "A checkpoint in HuggingFace's layout, its folder or its name on the hub; '': train from "
+      'scratch.')}
 
 
 def slot_options(slot: str) -> Options:
@@ -77,7 +77,7 @@ def slot_options(slot: str) -> Options:
 
 
 def family(model, slot: str) -> str:
-  """Name of the part that a config picks for a slot; model: config.model."""
+  """Name of the part that a config selects for a slot; model: config.model."""
   name = model[slot].get('name', slot)
   if name not in families(slot):
     raise UserError(f'config.model.{slot}.name={name!r}: wanted one of {", ".join(families(slot))}')
@@ -85,15 +85,16 @@ def family(model, slot: str) -> str:
 
 
 def own_fields(model, slot: str) -> dict:
-  """The fields that the config itself gives for a slot."""
+  """The fields of a slot that the config sets itself."""
   return {key: model[slot][key] for key in slot_options(slot) if model[slot][key] is not None}
 
 
 def fields(model, slot: str) -> dict:
-  """The fields of a slot's part: its preset, with the config's own values over it.
+  """The fields of a slot's part: its preset, overridden by the config.
 
   Raises:
-    UserError: there is no such size or part, an option is not the part's, or heads do not divide.
+    UserError: the size or part is unknown, the part lacks an option, or num_heads does not divide
+      hidden_dim.
   """
   name, own = family(model, slot), own_fields(model, slot)
   if unknown := set(own) - set(PARTS[name].options):
@@ -115,10 +116,10 @@ def preset(name: str, size_name: str) -> dict:
 
 
 def build(name: str, given: dict, **shared) -> nn.Module:
-  """A new part: its fixed fields, `given`, and those of `shared` that it has."""
+  """Creates a part from its fixed fields, `given`, and those of `shared` that it has."""
   part = PARTS[name]
   known = {field.name for field in dataclasses.fields(part.make)}
-  # A few layers run faster as straight code; many compile faster as a loop.
+  # A few layers run faster unrolled; many compile faster as a loop.
   layers = given.get('num_layers', 0)
   shared = {'scan_unroll': layers if layers <= 4 else 1, **shared}
   return part.make(**{**{key: value for key, value in {**shared, **given}.items() if key in known},

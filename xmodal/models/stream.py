@@ -1,9 +1,9 @@
-"""What a tower gives."""
+"""The output of a tower."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,22 +12,22 @@ class Stream:
 
   Attributes:
     tokens: [B, N, D].
-    mask: bool [B, N], False for padding; None: there is none.
-    grid: (rows, columns) on which the last rows * columns of the tokens lie; None: on none.
+    mask: bool [B, N], False for padding; None: no padding.
+    grid: (rows, columns) of the last rows * columns tokens; None: the tokens form no grid.
   """
 
-  tokens: jax.Array
-  mask: jax.Array | None = None
+  tokens: Float[Array, 'B N D']
+  mask: Bool[Array, 'B N'] | None = None
   grid: tuple[int, int] | None = None
 
   @property
-  def full_mask(self) -> jax.Array:
-    """The mask, bool [B, N], where there is no padding too."""
+  def full_mask(self) -> Bool[Array, 'B N']:
+    """The mask, bool [B, N]; all True if there is no padding."""
     return jnp.ones(self.tokens.shape[:2], bool) if self.mask is None else self.mask
 
 
 def concatenate(*streams: Stream) -> Stream:
-  """Streams of one width, one after the other, on the grid of the last."""
+  """Concatenates streams of equal width along their tokens; the grid is that of the last."""
   if len(streams) == 1:
     return streams[0]
   mask = None

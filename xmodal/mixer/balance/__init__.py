@@ -1,1 +1,1 @@
-"""Weight of each task's loss in a step: one rule a file; see balance.py for what a rule is."""
+"""Rules for the weight of each task's loss in a step, one per file; see balance.py."""

@@ -1,4 +1,4 @@
-"""Weights from how fast losses fall."""
+"""Weights from the rates at which losses fall."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from xmodal.options import Option
 
 
 @BALANCES.register('dwa', options={
-    'dwa_window': Option(100, 'Steps of a task whose mean loss is compared with that of those '
-                         'before.', low=1)})
+    'dwa_window': Option(100, "Steps of a task per window; weights compare the mean losses of "
+                         'consecutive windows.', low=1)})
 class DynamicWeightAverage(Balance):
-  """What falls slowest counts most (DWA, Liu et al., arXiv:1803.10704).
+  """Tasks whose losses fall slowest get the highest weights (DWA, Liu et al., arXiv:1803.10704).
 
-  w = K softmax(r / 2) with r the ratio of the mean losses of the last two windows of a task's
-  steps, where the paper has epochs; 1 until all tasks have had two.
+  w = K softmax(r / 2), with r the ratio of a task's mean losses in its last two windows of steps
+  (the paper uses epochs). All weights are 1 until each task has completed two windows.
   """
 
   _TEMPERATURE = 2.0

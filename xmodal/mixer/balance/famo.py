@@ -1,4 +1,4 @@
-"""Weights under which all log losses fall at their pace."""
+"""Weights under which log losses fall at set rates."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,15 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 
 @BALANCES.register('famo', options={'balance_rate': adam.RATE})
 class Famo(Balance):
-  """All log losses fall at the pace of their c (FAMO, Liu et al., arXiv:2306.03792).
+  """Log losses fall in proportion to their c (FAMO, Liu et al., arXiv:2306.03792).
 
-  The paper's rule, of loss^(1/c): the gradient is that of the sum of z log(loss) / c, where z =
-  softmax(xi) begins in proportion to c^2, which gives each task c / loss. Scaled so that weights
-  without c add up to the number of tasks. xi learns, by Adam with decay to where it began, from
-  how much each log(loss) / c fell. The paper looks at that with a second forward pass of the
-  same batch; here it is estimated from the task's next batch, which costs nothing; exact only if
-  consecutive batches are equal. All weights are 1 until each task was seen.
+  The paper's rule, applied to loss^(1/c): the gradient is that of the sum of z log(loss) / c, where
+  z = softmax(xi) is initially proportional to c^2, which gives each task the weight c / loss.
+  Weights are scaled so that without c they sum to the number of tasks. xi learns from the fall of
+  each log(loss) / c, by Adam with decay towards its initial value. The paper measures that fall
+  with a second forward pass of the same batch. Here it is estimated from the task's next batch,
+  which costs nothing; it is exact only if consecutive batches are equal. All weights are 1 until
+  each task has had a step.
   """
 
   needs = 'losses'
@@ -28,7 +29,7 @@ class Famo(Balance):
     self._rate = balance_rate
 
   def init(self):
-    # logit: of xi, what it has moved from where it began.
+    # logit: xi minus its initial value.
     return self._zeros('logit', 'last', 'fall', 'seen', *adam.STATE)
 
   def _weights(self, state, losses, active, gram, rng):

@@ -1,4 +1,4 @@
-"""Weights that bring gradient norms to the pace of each task."""
+"""Weights that match gradient norms to the training rate of each task."""
 
 import jax.numpy as jnp
 
@@ -9,17 +9,17 @@ from xmodal.options import Option
 
 @BALANCES.register('gradnorm', options={
     'balance_rate': adam.RATE,
-    'gradnorm_alpha': Option(1.5, 'How strongly tasks that learn slowly are pulled along.', low=0)})
+    'gradnorm_alpha': Option(1.5, 'Strength of the correction for slow tasks.', low=0)})
 class GradNorm(Balance):
-  """Gradient norms that fit how fast each task learns (Chen et al., arXiv:1711.02257).
+  """Gradient norms that match each task's training rate (Chen et al., arXiv:1711.02257).
 
-  Weights w learn, by Adam, to bring the norms G = w |gradient of the loss| at the shared
-  parameters to mean(G) r^alpha, held constant, where r is loss / first loss over its mean; then
-  they are scaled to a sum of K. The loss is that without c.
+  Adam updates the weights w so that the norms G = w |gradient of the loss| at the shared
+  parameters approach mean(G) r^alpha, a constant target, where r is loss / first loss divided by
+  its mean over tasks. The weights are then scaled to sum K. The loss excludes c.
   """
 
   needs = 'gradients'
-  _LOWEST = 1e-3  # a weight below 0 would train backwards
+  _LOWEST = 1e-3  # a negative weight would maximise the loss
 
   def __init__(self, tasks, task_weights, balance_rate: float, gradnorm_alpha: float):
     super().__init__(tasks, task_weights)

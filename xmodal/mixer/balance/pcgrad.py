@@ -1,4 +1,4 @@
-"""Gradients without the parts that oppose other tasks'."""
+"""Gradients without the components that conflict with other tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 
 @BALANCES.register('pcgrad')
 class PCGrad(Balance):
-  """No task's gradient against another's (Yu et al., arXiv:2001.06782).
+  """Projects conflicting gradients (PCGrad, Yu et al., arXiv:2001.06782).
 
-  Of each task's gradient, what opposes another task's is projected out, one after the other in
-  random order. The sum of what is left is a weighted sum of the gradients as they were, so that
-  their products are all that it takes.
+  From each task's gradient, the components that conflict with other tasks' gradients are projected
+  out, one task after the other in random order. The sum of the results is a weighted sum of the
+  original gradients, so their products suffice to compute it.
   """
 
   needs = 'gradients'
@@ -25,20 +25,22 @@ class PCGrad(Balance):
 
 
 def project(gram: jax.Array, orders: jax.Array) -> jax.Array:
-  """Gradients without what opposes the others (PCGrad, algorithm 1).
+  """Projects conflicting gradients (PCGrad, algorithm 1).
 
   Args:
     gram: float32 [K, K], products of the gradients.
-    orders: int [K, K], in which order each meets the others (and itself, which changes nothing).
+    orders: int [K, K], row i: the order in which gradient i is projected against the others (and
+      itself, which changes nothing).
 
   Returns:
-    float32 [K, K]: row i has what gradient i is of all, as they were.
+    float32 [K, K]: row i has the coefficients of projected gradient i in the original gradients.
   """
   count = len(gram)
-  left = jnp.eye(count)
+  coefficients = jnp.eye(count)
   for i in range(count):
     for j in orders[i]:
-      product = left[i] @ gram[:, j]
+      product = coefficients[i] @ gram[:, j]
       opposed = (product < 0) & (j != i)
-      left = left.at[i, j].add(jnp.where(opposed, -product / jnp.maximum(gram[j, j], 1e-30), 0))
-  return left
+      step = -product / jnp.maximum(gram[j, j], 1e-30)
+      coefficients = coefficients.at[i, j].add(jnp.where(opposed, step, 0))
+  return coefficients

@@ -1,4 +1,4 @@
-"""Weights from a learned noise of each task."""
+"""Weights from a learned noise level of each task."""
 
 import math
 
@@ -10,11 +10,11 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 
 @BALANCES.register('uncertainty', options={'balance_rate': adam.RATE})
 class Uncertainty(Balance):
-  """A learned noise of each task (Kendall et al., arXiv:1705.07115).
+  """A learned noise level of each task (Kendall et al., arXiv:1705.07115).
 
-  The step minimises the sum of c (exp(-s) loss + s), with c = 1 as the authors' code does; s has
-  Adam of its own. Weights exp(-s) stay in 0.1..10: what is learned to the end would count ever
-  more.
+  The step minimises the sum of c (exp(-s) loss + s), which for c = 1 is the objective of the
+  authors' code; s has its own Adam. Weights exp(-s) are clipped to 0.1..10: the weight of a task
+  whose loss reaches 0 would otherwise grow without limit.
   """
 
   def __init__(self, tasks, task_weights, balance_rate: float):
@@ -28,7 +28,7 @@ class Uncertainty(Balance):
     return jnp.exp(-state['log_variance'])
 
   def _update(self, state, losses, active, gram):
-    # Without c, which Adam would divide out.
+    # Without c, which Adam would normalise away.
     gradient = 1 - jnp.exp(-state['log_variance']) * (losses / self._task_weights)
     change, moments = adam.adam(state, gradient, self._rate)
     bound = math.log(10)

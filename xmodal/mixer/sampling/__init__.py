@@ -1,1 +1,1 @@
-"""Which tasks a step trains, and which parameters; see sampling.py."""
+"""Rules that select the tasks and parameters of each step; see sampling.py."""

@@ -8,17 +8,17 @@ from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
 from xmodal.options import Option
 
 OPTIONS = {
-    'turns': Option((), 'Pairs of a regular expression and its number of steps, one turn after the '
-                    "other, such as (('vision_tower', 100), ('text_tower|cross_modal|heads', "
+    'turns': Option((), 'Consecutive turns: pairs of a regular expression and a number of steps, '
+                    "such as (('vision_tower', 100), ('text_tower|cross_modal|heads', "
                     '100)).'),
-    'turns_of': Option('parameters', 'parameters: all but those that match stay as they are; '
-                       'tasks: only those that match are trained.',
+    'turns_of': Option('parameters', 'parameters: update only matching parameters; '
+                       'tasks: train only matching tasks.',
                        choices=('parameters', 'tasks'))}
 
 
 @SAMPLINGS.register('alternating', options=OPTIONS)
 def alternating(sizes: Mapping[str, int], seed: int, turns: tuple, turns_of: str) -> Sampling:
-  """Each turn, in order, for its number of steps."""
+  """Runs the turns in order, each for its number of steps."""
   del seed
   tasks, turns = tuple(sizes), tuple(turns)
   if not turns or not all(map(_is_turn, turns)):

@@ -1,4 +1,4 @@
-"""All tasks in every step."""
+"""Trains all tasks in every step."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,6 @@ from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
 
 @SAMPLINGS.register('joint')
 def joint(sizes: Mapping[str, int], seed: int) -> Sampling:
-  """One kind of step, with all tasks."""
+  """A single kind of step, with all tasks."""
   del seed
   return Sampling((Kind(tuple(sizes)),), ((0, 1),))

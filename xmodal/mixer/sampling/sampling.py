@@ -1,9 +1,8 @@
-"""Which tasks a step trains, and which parameters: a function of (config, seed, step) only.
+"""Selects the tasks and parameters that a step trains, by (config, seed, step) only.
 
-Steps come in cycles of a fixed length, in which each kind of step has its exact
-number; only their order differs from cycle to cycle. So how many steps a task
-has had before any step is counted in one go, and a run goes on from step s at
-the same cost for any s.
+Steps form cycles of a fixed length. Each cycle has the same number of steps of each
+kind; only their order differs. The number of a task's steps before any step is thus
+computed directly, and resuming at step s costs the same for any s.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,19 +16,19 @@ from xmodal.errors import UserError
 from xmodal.options import Option
 from xmodal.registry import Registry
 
-# A sampling is a function (tasks, sizes, seed, **options) -> Sampling; see make_sampling.
+# A sampling is a function (sizes, seed, **options) -> Sampling; see make_sampling.
 SAMPLINGS = Registry('sampling', 'config.mixer.sampling', 'xmodal.mixer.sampling')
 
-OPTIONS = {'sampling': Option('joint', 'Which tasks a step trains.')}
+OPTIONS = {'sampling': Option('joint', 'Rule that selects the tasks of a step.')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What one kind of step trains.
+  """A kind of step.
 
   Attributes:
-    tasks: names of the tasks whose losses it has.
-    updated: regular expression found in the paths of the parameters that it changes; '': all.
+    tasks: names of the tasks that it trains.
+    updated: regular expression searched in the paths of the parameters that it updates; '': all.
   """
 
   tasks: tuple[str, ...]
@@ -41,9 +40,9 @@ class Sampling:
   """The kind of every step.
 
   Attributes:
-    kinds: the different kinds.
-    turns: (index of a kind, number of steps) in the order of a cycle.
-    seed: of the order of a cycle's steps, another one in each cycle; None: as in turns.
+    kinds: the distinct kinds.
+    turns: (index of a kind, number of steps), which make up a cycle.
+    seed: seed of the steps' order, which differs in each cycle; None: the order of turns.
   """
 
   kinds: tuple[Kind, ...]
@@ -56,7 +55,7 @@ class Sampling:
     return int(self._order(cycle)[place])
 
   def taken(self, tasks: Collection[str], step: int) -> int:
-    """How many of the steps before `step` train any of some tasks."""
+    """Number of steps before `step` that train any of some tasks."""
     has = np.array([not set(kind.tasks).isdisjoint(tasks) for kind in self.kinds])
     cycles, rest = divmod(step, len(self._cycle))
     return int(cycles * has[self._cycle].sum() + has[self._order(cycles)[:rest]].sum())
@@ -82,10 +81,10 @@ def make_sampling(config, sizes: Mapping[str, int]) -> Sampling:
 
   Args:
     config: the whole config.
-    sizes: examples to train on, by task, in the order of config.mixer.tasks.
+    sizes: number of training examples by task, in the order of config.mixer.tasks.
 
   Raises:
-    UserError: no such sampling, or options that cannot be.
+    UserError: the sampling is unknown, or its options are invalid.
   """
   name, part = config.mixer.sampling, SAMPLINGS[config.mixer.sampling]
   for other in SAMPLINGS:

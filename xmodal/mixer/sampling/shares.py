@@ -1,4 +1,4 @@
-"""One task a step, each with its share of the steps."""
+"""Trains one task per step, each task in a share of the steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ import numpy as np
 from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
 from xmodal.options import Option
 
-# Steps of a cycle: shares are rounded to whole per cents.
+# Steps per cycle: shares are rounded to 1%.
 _CYCLE = 100
 
 
 @SAMPLINGS.register('round_robin')
 def round_robin(sizes: Mapping[str, int], seed: int) -> Sampling:
-  """The tasks in turn."""
+  """Trains the tasks in turn."""
   del seed
   return Sampling(_kinds(sizes), tuple((i, 1) for i in range(len(sizes))))
 
@@ -25,7 +25,7 @@ def proportional(sizes: Mapping[str, int], seed: int) -> Sampling:
 
 
 @SAMPLINGS.register('temperature', options={
-    # below 0.1, powers of sizes overflow
+    # Below 0.1, powers of sizes overflow.
     'temperature': Option(2.0, 'Shares in proportion to size ** (1 / temperature).', low=0.1)})
 def temperature(sizes: Mapping[str, int], seed: int, temperature: float) -> Sampling:
   """Shares in proportion to a power of the number of examples (arXiv:1910.10683, section 3.5.2)."""
@@ -39,10 +39,10 @@ def _kinds(sizes):
 
 
 def apportion(amounts: Sequence[float], total: int) -> list[int]:
-  """Whole numbers that add up to total, in proportion to amounts, each at least 1.
+  """Integers in proportion to amounts, each at least 1, whose sum is total.
 
-  By largest remainders (Hamilton's method); what the smallest are given above their due is
-  taken from those who have most above theirs.
+  Uses largest remainders (Hamilton's method). If the minimum of 1 raises the sum above total,
+  the counts that exceed their quota most are reduced.
   """
   due = np.asarray(amounts, float) / np.sum(amounts) * total
   counts = np.maximum(np.floor(due).astype(int), 1)

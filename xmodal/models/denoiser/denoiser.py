@@ -1,16 +1,18 @@
-"""A plain transformer over patches that cleans a noisy picture, told a text and how noisy it is.
+"""A plain transformer over patches that denoises pictures, conditioned on a text and the time.
 
 After JiT (arXiv:2511.13720, section 4): patches through a bottleneck, RMS norms, SwiGLU, rotary
-positions, normed queries and keys, adaLN-Zero for the time (arXiv:2212.09748), and a few tokens in
-the context that say what is wanted. The text is looked at by cross-attention, too.
+positions, normed queries and keys, adaLN-Zero for the time (arXiv:2212.09748), and a few
+in-context tokens for the condition. Layers also attend to the text by cross-attention.
 """
 
+from collections.abc import Callable
 import functools
 import itertools
 import math
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from xmodal.errors import UserError
@@ -21,24 +23,24 @@ from xmodal.models.parts import PARTS, WIDTHS, size
 
 PATCHES = ('overlap', 'plain')
 _TIME_WAVES = 64
-# Radians over all times, of the slowest and the fastest wave: what is learned at one time is known
-# at those near it. (Waves of up to 1000 tell 0.500 from 0.505 as if they were far apart.)
-_TIME_TURNS = (0.5, 30.0)
-# Of the slowest rotary wave, in patches: far longer than any picture.
+# Radians of the slowest and the fastest wave over all times. Low enough that what is learned at
+# one time generalises to nearby times. (With 1000, 0.500 and 0.505 would be far apart.)
+_TIME_RADIANS = (0.5, 30.0)
+# Scale of the slowest rotary wave, in patches: far longer than any picture.
 _SLOWEST = 100.0
 
 
-def rotary(grid: tuple[int, int], extra: int, head_dim: int):
-  """A function that turns queries or keys by row and column (arXiv:2104.09864, in two dimensions).
+def rotary(grid: tuple[int, int], extra: int, head_dim: int) -> Callable:
+  """2-D rotary position embedding by row and column (arXiv:2104.09864).
 
   Args:
-    grid: (rows, columns) of the tokens that lie on it, in rows.
-    extra: tokens before those that lie nowhere, and are not turned.
-    head_dim: a multiple of 4; half of it is turned by the row, half by the column.
+    grid: (rows, columns) of the grid's tokens, which are ordered row by row.
+    extra: number of tokens before them, which have no position and are not rotated.
+    head_dim: a multiple of 4; half of it is rotated by the row, half by the column.
 
   Returns:
-    [B, extra + rows * columns, H, head_dim] -> the same: products of a query and a key hang on
-    how far apart the two are.
+    Function that rotates queries or keys [B, extra + rows * columns, H, head_dim], so that
+    their products depend on relative positions.
   """
   row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
   frequencies = _SLOWEST ** -(np.arange(head_dim // 4) / (head_dim // 4))
@@ -46,7 +48,7 @@ def rotary(grid: tuple[int, int], extra: int, head_dim: int):
   angles = np.pad(angles, ((extra, 0), (0, 0)))[:, None]
   cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
 
-  def rotate(x):
+  def rotate(x: Float[Array, 'B N H head_dim']) -> Float[Array, 'B N H head_dim']:
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
@@ -54,10 +56,10 @@ def rotary(grid: tuple[int, int], extra: int, head_dim: int):
 
 
 class DenoiserLayer(nn.Module):
-  """Self-attention, a look at the text, and an MLP: [B, N, D] -> [B, N, D].
+  """Self-attention, cross-attention to the text, and an MLP: [B, N, D] -> [B, N, D].
 
-  The time says how the first and the last are scaled, shifted and let through; the layer begins
-  as the identity. Attributes as in Denoiser.
+  The condition sets the scale, shift and gate of self-attention and MLP (adaLN-Zero). The layer
+  starts as the identity. Attributes as in Denoiser.
   """
 
   hidden_dim: int
@@ -68,8 +70,10 @@ class DenoiserLayer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, condition, text, text_mask, rotate, *, deterministic):
-    """x [B, N, D], condition [B, D], text [B, L, D], text_mask bool [B, 1, 1, L] -> x, updated."""
+  def __call__(self, x: Float[Array, 'B N D'], condition: Float[Array, 'B D'],
+               text: Float[Array, 'B L D'], text_mask: Bool[Array, 'B 1 1 L'], rotate: Callable, *,
+               deterministic: bool) -> Float[Array, 'B N D']:
+    """Updates x [B, N, D]; rotate: see `rotary`."""
     parts = nn.Dense(6 * self.hidden_dim, dtype=self.dtype, kernel_init=nn.initializers.zeros,
                      name='modulation')(nn.silu(condition))[:, None]
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(parts, 6, axis=-1)
@@ -92,40 +96,47 @@ class DenoiserLayer(nn.Module):
                               query_key_norm=True, name=name)
 
 
-def modulated(x, shift, scale):
-  """x [B, ..., D] by shift and scale [B, 1.., D]; zeros leave it as it is."""
+def modulated(x: Float[Array, 'B N D'], shift: Float[Array, 'B 1 D'], scale: Float[Array, 'B 1 D']
+              ) -> Float[Array, 'B N D']:
+  """x * (1 + scale) + shift, for x [B, N, D], shift and scale [B, 1, D]."""
   return x * (1 + scale) + shift
 
 
-def blocks_of(images, side):
-  """[B, H, W, C] -> squares of that side, each in a row: [B, H/side, W/side, side * side * C]."""
+def to_blocks(images: Float[Array, 'B H W C'], side: int
+              ) -> Float[Array, 'B H//{side} W//{side} {side}*{side}*C']:
+  """Splits [B, H, W, C] into flattened squares: [B, H/side, W/side, side * side * C]."""
   batch, height, width, channels = images.shape
   x = images.reshape(batch, height // side, side, width // side, side, channels)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
 
 
-def images_of(blocks, side):
-  """The inverse of blocks_of."""
+def from_blocks(blocks: Float[Array, 'B rows columns values'], side: int
+                ) -> Float[Array, 'B rows*{side} columns*{side} C']:
+  """The inverse of to_blocks."""
   batch, rows, columns, values = blocks.shape
   x = blocks.reshape(batch, rows, columns, side, side, values // side ** 2)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * side, columns * side, -1)
 
 
-def windows_of(images, side):
-  """Squares of twice the side, with one of those of blocks_of in the middle of each:
-  [B, H, W, C] -> [B, H/side, W/side, 4 * side * side * C]. Beyond the edges there are zeros."""
+def to_windows(images: Float[Array, 'B H W C'], side: int
+               ) -> Float[Array, 'B H//{side} W//{side} 4*{side}*{side}*C']:
+  """Flattened squares of twice the side, each centred on one of to_blocks, zero-padded.
+
+  [B, H, W, C] -> [B, H/side, W/side, 4 * side * side * C].
+  """
   half = side // 2
-  x = blocks_of(jnp.pad(images, ((0, 0), (half, half), (half, half), (0, 0))), side)
+  x = to_blocks(jnp.pad(images, ((0, 0), (half, half), (half, half), (0, 0))), side)
   return jnp.concatenate([x[:, :-1, :-1], x[:, :-1, 1:], x[:, 1:, :-1], x[:, 1:, 1:]], axis=-1)
 
 
-def sum_of_windows(windows, side):
-  """The picture that such squares add up to, where they overlap: the transpose of windows_of."""
+def from_windows(windows: Float[Array, 'B rows columns values'], side: int
+                 ) -> Float[Array, 'B rows*{side} columns*{side} C']:
+  """Adds up overlapping squares to pictures [B, H, W, C]: the transpose of to_windows."""
   half, corners = side // 2, ((0, 1), (1, 0))
   quarters = jnp.split(windows, 4, axis=-1)
   x = sum(jnp.pad(quarter, ((0, 0), rows, columns, (0, 0))) for quarter, (rows, columns) in zip(
       quarters, itertools.product(corners, corners)))
-  return images_of(x, side)[:, half:-half, half:-half]
+  return from_blocks(x, side)[:, half:-half, half:-half]
 
 
 PRESETS = {
@@ -147,20 +158,20 @@ PRESETS = {
     (r'modulation/kernel$', ('fsdp', 'tensor')), (r'modulation/bias$', (('tensor', 'fsdp'),)),
     (r'context_embedding$', ())))
 class Denoiser(nn.Module):
-  """Noisy pictures to what is predicted of them (the clean picture, as a rule).
+  """Maps noisy pictures to the prediction target (by default the clean picture).
 
   Attributes:
     image_size: (H, W), pixels.
     patch_size: P, pixels.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: heads of D / num_heads each, a multiple of 4.
+    num_heads: attention heads, each D / num_heads wide, a multiple of 4.
     num_layers: L.
-    bottleneck_dim: width between the two linear layers that a patch goes through.
-    patches: 'plain' as in JiT, or 'overlap': each token reads and writes the pixels around its
-      patch, too, in a square of twice the side, so that there are no seams.
-    context_tokens: tokens before those of the patches, which say what the text says as a whole.
-    dropout_rate: on each sublayer, in training.
+    bottleneck_dim: width between the two linear layers of the patch embedding.
+    patches: 'plain' as in JiT, or 'overlap': each token reads and writes a square of twice the
+      patch's side, which avoids seams.
+    context_tokens: number of tokens before the patches that carry the pooled text.
+    dropout_rate: dropout on each sublayer, in training.
     attention: kernel, see `attention.attention`.
     remat, scan_unroll: see `layers.scan_layers`.
   """
@@ -184,11 +195,13 @@ class Denoiser(nn.Module):
     check(self)
 
   @nn.compact
-  def __call__(self, z, t, text, text_mask, *, deterministic=True):
-    """What is predicted of noisy pictures; computes in the dtype of the text, last in float32.
+  def __call__(self, z: Float[Array, 'B H W 3'], t: Float[Array, ' B'],
+               text: Float[Array, 'B T C'], text_mask: Bool[Array, 'B T'], *,
+               deterministic: bool = True) -> Float[Array, 'B H W 3']:
+    """Predicts from noisy pictures; computes in the text's dtype, the output layer in float32.
 
     Args:
-      z: float [B, H, W, 3], pixels in -1..1 and noise.
+      z: float [B, H, W, 3], pixels in -1..1 mixed with noise.
       t: float [B], from 0 (noise) to 1 (picture).
       text: [B, T, C], the tokens of a text tower.
       text_mask: bool [B, T], False for padding.
@@ -220,11 +233,11 @@ class Denoiser(nn.Module):
     return self._pixels(x[:, self.context_tokens:], condition, grid)
 
   def _tokens(self, z, dtype):
-    """[B, N, D], and the grid that they lie on.
+    """Patch tokens [B, N, D], and their grid (rows, columns).
 
-    Pictures fill little of the space of their pixels; a narrow layer helps (JiT, section 4.3).
+    The bottleneck helps because pictures lie on a low-dimensional manifold (JiT, section 4.3).
     """
-    squares = (windows_of if self.patches == 'overlap' else blocks_of)(z, self.patch_size)
+    squares = (to_windows if self.patches == 'overlap' else to_blocks)(z, self.patch_size)
     init = functools.partial(_low_frequencies, patch_size=self.patch_size)
     x = nn.Dense(self.bottleneck_dim, use_bias=False, dtype=dtype, kernel_init=init,
                  name='stem_down')(squares)
@@ -233,10 +246,10 @@ class Denoiser(nn.Module):
     return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
 
   def _pixels(self, x, condition, grid):
-    """float32 [B, H, W, 3] of tokens [B, N, D].
+    """Maps tokens [B, N, D] to pixels, float32 [B, H, W, 3].
 
-    In float32 whatever the dtype of the tokens: the error of a picture is divided by the time that
-    is left (see flow.LEAST), so the 8 bits of bfloat16 would make a velocity wrong by a tenth.
+    In float32 for any token dtype: a picture's error is divided by the remaining time 1 - t (see
+    flow.LEAST), so bfloat16, with 8 bits, would cause an error of a tenth in the velocity.
     """
     dtype = jnp.float32
     parts = nn.Dense(2 * self.hidden_dim, dtype=dtype, kernel_init=nn.initializers.zeros,
@@ -246,14 +259,14 @@ class Denoiser(nn.Module):
     pixels = (4 if overlap else 1) * self.patch_size ** 2
     x = nn.Dense(3 * pixels, dtype=dtype, kernel_init=nn.initializers.zeros,
                  name='pixel_projection')(x).reshape(len(x), *grid, -1)
-    return (sum_of_windows if overlap else images_of)(x, self.patch_size)
+    return (from_windows if overlap else from_blocks)(x, self.patch_size)
 
 
 def _low_frequencies(rng, shape, dtype=jnp.float32, *, patch_size):
-  """Cosine waves over the squares of _tokens, a channel each, the slower the louder.
+  """Kernel initialiser: cosine waves over the squares of _tokens, per channel, low ones larger.
 
-  Of a picture in noise, most of what can be seen is in the slow ones. As loud
-  as random kernels all in all.
+  Low frequencies carry most of the visible signal of a noisy picture. The total
+  norm is that of random kernels.
   """
   del rng
   values, count = shape
@@ -262,15 +275,15 @@ def _low_frequencies(rng, shape, dtype=jnp.float32, *, patch_size):
   wave = np.cos(np.pi * n[:, None] * (n + 0.5) / side)
   wave /= np.linalg.norm(wave, axis=1, keepdims=True)
   waves = np.einsum('ai,bj,cd->abcijd', wave, wave, np.eye(3)).reshape(values, side, side, 3)
-  speed = np.repeat(np.hypot(n[:, None], n).ravel(), 3)
-  loud = waves / (1 + speed[:, None, None, None]) ** 2
-  kernel = np.asarray(blocks_of(loud[np.argsort(speed, kind='stable')], patch_size))
+  frequency = np.repeat(np.hypot(n[:, None], n).ravel(), 3)
+  waves = waves / (1 + frequency[:, None, None, None]) ** 2
+  kernel = np.asarray(to_blocks(waves[np.argsort(frequency, kind='stable')], patch_size))
   kernel = np.resize(kernel.reshape(values, values), (count, values)).T
   return jnp.asarray(kernel * (count / (kernel ** 2).sum()) ** 0.5, dtype)
 
 
 def check(sizes: Denoiser) -> None:
-  """Raises UserError where sizes do not divide, or there are no such patches."""
+  """Raises UserError if sizes do not divide or do not fit the kind of patches."""
   for key in ('patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'):
     if getattr(sizes, key) < 1:
       raise UserError(f'config.model.denoiser.{key}={getattr(sizes, key)}: wanted 1 or more')
@@ -288,5 +301,5 @@ def check(sizes: Denoiser) -> None:
 
 def _waves(t):
   """Sines and cosines of times [B] in 0..1: float32 [B, 2 * _TIME_WAVES]."""
-  angles = t[:, None].astype(jnp.float32) * jnp.geomspace(*_TIME_TURNS, _TIME_WAVES)
+  angles = t[:, None].astype(jnp.float32) * jnp.geomspace(*_TIME_RADIANS, _TIME_WAVES)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,8 +1,9 @@
-"""DETR (arXiv:2005.12872): a fixed set of queries, each of which finds one object or none."""
+"""DETR (arXiv:2005.12872): a fixed set of queries, each of which detects one object or none."""
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from xmodal.errors import UserError
@@ -12,7 +13,7 @@ from xmodal.models.towers.resnet import ResNet
 
 
 class _Layer(nn.Module):
-  """Sublayers of both kinds of layer, each residual and post-norm; attributes as in Detr."""
+  """Sublayers shared by both kinds of layer, residual and post-norm; attributes as in Detr."""
 
   hidden_dim: int
   mlp_dim: int
@@ -23,7 +24,10 @@ class _Layer(nn.Module):
   dtype: jnp.dtype
 
   def _attend(self, name, x, positions, context, context_positions, mask, deterministic):
-    """From x [B, Q, D] to context [B, K, D]; positions, [1 or B, Q or K, D], are in no value."""
+    """Attends from x [B, Q, D] to context [B, K, D].
+
+    Positions, [1 or B, Q or K, D], are added to queries and keys but not to values.
+    """
     layer = MultiHeadAttention(
         self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim, dtype=self.dtype,
         implementation=self.attention, kernel_init=nn.initializers.xavier_uniform(), name=name)
@@ -48,16 +52,19 @@ class EncoderLayer(_Layer):
   """Self-attention and MLP, [B, N, D] -> [B, N, D]."""
 
   @nn.compact
-  def __call__(self, x, positions, *, mask, deterministic):
+  def __call__(self, x: Float[Array, 'B N D'], positions: Float[Array, '#B N D'], *,
+               mask: Bool[Array, 'B 1 1 N'] | None, deterministic: bool) -> Float[Array, 'B N D']:
     x = self._attend('attention', x, positions, x, positions, mask, deterministic)
     return self._mlp(x, deterministic)
 
 
 class DecoderLayer(_Layer):
-  """Attention among the queries and to the picture, and MLP: [B, Q, D] -> [B, Q, D]."""
+  """Self-attention, cross-attention to the picture, and MLP: [B, Q, D] -> [B, Q, D]."""
 
   @nn.compact
-  def __call__(self, x, positions, picture, picture_positions, *, mask, deterministic):
+  def __call__(self, x: Float[Array, 'B Q D'], positions: Float[Array, '1 Q D'],
+               picture: Float[Array, 'B N D'], picture_positions: Float[Array, '#B N D'], *,
+               mask: Bool[Array, 'B 1 1 N'] | None, deterministic: bool) -> Float[Array, 'B Q D']:
     x = self._attend('attention', x, positions, x, positions, None, deterministic)
     x = self._attend('cross_attention', x, positions, picture, picture_positions, mask,
                      deterministic)
@@ -65,17 +72,17 @@ class DecoderLayer(_Layer):
 
 
 class Detr(nn.Module):
-  """Images [B, H, W, 3], already normalised, to Q classes and boxes each.
+  """Predicts Q classes and boxes for each normalised image of [B, H, W, 3].
 
   Attributes:
     backbone: a ResNet; it computes in the dtype of this module.
-    class_names: what the C classes are called; "no object" comes after them.
+    class_names: names of the C classes; class C is "no object".
     hidden_dim: D.
-    num_queries: Q, the most objects that can be found.
-    num_layers, num_heads, mlp_dim: of the encoder.
-    num_decoder_layers, num_decoder_heads, decoder_mlp_dim: of the decoder.
-    activation: in the MLPs of the layers, see `layers.Mlp`.
-    dropout_rate: dropout in training, on what each sublayer adds.
+    num_queries: Q, the maximum number of detections.
+    num_layers, num_heads, mlp_dim: sizes of the encoder.
+    num_decoder_layers, num_decoder_heads, decoder_mlp_dim: sizes of the decoder.
+    activation: activation of the layers' MLPs, see `layers.Mlp`.
+    dropout_rate: dropout in training, on each sublayer's output.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters and results are float32.
     remat: see `layers.scan_layers`.
@@ -100,12 +107,14 @@ class Detr(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def __call__(self, images, mask=None, *, deterministic=True):
-    """What each query sees.
+  def __call__(self, images: Float[Array, 'B H W 3'], mask: Bool[Array, '...'] | None = None, *,
+               deterministic: bool = True
+               ) -> tuple[Float[Array, 'B Q classes'], Float[Array, 'B Q 4']]:
+    """Predicts classes and boxes.
 
     Args:
-      images: float [B, H, W, 3]; 0 where a picture is padded.
-      mask: bool [B, H, W], False where it is; None: nowhere.
+      images: float [B, H, W, 3]; 0 in the padding.
+      mask: bool [B, H, W], False for padding; None: no padding.
       deterministic: no dropout.
 
     Returns:
@@ -114,8 +123,8 @@ class Detr(nn.Module):
       the picture without its padding.
 
     Raises:
-      UserError: the mask is not that of the images, or the heads do not divide
-        D, or 4 does not.
+      UserError: the mask's shape does not match the images, or the number of heads or
+        4 does not divide D.
     """
     self._check(images, mask)
     features = self.backbone.clone(parent=self, name='resnet', dtype=self.dtype)(
@@ -123,34 +132,35 @@ class Detr(nn.Module):
     batch, height, width, _ = features.shape
     x = nn.Dense(self.hidden_dim, dtype=self.dtype, name='input_projection')(features)
     x = x.reshape(batch, height * width, self.hidden_dim)
-    seen = jnp.ones((1, height, width), bool) if mask is None else _shrink(mask, (height, width))
-    places = sine_positions(seen, self.hidden_dim).reshape(len(seen), -1, self.hidden_dim)
-    places = places.astype(self.dtype)
-    seen = None if mask is None else seen.reshape(batch, 1, 1, -1)
+    is_picture = (jnp.ones((1, height, width), bool) if mask is None
+                  else _shrink(mask, (height, width)))
+    positions = sine_positions(is_picture, self.hidden_dim)
+    positions = positions.reshape(len(is_picture), -1, self.hidden_dim).astype(self.dtype)
+    key_mask = None if mask is None else is_picture.reshape(batch, 1, 1, -1)
 
     layer = EncoderLayer(self.hidden_dim, self.mlp_dim, self.num_heads, *self._shared(),
                          name='encoder_layers')
     x, _ = scan_layers(
-        lambda layer, x, _: (layer(x, places, mask=seen, deterministic=deterministic), None),
+        lambda layer, x, _: (layer(x, positions, mask=key_mask, deterministic=deterministic), None),
         layer, x, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
-    return self._heads(self._decode(x, places, seen, deterministic))
+    return self._heads(self._decode(x, positions, key_mask, deterministic))
 
-  def _decode(self, picture, places, seen, deterministic):
-    """An encoded picture [B, N, D] to what the queries make of it, [B, Q, D]."""
+  def _decode(self, picture, positions, key_mask, deterministic):
+    """Decodes an encoded picture [B, N, D] into query states [B, Q, D]."""
     queries = self.param('query_position_embedding', nn.initializers.normal(1.),
                          (self.num_queries, self.hidden_dim))
     queries = queries[None].astype(self.dtype)
     layer = DecoderLayer(self.hidden_dim, self.decoder_mlp_dim, self.num_decoder_heads,
                          *self._shared(), name='decoder_layers')
     x, _ = scan_layers(
-        lambda layer, x, _: (layer(x, queries, picture, places, mask=seen,
+        lambda layer, x, _: (layer(x, queries, picture, positions, mask=key_mask,
                                    deterministic=deterministic), None),
         layer, jnp.zeros((len(picture), *queries.shape[1:]), self.dtype),
         num_layers=self.num_decoder_layers, remat=self.remat, unroll=self.scan_unroll)
     return _norm(self.dtype, 'decoder_norm')(x)
 
   def _heads(self, x):
-    """[B, Q, D] to logits [B, Q, C + 1] and boxes [B, Q, 4], both in float32."""
+    """Maps query states [B, Q, D] to float32 logits [B, Q, C + 1] and boxes [B, Q, 4]."""
     x = x.astype(jnp.float32)
     logits = nn.Dense(len(self.class_names) + 1, name='class_head')(x)
     for i in (1, 2):
@@ -162,7 +172,7 @@ class Detr(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     self.backbone.check()
     check_sizes('Detr', self, 'hidden_dim', 'num_queries', 'num_layers', 'num_heads', 'mlp_dim',
                 'num_decoder_layers', 'num_decoder_heads', 'decoder_mlp_dim')
@@ -178,11 +188,12 @@ class Detr(nn.Module):
                       f'{images.shape}; give a bool for each pixel')
 
 
-def sine_positions(mask: jax.Array, hidden_dim: int) -> jax.Array:
-  """Where each place of a picture lies (arXiv:2005.12872, appendix A.4).
+def sine_positions(mask: Bool[Array, 'B H W'], hidden_dim: int
+                   ) -> Float[Array, 'B H W {hidden_dim}']:
+  """Sinusoidal position embeddings of a picture's cells (arXiv:2005.12872, appendix A.4).
 
-  Rows, then columns, are counted where the mask is True alone, run up to 2 pi
-  at the last one, and become sines and cosines in turn, of falling frequency.
+  First half: row; second half: column. Unmasked rows and columns are counted, scaled so that
+  the last is 2 pi, and encoded as alternating sines and cosines of falling frequency.
 
   Args:
     mask: bool [B, H, W], False for padding.
@@ -204,7 +215,7 @@ def sine_positions(mask: jax.Array, hidden_dim: int) -> jax.Array:
 
 
 def _shrink(mask, size):
-  """A mask [B, H, W] at another size: each place takes the pixel that PyTorch's 'nearest' takes."""
+  """Resizes a mask [B, H, W] to (rows, columns) by nearest interpolation, as PyTorch does."""
   for axis, (full, wanted) in enumerate(zip(mask.shape[1:], size), start=1):
     scale = np.float32(full) / np.float32(wanted)  # in float32, as PyTorch rounds
     pixels = np.floor(np.arange(wanted, dtype=np.float32) * scale).astype(int)

@@ -1,22 +1,30 @@
-"""A closer look at the pixels around boxes."""
+"""Crops of the pixels around boxes."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from xmodal.models.detector.boxes import to_center
 
 
-def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
-  """Pictures [B, H, W, C] around each of their boxes: [B, N, cells, cells, C].
+def glimpse(pixels: Float[Array, 'B H W C'], boxes: Float[Array, 'B N 4'], cells: int,
+            extent: Int[Array, 'B 2'] | None = None, zoom: float = 1.4
+            ) -> Float[Array, 'B N {cells} {cells} C']:
+  """Crops pictures [B, H, W, C] around each of their boxes: [B, N, cells, cells, C].
 
-  What is seen is `zoom` times as wide and high as the box, corners float32
-  [B, N, 4] in 0..1 of the input. Each cell is read bilinearly at its middle, from the
-  picture halved so often that its pixels are about as large as the cell (a mipmap:
-  Williams, Pyramidal parametrics, 1983), so the cost does not grow with the picture's
-  size. Cells beyond the picture's edges, or beyond its extent, int32 [B, 2] (height,
-  width) in pixels, are 0. No gradient goes to the boxes.
+  A crop is `zoom` times as wide and high as its box. Each cell is sampled bilinearly at
+  its centre, from the level of a mipmap (Williams, Pyramidal parametrics, 1983) whose
+  pixels are about as large as the cell; the cost thus does not grow with the picture's size.
+
+  Args:
+    pixels: [B, H, W, C].
+    boxes: float32 [B, N, 4], corners in 0..1 of the input; they receive no gradient.
+    cells: rows and columns of a crop.
+    extent: int32 [B, 2], (height, width) of the pictures in pixels; None: no padding.
+      Cells outside of it are 0.
+    zoom: side of a crop relative to its box.
   """
   height, width = pixels.shape[1:3]
   if extent is None:
@@ -34,7 +42,7 @@ def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
   places = center[..., None] + zoom * size[..., None] * ((jnp.arange(cells) + 0.5) / cells - 0.5)
 
   def taps(axis):
-    """Two neighbours of each cell's middle and their weights: [B, N, cells, 2]."""
+    """Indices and weights of the two neighbours of each cell's centre: [B, N, cells, 2]."""
     middle, limit = places[..., axis, :], extent[:, 1 - axis, None, None]
     inside = (middle > 0) & (middle < limit)
     middle = middle / 2**level[..., None] - 0.5
@@ -53,7 +61,7 @@ def glimpse(pixels, boxes, cells: int, extent=None, zoom: float = 1.4):
 
 
 def _pyramid(pixels, extent, halvings):
-  """Pictures [B, H, W, C] as they are, then halved repeatedly: means of 2x2 that are picture."""
+  """Pictures [B, H, W, C], then repeatedly halved ones: 2x2 means that exclude padding."""
   height, width = pixels.shape[1:3]
   real = ((jnp.arange(height)[:, None] < extent[:, 0, None, None])
           & (jnp.arange(width) < extent[:, 1, None, None]))[..., None].astype(pixels.dtype)

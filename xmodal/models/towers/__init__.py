@@ -1,1 +1,1 @@
-"""Towers: one family of encoders a file."""
+"""Towers: one family of encoders per file."""

@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
@@ -9,7 +10,7 @@ from xmodal.models.parts import PARTS, WIDTHS, WRITER
 
 
 class BertLayer(nn.Module):
-  """Self-attention and MLP, a norm after each sum: [B, L, D] -> [B, L, D]; fields as in Bert."""
+  """Self-attention and MLP, residual and post-norm: [B, L, D] -> [B, L, D]; fields as in Bert."""
 
   hidden_dim: int
   mlp_dim: int
@@ -21,7 +22,8 @@ class BertLayer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, *, mask, deterministic=True):
+  def __call__(self, x: Float[Array, 'B L D'], *, mask: Bool[Array, 'B 1 1 L'],
+               deterministic: bool = True) -> Float[Array, 'B L D']:
     def norm(name):
       return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
 
@@ -47,18 +49,18 @@ PRESETS = {
 @PARTS.register('bert', options=WIDTHS | WRITER, slot='text', presets=PRESETS,
                 sharding=((r'type_embedding$', ()),))
 class Bert(nn.Module):
-  """Tokens [B, L] to [B, L, D], after the last layer's norm; every token is of type 0.
+  """Encodes tokens [B, L] to [B, L, D], after the last layer's norm; all tokens have type 0.
 
   Attributes:
     vocab_size: V.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: heads of D / num_heads each.
-    num_layers: layers.
-    max_positions: rows of the position table, the longest text.
-    num_token_types: rows of the type table, of which the first is used.
-    activation: of the MLPs, a key of layers.ACTIVATIONS.
-    layer_norm_eps: added to the variance in layer norms.
+    num_heads: attention heads, each D / num_heads wide.
+    num_layers: number of layers.
+    max_positions: rows of the position table, the maximum length of a text.
+    num_token_types: rows of the type table; only the first is used.
+    activation: activation of the MLPs, a key of layers.ACTIVATIONS.
+    layer_norm_eps: epsilon of the layer norms.
     dropout_rate: dropout in training, on embeddings, attention weights and each sublayer.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters are float32.
@@ -82,11 +84,12 @@ class Bert(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def encode(self, tokens, mask, *, deterministic=True):
-    """Tokens int32 [B, L], mask bool [B, L] (True for real tokens) -> [B, L, D].
+  def encode(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+             deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:
+    """Encodes tokens int32 [B, L] to [B, L, D]; mask: bool [B, L], False for padding.
 
     Raises:
-      UserError: a text is longer than the position table, or the heads do not divide D.
+      UserError: a text is longer than the position table, or num_heads does not divide D.
     """
     self.check()
     check_length('BERT', tokens.shape[1], self.max_positions)
@@ -110,11 +113,12 @@ class Bert(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('BERT', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
                 'max_positions', 'num_token_types')
     check_heads('BERT', self.hidden_dim, self.num_heads)
 
-  def __call__(self, tokens, mask, *, deterministic=True):
+  def __call__(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+               deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:
     """The same as `encode`."""
     return self.encode(tokens, mask, deterministic=deterministic)

@@ -1,7 +1,8 @@
-"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"), reading."""
+"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners"), encoder."""
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from xmodal.models.attention import MultiHeadAttention
@@ -27,12 +28,13 @@ class Gpt2Layer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, query_scale=None, *, mask, deterministic=True):
-    """query_scale: float scalar, what this layer's queries are multiplied by, or None."""
+  def __call__(self, x: Float[Array, 'B L D'], query_scale: Float[Array, ''] | None = None, *,
+               mask: Bool[Array, 'B 1 L L'], deterministic: bool = True) -> Float[Array, 'B L D']:
+    """Updates x; query_scale: float scalar, factor of this layer's queries, or None."""
     def norm(name):
       return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
 
-    # Section 2.3: the sum of all sublayers is to be no larger for more of them.
+    # Section 2.3: the sum of all sublayers must not grow with their number.
     last_init = nn.initializers.variance_scaling(
         0.5 / self.num_layers, 'fan_in', 'truncated_normal')
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
@@ -59,19 +61,19 @@ PRESETS = {
 
 @PARTS.register('gpt2', options=WIDTHS | WRITER, slot='text', presets=PRESETS)
 class Gpt2(nn.Module):
-  """Tokens [B, L] to [B, L, D], after the final norm; a token sees those before it alone.
+  """Encodes tokens [B, L] to [B, L, D], after the final norm; attention is causal.
 
   Attributes:
     vocab_size: V.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: heads of D / num_heads each.
-    num_layers: layers.
-    max_positions: rows of the position table, the longest text.
-    activation: of the MLPs, a key of layers.ACTIVATIONS.
-    scale_attention: whether the logits are divided by the root of the head's width.
-    scale_attention_by_layer: whether the n-th layer's logits are divided by n as well.
-    layer_norm_eps: added to the variance in layer norms.
+    num_heads: attention heads, each D / num_heads wide.
+    num_layers: number of layers.
+    max_positions: rows of the position table, the maximum length of a text.
+    activation: activation of the MLPs, a key of layers.ACTIVATIONS.
+    scale_attention: whether the logits are divided by the square root of the head's width.
+    scale_attention_by_layer: whether the logits of layer n are also divided by n.
+    layer_norm_eps: epsilon of the layer norms.
     dropout_rate: dropout in training, on embeddings, attention weights and each sublayer.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters are float32.
@@ -96,11 +98,12 @@ class Gpt2(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def encode(self, tokens, mask, *, deterministic=True):
-    """Tokens int32 [B, L], mask bool [B, L] (True for real tokens) -> [B, L, D].
+  def encode(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+             deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:
+    """Encodes tokens int32 [B, L] to [B, L, D]; mask: bool [B, L], False for padding.
 
     Raises:
-      UserError: a text is longer than the position table, or the heads do not divide D.
+      UserError: a text is longer than the position table, or num_heads does not divide D.
     """
     length = tokens.shape[1]
     self.check()
@@ -124,11 +127,12 @@ class Gpt2(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('GPT-2', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
                 'max_positions')
     check_heads('GPT-2', self.hidden_dim, self.num_heads)
 
-  def __call__(self, tokens, mask, *, deterministic=True):
+  def __call__(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+               deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:
     """The same as `encode`."""
     return self.encode(tokens, mask, deterministic=deterministic)

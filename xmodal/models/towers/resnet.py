@@ -5,6 +5,7 @@ import math
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from xmodal.errors import UserError
 from xmodal.models.capture import offer
@@ -17,9 +18,8 @@ class Block(nn.Module):
   """Residual block, [B, H, W, C] -> [B, H/stride, W/stride, features].
 
   'basic': two 3x3 convolutions. 'bottleneck': 1x1 to a quarter of the
-  features, 3x3, 1x1; the stride sits in the 3x3 (v1.5) or, with
-  downsample_in_bottleneck, in the first 1x1 (v1). The 3x3 convolutions look at
-  every dilation-th pixel.
+  features, 3x3, 1x1; the 3x3 has the stride (v1.5), or the first 1x1 (v1) if
+  downsample_in_bottleneck is set. The 3x3 convolutions have the given dilation.
   """
 
   kind: str
@@ -31,8 +31,9 @@ class Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, padding):
-    """x [B, H, W, C], a padding.Padding -> [B, H/stride, W/stride, features]."""
+  def __call__(self, x: Float[Array, 'B H W C'], padding: Padding
+               ) -> Float[Array, 'B H2 W2 {self.features}']:
+    """Maps [B, H, W, C] to [B, H/stride, W/stride, features]."""
     if self.kind == 'basic':
       convs = [(self.features, 3, self.stride), (self.features, 3, 1)]
     else:
@@ -45,7 +46,7 @@ class Block(nn.Module):
       if i < len(convs):
         y = self.norm(features, name=f'conv{i}_norm')(y, mask=padding.mask_like(y))
         y = padding.clear(nn.relu(y))
-    # Each block begins as its shortcut (arXiv:1706.02677, section 5.1).
+    # Each block starts as its shortcut (arXiv:1706.02677, section 5.1).
     y = self.norm(self.features, scale_init=nn.initializers.zeros,
                   name=f'conv{i}_norm')(y, mask=padding.mask_like(y))
     if x.shape[-1] != self.features or self.stride != 1:
@@ -57,7 +58,7 @@ class Block(nn.Module):
 
 
 def _conv(features, size, stride, dtype, name, dilation=1):
-  # Padding as PyTorch has it: 'SAME' differs for even sides and stride 2.
+  # PyTorch's padding: 'SAME' differs for even sides and stride 2.
   padding = size // 2 * dilation
   return nn.Conv(features, (size, size), stride, [(padding, padding)] * 2, use_bias=False,
                  kernel_dilation=dilation, dtype=dtype, kernel_init=nn.initializers.he_normal(),
@@ -80,23 +81,23 @@ PRESETS = {
 
 @PARTS.register('resnet', slot='vision', presets=PRESETS)
 class ResNet(nn.Module):
-  """Images [B, H, W, 3], already normalised, to a feature map [B, H', W', C].
+  """Maps normalised images [B, H, W, 3] to a feature map [B, H', W', C].
 
-  Sides shrink by 2 in every stage but the first, rounded up, after the stem:
-  with four stages H' = H/32 after 'imagenet' and H/8 after 'small'.
+  After the stem, every stage but the first halves the sides, rounded up:
+  with four stages H' = H/32 with stem 'imagenet' and H/8 with 'small'.
 
   Attributes:
     block: 'basic' or 'bottleneck'.
     stage_sizes: blocks in each stage, (3, 4, 6, 3) for ResNet-50.
-    widths: features out of each stage, (256, 512, 1024, 2048) for ResNet-50.
-    embedding_size: features out of the stem.
+    widths: output features of each stage, (256, 512, 1024, 2048) for ResNet-50.
+    embedding_size: output features of the stem.
     norm: 'batch' (statistics in the collection `batch_stats`) or 'group'.
     frozen_statistics: batch norm uses its stored statistics in training too.
-    downsample_in_first_stage: the first stage halves the sides as well.
-    downsample_in_bottleneck: where a bottleneck strides, see Block.
-    dilate_last_stage: the last stage keeps the sides, and all its blocks but
-      the first look at every second pixel (DC5 of arXiv:2005.12872, as
-      torchvision and timm do it); for 'bottleneck'.
+    downsample_in_first_stage: whether the first stage halves the sides too.
+    downsample_in_bottleneck: which convolution of a bottleneck has the stride, see Block.
+    dilate_last_stage: the last stage keeps the sides, and all its blocks but the
+      first have dilation 2 (DC5 of arXiv:2005.12872, as in torchvision and timm);
+      only for 'bottleneck'.
     stem: 'imagenet' (7x7 convolution of stride 2 and max pooling of stride 2)
       or 'small' (3x3 convolution of stride 1, for small pictures).
     dropout_rate: dropout in training, on the features that come out.
@@ -120,16 +121,16 @@ class ResNet(nn.Module):
   remat: str = 'none'
 
   @nn.compact
-  def __call__(self, images, extent=None, *, deterministic=True):
-    """Images [B, H, W, 3] float to features [B, H', W', C].
+  def __call__(self, images: Float[Array, 'B H W 3'], extent: Int[Array, 'B 2'] | None = None, *,
+               deterministic: bool = True) -> Float[Array, 'B H2 W2 C']:
+    """Maps float images [B, H, W, 3] to features [B, H', W', C].
 
-    Batch norm takes the batch's own statistics, and updates the stored ones,
-    unless deterministic or frozen_statistics. With an extent (see
-    padding.Padding) norms take those of the pictures, and features in the
-    padding are 0.
+    Batch norm uses the batch's statistics and updates the stored ones, unless
+    deterministic or frozen_statistics. With an extent (see padding.Padding)
+    the statistics of norms exclude the padding, and features in it are 0.
 
     Raises:
-      UserError: there is no such block, norm or stem, or none that dilates.
+      UserError: the block, norm or stem is unknown, or the block cannot dilate.
     """
     self.check()
     norm = self._norm(deterministic)
@@ -158,14 +159,14 @@ class ResNet(nn.Module):
                           dtype=self.dtype, **kwargs)
 
     def group_norm(features, **kwargs):
-      # 32 groups (arXiv:1803.08494), fewer where the channels do not divide.
+      # 32 groups (arXiv:1803.08494), or fewer if 32 does not divide the channels.
       return nn.GroupNorm(math.gcd(32, features), epsilon=1e-5, dtype=self.dtype, **kwargs)
 
     return batch_norm if self.norm == 'batch' else group_norm
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('ResNet', self, 'stage_sizes', 'widths', 'embedding_size')
     if len(self.stage_sizes) != len(self.widths) or not self.widths:
       raise UserError(f'ResNet: stage_sizes are {self.stage_sizes} and widths {self.widths}; '

@@ -1,11 +1,13 @@
 """T5 text-to-text transformer: 1.0 (arXiv:1910.10683) and 1.1 (gated GELU, untied head)."""
 
+from collections.abc import Callable, Mapping
 import functools
 import math
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from xmodal.errors import UserError
@@ -15,17 +17,18 @@ from xmodal.models.parts import PARTS, WIDTHS, WRITER, size
 from xmodal.options import Option
 
 
-def relative_position_buckets(relative, *, bidirectional, num_buckets, max_distance):
+def relative_position_buckets(relative: Int[np.ndarray, '*dims'], *, bidirectional: bool,
+                              num_buckets: int, max_distance: int) -> Int[np.ndarray, '*dims']:
   """Bucket of each relative position (key minus query), section 2.1 of the paper.
 
-  Half the buckets hold one distance each, the rest grow logarithmically up to
-  max_distance. Bidirectional: half of all are for keys to the right.
+  Half of the buckets hold one distance each, the others grow logarithmically up to
+  max_distance. If bidirectional, half of all buckets are for keys to the right.
 
   Args:
     relative: int numpy array of any shape.
-    bidirectional: False gives every key to the right bucket 0.
+    bidirectional: if false, all keys to the right get bucket 0.
     num_buckets: number of buckets.
-    max_distance: distances from here on share the last bucket.
+    max_distance: all distances from this one on share the last bucket.
 
   Returns:
     int32 numpy array of the same shape, in [0, num_buckets).
@@ -39,18 +42,18 @@ def relative_position_buckets(relative, *, bidirectional, num_buckets, max_dista
   else:
     distance = np.maximum(-relative, 0)
   exact = num_buckets // 2
-  # In float32, as the published models were trained.
+  # In float32, as in training of the published models.
   growth = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
   growth = growth / np.float32(math.log(max_distance / exact)) * np.float32(num_buckets - exact)
   far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
   return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
 
 
-def _of_neighbors(rng, shape, dtype=jnp.float32, *, bias, buckets):
-  """[num_buckets, H]: a bias in favour of the tokens 1, then 2 or 3, 4 to 7, 8 to 15 away.
+def _neighbor_bias_init(rng, shape, dtype=jnp.float32, *, bias, buckets):
+  """Initialiser [num_buckets, H]: each head favours tokens 1, 2 to 3, 4 to 7 or 8 to 15 away.
 
-  In turns: with buckets of both sides the first head looks at the token before, the second at the
-  one after, the third at two and three before, and so on.
+  With bidirectional buckets the heads alternate between sides: the first head favours the previous
+  token, the second the next one, the third those two and three before, and so on.
   """
   del rng
   table, sides = np.zeros(shape, np.float32), (-1, 1) if buckets(1) != buckets(0) else (-1,)
@@ -61,7 +64,7 @@ def _of_neighbors(rng, shape, dtype=jnp.float32, *, bias, buckets):
 
 
 class _Layer(nn.Module):
-  """Fields and parts that both kinds of layer share; attributes as in T5."""
+  """Fields and sublayers shared by both kinds of layer; attributes as in T5."""
 
   hidden_dim: int
   head_dim: int
@@ -77,7 +80,7 @@ class _Layer(nn.Module):
     return nn.RMSNorm(self.layer_norm_epsilon, dtype=self.dtype)
 
   def _attention(self):
-    # T5 does not scale its logits: the initialiser of the queries does.
+    # T5 does not scale its logits; the initialiser of the query kernel does.
     init = nn.initializers.variance_scaling
     return MultiHeadAttention(
         self.num_heads, self.head_dim, self.hidden_dim, use_bias=False, scale=1.,
@@ -100,7 +103,8 @@ class EncoderLayer(_Layer):
     self.mlp_norm, self.mlp = self._norm(), self._mlp()
     self.dropout = nn.Dropout(self.dropout_rate)
 
-  def __call__(self, x, *, bias, mask, deterministic):
+  def __call__(self, x: Float[Array, 'B L D'], *, bias: Float[Array, '1 H L L'],
+               mask: Bool[Array, 'B 1 1 L'], deterministic: bool) -> Float[Array, 'B L D']:
     y = self.attention(self.attention_norm(x), bias=bias, mask=mask, deterministic=deterministic)
     x = x + self.dropout(y, deterministic=deterministic)
     y = self.mlp(self.mlp_norm(x), deterministic=deterministic)
@@ -116,13 +120,23 @@ class DecoderLayer(_Layer):
     self.mlp_norm, self.mlp = self._norm(), self._mlp()
     self.dropout = nn.Dropout(self.dropout_rate)
 
-  def __call__(self, x, cross_key, cross_value, *, bias, mask, cross_mask, cached=None,
-               deterministic=True):
-    """[B, T, D] -> [B, T, D], and the keys and values that the self-attention looked at.
+  def __call__(self, x: Float[Array, 'B T D'], cross_key: Float[Array, 'B H K head_dim'],
+               cross_value: Float[Array, 'B H K head_dim'], *, bias: Float[Array, '1 H #T M'],
+               mask: Bool[Array, 'B 1 T M'] | Bool[Array, 'T M'],
+               cross_mask: Bool[Array, 'B 1 1 K'], cached: tuple | None = None,
+               deterministic: bool = True
+               ) -> tuple[Float[Array, 'B T D'],
+                          tuple[Float[Array, 'B H M head_dim'], Float[Array, 'B H M head_dim']]]:
+    """Updates x [B, T, D]; also returns the keys and values of the self-attention.
 
-    cross_key, cross_value: from cross_keys_values. cached: (key, value, place)
-    with keys and values [B, H, M, head_dim]; the new ones are written over
-    those from place on.
+    Args:
+      x: [B, T, D].
+      cross_key, cross_value: from cross_keys_values.
+      bias, mask: of the self-attention over M tokens (T, or the length of the cache).
+      cross_mask: False for padding of the encoded stream.
+      cached: (key, value, place) with keys and values [B, H, M, head_dim]; the keys and
+        values of x overwrite those from index `place` on.
+      deterministic: no dropout.
     """
     y = self.attention_norm(x)
     key, value = map(_swap, self.attention.keys_values(y))
@@ -139,21 +153,22 @@ class DecoderLayer(_Layer):
     y = self.mlp(self.mlp_norm(x), deterministic=deterministic)
     return x + self.dropout(y, deterministic=deterministic), (key, value)
 
-  def cross_keys_values(self, encoded):
-    """[B, K, C] to key and value, each [B, H, K, head_dim]."""
+  def cross_keys_values(self, encoded: Float[Array, 'B K C']
+                        ) -> tuple[Float[Array, 'B H K head_dim'], Float[Array, 'B H K head_dim']]:
+    """Projects [B, K, C] to key and value, each [B, H, K, head_dim]."""
     return tuple(map(_swap, self.cross_attention.keys_values(encoded)))
 
 
 def _swap(x):
-  """[B, K, H, head_dim] to [B, H, K, head_dim], as attention computes, and back."""
+  """Swaps [B, K, H, head_dim], as in attention's arguments, and [B, H, K, head_dim]."""
   return x.swapaxes(1, 2)
 
 
 OPTIONS = WIDTHS | WRITER | {
     'head_dim': size('Width of an attention head.'),
-    'neighbor_bias': Option(None, 'At the start, how much heads favour neighbouring words. None: '
-                            'not, as published; the order of words then counts little until it is '
-                            'learned.', kind=float, low=0)}
+    'neighbor_bias': Option(None, 'Initial attention bias of heads towards neighbouring words. '
+                            'None: no bias, as published; word order then has little effect until '
+                            'it is learned.', kind=float, low=0)}
 
 PRESETS = {
     'tiny': dict(hidden_dim=64, head_dim=16, num_heads=4, mlp_dim=128, num_layers=1,
@@ -173,7 +188,7 @@ PRESETS = {
     (r'relative_bias/embedding$', ()),), fixed={
     'gated': True, 'tie_word_embeddings': False, 'scale_decoder_outputs': False})
 class T5(nn.Module):
-  """Encoder and decoder of T5; parameters exist only for the part that is used.
+  """Encoder and decoder of T5; only the parts that are used have parameters.
 
   Attributes:
     vocab_size: V.
@@ -185,12 +200,12 @@ class T5(nn.Module):
     num_decoder_layers: decoder layers.
     relative_attention_num_buckets: see `relative_position_buckets`.
     relative_attention_max_distance: see `relative_position_buckets`.
-    neighbor_bias: of relative positions at the start: how much each head favours its neighbours,
-      see `_of_neighbors`; None: small random biases, as published.
-    gated: gated tanh-GELU MLPs (1.1) or ReLU ones (1.0).
-    tie_word_embeddings: whether the embedding is the output layer as well (1.0).
-    scale_decoder_outputs: divide by sqrt(D) before the output layer (1.0).
-    layer_norm_epsilon: added to the mean square in the norms.
+    neighbor_bias: initial relative position bias of each head towards its neighbours, see
+      `_neighbor_bias_init`; None: small random biases, as published.
+    gated: whether MLPs are gated, with tanh-GELU (1.1), or plain, with ReLU (1.0).
+    tie_word_embeddings: whether the output layer uses the embedding (1.0).
+    scale_decoder_outputs: whether to divide by sqrt(D) before the output layer (1.0).
+    layer_norm_epsilon: epsilon of the norms.
     dropout_rate: dropout in training.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters and logits are float32.
@@ -220,14 +235,14 @@ class T5(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     sizes = ['vocab_size', 'hidden_dim', 'head_dim', 'num_heads', 'mlp_dim', 'num_layers',
              'relative_attention_num_buckets', 'relative_attention_max_distance']
     if self.num_decoder_layers:  # 0: an encoder alone
       sizes.append('num_decoder_layers')
     check_sizes('T5', self, *sizes)
     buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-    # Half of them hold one distance each; the encoder has two sides.
+    # Half of the buckets hold one distance each; the encoder splits them between two sides.
     if buckets < 4 or distance <= buckets // (2 if self.num_decoder_layers else 4):
       raise UserError(f'T5: relative_attention_num_buckets is {buckets} and '
                       f'relative_attention_max_distance {distance}, wanted 4 buckets or more and a '
@@ -249,13 +264,16 @@ class T5(nn.Module):
     self.lm_head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype,
                             dot_general=_float32_dot_general)
 
-  def __call__(self, tokens, mask, decoder_tokens, *, deterministic=True):
-    """Teacher-forced logits [B, T, V]: `decode` on what `encode` gives."""
+  def __call__(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'],
+               decoder_tokens: Int[Array, 'B T'], *, deterministic: bool = True
+               ) -> Float[Array, 'B T {self.vocab_size}']:
+    """Teacher-forced logits [B, T, V]: `encode`, then `decode`."""
     encoded = self.encode(tokens, mask, deterministic=deterministic)
     return self.decode(decoder_tokens, encoded, mask, deterministic=deterministic)
 
-  def encode(self, tokens, mask, *, deterministic=True):
-    """Tokens int32 [B, L], mask bool [B, L] (True for real tokens) -> [B, L, D]."""
+  def encode(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+             deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:
+    """Encodes tokens int32 [B, L] to [B, L, D]; mask: bool [B, L], False for padding."""
     length = tokens.shape[1]
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
     bias = self._bias(self.encoder_relative_bias, self._buckets(relative, bidirectional=True))
@@ -269,17 +287,19 @@ class T5(nn.Module):
                        remat=self.remat, unroll=self.scan_unroll)
     return self.dropout(self.encoder_norm(x), deterministic=deterministic)
 
-  def decode(self, tokens, encoded, encoded_mask, *, deterministic=True):
-    """Teacher-forced logits: row t sees tokens 0..t and all of the encoded stream.
+  def decode(self, tokens: Int[Array, 'B T'], encoded: Float[Array, 'B K C'],
+             encoded_mask: Bool[Array, 'B K'], *, deterministic: bool = True
+             ) -> Float[Array, 'B T {self.vocab_size}']:
+    """Teacher-forced logits: position t attends to tokens 0..t and to the encoded stream.
 
     Args:
       tokens: int32 [B, T], the start token first.
       encoded: [B, K, C], the encoder's output or any other stream.
-      encoded_mask: bool [B, K], True where there is something.
+      encoded_mask: bool [B, K], False for padding.
       deterministic: no dropout.
 
     Returns:
-      float32 logits [B, T, V]; row t is about token t + 1.
+      float32 logits [B, T, V]; position t predicts token t + 1.
     """
     length = tokens.shape[1]
     relative = np.arange(length)[None, :] - np.arange(length)[:, None]
@@ -297,39 +317,41 @@ class T5(nn.Module):
                        remat=self.remat, unroll=self.scan_unroll)
     return self._logits(self.dropout(self.decoder_norm(x), deterministic=deterministic))
 
-  def init_cache(self, encoded, encoded_mask, max_length, num_beams=1):
+  def init_cache(self, encoded: Float[Array, 'B K C'], encoded_mask: Bool[Array, 'B K'],
+                 max_length: int, num_beams: int = 1) -> dict:
     """Cache for up to max_length calls of `decode_step` on an encoded stream [B, K, C].
 
-    The beams of a row, W of them, share one cache. Whichever tokens a beam goes
-    on from, their keys stay where they were written; `ancestors` says where.
+    The W beams of a row share one cache. When a beam continues another one, the keys
+    are not moved; `ancestors` gives the beam that wrote each of its tokens.
 
     Returns:
       dict of `index` int32, the number of tokens so far; `ancestors` int32
       [B, W, max_length], the beam that wrote each token of a beam's text; `key`
-      and `value`, of each layer [B, H, max_length * W, head_dim], ordered by
-      token, then beam; `cross_key` and `cross_value`, of each layer
+      and `value`, per layer [B, H, max_length * W, head_dim], ordered by
+      token, then beam; `cross_key` and `cross_value`, per layer
       [B, H, K, head_dim]; `cross_mask` bool [B, K].
     """
     layer, layers = self._unstacked()
     cross = [layer.apply(variables, encoded, method='cross_keys_values') for variables in layers]
     shape = (len(encoded), self.num_heads, max_length * num_beams, self.head_dim)
-    # An array a layer: a slice of one array for all would be copied at every step.
+    # One array per layer: slices of a single array would be copied at every step.
     empty = tuple(jnp.zeros(shape, cross[0][0].dtype) for _ in layers)
     return {'index': jnp.zeros((), jnp.int32),
             'ancestors': jnp.zeros((len(encoded), num_beams, max_length), jnp.int32),
             'key': empty, 'value': empty, 'cross_key': tuple(key for key, _ in cross),
             'cross_value': tuple(value for _, value in cross), 'cross_mask': encoded_mask}
 
-  def decode_step(self, token, cache, layers=None):
-    """One token on.
+  def decode_step(self, token: Int[Array, ' N'], cache: dict, layers: tuple | None = None
+                  ) -> tuple[Float[Array, 'N {self.vocab_size}'], dict]:
+    """Decodes one step with the cache.
 
     Args:
-      token: int32 [B * W], the last one of each beam.
-      cache: from `init_cache` or the step before.
-      layers: what `unstack_decoder` gives; else the parameters are taken apart here.
+      token: int32 [B * W], the last token of each beam.
+      cache: from `init_cache` or the previous step.
+      layers: from `unstack_decoder`; None: the parameters are unstacked in this step.
 
     Returns:
-      float32 logits [B * W, V] about the next token, and the cache with this one.
+      float32 logits [B * W, V] of the next token, and the updated cache.
     """
     index, (batch, beams, max_length) = cache['index'], cache['ancestors'].shape
     ancestors = jax.lax.dynamic_update_slice_in_dim(
@@ -355,13 +377,13 @@ class T5(nn.Module):
         **cache, 'index': index + 1, 'ancestors': ancestors, 'key': key, 'value': value}
 
   def unstack_decoder(self):
-    """The variables of each decoder layer, to be taken apart once and not at every step."""
+    """The variables of each decoder layer; unstack them once for all steps."""
     return self._unstacked()[1]
 
   def _unstacked(self, layers=None):
-    """A decoder layer, unbound, and the variables of each (as given, if they are)."""
+    """An unbound decoder layer, and the variables of each layer (`layers` itself if given)."""
     layer, stacked = self.decoder_layers.unbind()
-    # Few queries: nothing to gain from flash attention.
+    # Flash attention is not faster for so few queries.
     layer = layer.clone(attention_implementation='xla')
     return layer, layers or tuple(jax.tree.map(lambda x: x[i], stacked)
                                   for i in range(self.num_decoder_layers))
@@ -370,7 +392,7 @@ class T5(nn.Module):
     init = nn.initializers.normal(self.hidden_dim ** -0.5)
     if self.neighbor_bias is not None:
       buckets = functools.partial(self._buckets, bidirectional=bidirectional)
-      init = functools.partial(_of_neighbors, bias=self.neighbor_bias, buckets=buckets)
+      init = functools.partial(_neighbor_bias_init, bias=self.neighbor_bias, buckets=buckets)
     return nn.Embed(self.relative_attention_num_buckets, self.num_heads, embedding_init=init)
 
   def _buckets(self, relative, *, bidirectional):
@@ -395,18 +417,20 @@ def _float32_dot_general(*args, **kwargs):
   return jax.lax.dot_general(*args, **kwargs | {'preferred_element_type': jnp.float32})
 
 
-def start_writing(module, variables, encoded, encoded_mask, max_length, num_beams=1):
-  """A step function and its first cache, as `generate` takes them.
+def start_writing(module: T5, variables: Mapping, encoded: Float[Array, 'B K C'],
+                  encoded_mask: Bool[Array, 'B K'], max_length: int, num_beams: int = 1
+                  ) -> tuple[Callable, dict]:
+  """A step function and its initial cache, as `generate` takes them.
 
   Args:
     module, variables: a T5 and its parameters.
     encoded: [B, K, C], the encoder's output or any other stream.
-    encoded_mask: bool [B, K], True where there is something.
-    max_length: the most tokens that will be written.
-    num_beams: W, texts that a row has at a time.
+    encoded_mask: bool [B, K], False for padding.
+    max_length: maximum number of generated tokens.
+    num_beams: W, beams per row.
 
   Returns:
-    (token int32 [B * W], cache) -> (logits [B * W, V], cache), and a cache.
+    Function (token int32 [B * W], cache) -> (logits [B * W, V], cache), and the cache.
   """
   layers = module.apply(variables, method='unstack_decoder')
 

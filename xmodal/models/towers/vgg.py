@@ -4,6 +4,7 @@ import functools
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from xmodal.errors import UserError
 from xmodal.models.capture import offer
@@ -22,20 +23,21 @@ PRESETS = {
 
 @PARTS.register('vgg', slot='vision', presets=PRESETS)
 class VGG(nn.Module):
-  """Images [B, H, W, 3], already normalised, to a feature map [B, H/32, W/32, C].
+  """Maps normalised images [B, H, W, 3] to a feature map [B, H/32, W/32, C].
 
-  Each stage is some 3x3 convolutions with ReLU and a 2x2 max pooling, which
-  drops the last row or column of an odd side.
+  Each stage has 3x3 convolutions with ReLU, then 2x2 max pooling, which drops the
+  last row or column of an odd side.
 
   Attributes:
     stage_sizes: convolutions in each stage, (2, 2, 3, 3, 3) for VGG-16.
-    widths: features out of each stage; C is the last.
-    batch_norm: after each convolution, statistics in the collection `batch_stats`.
+    widths: output features of each stage; C is the last.
+    batch_norm: whether batch norm follows each convolution (statistics in the collection
+      `batch_stats`).
     frozen_statistics: batch norm uses its stored statistics in training too.
-    dropout_rate: dropout in training, on the features that come out.
+    dropout_rate: dropout in training, on the output features.
     dtype: of the computation; parameters and statistics are float32.
-    remat: 'none', 'full' or 'dots': what of each stage the backward pass computes again (no
-      result of a convolution is kept by 'dots').
+    remat: 'none', 'full' or 'dots', for each stage, see layers.REMAT_POLICIES ('dots' keeps no
+      output of a convolution).
   """
 
   stage_sizes: tuple[int, ...]
@@ -48,20 +50,20 @@ class VGG(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('VGG', self, 'stage_sizes', 'widths')
     if len(self.stage_sizes) != len(self.widths) or not self.widths:
       raise UserError(f'VGG: stage_sizes are {self.stage_sizes} and widths {self.widths}; wanted '
                       'one of each for a stage')
 
   @nn.compact
-  def __call__(self, images, extent=None, *, deterministic=True):
-    """Images [B, H, W, 3] float to features [B, H/32, W/32, C].
+  def __call__(self, images: Float[Array, 'B H W 3'], extent: Int[Array, 'B 2'] | None = None, *,
+               deterministic: bool = True) -> Float[Array, 'B H2 W2 {self.widths[-1]}']:
+    """Maps float images [B, H, W, 3] to features [B, H/32, W/32, C].
 
-    Batch norm takes the batch's own statistics, and updates the stored ones,
-    unless deterministic or frozen_statistics. With an extent (see
-    padding.Padding) norms take those of the pictures, and features in the
-    padding are 0.
+    Batch norm uses the batch's statistics and updates the stored ones, unless
+    deterministic or frozen_statistics. With an extent (see padding.Padding)
+    the statistics of norms exclude the padding, and features in it are 0.
 
     Raises:
       UserError: the pictures are too small to be halved in each stage.

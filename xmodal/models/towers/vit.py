@@ -1,7 +1,8 @@
-"""Vision Transformer (arXiv:2010.11929), and what DeiT and DINOv2 add to it."""
+"""Vision Transformer (arXiv:2010.11929), with the additions of DeiT and DINOv2."""
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from xmodal.errors import UserError
@@ -14,7 +15,7 @@ from xmodal.models.parts import PARTS, WIDTHS, size
 class ViTLayer(nn.Module):
   """Pre-norm transformer layer, [B, N, D] -> [B, N, D]. Attributes as in ViT.
 
-  Begins as the identity (arXiv:2003.04887 says why that learns faster).
+  Starts as the identity, which learns faster (arXiv:2003.04887).
   """
 
   hidden_dim: int
@@ -30,8 +31,9 @@ class ViTLayer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, mask=None, *, deterministic=True):
-    """x [B, N, D], mask bool [B, 1, 1, N] or None -> x, updated."""
+  def __call__(self, x: Float[Array, 'B N D'], mask: Bool[Array, 'B 1 1 N'] | None = None, *,
+               deterministic: bool = True) -> Float[Array, 'B N D']:
+    """Updates x [B, N, D]."""
     def norm(name):
       return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype, name=name)
 
@@ -55,15 +57,16 @@ class ViTLayer(nn.Module):
 
 
 class PatchStem(nn.Module):
-  """Each patch through one linear layer, [B, H, W, 3] -> [B, H/P, W/P, D]."""
+  """Projects each patch with one linear layer, [B, H, W, 3] -> [B, H/P, W/P, D]."""
 
   patch_size: int
   hidden_dim: int
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, images, padding):
-    del padding  # a patch sees no other
+  def __call__(self, images: Float[Array, 'B H W 3'], padding: Padding
+               ) -> Float[Array, 'B rows columns {self.hidden_dim}']:
+    del padding  # Patches do not mix.
     batch, height, width, channels = images.shape
     p = self.patch_size
     patches = images.reshape(batch, height // p, p, width // p, p, channels)
@@ -72,10 +75,10 @@ class PatchStem(nn.Module):
 
 
 class ConvStem(nn.Module):
-  """Stride-2 3x3 convolutions down to one place a patch (arXiv:2106.14881).
+  """Stride-2 3x3 convolutions down to one position per patch (arXiv:2106.14881).
 
   [B, H, W, 3] -> [B, H/P, W/P, D] for P a power of two; the width doubles with
-  each convolution up to D. Layer norms stand in for the paper's batch norms.
+  each convolution up to D. Layer norms replace the paper's batch norms.
   """
 
   patch_size: int
@@ -84,8 +87,9 @@ class ConvStem(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, images, padding):
-    """images, and the padding.Padding of them; what is in it stays out of all else."""
+  def __call__(self, images: Float[Array, 'B H W 3'], padding: Padding
+               ) -> Float[Array, 'B rows columns {self.hidden_dim}']:
+    """Embeds images; pixels in their padding do not affect those outside."""
     num_convs = self.patch_size.bit_length() - 1
     if self.patch_size != 2 ** num_convs or num_convs < 1:
       raise UserError(f"ViT: stem 'conv' wants a patch_size that is a power of two, found "
@@ -101,7 +105,7 @@ class ConvStem(nn.Module):
 
 
 SHARDING = (
-    # A patch of 14 x 14 x 3 values divides by little; the width does.
+    # Few mesh sizes divide a patch's 14 x 14 x 3 values; split the width instead.
     (r'stem/projection/kernel$', (None, ('tensor', 'fsdp'))),
     (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()))
 PRESETS = {
@@ -118,30 +122,29 @@ PRESETS = {
                 slot='vision', presets=PRESETS, sharding=SHARDING,
                 fixed={'use_cls_token': False})
 class ViT(nn.Module):
-  """Images [B, H, W, 3], already normalised, to tokens [B, E + N, D].
+  """Maps normalised images [B, H, W, 3] to tokens [B, E + N, D], after the final layer norm.
 
-  N = H/P * W/P tokens in rows from the top left, after E extra ones (class
-  token, distillation token, registers: those that there are, in this order),
-  all after the final layer norm.
+  First E extra tokens (class token, distillation token, registers, in this order,
+  each if enabled), then N = H/P * W/P patch tokens, row by row from the top left.
 
   Attributes:
     patch_size: P, pixels.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: heads of D / num_heads each.
+    num_heads: attention heads, each D / num_heads wide.
     num_layers: L.
-    image_size: (H, W), pixels; the size of the position table.
-    layer_norm_eps: added to the variance in layer norms.
+    image_size: (H, W), pixels; sets the size of the position table.
+    layer_norm_eps: epsilon of the layer norms.
     dropout_rate: dropout in training, on embeddings and on each sublayer.
     use_cls_token: whether token 0 is a learned class token.
-    use_distillation_token: whether the next one is DeiT's (arXiv:2012.12877).
-    num_registers: tokens without position that hold what belongs to no place
-      (arXiv:2309.16588).
-    stem: 'patch' (linear) or 'conv' (learns faster from nothing).
+    use_distillation_token: whether DeiT's distillation token follows (arXiv:2012.12877).
+    num_registers: number of register tokens, which have no position and hold global
+      information (arXiv:2309.16588).
+    stem: 'patch' (linear) or 'conv' (learns faster from scratch).
     gelu: 'exact' or 'tanh'.
     swiglu: the MLPs are silu(gate(x)) * up(x) instead (arXiv:2002.05202).
-    layer_scale: first value of the factors, one a channel, on what each sublayer
-      adds (arXiv:2103.17239); None: no factors.
+    layer_scale: initial value of learned per-channel factors on each sublayer's
+      output (arXiv:2103.17239); None: no factors.
     qkv_bias: whether query, key and value have biases.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters are float32.
@@ -171,14 +174,15 @@ class ViT(nn.Module):
   scan_unroll: int = 1
 
   @nn.compact
-  def __call__(self, images, extent=None, *, deterministic=True):
-    """Images [B, H, W, 3] float to tokens [B, E + N, D].
+  def __call__(self, images: Float[Array, 'B H W C'], extent: Int[Array, 'B 2'] | None = None, *,
+               deterministic: bool = True) -> Float[Array, 'B N {self.hidden_dim}']:
+    """Maps float images [B, H, W, 3] to tokens [B, E + N, D].
 
-    With an extent (see padding.Padding) no token looks at those in the padding.
+    With an extent (see padding.Padding) tokens in the padding are masked.
 
     Raises:
-      UserError: the pictures are not image_size, or that does not divide into
-        patches, or the heads do not divide D, or there is no such stem or gelu.
+      UserError: the pictures' size is not image_size, patch_size does not divide it,
+        num_heads does not divide D, or the stem or gelu is unknown.
     """
     self.check()
     if images.shape[1:] != (*self.image_size, 3):
@@ -213,12 +217,12 @@ class ViT(nn.Module):
                         name='final_norm')(x)
 
   def _extra_tokens(self, name, count, x):
-    """Learned tokens [B, count, D], to stand with x [B, N, D]."""
+    """Learned tokens [B, count, D], in the batch size and dtype of x [B, N, D]."""
     tokens = self.param(name, nn.initializers.normal(0.02), (1, count, self.hidden_dim))
     return jnp.broadcast_to(tokens, (x.shape[0], count, self.hidden_dim)).astype(x.dtype)
 
   def _position_init(self, rng, shape, dtype=jnp.float32):
-    """Sines and cosines of row and column (arXiv:2205.01580), to be learned on from there."""
+    """Initialises positions with sines and cosines of row and column (arXiv:2205.01580)."""
     num_tokens, width = shape
     if width % 4:
       return nn.initializers.normal(0.02)(rng, shape, dtype)
@@ -227,7 +231,7 @@ class ViT(nn.Module):
     frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
     angles = [place[:, None] * frequencies for place in (row, column)]
     table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
-    # Class and distillation tokens lie nowhere.
+    # Class and distillation tokens have no position.
     return jnp.asarray(np.pad(table, ((num_tokens - len(table), 0), (0, 0))), dtype)
 
   def _stem(self):
@@ -237,7 +241,7 @@ class ViT(nn.Module):
 
   @nn.nowrap
   def check(self):
-    """Raises UserError for fields that mean nothing, or not together."""
+    """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('ViT', self, 'patch_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
                 'image_size')
     if any(side % self.patch_size for side in self.image_size):

@@ -1,27 +1,29 @@
-"""The part of the model that detection has of its own."""
+"""The detection head."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from xmodal.models.detector.expressions import MeantQuery
 from xmodal.models.detector.queries import ImageQueries, QueryBoxes
 from xmodal.tasks.detection.losses import Queries
 
-_MOST_FOUND = 100  # boxes of one picture that are kept, as many as COCO counts
+_MOST_FOUND = 100  # detections per picture, COCO's limit
 
 
 class DetectionHead(nn.Module):
   """Boxes and scores of queries.
 
   Attributes:
-    num_queries: of learned queries; 0: one query for each image token.
-    num_layers: of the decoder of learned queries.
-    glimpse: cells across in which a query looks at the pixels around its box; 0: it does not.
-    expressions: whether expressions are read too.
-    pad_id: token number that is no text.
+    num_queries: number of learned queries; 0: one query per image token.
+    num_layers: decoder layers of learned queries.
+    glimpse: side, in cells, of the crop around a query's box that refines it; 0: no refinement.
+    expressions: whether the head also scores referring expressions.
+    pad_id: id of the pad token.
   """
 
   num_queries: int
@@ -31,18 +33,19 @@ class DetectionHead(nn.Module):
   pad_id: int
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns {'names': Queries, 'expression': Queries with K = 1}, the latter if there are any."""
-    nothing = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> dict[str, Queries]:
+    """Returns {'names': Queries, 'expression': Queries with K = 1 if expressions are on}."""
+    empty_text = jnp.full((features['placement'].shape[0], 1), self.pad_id, jnp.int32)
     queries, references, mask = ImageQueries(
         self.num_queries, self.num_layers, **towers.layer_options, name='queries')(
-            towers.fused(nothing), deterministic=deterministic)
+            towers.fused(empty_text), deterministic=deterministic)
     queries, boxes, proposals = QueryBoxes(self.glimpse, name='query_boxes')(
         queries, references, *towers.pixels())
     found = {'boxes': boxes, 'mask': mask, 'proposals': proposals, 'places': references[:, :2]}
-    asked = features['vocabulary']
-    outputs = {'names': Queries(self._name_logits(towers.names(asked), queries), **found,
-                                counts=asked.counts)}
+    vocabulary = features['vocabulary']
+    outputs = {'names': Queries(self._name_logits(towers.names(vocabulary), queries), **found,
+                                counts=vocabulary.counts)}
     if self.expressions:
       text = towers.text(features['expression']['tokens'])
       words = towers.align(towers.vision(), text)[1]
@@ -51,20 +54,20 @@ class DetectionHead(nn.Module):
     return outputs
 
   def _name_logits(self, names, hidden):
-    """Match of each query [B, N, D] with each name [K, D]: float32 [B, N, K] (cf.
+    """Logits of each query [B, N, D] for each name [K, D]: float32 [B, N, K] (cf.
     arXiv:2205.06230)."""
-    seen = nn.Dense(names.shape[-1], dtype=hidden.dtype, name='name_projection')(hidden)
-    # That a query shows anything at all does not hang on names, so unseen ones have it too.
-    thing = nn.Dense(1, dtype=jnp.float32, name='objectness',
+    projected = nn.Dense(names.shape[-1], dtype=hidden.dtype, name='name_projection')(hidden)
+    # Objectness does not depend on names, so it also works for unseen names.
+    objectness = nn.Dense(1, dtype=jnp.float32, name='objectness',
                      bias_init=nn.initializers.constant(-4.0))(hidden)
     scale = jnp.exp(self.param('log_scale', nn.initializers.constant(1.0), ()))
-    logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
-    return logits * (scale * seen.shape[-1] ** -0.5) + thing
+    logits = jnp.einsum('bnd,kd->bnk', projected, names, preferred_element_type=jnp.float32)
+    return logits * (scale * projected.shape[-1] ** -0.5) + objectness
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns the best (box, name) pairs, [B, 100], and the best box for the expression, [B].
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the best (box, name) pairs, [B, 100], and the best box of the expression, [B].
 
-    Scores are probabilities, and -1 for what is no name.
+    Scores are probabilities, or -1 for names that do not count.
     """
     outputs = self(towers, features, deterministic=True)
     scores = jax.nn.sigmoid(outputs['names'].masked_logits())

@@ -1,59 +1,61 @@
-"""Set prediction (DETR, arXiv:2005.12872): each object is matched to one query, which is its own.
+"""Set prediction losses (DETR, arXiv:2005.12872): each object is matched to a distinct query.
 
-Letters: B pictures, N queries, M places for objects, K names.
+Letters: B pictures, N queries, M padded objects, K names.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from xmodal.errors import UserError
 from xmodal.models.detector.boxes import area, generalized_iou, iou_and_hull, to_center
 
-# Of the matching costs and of the losses alike, as in Deformable DETR (arXiv:2010.04159).
+# For both matching costs and losses, as in Deformable DETR (arXiv:2010.04159).
 LOSS_WEIGHTS = {'scores': 2.0, 'boxes': 5.0, 'overlap': 2.0}
-_ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002), which matching costs are of
+_ALPHA, _GAMMA = 0.25, 2.0  # of the focal loss (arXiv:1708.02002), used as matching cost
 _VARIFOCAL_ALPHA = 0.75
-# More than any sum of costs, and little enough for float32 to keep those apart.
+# Above any sum of costs, yet small enough for float32 to distinguish costs beside it.
 _FORBIDDEN = 1e4
 
 
 class Queries(NamedTuple):
-  """What the queries found.
+  """Predictions of the queries.
 
   Attributes:
-    logits: float32 [B, N, K], of each query showing each name.
+    logits: float32 [B, N, K], of each name for each query.
     boxes: float32 [B, N, 4], corners in 0..1 of the input.
-    mask: bool [B, N], False for queries at padding; None: all are in the picture.
-    proposals: boxes before a look at them, which learn too; None: there are none.
-    places: float32 [N, 2], x and y in 0..1 of what each query stands for.
-    counts: bool [K], False for names of which nothing is learned or found; None: all count.
+    mask: bool [B, N], False for queries in padding; None: no padding.
+    proposals: float32 [B, N, 4], boxes before refinement, which have losses too; None: none.
+    places: float32 [N, 2], x and y in 0..1 of each query's reference.
+    counts: bool [K], False for names excluded from loss and predictions; None: all count.
   """
 
-  logits: jax.Array
-  boxes: jax.Array
-  mask: jax.Array | None = None
-  proposals: jax.Array | None = None
-  places: jax.Array | None = None
-  counts: jax.Array | None = None
+  logits: Float[Array, 'B N K']
+  boxes: Float[Array, 'B N 4']
+  mask: Bool[Array, 'B N'] | None = None
+  proposals: Float[Array, 'B N 4'] | None = None
+  places: Float[Array, 'N 2'] | None = None
+  counts: Bool[Array, ' K'] | None = None
 
-  def masked_logits(self) -> jax.Array:
-    """The logits, those of queries at padding too low to be found."""
+  def masked_logits(self) -> Float[Array, 'B N K']:
+    """The logits, with a very low value for queries in padding."""
     return self.logits if self.mask is None else jnp.where(self.mask[..., None], self.logits, -1e4)
 
 
-def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
-  """The query of each object, int32 [B, M], with the least sum of costs, none used twice.
+def match(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
+          ) -> Int[Array, 'B M']:
+  """Matches objects to distinct queries with minimal total cost: query indices int32 [B, M].
 
   Args:
-    found: of the queries; no gradient flows from here.
-    boxes: float32 [B, M, 4], corners.
-    names: int32 [B, M], -1 for no object: it gets some query that is left.
+    found: the predictions; they receive no gradient.
+    boxes: float32 [B, M, 4], target corners.
+    names: int32 [B, M], target names; -1 for no object, which gets any unmatched query.
 
   Raises:
-    UserError: fewer queries than places for objects.
+    UserError: N is below M.
   """
   if boxes.shape[1] > found.boxes.shape[1]:
     raise UserError(f'{found.boxes.shape[1]} queries for {boxes.shape[1]} objects in a picture: '
@@ -70,7 +72,7 @@ def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
   cost -= LOSS_WEIGHTS['overlap'] * generalized_iou(ours, theirs)
   if found.mask is not None:
     cost += jnp.where(found.mask, 0, _FORBIDDEN)[..., None]
-  # Places without an object cost the same everywhere; and the search must end whatever comes.
+  # Padded objects cost the same for all queries. Costs must be finite for the search to end.
   cost = jnp.where(names[:, None] >= 0, jnp.nan_to_num(cost, nan=_FORBIDDEN, posinf=_FORBIDDEN,
                                                        neginf=-_FORBIDDEN), 0)
 
@@ -81,14 +83,15 @@ def match(found: Queries, boxes: jax.Array, names: jax.Array) -> jax.Array:
   return jax.vmap(one)(cost)
 
 
-def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, jax.Array]:
-  """Losses of each picture, float32 [B], by term, as means over its objects (at least one).
+def set_losses(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
+               ) -> dict[str, Float[Array, ' B']]:
+  """Per-picture losses by term, float32 [B], divided by the number of objects (at least 1).
 
-  'scores': varifocal loss (arXiv:2008.13367) of all queries and names: the score of
-  a matched query learns to be the IoU of its box, so that scores also rank boxes by
-  how well they fit. 'boxes': L1 distance of centre and size. 'overlap': 1 -
-  generalised IoU; both also of the proposals. And 'iou', the mean IoU of the matched,
-  which is no loss. Arguments as for `match`; names that objects have must count.
+  'scores': varifocal loss (arXiv:2008.13367) of all queries and names. The target of
+  a matched query's score is the IoU of its box, so that scores also rank boxes by
+  their fit. 'boxes': L1 distance of centre and size. 'overlap': 1 - generalised IoU.
+  Both include the proposals. 'iou': mean IoU of matched boxes, a metric, not a loss.
+  Arguments as for `match`; names of objects must count.
   """
   num_names = found.logits.shape[-1]
   query = match(found, boxes, names)
@@ -102,7 +105,7 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
 
   distance, overlap, iou = box_losses(found, query, boxes, real)
   rows = jnp.arange(len(query))[:, None]
-  # A name out of range is dropped: places without an object leave no trace.
+  # An index out of range is dropped: padded objects write nothing.
   place = (rows, query, jnp.where(real, names, num_names))
   is_match = jnp.zeros(found.logits.shape, bool).at[place].set(True, mode='drop')
   target = jnp.zeros(found.logits.shape).at[place].set(jax.lax.stop_gradient(iou), mode='drop')
@@ -117,11 +120,18 @@ def set_losses(found: Queries, boxes: jax.Array, names: jax.Array) -> dict[str, 
           'iou': mean(iou)}
 
 
-def box_losses(found: Queries, query: jax.Array, boxes: jax.Array, real: jax.Array
-               ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """L1 distance, 1 - generalised IoU, and IoU of boxes [B, M, 4] and of queries [B, M]: [B, M].
+def box_losses(found: Queries, query: Int[Array, 'B M'], boxes: Float[Array, 'B M 4'],
+               real: Bool[Array, 'B M']
+               ) -> tuple[Float[Array, 'B M'], Float[Array, 'B M'], Float[Array, 'B M']]:
+  """L1 distance, 1 - generalised IoU, and IoU of matched boxes, each [B, M].
 
-  The first two are sums of those of the queries' boxes and of the proposals that learn the box.
+  The first two are sums over the matched query's box and the proposals assigned to the target.
+
+  Args:
+    found: the predictions.
+    query: int32 [B, M], the matched query of each target.
+    boxes: float32 [B, M, 4], target corners.
+    real: bool [B, M], False for padded objects.
   """
   matched = jnp.take_along_axis(found.boxes, query[..., None], axis=1)
   distance, overlap = _distance(matched, boxes), 1 - generalized_iou(matched, boxes)
@@ -138,10 +148,10 @@ def _distance(a, b):
 
 
 def _shares(found, query, boxes, real):
-  """How much each proposal learns of each box: [B, N, M], 1 in all of a real one.
+  """Weight of each proposal in the loss of each box: [B, N, M], with sum 1 for a real box.
 
-  Not the matched alone: all that lie in a box and in no smaller one (cf. FCOS,
-  arXiv:1904.01355). One in many learns little from few pictures.
+  Besides the matched proposal, all proposals inside a box and no smaller one count (cf. FCOS,
+  arXiv:1904.01355). The matched proposal alone would learn too little from few pictures.
   """
   x, y = jnp.moveaxis(found.places[:, None], -1, 0)  # [N, 1]
   low_x, low_y, high_x, high_y = jnp.moveaxis(boxes[:, None], -1, 0)  # [B, 1, M]
@@ -155,12 +165,12 @@ def _shares(found, query, boxes, real):
   return learns / jnp.maximum(learns.sum(1, keepdims=True), 1)
 
 
-def meant_losses(found: Queries, box: jax.Array) -> dict[str, jax.Array]:
-  """Losses of each picture of the one box [B, 4] that is meant, float32 [B], by term.
+def meant_losses(found: Queries, box: Float[Array, 'B 4']) -> dict[str, Float[Array, ' B']]:
+  """Per-picture losses of a referring expression's target box [B, 4], by term, float32 [B].
 
-  'scores': minus the log of the share (softmax over all queries, K = 1) that those
-  have whose boxes show it, at an IoU of half or more, or are nearest to that.
-  'boxes' and 'overlap' of the box that is nearest.
+  'scores': minus the log of the probability (softmax over all queries, K = 1) of the
+  queries whose boxes have an IoU of 0.5 or more with the target, or else the highest IoU.
+  'boxes' and 'overlap' are of the box with the highest IoU.
   """
   iou = jax.lax.stop_gradient(iou_and_hull(found.boxes, box[:, None])[0])
   if found.mask is not None:

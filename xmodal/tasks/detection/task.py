@@ -1,9 +1,9 @@
-"""Detection: finds what names name, and the one thing that an expression means.
+"""Detection: finds objects by their names, and the object of a referring expression.
 
-Each query predicts one box. Its score for a name is how well it matches the
-text tower's embedding of that name, so any name can be asked for, those never
-trained on too. An expression ('the square left of the red circle') chooses among
-the same boxes, by what they show, where they are and how they lie to each other.
+Each query predicts one box. Its logit for a name is its match with the text tower's
+embedding of that name, so any name can be queried, including names never trained
+on. An expression ('the square left of the red circle') selects one of the same
+boxes, by their content, their places and their relations.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import json
 import os
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal import strict_json
@@ -31,34 +32,34 @@ from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.task import TASKS, Task
 
-_DRAWN = 640  # pixels of the longer side, for people
+_DRAWN = 640  # longer side of drawn pictures, in pixels
 _MEANT = '#ffffff'
-_SOMEWHERE = (0, 0, 1, 1)  # a box inside any picture, where the true one is asked for
+_SOMEWHERE = (0, 0, 1, 1)  # a placeholder for an unknown box, inside any picture
 _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
 
 OPTIONS = {
-    'max_names': Option(1000, 'Most names that are learned; the commonest are kept.', low=1),
-    'sampled_names': Option(256, 'Most names in a training step: those of the batch and absent '
-                            'ones sampled at random. Evaluation uses all.', low=1),
-    'max_objects': Option(100, 'Most objects of a picture in training.', low=1),
-    'queries': Option(0, 'Learned queries; 0: one query for each image token.', low=0),
-    'layers': Option(1, 'Layers of the decoder of learned queries.', low=1),
-    'glimpse': Option(12, 'Side, in cells, of the crop of pixels around its box that a query looks '
-                      'at; 0: none.', low=0),
+    'max_names': Option(1000, 'Maximum number of names; the most frequent are kept.', low=1),
+    'sampled_names': Option(256, 'Maximum number of names per training step: those of the batch '
+                            'and randomly sampled absent ones. Evaluation uses all.', low=1),
+    'max_objects': Option(100, 'Maximum number of objects per picture in training.', low=1),
+    'queries': Option(0, 'Number of learned queries; 0: one query per image token.', low=0),
+    'layers': Option(1, 'Decoder layers of learned queries.', low=1),
+    'glimpse': Option(12, "Side, in cells, of the crop around a query's box that refines it; 0: no "
+                      'refinement.', low=0),
     'expression_length': Option(16, 'Tokens of an expression.', low=2),
-    'expression_weight': Option(1.0, 'Weight of the losses of expressions beside those of names.',
-                                low=ABOVE_ZERO),
-    'threshold': Option(0.5, 'Score from which boxes are shown to people.', low=0, high=1,
+    'expression_weight': Option(1.0, 'Weight of the losses of expressions, relative to those of '
+                                'names.', low=ABOVE_ZERO),
+    'threshold': Option(0.5, 'Minimum score of the boxes that are shown.', low=0, high=1,
                         may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-  """What was found in a picture.
+  """Detections in a picture.
 
   Attributes:
-    found: what names name, likeliest first.
-    meant: what expressions mean, one each, by their texts.
+    found: detections of names, most probable first.
+    meant: one detection per expression; its name is the expression's text.
   """
 
   found: tuple[metrics.DetectedBox, ...]
@@ -76,12 +77,12 @@ class Detection(Task):
   main_score = 'mAP'
 
   def __init__(self, config, tokenizer: Tokenizer, learned: Mapping):
-    """A task over a list of names, which `asking` changes.
+    """Creates the task for the names of the training examples; `with_names` changes them.
 
     Args:
       config: config.detection.
-      tokenizer: of names and expressions.
-      learned: from training examples, see from_data.
+      tokenizer: tokenizer of names and expressions.
+      learned: facts of the training examples, see from_data.
     """
     if 0 < config.queries < learned['max_objects']:
       raise UserError(f'config.detection.queries={config.queries}: wanted one at least for each of '
@@ -94,14 +95,14 @@ class Detection(Task):
       weights['expression'] = {t: w * config.expression_weight
                                for t, w in (LOSS_WEIGHTS | {'scores': 1.0}).items()}
     self.loss_weights = {f'{kind}_{term}': weight for kind, terms in weights.items()
-                         for term, weight in terms.items()} | {'iou': 0.0}  # to be seen
+                         for term, weight in terms.items()} | {'iou': 0.0}  # logged only
 
   @property
   def names(self) -> tuple[str, ...]:
-    """What is looked for, in the order of the logits."""
+    """The names to look for, in the order of the logits."""
     return tuple(self.category_ids)
 
-  # ---- what is learned from the data, and what is asked for
+  # ---- data and queries
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
@@ -109,7 +110,7 @@ class Detection(Task):
     numbers = metrics.number_categories(names, examples)
     most = max(len(e.objects) for e in examples if e.objects is not None)
     return cls(config.detection, tokenizer, {
-        'names': numbers,  # in result files
+        'names': numbers,  # category ids in result files
         'max_objects': min(most, config.detection.max_objects),
         'expressions': any(e.expression is not None for e in examples)})
 
@@ -141,21 +142,27 @@ class Detection(Task):
     return said
 
   def with_names(self, names: Mapping[str, int | str | None]) -> 'Detection':
-    """The same task with other names to look for, and their numbers in result files (None: in
-    none); parameters do not depend on them."""
+    """The same task and parameters with other names to look for.
+
+    Args:
+      names: {name: category id in result files, or None to leave it out}.
+    """
     other = copy.copy(self)
     other.category_ids = dict(names)
     return other
 
   def for_split(self, examples):
-    """Asks for the names trained on and those in the examples; for the latter alone where they
-    share none, as trained names would take the places of the most likely boxes."""
+    """Looks for the trained names and those of the examples.
+
+    If these share none, only for the latter: trained names would otherwise take the places of
+    the most probable boxes.
+    """
     trained = self._learned['names']
-    there = ({o.name for e in examples for o in e.objects or ()}
-             or set(getattr(examples, 'categories', ())))
-    old = [] if there and there.isdisjoint(trained) else list(trained)
+    present = ({o.name for e in examples for o in e.objects or ()}
+               or set(getattr(examples, 'categories', ())))
+    old = [] if present and present.isdisjoint(trained) else list(trained)
     return self.with_names(metrics.number_categories(
-        [*old, *sorted(there.difference(trained))], examples, known=trained))
+        [*old, *sorted(present.difference(trained))], examples, known=trained))
 
   def query(self, image, text):
     parts = (part if part in self._trained else part.rstrip(' ?!\uff1f\uff01')
@@ -172,8 +179,8 @@ class Detection(Task):
                       '"dog. cat."')
     names = [part for part in phrases if part not in expressions]
     examples = [Example(image, expression=Object(part, _SOMEWHERE)) for part in expressions]
-    asked = self.with_names({name: i for i, name in enumerate(names, 1)})
-    return asked, examples or [Example(image)]
+    task = self.with_names({name: i for i, name in enumerate(names, 1)})
+    return task, examples or [Example(image)]
 
   # ---- host: features
 
@@ -198,7 +205,7 @@ class Detection(Task):
     if not text:
       tokens[:] = self._tokenizer.pad_id
     kept, boxes = visible_objects([expression] if expression else [], placement)
-    # Boxes learn from objects; from an expression too where it means none of those.
+    # Box losses come from objects, and from an expression only if its object is not among them.
     alone = kept and all(o.box != expression.box for o in example.objects or ())
     return {'tokens': tokens, 'weight': np.float32(len(kept)),
             'box_weight': np.float32(bool(alone)),
@@ -216,7 +223,8 @@ class Detection(Task):
   # ---- device: model and losses
 
   def vocabulary(self):
-    names = self.names or ('',)  # a text may have expressions alone; programs take a name or more
+    # Programs need at least one name, but a text may have only expressions.
+    names = self.names or ('',)
     tokens = self._tokenizer.encode(names, int(self._tokenizer.lengths(names).max()))
     return Names(tokens, None if self.names else np.zeros(1, bool), end_token=False)
 
@@ -231,8 +239,8 @@ class Detection(Task):
         glimpse=self._config.glimpse, expressions=self._learned['expressions'],
         pad_id=self._tokenizer.pad_id)
 
-  def weights(self, features):
-    # Means over all objects of the batch, as in DETR.
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
+    # Weighted by the number of objects: a mean over all objects of the batch, as in DETR.
     count = (features['names'] >= 0).sum(-1) * features['weight']
     weights = {'names_scores': jnp.maximum(count, features['weight']), 'names_boxes': count,
                'names_overlap': count, 'iou': count}
@@ -243,7 +251,7 @@ class Detection(Task):
                   'expression_overlap': expression['box_weight']}
     return weights
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     terms = set_losses(outputs['names'], features['boxes'], features['names'])
     losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS} | {'iou': terms['iou']}
     if self._learned['expressions']:
@@ -277,16 +285,17 @@ class Detection(Task):
       scores = metrics.coco_scores(instances, results)
       if unseen := set(self.names) - self._trained:
         for group, names in (('seen', self._trained), ('unseen', unseen)):
-          of_group = metrics.coco_scores(instances, results, names=sorted(names))
-          scores |= {f'{key}_{group}': of_group[key] for key in ('mAP', 'mAP50')
-                     if key in of_group}
+          group_scores = metrics.coco_scores(instances, results, names=sorted(names))
+          scores |= {f'{key}_{group}': group_scores[key] for key in ('mAP', 'mAP50')
+                     if key in group_scores}
       scores['examples'] = len(known)
-    asked = [(e, p.meant[0]) for e, p in zip(examples, predictions) if e.expression and p.meant]
-    if asked:
-      right = metrics.referring_accuracy([m.box for _, m in asked],
-                                      [e.expression.box for e, _ in asked])
-      scores |= {'referring': float(np.mean(right)), 'referring_examples': len(asked)}
-      groups = [e.question_type for e, _ in asked]
+    referred = [(e, p.meant[0]) for e, p in zip(examples, predictions)
+                if e.expression and p.meant]
+    if referred:
+      right = metrics.referring_accuracy([m.box for _, m in referred],
+                                         [e.expression.box for e, _ in referred])
+      scores |= {'referring': float(np.mean(right)), 'referring_examples': len(referred)}
+      groups = [e.question_type for e, _ in referred]
       for group in sorted(set(groups) - {''}):
         scores[f'referring/{group}'] = float(np.mean(
             [r for r, g in zip(right, groups) if g == group]))
@@ -340,15 +349,15 @@ class Detection(Task):
 
   @property
   def copies(self):
-    read = min(len(self._trained), self._config.sampled_names)  # in a step of training
-    return max(1, len(self.names) // max(1, read))  # of names for each query
+    sampled = min(len(self._trained), self._config.sampled_names)  # names of a training step
+    return max(1, len(self.names) // max(1, sampled))
 
   def describe(self, prediction):
     return strict_json.dumps([_plain(f) for f in [*self._shown(prediction), *prediction.meant]],
                             ensure_ascii=False)
 
   def draw(self, example, pixels, prediction):
-    # Boxes are of the picture as it is stored, not as the model is shown it.
+    # Boxes are in pixels of the stored picture, not of the model's input.
     pixels, (height, width) = images.load_within(example.image, _DRAWN)
     scale = np.array(pixels.shape[1::-1] * 2) / (width, height, width, height)
     colours = boxes_card.name_colours(self.names)
@@ -357,7 +366,7 @@ class Detection(Task):
     lines, truths = [], [scale * o.box for o in example.objects or () if not o.ignore]
     for thing in prediction.meant if example.expression else ():
       text, colour = thing.name or example.expression.name, card.PLAIN
-      if not thing.name:  # the truth is known
+      if not thing.name:  # the ground truth is known
         right = metrics.referring_accuracy([thing.box], [example.expression.box])[0]
         colour = card.RIGHT if right else card.WRONG
       found.insert(0, (f'{"meant" if not thing.name else text} {thing.score:.0%}',
@@ -368,7 +377,7 @@ class Detection(Task):
     return boxes_card.draw_boxes_card(pixels, found, truths, lines)
 
   def _shown(self, prediction):
-    """What is sure enough, each box by its likeliest name."""
+    """Detections above the threshold, each box with its most probable name."""
     best = {f.box: f for f in reversed(prediction.found) if f.score >= self._config.threshold}
     return sorted(best.values(), key=lambda f: -f.score)
 

@@ -1,1 +1,1 @@
-"""Pictures of predictions, for people to look at."""
+"""Pictures of predictions, for people."""

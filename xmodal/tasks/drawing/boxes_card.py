@@ -1,4 +1,4 @@
-"""A picture with the boxes that were found in it, each with its label, for people to look at."""
+"""Draws detected boxes with their labels on a picture."""
 
 import bisect
 from collections.abc import Iterable, Sequence
@@ -12,19 +12,19 @@ from xmodal.tasks.drawing import card, lettering
 Box = Sequence[float]  # (x, y, width, height) in pixels
 
 _LARGEST, _DASH, _PADDING = 640, 4, 3
-# Far from each other, and from black and white.
+# Distinct from each other, and from black and white.
 _PALETTE = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#a83ccf', '#42d4f4', '#f032e6', '#bfef45',
             '#fabed4', '#469990', '#9a6324', '#ffe119', '#aaffc3', '#8f8f00')
 
 
 def name_colours(names: Iterable[str]) -> dict[str, str]:
-  """A colour for each name: the same for the same names in any order, up to 14 all different."""
+  """A colour for each name, independent of their order; up to 14 names get distinct colours."""
   colours, free = {}, []
   for name in sorted(set(names)):
     free = free or list(_PALETTE)
-    place = zlib.crc32(name.encode())
-    wish = _PALETTE[place % len(_PALETTE)]
-    colours[name] = wish if wish in free else free[place % len(free)]
+    checksum = zlib.crc32(name.encode())
+    preferred = _PALETTE[checksum % len(_PALETTE)]
+    colours[name] = preferred if preferred in free else free[checksum % len(free)]
     free.remove(colours[name])
   return colours
 
@@ -40,12 +40,12 @@ def draw_boxes_card(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
 
 def draw_boxes(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
                truths: Sequence[Box] = ()) -> Image.Image:
-  """Draws what was found, and the truth, on a picture that is enlarged to be seen.
+  """Draws detections and ground truth on an enlarged picture.
 
   Args:
     pixels: uint8 [H, W, 3].
     found: (label, box in these pixels, colour as '#rrggbb'), the most important first: it
-      lies on top, and its label has the best place.
+      is on top, and its label is placed first.
     truths: boxes in these pixels, drawn thin and dashed.
   """
   height, width = pixels.shape[:2]
@@ -55,7 +55,7 @@ def draw_boxes(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
   pen = ImageDraw.Draw(picture)
   line = max(2, round(min(picture.size) / 160))
   for (x0, y0, x1, y1), (_, _, colour) in reversed(list(zip(corners, found))):
-    # The dark edge parts the line from a picture of its own colour.
+    # The dark edge separates the line from a background of the same colour.
     pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline='black', width=line + 2)
     pen.rectangle((x0, y0, x1, y1), outline=colour, width=line)
   for box in truths:
@@ -65,7 +65,7 @@ def draw_boxes(pixels: np.ndarray, found: Sequence[tuple[str, Box, str]],
 
 
 def _corners(box, scale, size):
-  """Corner pixels (x0, y0, x1, y1) of a box in the picture as drawn, the last inclusive."""
+  """Corner pixels (x0, y0, x1, y1) of a box in the drawn picture, the last inclusive."""
   x, y, width, height = box
   # A broken model's boxes are not finite.
   ends = np.nan_to_num(np.array([x, y, x + width, y + height]) * (*scale, *scale))
@@ -75,7 +75,7 @@ def _corners(box, scale, size):
 
 
 def _draw_dashes(pen, corners):
-  """White dashes on a black line: seen on any picture, and in no colour of a name."""
+  """White dashes on a black line: visible on any picture, and unlike any name's colour."""
   x0, y0, x1, y1 = corners
   pen.rectangle(corners, outline='black')
   for x in range(x0, x1 + 1, 2 * _DASH):
@@ -102,7 +102,7 @@ def _draw_tags(pen, size, found, corners):
 
 
 def _shortened(text, size, width):
-  """The text, without a part before its last four letters (' 97%') if it is too wide."""
+  """The text, shortened before its last four letters (' 97%') if it is too wide."""
   if lettering.length(text, size) <= width:
     return text
   kept = bisect.bisect_right(range(max(len(text) - 4, 1)), width, key=lambda cut: lettering.length(
@@ -111,7 +111,7 @@ def _shortened(text, size, width):
 
 
 def _free_place(tag, own, boxes, tags, size):
-  """Where a tag (width, height) by its box hides the least: (x0, y0, x1, y1), last exclusive."""
+  """Place near its box where a tag (width, height) hides the least: (x0, y0, x1, y1), exclusive."""
   width, height = tag
   x0, y0, x1, y1 = own
   left, right = x0, x1 + 1 - width
@@ -119,13 +119,13 @@ def _free_place(tag, own, boxes, tags, size):
                       for x in (left, right)])
   low = np.maximum(0, np.minimum(corners, np.array(size) - tag))
   places = np.concatenate([low, low + tag], axis=1)
-  # To hide another tag is worse than to hide a part of any object.
+  # Hiding another tag is worse than hiding a part of an object.
   hidden = _overlap(places, boxes) + 10 * _overlap(places, tags)
   return places[hidden.argmin()].astype(int)
 
 
 def _overlap(places, others):
-  """Area of each place that others cover, [N]; what two cover counts twice."""
+  """Area of each place covered by others, [N]; overlaps of others count repeatedly."""
   if not len(others):
     return np.zeros(len(places))
   shared = (np.minimum(places[:, None, 2:], others[:, 2:])

@@ -1,4 +1,4 @@
-"""A picture with lines of text under it, for people to look at."""
+"""Draws pictures with lines of text under them."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ _FRAME, _FAINT = '#c8c8c8', '#6b6f76'
 
 
 def draw_card(pixels: np.ndarray, lines: Sequence[tuple[str, str]]) -> Image.Image:
-  """Puts (text, colour) lines under a picture (uint8 [H, W, 3]), enlarged to be seen."""
+  """Puts (text, colour) lines under an enlarged picture (uint8 [H, W, 3])."""
   return add_lines(resize(pixels, WIDTH), lines)
 
 
 def resize(pixels: np.ndarray, width: int) -> Image.Image:
-  """A picture (uint8 [H, W, 3]) near a width; a tall one at most twice as high as that."""
+  """Resizes a picture (uint8 [H, W, 3]) to about a width; its height is at most twice the width."""
   factor = min(width / pixels.shape[1], 2 * width / pixels.shape[0])
   if factor >= 2:
-    # Whole factors with hard edges show small pictures as the model gets them.
+    # Integer factors and hard edges show a small picture's pixels as the model gets them.
     factor, method = int(factor), Image.Resampling.NEAREST
   else:
     method = Image.Resampling.BICUBIC
@@ -31,7 +31,7 @@ def resize(pixels: np.ndarray, width: int) -> Image.Image:
 
 
 def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.Image:
-  """Puts (text, colour) lines under a picture, and a note where some letters have no font."""
+  """Puts (text, colour) lines under a picture, and a note if letters have no font."""
   width = max(WIDTH, picture.width)
   note = lettering.note([text for text, _ in lines])
   wrapped = [(part, colour) for text, colour in [*lines, (note, _FAINT)][:len(lines) + bool(note)]
@@ -42,7 +42,7 @@ def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.I
   card.paste(picture, ((size[0] - picture.width) // 2, _MARGIN))
   pen = ImageDraw.Draw(card)
   left = (size[0] - picture.width) // 2
-  # A thin frame around it: a white picture has an edge, too.
+  # A thin frame makes the edge of a white picture visible.
   pen.rectangle((left - 1, _MARGIN - 1, left + picture.width, _MARGIN + picture.height), None,
                 _FRAME)
   for row, (text, colour) in enumerate(wrapped):
@@ -52,7 +52,7 @@ def add_lines(picture: Image.Image, lines: Sequence[tuple[str, str]]) -> Image.I
 
 
 def draw_grid(pictures: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> Image.Image:
-  """Pictures (uint8 [H, W, 3]) in rows, each whole in a square with a frame of its colour."""
+  """Pictures (uint8 [H, W, 3]) in a grid, each uncropped in a square with a coloured frame."""
   side = WIDTH // columns
   rows = -(-len(pictures) // columns)
   grid = Image.new('RGB', (columns * side, rows * side), 'white')
@@ -65,7 +65,7 @@ def draw_grid(pictures: Sequence[tuple[np.ndarray, str]], columns: int = 4) -> I
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-  """Pictures under each other, at the left."""
+  """Stacks pictures vertically, aligned left."""
   size = max(p.width for p in pictures), sum(p.height for p in pictures)
   sheet = Image.new('RGB', size, 'white')
   top = 0
@@ -76,7 +76,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def tile(pictures: np.ndarray, gap: int = 2) -> Image.Image:
-  """Pictures (uint8 [N, H, W, 3]) as they are, in a square of rows with white gaps between."""
+  """Tiles pictures (uint8 [N, H, W, 3]) in a square grid with white gaps."""
   count, height, width = pictures.shape[:3]
   columns = int(np.ceil(np.sqrt(count)))
   rows = -(-count // columns)

@@ -1,10 +1,10 @@
-"""Text in pictures for people, in all scripts that there are fonts for.
+"""Draws text on pictures, in all scripts with fonts.
 
 The fonts are Kurinto Sans (SIL Open Font License) of the package weblate-fonts. They cover Latin,
 Greek, Cyrillic, Armenian, Georgian, Hebrew, Arabic, Ethiopic, the scripts of India and Sri Lanka,
-Thai, Lao, Chinese, Japanese and Korean; neither Khmer, Burmese and Tibetan nor emoji. A letter
-without a font is shown by its number, such as \\u1780. Joined and reordered letters (Arabic,
-Hebrew, Hindi) take Pillow with Raqm, which its wheels have, and the system's FriBiDi library.
+Thai, Lao, Chinese, Japanese and Korean, but not Khmer, Burmese, Tibetan or emoji. A letter
+without a font is shown as its code point, such as \\u1780. Joined and reordered letters (Arabic,
+Hebrew, Hindi) need Pillow with Raqm, which its wheels have, and the system's FriBiDi library.
 """
 
 import bisect
@@ -22,7 +22,7 @@ _KINDS = ('', 'JP', 'KR', 'SC', 'TC')  # the first has all but Chinese and Korea
 _NO_CHARACTER = '\uffff'  # every font draws its box for this one
 _KANA, _HANGUL = re.compile('[\u3040-\u30ff]'), re.compile('[\u1100-\u11ff\uac00-\ud7af]')
 _WIDE = '\u1100-\u11ff\u2e80-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff'
-# What a line may end after: spaces, and each letter of Chinese, Japanese and Korean.
+# Pieces after which a line may break: words, and single Chinese, Japanese and Korean letters.
 _PIECE = re.compile(rf'\s*(?:[{_WIDE}]|[^\s{_WIDE}]+)')
 _JOINED = re.compile('[\u0590-\u0fff\u1000-\u109f\u1780-\u17ff]')  # Hebrew to Tibetan, and more
 _RAQM = features.check('raqm')
@@ -30,7 +30,7 @@ _RAQM = features.check('raqm')
 
 def draw_text(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colour: str,
               size: int) -> None:
-  """Draws one line, its top left corner at a place (x, y); size in pixels."""
+  """Draws one line with its top left corner at `place` (x, y); size in pixels."""
   x, y = place
   baseline = y + metrics(size)[0]
   for kind, part in _runs(text):
@@ -50,7 +50,7 @@ def metrics(size: int) -> tuple[int, int]:
 
 
 def wrap(text: str, size: int, width: float) -> list[str]:
-  """The lines, each at most `width` pixels wide, that a text comes to; [''] for an empty one."""
+  """Wraps a text into lines of at most `width` pixels; [''] for an empty text."""
   lines = ['']
   for piece in _PIECE.findall(text):
     if length(lines[-1] + piece, size) > width:
@@ -64,14 +64,14 @@ def wrap(text: str, size: int, width: float) -> list[str]:
 
 
 def _longest_start(piece, size, width):
-  """Where to cut what is too wide: before a letter, not before its accents; 0: nowhere."""
+  """Index at which to cut a piece that is too wide, not before an accent; 0: nowhere."""
   cuts = [i for i in range(1, len(piece)) if not _continues(piece[i])]
   fitting = bisect.bisect_right(cuts, width, key=lambda i: length(piece[:i], size))
   return cuts[max(fitting, 1) - 1] if cuts else 0
 
 
 def note(texts: Sequence[str]) -> str:
-  """What to say of how texts are drawn: letters without a font, or not joined; '' for nothing."""
+  """A note if letters have no font or are not joined; '' if all are drawn correctly."""
   parts = [part for text in texts for part in _parts(text)]
   if any(kind is None for kind, _ in parts):
     way = ': pip install weblate-fonts' if len(_kinds()) == 1 else ''
@@ -82,7 +82,7 @@ def note(texts: Sequence[str]) -> str:
 
 
 def _runs(text):
-  """(font's kind, part) of each part of a text, with the numbers of letters without a font."""
+  """(font's kind, part) of each part of a text, with code points for letters without a font."""
   for kind, part in _parts(text):
     if kind is None:
       kind = next(iter(_kinds()))
@@ -92,15 +92,15 @@ def _runs(text):
 
 @functools.lru_cache(maxsize=1024)
 def _parts(text):
-  """(font's kind, part) of each part of a text; None for what no font has."""
+  """(font's kind, part) of each part of a text; None for letters without a font."""
   kinds, parts = _in_order_for(text), []
   for character in text:
-    if unicodedata.category(character) in ('Cc', 'Zl', 'Zp'):  # of those a font would draw a box
+    if unicodedata.category(character) in ('Cc', 'Zl', 'Zp'):  # a font would draw a box
       character = ' '
     kind = next((kind for kind in kinds if _has(kind, character)), None)
     if _continues(character):
       before = parts[-1][0] if parts else None
-      # It belongs to the letter before it, and is drawn by that letter's font.
+      # Part of the previous letter, so it uses that letter's font.
       if before is not None and (_shows_nothing(character) or _has(before, character)):
         kind = before
       elif _shows_nothing(character):
@@ -113,7 +113,7 @@ def _parts(text):
 
 
 def _in_order_for(text):
-  """The kinds of fonts as they are tried: a Chinese letter looks as its text's language has it."""
+  """The kinds of fonts in order of preference; Chinese letters follow the text's language."""
   first, *others = _kinds()
   own = 'JP' if _KANA.search(text) else 'KR' if _HANGUL.search(text) else 'SC'
   return [first, *sorted(others, key=lambda kind: kind != own)]
@@ -129,7 +129,7 @@ def _shows_nothing(character):
 
 @functools.lru_cache(maxsize=1)
 def _kinds():
-  """The fonts there are: kind -> path; without the package the one of Pillow, of plain Latin."""
+  """The available fonts: kind -> path; without the package only Pillow's plain Latin font."""
   found = importlib.util.find_spec('weblate_fonts')
   places = found.submodule_search_locations if found else []
   paths = {kind: os.path.join(place, *_FOLDER, f'KurintoSans{kind}-Rg.ttf')
@@ -146,7 +146,7 @@ def _font(kind, size, layout=None):
 
 @functools.lru_cache(maxsize=1 << 14)
 def _has(kind, character):
-  """Whether a font has a letter: it does not draw the box then that stands for all it lacks."""
+  """Whether a font has a letter, that is, does not draw its box for missing letters."""
   font = _font(kind, 16, ImageFont.Layout.BASIC)  # letter by letter
   return _picture(font, character) != _picture(font, _NO_CHARACTER)
 

@@ -1,38 +1,41 @@
-"""Learning to draw, and drawing: flow matching in pixels, with and without a text."""
+"""The generation head: training and sampling by flow matching in pixels."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal.models.denoiser import flow
 from xmodal.models.padding import Padding
 
-# Of the logits of early times. Where things are seen, but hardly what they are, a text that is
-# understood helps the most. With other times among those, a model from nothing takes in the words,
-# but not for long their order: which thing is where.
+# Standard deviation of logit(t) in early training. At times where objects are visible but hardly
+# recognisable, understanding the text helps most. With other times among them, a model trained from
+# scratch learns the words, but takes long to learn their order: which object is where.
 _EARLY_STD = 0.3
 
 
 class GenerationHead(nn.Module):
-  """Denoising in training, and the loop that draws.
+  """Denoising loss in training, and the sampling loop.
 
   Attributes:
-    denoiser: what cleans pictures in -1..1.
-    empty: tokens of a text that says nothing, which stand for a hidden caption.
-    predicts: what the denoiser predicts, see models.flow.
-    time_mean, time_std: of the logits of the times trained on.
-    early_mean, early_steps: in the first steps of training times are near this one instead, and
-      then spread.
-    noises: noisy pictures that training makes of each example, whose text is read once.
-    caption_drop: share of the captions that are hidden in training.
-    guidance: how far to go from the velocity without a text to that with it (arXiv:2207.12598).
-    guidance_interval: of times; outside it is 1 at most (arXiv:2404.07724).
-    sampler, steps: see models.flow.integrate.
-    strength: None: pictures are drawn from noise alone; else see tasks.generation.Start.
-    scored: whether predict gives truth and loss beside the picture.
-    told: see models.flow.integrate.
+    denoiser: a models.denoiser.denoiser.Denoiser, for pictures in -1..1.
+    empty: tokens of an empty text, which replace a dropped caption.
+    predicts: prediction target of the denoiser, see models.denoiser.flow.
+    time_mean, time_std: mean and standard deviation of logit(t) for training times t.
+    early_mean, early_steps: during the first early_steps steps the mean of logit(t) moves from
+      early_mean to time_mean, and its standard deviation grows to time_std.
+    noises: noisy pictures per example in a training step; the text is encoded once.
+    caption_drop: share of captions dropped in training.
+    guidance: scale of classifier-free guidance (arXiv:2207.12598).
+    guidance_interval: times with guidance; at other times the scale is at most 1
+      (arXiv:2404.07724).
+    sampler, steps: see models.denoiser.flow.integrate.
+    strength: None: sampling starts from noise; else see tasks.generation.task.Start.
+    scored: whether predict also returns the true picture and the loss.
+    on_step: see models.denoiser.flow.integrate.
   """
 
   denoiser: nn.Module
@@ -50,13 +53,14 @@ class GenerationHead(nn.Module):
   steps: int
   strength: float | None = None
   scored: bool = True
-  told: Callable | None = None
+  on_step: Callable | None = None
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns the loss of each example, float32 [B].
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> Float[Array, ' B']:
+    """Returns the per-example loss, float32 [B].
 
-    Its caption, time and noise are random; with deterministic they are the
-    first, and functions of the example alone.
+    Caption, time and noise are random. If deterministic, the caption is the first,
+    and time and noise depend on the example only.
     """
     captions, batch = features['captions'], len(features['seed'])
     x, extent = _pictures(towers)
@@ -77,7 +81,7 @@ class GenerationHead(nn.Module):
     text, noises = towers.text(tokens), len(noise) // batch
 
     def each(a):
-      # Not one batch after the other: each device keeps its own examples.
+      # Copies in consecutive rows, so that each device keeps its own examples.
       return jnp.repeat(a, noises, axis=0)
 
     truth = each(x)
@@ -85,74 +89,76 @@ class GenerationHead(nn.Module):
                               deterministic=deterministic)
     error = flow.v_loss(predicted, truth, noise, t, self.predicts)
     error = error.reshape(batch, noises, *x.shape[1:]).mean(1)
-    seen = Padding(extent, x.shape[1:3]).mask_like(x)
-    if seen is None:
+    mask = Padding(extent, x.shape[1:3]).mask_like(x)
+    if mask is None:
       return error.mean((1, 2, 3))
-    return jnp.where(seen, error, 0).sum((1, 2, 3)) / jnp.maximum(seen.sum((1, 2, 3)), 1)
+    return jnp.where(mask, error, 0).sum((1, 2, 3)) / jnp.maximum(mask.sum((1, 2, 3)), 1)
 
   def _spread_of_times(self, step):
-    """Mean and deviation of the logits of times at steps int32 [B]: each a number or [B, 1]."""
+    """Mean and standard deviation of logit(t) at steps int32 [B]: each a number or [B, 1]."""
     if step is None or not self.early_steps:
       return self.time_mean, self.time_std
-    # As it was for a third of the early steps, then slowly on.
+    # Constant for a third of the early steps, then linear.
     share = jnp.clip(1.5 * step / self.early_steps - 0.5, 0, 1)[:, None]
     return tuple((1 - share) * early + share * late for early, late in zip(
         (self.early_mean, _EARLY_STD), (self.time_mean, self.time_std)))
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns 'image' uint8 [B, H, W, 3], of the first captions; if scored also 'truth', likewise,
-    and 'loss' float32 [B]."""
-    drawn, (truth, extent) = self._draw(towers, features), towers.image()
-    image = jnp.round(127.5 * (jnp.clip(drawn, -1, 1) + 1)).astype(jnp.uint8)
-    # Padding was never learned.
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Samples pictures for the first captions.
+
+    Returns:
+      'image' uint8 [B, H, W, 3]; if scored also 'truth', likewise, and 'loss' float32 [B].
+    """
+    sampled, (truth, extent) = self._sample(towers, features), towers.image()
+    image = jnp.round(127.5 * (jnp.clip(sampled, -1, 1) + 1)).astype(jnp.uint8)
+    # The padding has no training signal.
     arrays = {'image': Padding(extent, truth.shape[1:3]).clear(image)}
     if self.scored:
       arrays |= {'truth': truth, 'loss': self(towers, features, deterministic=True)}
     return arrays
 
-  def _draw(self, towers, features):
-    """float32 [B, H, W, 3]."""
+  def _sample(self, towers, features):
+    """Samples pictures in -1..1, float32 [B, H, W, 3]."""
     x, extent = _pictures(towers)
     noise = self._own_noise(features, x.shape[1:])
     velocity = self._velocity(towers, features['captions'][:, 0])
-    # What is known goes straight from its noise: what is not to be drawn anew, and padding, whose
-    # pixels were never learned.
-    anew = Padding(extent, x.shape[1:3]).mask_like(x)
+    # Pixels outside the mask, and padding (which has no training signal), use their true velocity.
+    repaint = Padding(extent, x.shape[1:3]).mask_like(x)
     if 'mask' in features:
       mask = features['mask'][..., None]
-      anew = mask if anew is None else mask & anew
-    if anew is None:
-      return self._follow(velocity, x, noise)
-    return self._follow(lambda z, t: jnp.where(anew, velocity(z, t), x - noise), x, noise)
+      repaint = mask if repaint is None else mask & repaint
+    if repaint is None:
+      return self._integrate(velocity, x, noise)
+    return self._integrate(lambda z, t: jnp.where(repaint, velocity(z, t), x - noise), x, noise)
 
-  def _follow(self, velocity, x, noise):
+  def _integrate(self, velocity, x, noise):
     start = 0.0 if self.strength is None else 1.0 - self.strength
     z = noise if start == 0 else start * x + (1 - start) * noise
     return flow.integrate(velocity, z, steps=self.steps, sampler=self.sampler, start=start,
-                          told=self.told)
+                          on_step=self.on_step)
 
   def _velocity(self, towers, tokens):
-    """A function (z, t scalar) -> velocity, with guidance."""
-    # Unbound, because a bound module cannot be called inside a compiled loop.
+    """The function (z, t scalar) -> velocity, with guidance."""
+    # Unbound: a bound module cannot be called inside a compiled loop.
     denoiser, variables = self.denoiser.unbind()
     text, guided = towers.text(tokens), self.guidance != 1
 
     def interleaved(a, b):
-      # Not one after the other: each device keeps its own examples.
+      # Interleaved rows, so that each device keeps its own examples.
       return jnp.stack([a, jnp.broadcast_to(b, a.shape)], axis=1).reshape(-1, *a.shape[1:])
 
-    shown, mask = text.tokens, text.mask
+    text_tokens, mask = text.tokens, text.mask
     if guided:
-      nothing = towers.text(jnp.array([self.empty], jnp.int32))
-      shown = interleaved(shown, nothing.tokens)
-      mask = interleaved(mask, nothing.mask)
+      empty = towers.text(jnp.array([self.empty], jnp.int32))
+      text_tokens = interleaved(text_tokens, empty.tokens)
+      mask = interleaved(mask, empty.mask)
 
     def velocity(z, t):
       double = jnp.repeat(z, 2, axis=0) if guided else z
       times = jnp.full(len(double), t)
-      # Followed to the end: a picture that is predicted is reached, and nothing has to be clamped.
+      # With x-prediction the last step reaches the predicted picture, so a smaller bound is safe.
       least = 1e-3 if self.predicts == 'x' else flow.LEAST
-      v = flow.velocity(denoiser.apply(variables, double, times, shown, mask), double, times,
+      v = flow.velocity(denoiser.apply(variables, double, times, text_tokens, mask), double, times,
                         self.predicts, least)
       if not guided:
         return v
@@ -164,7 +170,7 @@ class GenerationHead(nn.Module):
     return velocity
 
   def _keys(self, features, stream):
-    """A random key of each example and stream, whatever batch and device it is in."""
+    """Per-example random keys of a stream, independent of batch and device."""
     key = jax.random.key(stream)
     return jax.vmap(lambda seed: jax.random.fold_in(key, seed))(features['seed'])
 

@@ -1,4 +1,4 @@
-"""Image generation: draws what a text says, by flow matching in pixels (arXiv:2511.13720)."""
+"""Image generation from texts, by flow matching in pixels (arXiv:2511.13720)."""
 
 from collections.abc import Callable, Mapping
 import copy
@@ -8,6 +8,7 @@ import os
 import re
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal.data.example import Example
@@ -35,37 +36,39 @@ _WORD = re.compile(rf"{WORD}(?:[_']{WORD})*")
 
 OPTIONS = {
     'caption_length': Option(32, 'Tokens of a caption.', low=2),
-    'max_captions': Option(5, 'Most captions of a picture, of which each visit reads one.', low=1),
+    'max_captions': Option(5, 'Maximum number of captions per picture; a training step samples '
+                           'one.', low=1),
     'predict': Option('x', 'What the denoiser predicts: the clean image (x), the velocity (v) or '
                       'the noise; the loss is that of v for all three.', choices=flow.PREDICTS),
-    'patches': Option('overlap', 'overlap: squares of twice the side, in and out; plain: as in '
-                      'JiT.', choices=PATCHES),
+    'patches': Option('overlap', 'overlap: tokens read and write squares of twice the side; plain: '
+                      'as in JiT.', choices=PATCHES),
     'time_mean': Option(-0.8, 'Mean of logit(t) for training times t; t = 0 is noise, t = 1 the '
                         'image.'),
     'time_std': Option(0.8, 'Standard deviation of logit(t).', low=ABOVE_ZERO),
     'early_steps': Option(0, 'Steps in which the mean of logit(t) moves from early_mean to '
-                          'time_mean; a model from nothing learns to use texts there. 0: none.',
+                          'time_mean; a model trained from scratch learns to use texts there. '
+                          '0: none.',
                           low=0),
-    'early_mean': Option(-1.6, 'Mean of logit(t) at the start; 0.7 less for twice the side.'),
-    'noises': Option(1, 'Noisy versions of each example in a step, at different times.', low=1),
-    'caption_drop': Option(0.1, 'Share of captions that are hidden in training, which guidance '
-                           'needs.', low=0, high=1),
+    'early_mean': Option(-1.6, 'Initial mean of logit(t); 0.7 less for twice the side.'),
+    'noises': Option(1, 'Noisy versions of each example per step, at different times.', low=1),
+    'caption_drop': Option(0.1, 'Share of captions dropped in training; required for guidance.',
+                           low=0, high=1),
     'guidance': Option(3.0, 'Classifier-free guidance; 1: none.', low=0, may_change=True),
     'guidance_from': Option(0.1, 'Time at which guidance begins.', low=0, high=1, may_change=True),
     'guidance_to': Option(1.0, 'Time at which guidance ends.', low=0, high=1, may_change=True),
-    'sampler': Option('heun', 'heun: two evaluations a step; euler: one.', choices=flow.SAMPLERS,
+    'sampler': Option('heun', 'heun: two evaluations per step; euler: one.', choices=flow.SAMPLERS,
                       may_change=True),
     'steps': Option(20, 'Steps of sampling.', low=1, may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneratedImage:
-  """A picture drawn for a caption.
+  """A picture generated for a caption.
 
   Attributes:
     image: uint8 [H, W, 3], at the size of the model's input.
-    truth: the example's own, likewise; None where a person asked.
-    loss: the v-loss on it, at a time and noise that are the example's own.
+    truth: the example's picture, likewise; None for a user's query.
+    loss: the v-loss on it, at a time and noise derived from the example.
   """
 
   image: np.ndarray
@@ -75,11 +78,11 @@ class GeneratedImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
-  """What a person asked for.
+  """Pictures generated for a user's query.
 
   Attributes:
     images: uint8 [N, H, W, 3].
-    right: how many of them show the text; None: no judge can tell.
+    right: number of images that show the text; None: cannot be judged.
   """
 
   images: np.ndarray
@@ -88,11 +91,12 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-  """What a person gives to begin with.
+  """A user's picture to change.
 
   Attributes:
-    strength: 0..1, how much of the way from noise is gone anew; 1: all, nothing is kept.
-    mask: bool [H, W], True where to draw anew; None: everywhere.
+    strength: 0..1, share of the sampling path from noise that is repeated; 1: all of it, which
+      keeps nothing.
+    mask: bool [H, W], True where to repaint; None: everywhere.
   """
 
   strength: float = 1.0
@@ -101,40 +105,40 @@ class Start:
 
 @TASKS.register('generation', options=OPTIONS)
 class Generation(Task):
-  """Draws pictures for captions.
+  """Generates pictures for captions.
 
-  An example's loss is the mean squared error of velocities over its pixels, at a
-  random time and with random noise; of several captions each visit reads one.
-  Some are hidden, so that the model learns to draw without a text, too.
+  The per-example loss is the mean squared error of velocities over its pixels, at a
+  random time and with random noise. Each training step samples one of the captions, or
+  drops them, so that the model also learns to generate without a text.
   """
 
   name = 'generation'
   needs = ('captions',)
   loss_weights = {'v': 1.0}
-  main_score = 'main'  # faithfulness where a judge can tell it, else minus the loss
+  main_score = 'main'  # faithfulness if pictures can be judged, else minus the loss
   draws = True
   query_options = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength', 'progress')
 
   def __init__(self, config, tokenizer: Tokenizer, learned: Mapping):
-    """A task over pictures as config.data, with config.generation and config.model.denoiser.
+    """Creates the task.
 
     Args:
       config: the whole config.
-      tokenizer: of captions.
-      learned: see from_data.
+      tokenizer: tokenizer of captions.
+      learned: facts of the training examples, see from_data.
     """
     own = config.generation
     self._config, self._tokenizer, self._learned = config, tokenizer, dict(learned)
     self._guidance, self._steps, self._sampler = own.guidance, own.steps, own.sampler
-    self._start: Start | None = None  # what a person gave
-    self._told: Callable | None = None
+    self._start: Start | None = None  # the user's picture
+    self._on_step: Callable | None = None
     self._scored = True
-    self._denoiser()  # sizes that do not fit are told of now
+    self._denoiser()  # raises here if sizes do not fit
 
   def _denoiser(self):
     config = self._config
     sizes = parts.fields(config.model, 'denoiser')
-    # A few layers run faster as straight code; many compile faster as a loop.
+    # A few layers run faster unrolled; many compile faster as a loop.
     unroll = sizes['num_layers'] if sizes['num_layers'] <= 6 else 1
     return Denoiser(
         image_size=(config.data.image_size,) * 2, **sizes, patches=config.generation.patches,
@@ -147,12 +151,12 @@ class Generation(Task):
       raise UserError(f'config.generation.guidance_from={own.guidance_from}: wanted at most '
                       f'config.generation.guidance_to={own.guidance_to}')
 
-  # ---- what is learned from the data
+  # ---- data
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    """Learns the most captions of a picture, the words of captions, and whether a judge can read
-    the pictures, and then the names that were seen."""
+    """Collects the maximum number of captions per picture, the words of captions, whether the
+    pictures can be judged, and if so the names in them."""
     captions = [text for e in examples for text in e.captions]
     wanted = list(map(parse, captions))
     drawn = bool(wanted) and all(wanted)
@@ -182,15 +186,15 @@ class Generation(Task):
   def _length(self):
     return self._config.generation.caption_length
 
-  # ---- what a person asks for
+  # ---- queries
 
   def with_sampling(self, *, guidance: float | None = None, steps: int | None = None,
-             start: Start | None = None) -> 'Generation':
-    """The same task with other settings, and only drawing: no loss, no scores.
+                    start: Start | None = None) -> 'Generation':
+    """The same task with other sampling settings, without loss and scores.
 
     Args:
-      guidance, steps: instead of the config's.
-      start: what the examples' own pictures are used for; None: nothing.
+      guidance, steps: override the config.
+      start: how sampling starts from the examples' pictures; None: from noise.
     """
     other = copy.copy(self)
     other._scored, other._start = False, start
@@ -204,7 +208,7 @@ class Generation(Task):
       if value is not None and value < 1:
         raise UserError(f'--{name}={value}: wanted 1 or more')
     if guidance is not None and not 0 <= guidance < np.inf:
-      raise UserError(f'--guidance={guidance:g}: wanted 0 (no heed of the text), '
+      raise UserError(f'--guidance={guidance:g}: wanted 0 (ignores the text), '
                       '1 (the text as it is) or more (stronger)')
     if strength is not None and not 0 <= strength <= 1:
       raise UserError(f'--strength={strength:g}: wanted 0 (the picture as it is) to 1 (all anew)')
@@ -224,12 +228,12 @@ class Generation(Task):
                 for number in range(n)]
     task = self.with_sampling(guidance=guidance, steps=steps, start=start)
     if progress is not None:
-      task._told = progress(task._steps)
+      task._on_step = progress(task._steps)
     return task, examples
 
   def _read_mask(self, image, mask):
-    """bool [S, S]: where a mask is white, at the size of the model's input. Where it is transparent
-    nobody painted it white."""
+    """bool [S, S]: where a mask is white, at the model's input size; transparent counts as black.
+    """
     side = (self._config.data.image_size,) * 2
     picture, drawn_anew = images.decode(image, side), images.decode(mask, side, behind='black')
     if picture.size != drawn_anew.size:
@@ -253,7 +257,7 @@ class Generation(Task):
     return Drawn(pictures, right)
 
   def _wanted(self, example):
-    """What a judge looks for; None: no judge can tell."""
+    """The parsed caption, for the judge; None: cannot be judged."""
     if not (self._learned['drawn'] and example.captions):
       return None
     return parse(example.captions[0])
@@ -303,12 +307,12 @@ class Generation(Task):
         guidance=float(self._guidance), guidance_interval=(own.guidance_from, own.guidance_to),
         sampler=self._sampler, steps=self._steps,
         strength=None if self._start is None else self._start.strength, scored=self._scored,
-        told=self._told)
+        on_step=self._on_step)
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'v': (features['count'] > 0).astype(jnp.float32)}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     return {'v': outputs}
 
   # ---- host: predictions
@@ -353,7 +357,7 @@ class Generation(Task):
         rows.append(f'{label:<16}' + ''.join(f'{"" if c is None else format(c, ".1%"):>8}'
                                              for c in cells)
                     + f'{scores.get(f"examples/{name}", 0):>8}')
-      rows.append('seen: every color and shape together as in training; all by a judge of pixels')
+      rows.append('seen: pairs of color and shape that occur in training; judged from pixels')
     rows.append(f'v-loss {scores["loss"]:.4f} on {scores["examples"]} pictures')
     if 'frechet' in scores:
       rows.append(f'Frechet distance of {frechet.EXTRACTOR}: {scores["frechet"]:.4f} (it is no '
@@ -372,7 +376,7 @@ class Generation(Task):
     line = f'{count} picture{"s" if count > 1 else ""} of {width}x{height} pixels'
     if prediction.right is None:
       return line
-    return f'{line}, {prediction.right} of {count} show it as a judge of pixels reads them'
+    return f'{line}, {prediction.right} of {count} show the text (judged from pixels)'
 
   def draw(self, example, pixels, prediction):
     if isinstance(prediction, Drawn):
@@ -381,7 +385,7 @@ class Generation(Task):
     lines = [(text, card.PLAIN) for text in example.captions[:1]]
     if (wanted := self._wanted(example)) is not None:
       fault = judge.fault(prediction.image, wanted)
-      lines.append((f'model (left): {fault or "as it says"}', card.WRONG if fault else card.RIGHT))
+      lines.append((f'model (left): {fault or "right"}', card.WRONG if fault else card.RIGHT))
     else:
       lines.append(('left the model, right the truth', card.PLAIN))
     return card.draw_card(both, lines)

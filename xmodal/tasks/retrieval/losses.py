@@ -1,25 +1,27 @@
 """Contrastive losses over all pairs of a batch: SigLIP's sigmoid and CLIP's softmax.
 
-Plain functions of the whole batch's logits: where a batch is spread over
-devices, jax.jit gathers what each needs, and a loss is that of one device.
+Plain functions of the whole batch's logits. If a batch is split over devices,
+jax.jit gathers it, and the loss equals that on one device.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
-# CLIP keeps the scale of the logits below this, so that training stays stable.
+# CLIP's upper limit of the logits' scale, for stable training.
 _MAX_SCALE = 100.0
 
 
-def normalise(x: jax.Array) -> jax.Array:
-  """Vectors [..., D] of length 1, float32; zeros stay zeros."""
+def normalise(x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+  """Scales vectors [..., D] to length 1, float32; zeros stay zeros."""
   x = x.astype(jnp.float32)
   # The square root of 0 has no gradient.
   return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-12))
 
 
-def pair_logits(image: jax.Array, text: jax.Array, log_scale: jax.Array,
-                bias: jax.Array | float = 0.0) -> jax.Array:
+def pair_logits(image: Float[Array, 'B D'], text: Float[Array, 'B D'],
+                log_scale: Float[Array, ''] | float, bias: Float[Array, ''] | float = 0.0
+                ) -> Float[Array, 'B B']:
   """Cosine similarity of each picture (row) with each text (column), scaled and shifted.
 
   Args:
@@ -31,21 +33,22 @@ def pair_logits(image: jax.Array, text: jax.Array, log_scale: jax.Array,
     float32 [B, B].
   """
   scale = jnp.exp(jnp.minimum(log_scale, jnp.log(_MAX_SCALE)))
-  # A scale of 100 makes much of what products of fewer bits lose.
+  # A scale of 100 amplifies the rounding errors of a lower precision.
   return scale * jnp.einsum('id,td->it', image, text, precision='highest') + bias
 
 
-def matching_pairs(tokens: jax.Array, pictures: jax.Array, valid: jax.Array) -> jax.Array:
-  """Which pictures and texts of a batch belong together.
+def matching_pairs(tokens: Int[Array, 'B L'], pictures: Int[Array, ' B'], valid: Bool[Array, ' B']
+                   ) -> Bool[Array, 'B B']:
+  """Mask of the positive pairs of pictures and texts in a batch.
 
-  Beside each picture and its own text these are pairs whose texts are equal and
-  pairs of one picture: two scenes of one description, or two descriptions of
-  one scene, would otherwise be pushed apart.
+  Besides each picture with its own text, pairs with equal texts and pairs of the
+  same picture are positive. As negatives, two scenes of one description or two
+  descriptions of one scene would be pushed apart.
 
   Args:
     tokens: int32 [B, L], the texts.
-    pictures: int32 [B], equal for the same picture.
-    valid: bool [B], False for examples that stand for nothing.
+    pictures: int32 [B], picture ids.
+    valid: bool [B], False for padding examples.
 
   Returns:
     bool [B, B], symmetric; False wherever either is not valid.
@@ -54,28 +57,30 @@ def matching_pairs(tokens: jax.Array, pictures: jax.Array, valid: jax.Array) -> 
   return same & valid[:, None] & valid
 
 
-def sigmoid_loss(logits: jax.Array, positive: jax.Array, valid: jax.Array) -> jax.Array:
-  """SigLIP's loss (arXiv:2303.15343, algorithm 1): each pair is a yes or no of its own.
+def sigmoid_loss(logits: Float[Array, 'B B'], positive: Bool[Array, 'B B'], valid: Bool[Array, ' B']
+                 ) -> Float[Array, ' B']:
+  """SigLIP's loss (arXiv:2303.15343, algorithm 1): a binary classification of each pair.
 
   Args:
     logits: float32 [B, B], of each picture (row) with each text (column).
     positive: bool [B, B], from matching_pairs.
-    valid: bool [B]; the texts of others are no negatives.
+    valid: bool [B]; texts of invalid examples are no negatives.
 
   Returns:
-    float32 [B], of each picture, summed over the texts. Its mean over valid
+    float32 [B], the loss of each picture, summed over the texts. Its mean over valid
     pictures is the paper's loss.
   """
-  of_pair = -jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))
-  return (of_pair * valid).sum(1)
+  pair_losses = -jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))
+  return (pair_losses * valid).sum(1)
 
 
-def softmax_loss(logits: jax.Array, positive: jax.Array, valid: jax.Array) -> jax.Array:
-  """CLIP's loss (arXiv:2103.00020, figure 3): which text is a picture's, which picture a text's.
+def softmax_loss(logits: Float[Array, 'B B'], positive: Bool[Array, 'B B'], valid: Bool[Array, ' B']
+                 ) -> Float[Array, ' B']:
+  """CLIP's loss (arXiv:2103.00020, figure 3): cross-entropy of the texts and of the pictures.
 
-  Where several match, the target is shared equally among them.
+  If an example has several positives, the target distribution is uniform over them.
 
-  Args and Returns: as sigmoid_loss; each example's is the mean of the two directions.
+  Args and Returns: as sigmoid_loss; the loss is the mean of the two directions.
   """
   def one_way(logits):
     logits = jnp.where(valid, logits, jnp.finfo(logits.dtype).min)

@@ -1,7 +1,7 @@
-"""Retrieval: which text goes with which picture, by one vector for each (arXiv:2103.00020).
+"""Retrieval: matches texts with pictures, by one vector for each (arXiv:2103.00020).
 
-Vision and text tower are projected into one space, where a picture lies close to
-its captions. Pictures and texts are read apart, so that of many each is read once.
+The vision and text towers are projected into one space, where a picture is close to
+its captions. Pictures and texts are encoded separately, each only once.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -9,12 +9,13 @@ import copy
 import dataclasses
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 import numpy as np
 from PIL import Image
 
@@ -32,20 +33,21 @@ from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import TASKS, Task
 
-_LISTED = 10  # pictures that a folder is searched for
+_LISTED = 10  # pictures listed for a search in a folder
 _DRAWN_TEXTS, _DRAWN_PICTURES = 3, 4
 _DIRECTIONS = {'image_to_text': 'image to text', 'text_to_image': 'text to image'}
 
 OPTIONS = {
     'loss': Option('sigmoid', 'Contrastive loss of all pairs: sigmoid (SigLIP) or softmax (CLIP).',
                    choices=tuple(LOSSES)),
-    'embedding_dim': Option(256, 'Width of the space that pictures and texts share.', low=1),
+    'embedding_dim': Option(256, 'Width of the space shared by pictures and texts.', low=1),
     'caption_length': Option(32, 'Tokens of a caption.', low=2),
-    'max_captions': Option(5, 'Most captions of a picture; COCO evaluates with 5.', low=1)}
+    'max_captions': Option(5, 'Maximum number of captions per picture; COCO evaluates with 5.',
+                           low=1)}
 
 
 class Match(NamedTuple):
-  """A text or a picture's example, its cosine similarity to what was asked, and if it is right."""
+  """A text or a picture's example, its cosine similarity to the query, and whether it is right."""
 
   what: str | Example
   similarity: float
@@ -54,15 +56,15 @@ class Match(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-  """A picture and its captions, and what is closest to them.
+  """Embeddings of a picture and its captions, and their closest matches.
 
   Attributes:
     image: float32 [D], of length 1.
-    captions: float32 [C, D], likewise; those that the example has, then fillers.
-    texts: the closest to the picture, best first.
-    pictures: the closest to the first caption, best first.
-    text_rank: of the first right text for the picture, from 1; None: not ranked.
-    picture_ranks: of the first right picture for each caption.
+    captions: float32 [C, D], likewise; the example's captions, then padding.
+    texts: the closest texts to the picture, best first.
+    pictures: the closest pictures to the first caption, best first.
+    text_rank: rank of the first right text for the picture, from 1; None: not ranked.
+    picture_ranks: rank of the first right picture for each caption.
   """
 
   image: np.ndarray
@@ -77,7 +79,7 @@ class Ranking:
 class Retrieval(Task):
   """Finds texts for pictures and pictures for texts.
 
-  Of a picture with several captions each training step takes one at random.
+  For a picture with several captions, each training step samples one.
   """
 
   name = 'retrieval'
@@ -87,13 +89,13 @@ class Retrieval(Task):
   takes_folders = True
 
   def __init__(self, config, tokenizer: Tokenizer, num_captions: int):
-    """A task over pictures with up to num_captions captions each; see config.retrieval."""
+    """Creates the task, with up to num_captions captions per picture; config: config.retrieval."""
     if config.loss not in LOSSES:
       raise UserError(f'config.retrieval.loss={config.loss!r}: wanted one of {", ".join(LOSSES)}')
     self._config, self._tokenizer, self._num_captions = config, tokenizer, num_captions
-    self._searches = False  # for pictures, in a folder
+    self._searches = False  # whether a query searches a folder for pictures
 
-  # ---- what is learned from the data, and what is asked for
+  # ---- data and queries
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
@@ -109,8 +111,8 @@ class Retrieval(Task):
   def _make(cls, config, tokenizer, num_captions):
     if config.train.accumulation > 1:
       raise UserError(f'retrieval: with config.train.accumulation={config.train.accumulation} a '
-                      'text would be compared with the pictures of a micro-batch, not with all of '
-                      "the batch; set it to 1, and save memory by config.model.remat='full'")
+                      'text would be compared only with the pictures of its micro-batch; set it to '
+                      "1, and save memory by config.model.remat='full'")
     return cls(config.retrieval, tokenizer, num_captions)
 
   def save(self, folder):
@@ -187,15 +189,15 @@ class Retrieval(Task):
 
   @property
   def copies(self):
-    return self._num_captions  # a step of training reads one of them
+    return self._num_captions  # a training step encodes only one of them
 
   def head(self):
     return RetrievalHead(self._config.embedding_dim, self._config.loss)
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'contrastive': (features['count'] > 0).astype(jnp.float32)}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     valid = features['count'] > 0
     positive = matching_pairs(outputs['tokens'], features['picture'], valid)
     return {'contrastive': LOSSES[self._config.loss](outputs['logits'], positive, valid)}
@@ -217,10 +219,10 @@ class Retrieval(Task):
     gallery = _gallery(examples, captions)
     if not gallery.pictures:
       return list(predictions)
-    seen = np.stack([predictions[i].image for i in gallery.pictures])
-    read = np.stack([predictions[i].captions[place] for i, place in gallery.captions])
-    of_picture = metrics.rank(seen, read, gallery.right_captions, _DRAWN_TEXTS)
-    of_caption = metrics.rank(read, seen, gallery.right_pictures, _DRAWN_PICTURES)
+    pictures = np.stack([predictions[i].image for i in gallery.pictures])
+    texts = np.stack([predictions[i].captions[place] for i, place in gallery.captions])
+    text_ranking = metrics.rank(pictures, texts, gallery.right_captions, _DRAWN_TEXTS)
+    picture_ranking = metrics.rank(texts, pictures, gallery.right_pictures, _DRAWN_PICTURES)
 
     def closest(ranking, query, right, items):
       return tuple(Match(items(n), float(s), n in right[query])
@@ -234,12 +236,12 @@ class Retrieval(Task):
     for prediction, picture, own in zip(predictions, gallery.picture_of, gallery.captions_of):
       if picture is not None:
         prediction = dataclasses.replace(
-            prediction, text_rank=int(of_picture.ranks[picture]),
-            texts=closest(of_picture, picture, gallery.right_captions, text))
+            prediction, text_rank=int(text_ranking.ranks[picture]),
+            texts=closest(text_ranking, picture, gallery.right_captions, text))
       if own:
         prediction = dataclasses.replace(
-            prediction, picture_ranks=tuple(of_caption.ranks[own].tolist()),
-            pictures=closest(of_caption, own[0], gallery.right_pictures,
+            prediction, picture_ranks=tuple(picture_ranking.ranks[own].tolist()),
+            pictures=closest(picture_ranking, own[0], gallery.right_pictures,
                              lambda number: examples[gallery.pictures[number]]))
       related.append(prediction)
     return related
@@ -270,8 +272,8 @@ class Retrieval(Task):
                           for kind in ('recall', 'chance'))
       rows += [f'{label:<20}{"".join(recalls)}{scores[f"{key}/median_rank"]:>13.0f}',
                f'{"  chance":<20}{"".join(chances)}']
-    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; one worded '
-                'as a right one is right too')
+    rows.append(f'of {scores["pictures"]} pictures and {scores["captions"]} captions; a '
+                'caption with the words of a right one is right too')
     return '\n'.join(rows)
 
   def record(self, example, prediction):
@@ -310,7 +312,7 @@ def _captions(example) -> tuple[str, ...]:
 
 
 def _picture(example) -> Hashable:
-  """What tells one picture from another: its id, its path or its pixels."""
+  """The identity of a picture: its id, its path or its pixels."""
   if example.image_id is not None:
     return 'id', example.image_id
   return example.image if isinstance(example.image, str) else example.image.tobytes()
@@ -325,11 +327,11 @@ def _best(matches: Sequence[Match]) -> tuple[Match, ...]:
 
 
 class RetrievalHead(nn.Module):
-  """Projects pictures and texts into one space and compares all of a batch.
+  """Projects pictures and texts into one space and compares all pairs of a batch.
 
   Attributes:
-    embedding_dim: D of that space.
-    loss: whose scale and bias it begins with, 'sigmoid' or 'softmax' (which has no bias).
+    embedding_dim: D, width of that space.
+    loss: 'sigmoid' or 'softmax' (no bias); sets the initial scale and bias.
   """
 
   embedding_dim: int
@@ -339,13 +341,14 @@ class RetrievalHead(nn.Module):
     self.vision_pool, self.text_pool = AttentionPool(), AttentionPool()
     self.vision_projection = nn.Dense(self.embedding_dim, use_bias=False)
     self.text_projection = nn.Dense(self.embedding_dim, use_bias=False)
-    # As SigLIP and CLIP begin.
+    # Initial values of SigLIP and CLIP.
     self.log_scale = self.param('log_scale', nn.initializers.constant(
         np.log(10 if self.loss == 'sigmoid' else 1 / 0.07)), ())
     if self.loss == 'sigmoid':
       self.score_bias = self.param('score_bias', nn.initializers.constant(-10.0), ())
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> dict[str, Float[Array, 'B B'] | Int[Array, 'B L']]:
     """Returns {'logits': float32 [B, B], pictures by texts, 'tokens': int32 [B, L], the texts}."""
     tokens = features['captions']
     chosen = jnp.zeros(tokens.shape[0], jnp.int32)
@@ -357,7 +360,8 @@ class RetrievalHead(nn.Module):
     logits = pair_logits(self._image(towers), self._text(towers, tokens), self.log_scale, bias)
     return {'logits': logits, 'tokens': tokens}
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
+  def predict(self, towers, features: Mapping[str, Any]
+              ) -> dict[str, Float[Array, 'B D'] | Float[Array, 'B C D']]:
     """Returns {'image': float32 [B, D], 'captions': float32 [B, C, D]}, all of length 1."""
     batch, captions, length = features['captions'].shape
     text = self._text(towers, features['captions'].reshape(batch * captions, length))
