@@ -256,7 +256,7 @@ def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, 
   make = BatchMaker(read_coco(root, 'val'), {}, (16, 16), bad=None)
   for _ in range(2):
     make(np.arange(5), np.arange(5))
-  assert make.bad_boxes.told() == found
+  assert make.bad_boxes.lines() == found
 
 
 # Pascal VOC

@@ -350,7 +350,7 @@ def test_bad_boxes_are_cut_or_left_out_and_told_once():
       ('good', (0, 0, 40, 30)), ('beyond', (0, 20, 6, 10))]
   assert given[3].expression is None and given[3].objects is None
   assert list(make.bad_boxes.of_record) == [2, 3]
-  told = make.bad_boxes.told()
+  told = make.bad_boxes.lines()
   assert len(told) == 4 and told[0] == (
       'record 2, pixels: objects 1 has box [41, 3, 5, 5] outside the picture, wanted '
       '[x, y, width, height] inside 40 x 30')
