@@ -15,7 +15,7 @@ from xmodal.options import ABOVE_ZERO, Option
 OPTIONS = {
     'source': Option('shapes', 'Where examples come from.'),
     'root': Option('', 'Folder of the data; embedded sources need none.', may_change=True),
-    'more': Option((), 'Folders that xmodal.augment wrote; their train.jsonl is added to training.'),
+    'more': Option((), 'Folders of xmodal.augment; their train.jsonl is added to training.'),
     'train_split': Option('train', "Split to train on, by the source's name for it."),
     'eval_split': Option('val', 'Split to evaluate on.', may_change=True),
     'answers_share': Option(1.0, 'Share of the training records that keep answers and reasons.',

@@ -30,16 +30,15 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
 
   Args:
     root: the folder.
-    split: 'train', 'val' or 'test', which has no answers.
+    split: 'train', 'val' or 'test'; test has no answers.
 
   Returns:
     Examples in the order of the questions file; question_type is the
     annotations' answer_type: 'yes/no', 'number' or 'other', '' in test.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, a question
-      that was answered is empty, two share a question_id, or the two files do not
-      belong together.
+    UserError: a file or picture is missing or invalid, a question with answers is
+      empty, two share a question_id, or the two files do not belong together.
   """
   if split not in _SUBTYPES:
     raise UserError(f'VQA v2 has no split {split!r}, wanted one of {", ".join(_SUBTYPES)}')
@@ -67,7 +66,10 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
 
 
 def _read_answers(root, subtype, asked):
-  """question_id -> (answers, answer type), for exactly the questions asked, of their images."""
+  """question_id -> (answers, answer type); their ids and images must be those in `asked`.
+
+  asked: question_id -> image_id.
+  """
   path = os.path.join(root, f'v2_mscoco_{subtype}_annotations.json')
   records = read_records(path, _ANNOTATION, 'annotations')
   check_unique(path, 'question_id', (question_id for question_id, *_ in records))
