@@ -37,7 +37,7 @@ _SIDE_STEMS = ('links', 'recht', 'regs', 'izquierd', 'derech', 'gauch', 'droit',
 
 
 def has_no_foreign_side(name: str) -> bool:
-  """Whether a name has only letters a to z, and no word for left or right from _SIDES."""
+  """Whether a name's letters are ASCII, and no word is a known foreign one for left or right."""
   words = _WORDS.findall(name.lower())
   return all(word.isascii() and word not in _SIDES and not word.startswith(_SIDE_STEMS)
              for word in words)

@@ -58,7 +58,8 @@ def agrees(question: str, answer: str, caption: str) -> bool | None:
   if not answer_words:
     return None
   if words & _PROPERTIES:
-    things = [thing for part in question_parts if (thing := [w for w in part if w not in _PROPERTIES])]
+    things = [thing for part in question_parts
+              if (thing := [w for w in part if w not in _PROPERTIES])]
     naming = [phrase for phrase in present if any(_has(phrase, thing) for thing in things)]
     return _any_has(naming, answer_words) if things else None
   named = [word for part in question_parts for word in part if _any_has(present, [word])]
