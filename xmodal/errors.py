@@ -70,7 +70,7 @@ def one_line(error: Exception, where: str) -> str:
   if device_is_full(error):
     return (f'no memory left on the device ({str(error).splitlines()[0][:160]}): lower '
             'config.train.batch_size (or eval_batch_size), raise config.train.accumulation, set '
-            'config.model.remat=full, or ask for less at once')
+            'config.model.remat=full, or request less at once')
   if not isinstance(error, OSError):
     return ''
   name = error.filename
@@ -78,7 +78,7 @@ def one_line(error: Exception, where: str) -> str:
     name = where
   if error.errno not in _MENDABLE or name is None or _is_ours(error):
     return ''
-  return f'{name}: {error.strerror}; put that right and run the same command again'
+  return f'{name}: {error.strerror}; fix that and run the same command again'
 
 
 def _is_ours(error):

@@ -57,7 +57,7 @@ class BadPictures:
       if met > self._allowed:
         raise UserError(
             f'{met} of {self._num_records} pictures cannot be read, more than the '
-            f'{self._max_share:.1%} allowed; the last: {reason}; mend them (python -m '
+            f'{self._max_share:.1%} allowed; the last: {reason}; repair them (python -m '
             'xmodal.data.check lists all) or raise config.data.max_bad_share')
 
 

@@ -124,8 +124,8 @@ class Checkpoint:
     if unknown := [files[name] for name in self._names.within(modules)
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
-                      f'{_some(sorted(unknown))}; does config.json belong to them? (Adapters are '
-                      'to be merged, and quantised weights to be dequantised, before.)')
+                      f'{_some(sorted(unknown))}; does config.json belong to them? (Merge adapters '
+                      'and dequantise quantised weights first.)')
     return LoadPlan(self._tensors, matches, LoadReport(
         loaded=tuple(sorted(loaded)),
         fitted=tuple(match.note for match in matches.values() if match.note),

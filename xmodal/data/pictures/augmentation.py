@@ -118,15 +118,15 @@ def language_notes(augmentation: Augmentation, examples: Sequence[Example]) -> l
   if foreign:
     text = next(text for text in _sentences(foreign[0]) if not is_english(text))
     notes.append(f'{len(foreign):,} of {len(examples):,} examples do not read as English, such as '
-                 f'{shown(text)}: data.augment ({", ".join(changes)}) leaves them as they are, as '
-                 'their words may speak of what would change')
+                 f'{shown(text)}: data.augment ({", ".join(changes)}) does not change them, as '
+                 'their words may mention what would change')
   turns = [key for key in ('mirror', 'flip') if key in changes]
   names = {o.name for e in examples for o in e.objects or ()
            if turns and not has_no_foreign_side(o.name)}
   if names:
     notes.append(f'{len(names):,} names of objects may name a side in a language other than '
-                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) leaves '
-                 'their pictures as they are')
+                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) does '
+                 'not change their pictures')
   return notes
 
 

@@ -62,8 +62,8 @@ def other_size(example: Example, width: int, height: int) -> str:
     return ''
   turned = ', turned, as EXIF turns pictures' if recorded == (height, width) else ''
   return (f'is {width:g} x {height:g} pixels{turned}; the files of its boxes state '
-          f'{recorded[0]:g} x {recorded[1]:g}, so they may lie elsewhere: mend the files, or put '
-          'back the picture that the boxes were drawn on')
+          f'{recorded[0]:g} x {recorded[1]:g}, so they may not fit: correct the files, or restore '
+          'the picture on which the boxes were drawn')
 
 
 def size_notes(source: Source, name: str, flags: str) -> list[str]:
@@ -91,8 +91,8 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
     if line := other_size(example, width, height):
       wrong.append(f'{example.image}: {line}')
   return wrong and [
-      f'{name}: {len(wrong)} of {looked} pictures looked at have another size than the files of '
-      'their boxes state:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
+      f'{name}: {len(wrong)} of {looked} pictures checked differ in size from the files of their '
+      'boxes:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
 
 
 class BadBoxes:

@@ -102,5 +102,5 @@ def _squeezed(scaled, low, high):
   counts = np.sort(np.bincount(scaled.ravel(), minlength=256))[::-1]
   if counts[0] == scaled.size or counts[:_FEW_LEVELS].sum() < 0.99 * scaled.size:
     return []
-  return [f'99% of the pixels come to {_FEW_LEVELS} grey levels of 256, as the values span {low:g} '
-          f'to {high:g}: is one of these no measurement?']
+  return [f'99% of the pixels fall into {_FEW_LEVELS} of 256 grey levels, because the values span '
+          f'{low:g} to {high:g}: is one of these not a measurement?']

@@ -86,7 +86,7 @@ class Shapes:
       raise UserError(f'shapes: size is {size}, wanted at least 1 record')
     if image_size < MIN_IMAGE_SIZE:
       raise UserError(f'shapes: image_size is {image_size}, wanted at least {MIN_IMAGE_SIZE} '
-                      'pixels, as small shapes cannot be told apart below that')
+                      'pixels, because smaller shapes look alike')
     self._split, self._size, self._image_size, self._seed = split, size, image_size, seed
 
   def __len__(self) -> int:

@@ -109,8 +109,8 @@ def _read_pictures(path, content, faults):
       faults.append(fault(where, 'is listed twice, kept once'))
     else:
       raise UserError(f'{path}: image id {shown(image_id)} is that of {pictures[image_id][0]} and '
-                      f'of {file_name}, wanted one of its own: which of them an annotation means '
-                      'cannot be known')
+                      f'of {file_name}, wanted a unique one for each: annotations refer to '
+                      'pictures by id')
   return pictures
 
 
@@ -127,7 +127,7 @@ def _read_categories(path, content, faults):
     category_id, name = values['id'], values['name']
     if names.setdefault(category_id, name) != name:
       raise UserError(f'{path}: category id {shown(category_id)} is that of '
-                      f'{names[category_id]!r} and of {name!r}, wanted one of its own')
+                      f'{names[category_id]!r} and of {name!r}, wanted a unique one for each')
   return names
 
 

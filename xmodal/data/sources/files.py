@@ -100,13 +100,13 @@ def check_unique(path: str, field: str, values: Iterable[Hashable]) -> None:
   for place, value in enumerate(values):
     if first.setdefault(value, place) != place:
       raise UserError(f'{path}: records {first[value]} and {place} (from 0) both have {field} '
-                      f'{shown(value)}, wanted one of its own for each; which is meant elsewhere '
-                      'cannot be known')
+                      f'{shown(value)}, wanted a unique one for each; references to it are '
+                      'ambiguous')
 
 
 def unreadable(path: str, error: OSError) -> UserError:
   """The error for a file or folder that exists but cannot be read."""
-  return UserError(f'{path}: cannot be read ({error.strerror}); let this user read it')
+  return UserError(f'{path}: cannot be read ({error.strerror}); give this user permission')
 
 
 def is_utf8(name):

@@ -135,14 +135,14 @@ class LineParser:
     if question_id is not None and (
         first := self._asked.setdefault(question_id, number)) != number:
       self._left_out.append(Fault(
-          f'question_id {shown(question_id)} is that of line {first} too, wanted one of its own',
+          f'question_id {shown(question_id)} is also that of line {first}, wanted a unique one',
           'question_id is that of an earlier line'))
     if image_id is None or image is None:
       return []
     other, first = self._shown.setdefault(image_id, (image, number))
     return [] if other == image else [
-        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted one of its '
-        'own: pictures are told apart by it where scores are counted']
+        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted a unique '
+        'one: scores identify pictures by it']
 
   def ignored_note(self) -> str:
     """A line that names the ignored keys, or ''."""
@@ -160,7 +160,7 @@ class LineParser:
     try:
       path = self._pictures.find(fields.text(value))
     except UserError as error:
-      raise Complaint(f'{shown(value)} is out of reach: {error}') from None
+      raise Complaint(f'{shown(value)} cannot be accessed: {error}') from None
     if path is None:
       raise Complaint(f'{shown(value)} is not there, wanted a file in {self._pictures.root}'
                       f'{self._pictures.hint()}')

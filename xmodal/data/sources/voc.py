@@ -78,7 +78,7 @@ def read_voc(root: str, split: str) -> Examples:
       examples.append(Example(image=image, image_id=name, objects=objects, recorded_size=size))
   check_present(missing, len(names), pictures.root, pictures)
   if not examples:
-    raise UserError(f'{faults[0]}; nor can any other of the {len(names)} in {split!r} be used')
+    raise UserError(f'{faults[0]}; none of the {len(names)} pictures in {split!r} can be used')
   return Examples(examples, faults)
 
 
