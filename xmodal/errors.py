@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Errors that the user can fix: rights, names, and limits of the file system or the user.
-_MENDABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+_FIXABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
              errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
              errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
@@ -76,12 +76,12 @@ def one_line(error: Exception, where: str) -> str:
   name = error.filename
   if error.errno in _FULL and name is None:
     name = where
-  if error.errno not in _MENDABLE or name is None or _is_ours(error):
+  if error.errno not in _FIXABLE or name is None or _is_own_file(error):
     return ''
   return f'{name}: {error.strerror}; fix that and run the same command again'
 
 
-def _is_ours(error):
+def _is_own_file(error):
   """Whether a file of the program's own installation is missing."""
   places = (os.path.dirname(__file__), sys.prefix)
   return error.errno == errno.ENOENT and str(error.filename).startswith(places)
@@ -112,7 +112,7 @@ def device_is_full(error: BaseException) -> bool:
 
 def mendable(error: OSError) -> str:
   """The system's message for an error that the user can fix; '' for others."""
-  return error.strerror or '' if error.errno in _MENDABLE else ''
+  return error.strerror or '' if error.errno in _FIXABLE else ''
 
 
 def settle_in() -> None:

@@ -31,7 +31,7 @@ from xmodal.errors import UserError
 # (height, width) in pixels: decoding small is faster and still reads the whole file.
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES, _MOST_NOTES = 100, 5
-_AT_ONCE = 4096
+_CHUNK = 4096
 
 
 @dataclasses.dataclass
@@ -81,8 +81,8 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
-  for start in range(0, len(source), _AT_ONCE):  # millions may be generated on access
-    examples = [source[i] for i in range(start, min(start + _AT_ONCE, len(source)))]
+  for start in range(0, len(source), _CHUNK):  # millions may be generated on access
+    examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
     decoded = decode_all({example.image for example in examples} - sizes.keys())
     sizes |= decoded
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))

@@ -14,8 +14,8 @@ from xmodal.options import Option
 
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
 # Usual names of these tokens if no file states them: published GPT-2 and BERT folders.
-_USUAL = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
-_NAMED = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
+_USUAL_TOKENS = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
+_TOKEN_KEYS = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
 # Contents of a tokenizer_config.json written by `Tokenizer.save`; the rest is in tokenizer.json.
 _OUR_CLASS, _OUR_KEYS = 'PreTrainedTokenizerFast', {'tokenizer_class', *_SPECIAL}
 _HIDDEN = '\U0010ffff'  # a noncharacter, which no text contains
@@ -167,11 +167,11 @@ def load_tokenizer(folder: str) -> Tokenizer:
   folder = paths.local(folder, 'tokenizer')
   if not os.path.isdir(folder):
     raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
-  stated = {file: _read_object(os.path.join(folder, file)) for file in _BESIDE
+  stated = {file: _read_object(os.path.join(folder, file)) for file in _OTHER_FILES
             if os.path.exists(os.path.join(folder, file))}
   path = os.path.join(folder, 'tokenizer.json')
   whole = os.path.exists(path)
-  if whole and _says_all(stated):
+  if whole and _is_self_contained(stated):
     backend, names = _load_alone(path, stated)
   else:
     backend, names = _load_any(folder, whole)
@@ -179,27 +179,28 @@ def load_tokenizer(folder: str) -> Tokenizer:
       raise _unknown(end, _size(backend))
   backend.no_padding()
   backend.no_truncation()
-  eos = names['eos_token'] or names['sep_token'] or _usual(backend, 'eos_token')
+  eos = names['eos_token'] or names['sep_token'] or _usual_token(backend, 'eos_token')
   pad = names['pad_token']
   # Padding is masked in the model and the loss, so the end token or a text token cannot serve.
   if pad in (None, eos, names['unk_token']):
-    pad = _usual(backend, 'pad_token')
+    pad = _usual_token(backend, 'pad_token')
   return Tokenizer(backend, pad, eos)
 
 
-def _usual(backend, key):
+def _usual_token(backend, key):
   """The first usual token in the vocabulary; if it has none, one is added."""
-  for token in _USUAL[key]:
+  for token in _USUAL_TOKENS[key]:
     if backend.token_to_id(token) is not None:
       return token
   backend.add_special_tokens([_SPECIAL[key]])
   return _SPECIAL[key]
 
 
-_BESIDE = ('config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
+_OTHER_FILES = (
+    'config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 
 
-def _says_all(stated):
+def _is_self_contained(stated):
   """Whether the files beside tokenizer.json, {name: content}, only add names of special tokens."""
   config = stated.get('tokenizer_config.json')
   if config is None:
@@ -211,7 +212,7 @@ def _says_all(stated):
 def _load_alone(path, stated):
   """(backend, {key: token or None}) of a tokenizer.json."""
   config = stated.get('tokenizer_config.json', {})
-  return _read_backend(path), {key: config.get(key) for key in _NAMED}
+  return _read_backend(path), {key: config.get(key) for key in _TOKEN_KEYS}
 
 
 def _read_backend(path):
@@ -238,7 +239,7 @@ def _read_object(path):
     raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
   if not isinstance(config, dict):
     raise UserError(f'tokenizer: {path} holds no JSON object; copy it again')
-  for key in _NAMED:
+  for key in _TOKEN_KEYS:
     token = config.get(key)
     token = token.get('content') if isinstance(token, dict) else token
     if token is not None and not isinstance(token, str):
@@ -265,4 +266,4 @@ def _load_any(folder, whole):
   if backend is None or not whole and len(loaded) - len(loaded.all_special_ids) < 16:
     raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or '
                     'spiece.model')
-  return backend, {key: getattr(loaded, key) for key in _NAMED}
+  return backend, {key: getattr(loaded, key) for key in _TOKEN_KEYS}

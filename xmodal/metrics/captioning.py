@@ -152,13 +152,13 @@ def cider(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]
   pictures = collections.Counter(ngram for texts in counts for ngram in set().union(*texts))
   scores = []
   for words, texts in zip(captions, counts):
-    ours = _Weighed(_ngrams(words), pictures, len(captions))
-    theirs = (_Weighed(text, pictures, len(captions)) for text in texts)
+    ours = _TfIdf(_ngrams(words), pictures, len(captions))
+    theirs = (_TfIdf(text, pictures, len(captions)) for text in texts)
     scores.append(np.mean([ours.likeness(text) for text in theirs]))
   return 10 * float(np.mean(scores))
 
 
-class _Weighed:
+class _TfIdf:
   """A text's n-grams with TF-IDF weights: count times log(pictures / pictures with the n-gram)."""
 
   def __init__(self, counts, pictures, total):

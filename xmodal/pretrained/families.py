@@ -53,7 +53,7 @@ def read_config(folder: str, tensors) -> dict:
   # transformers 4 writes backbone_kwargs for timm backbones; for them, 5 would query the hub.
   known = {key: value for key, value in config.items() if key != 'backbone_kwargs'}
   kind = CONFIG_MAPPING[model_type]
-  known = _of_near_types(known, kind().to_dict(), kind.attribute_map)
+  known = _convert_numbers(known, kind().to_dict(), kind.attribute_map)
   try:
     filled = kind.from_dict(known).to_dict()
   except Exception as error:  # the library checks types and raises errors of any kind
@@ -63,18 +63,18 @@ def read_config(folder: str, tensors) -> dict:
   return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 
 
-def _of_near_types(config, defaults, other_names):
+def _convert_numbers(config, defaults, other_names):
   """Converts numbers written as text ("1e-12" in YAML) or as 64.0 to the type of the default."""
-  return {key: _near(value, defaults.get(other_names.get(key, key), ''))
+  return {key: _convert(value, defaults.get(other_names.get(key, key), ''))
           for key, value in config.items()}
 
 
-def _near(value, default):
+def _convert(value, default):
   if isinstance(value, dict) and isinstance(default, dict):
-    return _of_near_types(value, default, {})
+    return _convert_numbers(value, default, {})
   if isinstance(value, list):
     number = default[0] if isinstance(default, list | tuple) and default else default
-    return [_near(item, number) for item in value]
+    return [_convert(item, number) for item in value]
   if isinstance(default, bool) or not isinstance(default, int | float | None):
     return value
   if isinstance(value, str):

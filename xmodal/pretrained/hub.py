@@ -6,7 +6,7 @@ from xmodal import paths
 from xmodal.errors import UserError
 
 # Files to download: weights, config and tokenizer; no pickles, no copies for other libraries.
-_WANTED = ['config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
+_FILES = ['config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
            'model.safetensors.index.json', 'model-?????-of-?????.safetensors', 'tokenizer.json',
            'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
            'spiece.model', 'sentencepiece.bpe.model', 'vocab.txt', 'vocab.json', 'merges.txt']
@@ -40,7 +40,7 @@ def find_folder(name: str) -> str:
     RepositoryNotFoundError,
   )
   try:
-    return snapshot_download(name, allow_patterns=_WANTED)
+    return snapshot_download(name, allow_patterns=_FILES)
   except (HFValidationError, RepositoryNotFoundError) as error:
     raise UserError(f'{name}: neither a folder here nor a checkpoint on the HuggingFace hub that '
                     'you may read; check the name, or `hf auth login` if it is gated') from error

@@ -46,7 +46,7 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   Raises:
     UserError: a stated value is invalid or not supported.
   """
-  path, stated = _stated(folder, config)
+  path, stated = _read_settings(folder, config)
   for key in ('rescale_offset', 'do_flip_channel_order'):
     if stated.get(key):
       raise UserError(f'{path}: {key} is {stated[key]!r}, which is not known here; choose another '
@@ -66,7 +66,7 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   return Preprocessing(size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
 
 
-def _stated(folder, config):
+def _read_settings(folder, config):
   """(file, its settings for pictures); as in transformers, processor_config.json comes first."""
   path = os.path.join(folder, _PROCESSOR_FILE)
   if os.path.exists(path) and 'image_processor' in (processor := read_json(path)):

@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 
-_SECONDS = 0.5  # between polls of the service
-_PATIENCE = 20  # seconds that process 0 waits until the others have received the end of the run
+_POLL_SECONDS = 0.5  # between polls of the service
+_END_TIMEOUT = 20  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
-_PLACES, _HEARD = 'xmodal/places', 'xmodal/heard'
-_tidying: list[Callable[[], None]] = []
+_PLACES, _RECEIVED = 'xmodal/places', 'xmodal/heard'
+_cleanups: list[Callable[[], None]] = []
 
 
 def several() -> bool:
@@ -55,12 +55,12 @@ def end_all(line: str, code: int, detail: str = '') -> None:
 
 def before_exit(tidy: Callable[[], None]) -> None:
   """Registers cleanup for exit_now, such as releasing files that other processes wait for."""
-  _tidying.append(tidy)
+  _cleanups.append(tidy)
 
 
 def exit_now(code: int) -> None:
   """Ends this process immediately, from any thread."""
-  for tidy in _tidying:
+  for tidy in _cleanups:
     tidy()
   os._exit(code)
 
@@ -75,16 +75,17 @@ class Listener:
   """A thread that receives requests to stop, and the end of the run.
 
   Attributes:
-    asked: event; setting it requests all processes to stop.
+    stop_requested: event; setting it requests all processes to stop.
   """
 
   def __init__(self):
-    self.asked = threading.Event()
+    self.stop_requested = threading.Event()
     state = _state()
-    self._client, self._me, self._count = state.client, state.process_id, state.num_processes
-    self._closing, self._ending = threading.Event(), threading.Lock()
+    self._client, self._process_id = state.client, state.process_id
+    self._count = state.num_processes
+    self._closing, self._end_lock = threading.Event(), threading.Lock()
     # Held while the processes exchange their places in the run.
-    self._moving, self._place, self._last = threading.Lock(), 0, None
+    self._place_lock, self._place, self._last = threading.Lock(), 0, None
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
     atexit.register(self._close)  # runs before JAX's handler, which ends the service
@@ -95,7 +96,7 @@ class Listener:
     All processes must call this at the same places of the run. They stop at the first place that
     none of them has passed.
     """
-    with self._moving:
+    with self._place_lock:
       self._place += 1
       return self._place == self._last
 
@@ -113,38 +114,38 @@ class Listener:
 
   def _listen(self):
     agreement = self._agree()
-    while not self._closing.wait(_SECONDS):
+    while not self._closing.wait(_POLL_SECONDS):
       with contextlib.suppress(RuntimeError):  # network error: the next poll may succeed
         if ended := self._client.key_value_dir_get(os.path.dirname(_END)):
           self._end(*json.loads(ended[0][1]))
-        if self.asked.is_set():
+        if self.stop_requested.is_set():
           _set_once(self._client, _STOP, '')
         if self._client.key_value_dir_get(os.path.dirname(_STOP)):
           next(agreement, None)
 
   def _agree(self):
     """Determines where to stop; yields until all processes have reported their places."""
-    with self._moving:
+    with self._place_lock:
       places = ()
       while len(places) < self._count:
         with contextlib.suppress(RuntimeError):
-          _set_once(self._client, f'{_PLACES}/{self._me}', str(self._place))
+          _set_once(self._client, f'{_PLACES}/{self._process_id}', str(self._place))
           places = self._client.key_value_dir_get(_PLACES)
         if len(places) < self._count:
           yield
       self._last = 1 + max(int(place) for _, place in places)
 
   def _end(self, line, code):
-    self._ending.acquire()  # never released: only one of two threads prints
+    self._end_lock.acquire()  # never released: only one of two threads prints
     with contextlib.suppress(RuntimeError):
       line, code = json.loads(self._client.key_value_try_get(_END))
     with contextlib.suppress(OSError):
       os.write(2, f'{line}\n'.encode())  # print could wait for a lock held by another thread
     with contextlib.suppress(RuntimeError):
-      self._client.key_value_set(f'{_HEARD}/{self._me}', '')
-      deadline = time.monotonic() + _PATIENCE
-      while self._me == 0 and time.monotonic() < deadline and (
-          len(self._client.key_value_dir_get(_HEARD)) < self._count):
+      self._client.key_value_set(f'{_RECEIVED}/{self._process_id}', '')
+      deadline = time.monotonic() + _END_TIMEOUT
+      while self._process_id == 0 and time.monotonic() < deadline and (
+          len(self._client.key_value_dir_get(_RECEIVED)) < self._count):
         time.sleep(0.05)
     exit_now(code)
 

@@ -9,7 +9,7 @@ from xmodal.data.faults import SLACK_PIXELS
 from xmodal.data.pictures import images
 from xmodal.errors import UserError
 
-_LOOKED_AT = 32  # pictures of a split that are checked before a run
+_NUM_CHECKED = 32  # pictures of a split that are checked before a run
 _DECODED = (8, 8)  # pixels: as small as decoders go
 
 
@@ -76,10 +76,10 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
     name: the split's name in messages.
     flags: of xmodal.data.check, to read the same split.
   """
-  wrong, looked = [], 0
+  wrong, num_checked = [], 0
   if not isinstance(source[0].image, str):  # generated on access
     return wrong
-  for record in np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist():
+  for record in np.unique(np.linspace(0, len(source) - 1, _NUM_CHECKED).astype(int)).tolist():
     example = source[record]
     if example.recorded_size is None:
       continue
@@ -87,12 +87,12 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
       height, width = images.decode(example.image, _DECODED).size
     except UserError:
       continue  # reported during training
-    looked += 1
+    num_checked += 1
     if line := other_size(example, width, height):
       wrong.append(f'{example.image}: {line}')
   return wrong and [
-      f'{name}: {len(wrong)} of {looked} pictures checked differ in size from the files of their '
-      'boxes:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
+      f'{name}: {len(wrong)} of {num_checked} pictures checked differ in size from the files of '
+      'their boxes:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
 
 
 class BadBoxes:

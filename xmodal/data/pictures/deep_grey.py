@@ -39,7 +39,7 @@ def to_8_bit(image: Image.Image) -> tuple[np.ndarray, str]:
   grey, tags = np.asarray(image), getattr(image, 'tag_v2', {})
   if tags.get(_BITS_PER_SAMPLE) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
     grey = grey.view(np.uint32)  # Pillow reads them as signed
-  valued = _valued(tags, grey)
+  valued = _valid_pixels(tags, grey)
   values = grey if valued is None else grey[valued]
   if not values.size:
     raise ValueError('no pixel has a value: all are NaN, infinite or nodata')
@@ -60,11 +60,11 @@ def to_8_bit(image: Image.Image) -> tuple[np.ndarray, str]:
                  'infinite or nodata) and show black')
     scaled = np.where(valued, scaled if high > low else np.uint8(255), np.uint8(0))
   if not whole and high > low:
-    notes += _squeezed(scaled, low, high)
+    notes += _compression_notes(scaled, low, high)
   return scaled, '; '.join(notes)
 
 
-def _valued(tags, grey):
+def _valid_pixels(tags, grey):
   """bool [H, W]: which pixels have a value; None: all."""
   valued = np.ones(grey.shape, bool)
   if grey.dtype.kind == 'f':
@@ -97,7 +97,7 @@ def _bits(tags, highest):
   return next(bits for bits in (8, 10, 12, 16) if highest < 2 ** bits)
 
 
-def _squeezed(scaled, low, high):
+def _compression_notes(scaled, low, high):
   """A note if a few extreme pixels leave almost no grey levels for the others; [] otherwise."""
   counts = np.sort(np.bincount(scaled.ravel(), minlength=256))[::-1]
   if counts[0] == scaled.size or counts[:_FEW_LEVELS].sum() < 0.99 * scaled.size:

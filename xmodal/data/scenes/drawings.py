@@ -19,7 +19,7 @@ GAP = 0.08
 # Largest offset across the axis of a relation, as a share of the offset along it.
 ACROSS = 0.5
 # Probability that a caption names the size of a thing.
-_SIZE_SAID = 0.5
+_SIZE_PROBABILITY = 0.5
 
 _THING = rf'an? (?:({"|".join(SIZES)}) )?({"|".join(COLORS)}) ({"|".join(SHAPES)})'
 _CAPTION = re.compile(rf'{_THING}(?: ({"|".join(RELATIONS)}) {_THING})?')
@@ -98,7 +98,7 @@ class Drawings(shapes.Shapes):
                            ((x - r) * side, (y - r) * side, 2 * r * side, 2 * r * side))
         for thing, r, (x, y) in zip(things, radii, _places(rng, radii, relation)))
     content = CaptionContent(
-        tuple(thing if rng.random() < _SIZE_SAID else thing.keep('color', 'shape')
+        tuple(thing if rng.random() < _SIZE_PROBABILITY else thing.keep('color', 'shape')
               for thing in things), relation)
     return rng, content, shapes.Scene(objects, side)
 

@@ -18,7 +18,7 @@ from xmodal.data.scenes.words import COLORS, SHAPES, Thing
 
 # Colour distances (0..255): least distance of a thing from the background, and largest distance
 # of a thing from its named colour.
-_STANDS_OUT, _SAME_COLOR = 45.0, 70.0
+_BACKGROUND_DISTANCE, _COLOR_DISTANCE = 45.0, 70.0
 # Least share of a part's pixels that must have one colour.
 _ONE_COLOR = 0.85
 # Least IoU of a drawn shape and a part.
@@ -49,16 +49,16 @@ def look(pixels: np.ndarray) -> list[Seen]:
   picture = pixels.astype(np.float32)
   border = np.concatenate([picture[0], picture[-1], picture[1:-1, 0], picture[1:-1, -1]])
   background = np.median(border, axis=0)
-  stands_out = np.linalg.norm(picture - background, axis=-1) > _STANDS_OUT
+  foreground = np.linalg.norm(picture - background, axis=-1) > _BACKGROUND_DISTANCE
   count, labels, stats, _ = cv2.connectedComponentsWithStats(
-      stands_out.astype(np.uint8), connectivity=4)
+      foreground.astype(np.uint8), connectivity=4)
   least = _SPECK * labels.size
   parts = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least]
   parts.sort(key=lambda i: -stats[i, cv2.CC_STAT_AREA])
-  return [_see(picture, background, labels, i) for i in parts]
+  return [_measure(picture, background, labels, i) for i in parts]
 
 
-def _see(picture, background, labels, number):
+def _measure(picture, background, labels, number):
   own = labels == number
   distance = np.where(own, np.linalg.norm(picture - background, axis=-1), 0)
   core = picture[distance > 0.75 * np.quantile(distance[own], 0.9)]
@@ -70,12 +70,12 @@ def _see(picture, background, labels, number):
   coverage = np.where(near & ((labels == 0) | own), coverage, 0).astype(np.float32)
   names = {name: float(np.linalg.norm(color - RGB[name])) for name in COLORS}
   name = min(names, key=names.get)
-  of_it = (np.linalg.norm(core - color, axis=-1) < _SAME_COLOR).mean()
+  of_it = (np.linalg.norm(core - color, axis=-1) < _COLOR_DISTANCE).mean()
   fits = {shape: _fit(coverage, shape) for shape in SHAPES}
   shape = max(fits, key=lambda s: fits[s][0])
   overlap, (x, y, radius) = fits[shape]
   size = 'large' if radius > _LARGE * len(labels) else 'small'
-  thing = Thing(size, name if names[name] <= _SAME_COLOR and of_it >= _ONE_COLOR else None,
+  thing = Thing(size, name if names[name] <= _COLOR_DISTANCE and of_it >= _ONE_COLOR else None,
                 shape if overlap >= _LEAST_OVERLAP else None)
   return Seen(thing, (x, y), overlap)
 
@@ -117,11 +117,12 @@ def fault(pixels: np.ndarray, content: CaptionContent) -> str:
   if all(faults):
     return min(faults, key=len)
   # If both things match both descriptions, either may be the first.
-  lies = any(_lies(*order, content.relation) for order, wrong in zip(orders, faults) if not wrong)
-  return '' if lies else f'not {content.relation}'
+  holds = any(_relation_holds(*order, content.relation)
+              for order, wrong in zip(orders, faults) if not wrong)
+  return '' if holds else f'not {content.relation}'
 
 
-def _lies(first, second, relation):
+def _relation_holds(first, second, relation):
   (x, y), (u, v) = first.center, second.center
   right, down = u - x, v - y
   along = {'left of': right, 'right of': -right, 'above': down, 'below': -down}[relation]

@@ -14,7 +14,7 @@ from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 # Split -> its other names in the files.
-_CALLED = {'train': ('train2017', 'train2014'), 'val': ('val2017', 'val2014', 'valid'),
+_OTHER_NAMES = {'train': ('train2017', 'train2014'), 'val': ('val2017', 'val2014', 'valid'),
            'test': ('test-dev2017', 'test2017', 'test2014'), 'test-dev': ('test-dev2017',)}
 _FILES = ('annotations/instances_{}.json', 'annotations/image_info_{}.json',
           'annotations/{}.json', '{}.json', '{}/_annotations.coco.json')
@@ -79,7 +79,7 @@ def read_coco(root: str, split: str) -> Examples:
 
 def _find(root, split):
   """A split's name in the files, and the path of its annotations."""
-  names = (split, *_CALLED.get(split, ()))
+  names = (split, *_OTHER_NAMES.get(split, ()))
   for name in names:
     for file in _FILES:
       path = os.path.join(root, file.format(name))

@@ -33,7 +33,7 @@ from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
 
-_UNASKED = 'question is empty, wanted the question that was answered'
+_EMPTY_QUESTION = 'question is empty, wanted the question that was answered'
 
 
 @SOURCES.register('jsonl')
@@ -99,8 +99,8 @@ class LineParser:
         'answers': _answers, 'question_id': fields.identifier, 'question_type': fields.trimmed,
         'caption': _captions, 'objects': self._objects, 'expression': self._expression,
         'number': fields.number, 'reason': fields.trimmed, 'made': fields.flag}.items()}
-    self._asked: dict[int | str, int] = {}  # question_id -> line
-    self._shown: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
+    self._question_lines: dict[int | str, int] = {}  # question_id -> line
+    self._image_lines: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
 
   def parse(self, line: bytes, number: int) -> tuple[Example | None, list[str]]:
     """Parses one line.
@@ -120,9 +120,9 @@ class LineParser:
     values = {key: value for key, value in values.items() if value is not None}
     if record.get('image') is None:
       complaints.append('image is missing, wanted the path of a picture')
-    unasked = record.get('question') is None or values.get('question') == ''
-    if record.get('answers') not in (None, []) and unasked:
-      complaints.append(_UNASKED)
+    no_question = record.get('question') is None or values.get('question') == ''
+    if record.get('answers') not in (None, []) and no_question:
+      complaints.append(_EMPTY_QUESTION)
     complaints += self._met_before(values, number)
     if complaints:
       return None, complaints + self._left_out
@@ -133,13 +133,13 @@ class LineParser:
     """Complaints about ids used by an earlier line; tolerable ones go to _left_out instead."""
     question_id, image_id, image = map(values.get, ('question_id', 'image_id', 'image'))
     if question_id is not None and (
-        first := self._asked.setdefault(question_id, number)) != number:
+        first := self._question_lines.setdefault(question_id, number)) != number:
       self._left_out.append(Fault(
           f'question_id {shown(question_id)} is also that of line {first}, wanted a unique one',
           'question_id is that of an earlier line'))
     if image_id is None or image is None:
       return []
-    other, first = self._shown.setdefault(image_id, (image, number))
+    other, first = self._image_lines.setdefault(image_id, (image, number))
     return [] if other == image else [
         f'image_id {shown(image_id)} is that of another picture in line {first}, wanted a unique '
         'one: scores identify pictures by it']
@@ -185,12 +185,12 @@ class LineParser:
     return None
 
 
-def check_asked(examples: Iterable[Example], path: str) -> None:
+def check_questions(examples: Iterable[Example], path: str) -> None:
   """Raises UserError if an example read from path has answers but an empty question."""
   for example in examples:
-    asked = isinstance(example.question, str) and example.question.strip()
-    if example.answers and not asked:
-      raise UserError(f'{path}: question_id {example.question_id!r}: {_UNASKED}; '
+    has_question = isinstance(example.question, str) and example.question.strip()
+    if example.answers and not has_question:
+      raise UserError(f'{path}: question_id {example.question_id!r}: {_EMPTY_QUESTION}; '
                       'take the file as distributed')
 
 

@@ -19,7 +19,7 @@ _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
 _FOLDERS = ('VG_100K', 'VG_100K_2')
-_TAKEN = object()  # replaces a picture's record once it is read
+_CONSUMED = object()  # replaces a picture's record once it is read
 
 
 @SOURCES.register('visual_genome', boxes=True)
@@ -182,10 +182,10 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
         boxes.add(number, name, box)
     elif _split_of(image_id) in split.split('+'):
       faults.append(fault(path, 'image_id {} is not in image_data.json, left out', image_id))
-    return _TAKEN
+    return _CONSUMED
 
   content = read_json(path, take)
-  if not isinstance(content, list) or any(item is not _TAKEN for item in content):
+  if not isinstance(content, list) or any(item is not _CONSUMED for item in content):
     raise UserError(f'{path}: wanted a list of pictures with {kind}, as distributed')
   boxes.pack(len(sizes))
   return boxes

@@ -21,11 +21,11 @@ from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-_WANTED = 'Annotations, ImageSets/Main and JPEGImages'
+_FOLDERS = 'Annotations, ImageSets/Main and JPEGImages'
 _OFFICIAL = re.compile(r'The VOC20\d\d Database')
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG', '.bmp')
 # Lists for one class have a flag after each name: whether the class is in the picture.
-_OF_A_CLASS = re.compile(r'(.*\S)\s+(?:-1|0|1)')
+_CLASS_FLAG = re.compile(r'(.*\S)\s+(?:-1|0|1)')
 _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -56,7 +56,7 @@ def read_voc(root: str, split: str) -> Examples:
   Raises:
     UserError: there is no such folder, list or picture.
   """
-  root = _devkit(existing_folder(root, _WANTED))
+  root = _devkit(existing_folder(root, _FOLDERS))
   faults, missing, examples = [], [], []
   pictures = Pictures(os.path.join(root, 'JPEGImages'))
   names = {}
@@ -91,8 +91,8 @@ def _devkit(root):
            for name in sorted(os.listdir(folder))
            if os.path.isdir(os.path.join(folder, name, 'Annotations'))]
   if len(found) != 1:
-    raise UserError(f'{root} holds {" and ".join(found) or f"no {_WANTED}"}, wanted one folder '
-                    f'with {_WANTED}; set config.data.root to it')
+    raise UserError(f'{root} holds {" and ".join(found) or f"no {_FOLDERS}"}, wanted one folder '
+                    f'with {_FOLDERS}; set config.data.root to it')
   return found[0]
 
 
@@ -121,10 +121,10 @@ def _listed(root, split):
 def _find(pictures, line):
   """The name in a line of a list, and the path of its picture (None if there is none)."""
   image = pictures.find_ending(line, _ENDINGS)
-  of_a_class = None if image else _OF_A_CLASS.fullmatch(line)
-  if not of_a_class:
+  flagged = None if image else _CLASS_FLAG.fullmatch(line)
+  if not flagged:
     return line, image
-  return of_a_class[1], pictures.find_ending(of_a_class[1], _ENDINGS)
+  return flagged[1], pictures.find_ending(flagged[1], _ENDINGS)
 
 
 def _read_objects(path, faults):

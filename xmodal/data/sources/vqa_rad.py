@@ -7,7 +7,7 @@ from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
-from xmodal.data.sources.jsonl import check_asked
+from xmodal.data.sources.jsonl import check_questions
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
@@ -63,7 +63,7 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
         image=image, question=question, answers=(answer,),
         question_id=qid, question_type=answer_type.lower()))
   check_present(missing, len(missing) + len(examples), os.path.join(root, _PICTURES), pictures)
-  check_asked(examples, path)
+  check_questions(examples, path)
   return examples
 
 
