@@ -177,7 +177,7 @@ def test_a_box_without_the_size_of_its_picture_is_only_clipped_where_zero_is(tmp
       'the picture, wanted [x, y, width, height] inside 60 x 40']
 
 
-def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
+def test_coco_mistakes_that_stop_are_reported_in_one_line(tmp_path):
   def stops(name, said, split='val', annotations=(_annotation(1),), **options):
     root, path = _coco(tmp_path / name, annotations, **options)
     with pytest.raises(UserError, match=said) as error:
@@ -209,7 +209,7 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
     read_coco(str(tmp_path / 'split'), 'val')
 
 
-def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
+def test_boxes_in_shares_of_the_picture_are_left_out_and_reported(tmp_path, capsys):
   shares = [[0.1, 0.2, 0.5, 0.3], [0.5, 0.5, 1, 1.0], [0, 0, 0.25, 1]]
   pixels = [[0, 0, 1, 1], [0.5, 0.5, 3, 1], [1, 0, 1, 1]]
   root, path = _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares + pixels)])
@@ -235,7 +235,7 @@ def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
     make_name_list(examples, 10)
 
 
-def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, capsys):
+def test_a_picture_of_another_size_than_its_boxes_files_state_is_reported(tmp_path, capsys):
   """As detectron2 refuses it: the boxes were drawn on another picture."""
   images = [_image(n) for n in range(1, 6)]
   boxes = [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)]

@@ -122,7 +122,7 @@ def test_half_a_thing_of_another_colour_or_a_smear_does_not_pass():
   assert drawings.fault(noise, parse('a red circle'))
 
 
-def test_faithfulness_is_told_of_seen_and_unseen_apart():
+def test_faithfulness_is_reported_for_seen_and_unseen_names():
   wanted = [parse(text) for text in ('a red circle', 'a red circle', 'a blue square',
                                      'a red circle above a blue square')]
   shares = drawings.faithfulness(['', '0 things', '', ''], wanted, ['red circle'])
