@@ -203,7 +203,7 @@ def test_a_wheel_holds_configs_command_and_license(tmp_path):
       'configs/vqa.py', 'config_files.py')], done.stderr
 
 
-def test_pythons_that_are_missing_are_said(tmp_path):
+def test_pythons_that_are_missing_are_reported(tmp_path):
   done = subprocess.run(['bash', ROOT / 'launch' / 'python_versions.sh'], cwd=tmp_path,
                         env={**os.environ, 'PYTHONS': 'python3.0 nothing'},
                         capture_output=True, text=True)

@@ -274,7 +274,7 @@ def test_jsonl_ids_that_occur_twice(folder):
     return read_jsonl(str(folder), 'train')
 
   assert list(read().faults) == [
-      f'{path}:2: question_id 4 is that of line 1 too, wanted one of its own']
+      f'{path}:2: question_id 4 is also that of line 1, wanted a unique one']
   # Retrieval and COCO's results tell pictures apart by it.
   with pytest.raises(UserError, match='3: image_id 1 is that of another picture in line 1'):
     read({'image': 'images/7.jpg', 'image_id': 1})

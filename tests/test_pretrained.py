@@ -103,13 +103,13 @@ def test_a_run_goes_on_without_the_files(folders, trained, tmp_path, capsys):
     tiny.train(workdir, changed(gone, train__steps=8))
 
 
-def test_sizes_in_the_config_that_a_checkpoint_overrules_are_said(folders):
+def test_sizes_in_the_config_that_a_checkpoint_overrules_are_reported(folders):
   config = changed(folders)
   config.model.vision.patch_size = 4
   assert any('patch_size not used' in note for note in Plan(config, 'unused').notes)
 
 
-def test_what_the_config_and_a_checkpoint_say_otherwise_is_said(folders):
+def test_what_the_config_and_a_checkpoint_say_otherwise_is_reported(folders):
   config = changed(folders, model__vision__name='resnet', model__text__num_decoder_layers=2)
   said = '\n'.join(Plan(config, 'unused').notes)
   assert 'config.model.vision.name=resnet not used: the tower is the pretrained vit' in said

@@ -385,7 +385,7 @@ def test_vqa_v2_test_has_no_answers(tmp_path):
       (9000, (), ''), (25000, (), '')]
 
 
-def test_vqa_v2_problems_are_said_in_one_line(tmp_path):
+def test_vqa_v2_problems_are_reported_in_one_line(tmp_path):
   def said(name, **options):
     folder = tmp_path / name
     folder.mkdir()
@@ -458,7 +458,7 @@ def test_vqa_rad_val_imitates_test():
   assert len(set.union(*groups)) == sum(map(len, groups))
 
 
-def test_vqa_rad_problems_are_said_in_one_line(tmp_path):
+def test_vqa_rad_problems_are_reported_in_one_line(tmp_path):
   with pytest.raises(UserError, match=r'no split .*train\+val'):
     read_vqa_rad(str(tmp_path), 'dev')
   (tmp_path / 'notes.txt').touch()

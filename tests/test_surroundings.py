@@ -94,7 +94,7 @@ def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, 
 # What an error means
 
 
-def test_what_a_person_can_mend_is_one_line(tmp_path):
+def test_an_error_that_the_user_can_fix_is_one_line(tmp_path):
   for name in ('absent', 'two\nlines'):
     with pytest.raises(OSError) as error:
       open(tmp_path / name / 'file')

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, whatever ends the program."""
+"""Writes files and folders atomically: completely or not at all, even if the program is killed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,24 +9,24 @@ from typing import IO
 
 @contextlib.contextmanager
 def written(path: str, mode: str = 'w') -> Iterator[IO]:
-  """A file to write into; it takes the place of `path` once all of it lies on the disk.
+  """Opens a file that replaces `path` once it is completely on disk.
 
   Args:
-    path: of the file; `path`.part holds what is not complete yet.
+    path: path of the file; until it is complete, it is written to `path`.part.
     mode: 'w' for text in UTF-8, 'wb' for bytes.
   """
   part = f'{path}.part'
   with open(part, mode, encoding=None if 'b' in mode else 'utf-8') as f:
     yield f
     f.flush()
-    # A file that was renamed before its bytes were on the disk is empty after a power cut.
+    # Without fsync before the rename, the file may be empty after a power cut.
     os.fsync(f.fileno())
   os.replace(part, path)
 
 
 @contextlib.contextmanager
 def written_folder(path: str) -> Iterator[str]:
-  """A new folder to write into; it takes the place of `path` once all of it lies on the disk."""
+  """Makes a new folder that replaces `path` once it is completely on disk."""
   part = f'{path}.part'
   shutil.rmtree(part, ignore_errors=True)
   os.makedirs(part)
@@ -40,7 +40,7 @@ def written_folder(path: str) -> Iterator[str]:
 
 
 def sync(path: str) -> None:
-  """Returns when the bytes of a file lie on the disk."""
+  """Flushes a file's bytes to disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """The command `xmodal`: runs the module of a subcommand as `python -m` does.
 
-It imports nothing large, so that `xmodal --help` answers at once.
+It imports nothing large, so that `xmodal --help` is fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ class Command:
   """One subcommand.
 
   Attributes:
-    sentence: what it does, for --help.
-    module: what runs it; '' for one that only has subcommands of its own.
-    arguments: what the module takes before the arguments of the user.
-    commands: subcommands by their names.
+    sentence: its description in --help.
+    module: the module that runs it; '' if it only has subcommands.
+    arguments: arguments of the module that precede the user's.
+    commands: its subcommands by name.
   """
 
   sentence: str
@@ -30,39 +30,38 @@ class Command:
 
 
 _BENCHMARKS = {
-    'data': Command('Pictures a second: loading for training against bare decoding.',
+    'data': Command('Pictures per second: loading for training, compared with bare decoding.',
                     'xmodal.bench.data'),
-    'detection': Command('Pictures a second of DETR, against PyTorch.', 'xmodal.bench.detection'),
-    'generate': Command('Tokens a second of generated text, against PyTorch.',
+    'detection': Command('Pictures per second of DETR, compared with PyTorch.',
+                         'xmodal.bench.detection'),
+    'generate': Command('Tokens per second of generated text, compared with PyTorch.',
                         'xmodal.bench.generate'),
-    'generation': Command('Examples trained on and pictures drawn a second by image generation.',
-                          'xmodal.bench.generation'),
-    'generation_quality': Command('Whether drawn pictures show their text, look real, or are '
+    'generation': Command('Training examples and generated pictures per second of image '
+                          'generation.', 'xmodal.bench.generation'),
+    'generation_quality': Command('Whether generated pictures match their text, look real, or are '
                                   'copies.', 'xmodal.bench.generation_quality'),
-    'multitask': Command('Whether tasks help each other: each alone against all together.',
+    'multitask': Command('Whether tasks help each other: each alone, compared with all together.',
                          'xmodal.bench.multitask'),
-    'parity': Command('Differences of all families of towers from PyTorch.',
+    'parity': Command('Numerical differences from PyTorch, for all families of towers.',
                       'xmodal.bench.parity'),
-    'parity_published': Command('Differences of a published checkpoint from PyTorch.',
+    'parity_published': Command('Numerical differences from PyTorch, for a published checkpoint.',
                                 'xmodal.bench.parity_published'),
-    'predict': Command('Seconds of a first answer and of later ones.', 'xmodal.bench.predict'),
+    'predict': Command('Seconds for the first answer and for later ones.', 'xmodal.bench.predict'),
     'same_losses': Command('Whether two source trees train alike, bit for bit.',
                            'xmodal.bench.same_losses'),
-    'self_training': Command('Whether training on labels that a model made helps.',
+    'self_training': Command('Whether training on labels made by a model helps.',
                              'xmodal.bench.self_training'),
-    'train_step': Command('Seconds of a training step, against PyTorch.',
+    'train_step': Command('Seconds per training step, compared with PyTorch.',
                           'xmodal.bench.train_step'),
 }
 
 XMODAL = Command(xmodal.__doc__, commands={
-    'train': Command('Trains a model, scores it, or checks its config: xmodal train --config vqa.',
-                     'xmodal.main'),
-    'predict': Command('Asks a trained model about a picture, or lets it draw one.',
-                       'xmodal.predict'),
+    'train': Command('Trains a model, evaluates it, or checks its config: xmodal train --config '
+                     'vqa.', 'xmodal.main'),
+    'predict': Command('Runs a trained model on a picture, or generates one.', 'xmodal.predict'),
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),
-    'check': Command('Reports faults of a folder of data before a run trains on it.',
-                     'xmodal.data.check'),
+    'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),
     'show': Command('Shows what a pretrained checkpoint holds, and whether it is complete.',
                     'xmodal.pretrained', ('show',)),
     'export': Command('Writes a trained tower as a folder that transformers loads.',
@@ -99,10 +98,10 @@ def _run_module(program, command, arguments):
   """Runs a module as `python -m` does, its block `if __name__ == '__main__'` included."""
   sys.argv = [program, *command.arguments, *arguments]
   if not sys.flags.safe_path:
-    sys.path.insert(0, '')  # a user's own modules lie in the current folder
+    sys.path.insert(0, '')  # for the user's own modules in the current folder
   try:
     runpy.run_module(command.module, run_name='__main__')
-  except KeyboardInterrupt:  # while it imports; later ones are the module's own
+  except KeyboardInterrupt:  # during imports; the module handles later ones
     return 130
   return 0
 

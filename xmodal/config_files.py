@@ -1,4 +1,4 @@
-"""Which file a --config means: a path, or the name of a config."""
+"""Resolves --config to a file: a path, or the name of a config."""
 
 import os
 
@@ -7,10 +7,10 @@ from xmodal.errors import UserError
 
 
 def find(config: str) -> str:
-  """The file that a person means by a config: its path, or its name without folder and '.py'.
+  """The file for a config given by its path, or by its name without folder and '.py'.
 
-  A file of that path comes first, then configs/NAME.py in the current folder, then the configs that
-  come with this package.
+  An existing file with that path comes first, then configs/NAME.py in the current folder, then the
+  configs shipped with this package.
 
   Args:
     config: a path or a name.
@@ -29,21 +29,21 @@ def find(config: str) -> str:
 
 
 def _by_name():
-  """All configs with a name and their files; those in the current folder replace those shipped."""
+  """Name -> file of all configs; those in the current folder override the shipped ones."""
   return _files(_shipped()) | _files('configs')
 
 
 def _files(folder):
   try:
     names = os.listdir(folder)
-  except OSError:  # none there, or one that this user may not read
+  except OSError:  # no such folder, or no permission
     return {}
   return {name.removesuffix('.py'): os.path.join(folder, name) for name in names
           if name.endswith('.py') and not name.startswith('_')}
 
 
 def _shipped():
-  """The folder of the configs that come with this package: inside it, or beside it in a clone."""
+  """The folder of the shipped configs: inside this package, or beside it in a clone."""
   package = os.path.dirname(os.path.abspath(__file__))
   inside = os.path.join(package, 'configs')  # setup.py puts them there
   return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), 'configs')

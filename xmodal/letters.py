@@ -1,14 +1,14 @@
-"""Words of any script, for regular expressions: Python's \\w cuts them at their vowel signs.
+"""Regular expressions for words of any script: Python's \\w splits words at their vowel signs.
 
-Many scripts write vowels and accents as marks of their own (Hindi, Tamil, Thai, Arabic, decomposed
-Latin), which are no letters to Python, though they belong to the word (UAX 29).
+Many scripts write vowels and accents as separate marks (Hindi, Tamil, Thai, Arabic, decomposed
+Latin), which Python does not count as letters, although they belong to the word (UAX 29).
 """
 
 import unicodedata
 
 
 def _characters(kind: str) -> str:
-  """All characters of a general category ('M', 'Cf'), as ranges within a [...]."""
+  """All non-ASCII characters of a general category ('M', 'Cf'), as ranges for a [...]."""
   codes = [code for code in range(0x80, 0x20000)
            if unicodedata.category(chr(code)).startswith(kind)]
   starts = [code for code, before in zip(codes, [0, *codes]) if code != before + 1]
@@ -17,7 +17,7 @@ def _characters(kind: str) -> str:
 
 
 MARKS = _characters('M')
-# Characters that show nothing: joiners, marks of direction, the soft hyphen.
+# Invisible characters: joiners, marks of direction, the soft hyphen.
 FORMATS = _characters('Cf')
-# Letters and digits, each with its marks; neither hyphen nor apostrophe.
+# Letters and digits, each with its marks; no hyphens or apostrophes.
 WORD = rf'[^\W_](?:[^\W_]|[{MARKS}])*'

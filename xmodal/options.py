@@ -17,7 +17,7 @@ import numpy as np
 
 from xmodal.errors import UserError
 
-# Of float32, in which a step computes: lowest above 0, highest below 1, highest.
+# Limits of float32, the dtype of a step: lowest above 0, highest below 1, highest.
 ABOVE_ZERO = float(np.finfo(np.float32).tiny)
 BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 HIGHEST = float(np.finfo(np.float32).max)
@@ -29,11 +29,11 @@ class Option:
   """One key of the config.
 
   Attributes:
-    default: its value where a config gives none; its type is the type of the key.
-    help: one sentence for a person.
-    low, high: range of a number, both included; None: as far as float32 or int32 goes.
-    choices: all values it may have; (): any.
-    kind: type of the key, where default is None.
+    default: value if a config gives none; its type is the type of the key.
+    help: one sentence for the user.
+    low, high: range of a number, inclusive; None: the limit of float32 or int32.
+    choices: all allowed values; (): any.
+    kind: type of the key if default is None.
     may_change: whether a run may be resumed or evaluated with another value.
     is_pattern: whether it is a regular expression.
   """
@@ -53,16 +53,16 @@ class Option:
 
   @property
   def type(self) -> type:
-    """Of its values."""
+    """The type of its values."""
     return self.kind or type(self.default)
 
   @property
   def initial(self) -> Any:
-    """What ConfigDict is given: the default, or a placeholder of its type."""
+    """The initial value in a ConfigDict: the default, or a placeholder of its type."""
     return placeholder(self.type) if self.default is None else self.default
 
   def check(self, name: str, value: Any) -> None:
-    """Raises UserError if a value cannot be; name: 'config.vqa.beams', for the message."""
+    """Raises UserError if a value is invalid; name: 'config.vqa.beams', for the message."""
     if value is None:
       return
     if self.choices and value not in self.choices:
@@ -76,7 +76,7 @@ class Option:
         raise UserError(f'{name}={value!r} is no regular expression ({error})') from error
 
   def range(self) -> str:
-    """Its values in words, such as '1 or more'; '' for any of its type."""
+    """The allowed values in words, such as '1 or more'; '' for any of its type."""
     if self.choices:
       return ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
     if self.type not in (int, float) or (self.low is None and self.high is None):
@@ -94,13 +94,13 @@ def one_of(values) -> str:
 
 
 def check_number(name: str, value: float, low: float | None, high: float | None) -> None:
-  """Raises UserError if a value is no number in low..high, or is NaN or infinite.
+  """Raises UserError if a value is not a number in low..high, or is NaN or infinite.
 
-  None: as low or high as float32, or of whole numbers int32, goes.
+  low or high None: the limit of float32, or of int32 for whole numbers.
   """
   most = _HIGHEST_INT if isinstance(value, int) else HIGHEST
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  # So that NaN is outside.
+  # Written so that NaN is outside.
   if is_number and (-most if low is None else low) <= value <= (most if high is None else high):
     return
   wanted = _range(low, high)

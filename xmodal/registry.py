@@ -1,12 +1,12 @@
-"""Registries: the parts of one kind by name, those of this package and those of plugins.
+"""Registries: parts of one kind by name, from this package and from plugins.
 
 A part registers where it is defined:
 
     @TASKS.register('counting', options={'most': Option(10, 'Highest count.', low=1)})
     class Counting(Task): ...
 
-and counts once its module is imported. The modules of this package are imported when a registry is
-first read; those of a user's own package when config.plugins names them.
+and is available once its module is imported. Modules of this package are imported when a registry
+is first read; modules of a user's own package, when config.plugins names them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +21,12 @@ from xmodal.options import Options
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What is registered under a name.
+  """A registered part.
 
   Attributes:
     make: the class or function.
-    options: that the part declares.
-    facts: what else its kind of part declares.
+    options: the options that the part declares.
+    facts: other declarations, specific to its kind.
   """
 
   make: Any
@@ -43,9 +43,9 @@ class Registry(Mapping[str, Part]):
   def __init__(self, kind: str, key: str, *modules: str):
     """
     Args:
-      kind: what its parts are, such as 'task'.
-      key: of the config that names one, such as 'config.mixer.tasks'.
-      modules: that register parts when they are imported; of a package, all its modules do.
+      kind: kind of its parts, such as 'task'.
+      key: config key that names a part, such as 'config.mixer.tasks'.
+      modules: modules that register parts when imported; for a package, all its modules.
     """
     self._kind, self._key, self._modules = kind, key, modules
     self._parts: dict[str, Part] = {}
@@ -73,7 +73,7 @@ class Registry(Mapping[str, Part]):
     """The options of all parts.
 
     Raises:
-      UserError: two parts declare one key and mean different things by it.
+      UserError: two parts declare the same key differently.
     """
     found: dict = {}
     for name, part in self.items():
@@ -84,7 +84,7 @@ class Registry(Mapping[str, Part]):
     return found
 
   def __getitem__(self, name: str) -> Part:
-    """UserError if there is no such part."""
+    """The part of this name; UserError if there is none."""
     self._load()
     if name not in self._parts:
       near = did_you_mean(str(name), self._parts)
@@ -106,7 +106,7 @@ class Registry(Mapping[str, Part]):
 
   def _load(self):
     if not self._is_loaded:
-      self._is_loaded = True  # first: its modules may look at each other's parts
+      self._is_loaded = True  # set first: its modules may read each other's parts
       for name in self._modules:
         module = importlib.import_module(name)
         for inside in pkgutil.iter_modules(getattr(module, '__path__', ())):
@@ -114,14 +114,14 @@ class Registry(Mapping[str, Part]):
 
 
 def declared(fact: str) -> Iterator:
-  """The entries of a fact that is a tuple, of all parts of all kinds."""
+  """Yields the entries of a fact, a tuple, over all parts of all registries."""
   for registry in _REGISTRIES:
     for part in registry.values():
       yield from part.facts.get(fact, ())
 
 
 def load_plugins(modules: tuple[str, ...]) -> None:
-  """Imports modules of a user's own, as config.plugins names them: what they register counts.
+  """Imports the user's modules named in config.plugins, which register their parts.
 
   Raises:
     UserError: one is not found, or fails.
@@ -134,7 +134,7 @@ def load_plugins(modules: tuple[str, ...]) -> None:
       importlib.import_module(name)
     except UserError:
       raise
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # a user's module may raise anything
       line = ' '.join(str(error).split())
       raise UserError(f'config.plugins: {name!r} cannot be imported ({type(error).__name__}: '
                       f'{line}); wanted the name of a module that Python finds from the current '

@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""JSON that every parser accepts."""
 
 import json
 import math
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def dumps(value: Any, **options) -> str:
-  """JSON text of a value, null where a number is not finite: RFC 8259 has no NaN.
+  """JSON text of a value, with null for numbers that are not finite: RFC 8259 has no NaN.
 
   Args:
-    value: dicts, lists, tuples, texts, numbers, None.
-    **options: of json.dumps.
+    value: dicts, lists, tuples, strings, numbers, None.
+    **options: options of json.dumps.
   """
   return json.dumps(_finite(value), allow_nan=False, **options)
 

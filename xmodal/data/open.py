@@ -1,4 +1,4 @@
-"""Which data set a config means."""
+"""Opens the data set that a config names."""
 
 import os
 import shlex
@@ -15,41 +15,40 @@ from xmodal.options import ABOVE_ZERO, Option
 OPTIONS = {
     'source': Option('shapes', 'Where examples come from.'),
     'root': Option('', 'Folder of the data; embedded sources need none.', may_change=True),
-    'more': Option((), 'Folders whose train.jsonl is trained on too: what xmodal.augment writes.'),
-    'train_split': Option('train', 'Split to train on, as the source calls it.'),
+    'more': Option((), 'Folders of xmodal.augment; their train.jsonl is added to training.'),
+    'train_split': Option('train', "Split to train on, by the source's name for it."),
     'eval_split': Option('val', 'Split to evaluate on.', may_change=True),
     'answers_share': Option(1.0, 'Share of the training records that keep answers and reasons.',
                             low=ABOVE_ZERO, high=1),
-    'image_size': Option(None, 'Pixels of both sides; None: as the vision tower says.', kind=int,
-                         low=8),
-    'keep_aspect': Option(False, 'Pictures keep their shape, and the rest of the input is '
-                          'padding.'),
-    'blank': Option('', "Hidden from the model, for baselines.", choices=('', 'image', 'question')),
-    'memory_mb': Option(1024, 'MiB of a host for decoded pictures: small data sets are decoded '
-                        'once.', low=0, may_change=True),
+    'image_size': Option(None, 'Height and width in pixels; None: that of the vision tower.',
+                         kind=int, low=8),
+    'keep_aspect': Option(False, 'Keep the aspect ratio of pictures and pad the rest of the '
+                          'input.'),
+    'blank': Option('', "Input to hide from the model, for baselines.",
+                    choices=('', 'image', 'question')),
+    'memory_mb': Option(1024, 'MiB per host to cache decoded pictures; small data sets are then '
+                        'decoded once.', low=0, may_change=True),
     'max_bad_share': Option(0.05, 'Share of unreadable pictures above which training stops.', low=0,
                             high=1, may_change=True)}
-# Keys of data that all tasks share: the model's input, and memory of the host.
+# Keys of config.data that all tasks share: the model's input, and the host's memory.
 OF_THE_RUN = ('image_size', 'memory_mb')
-# Pixels of both sides, for a vision tower that begins from nothing, where the config names none.
+# Default height and width in pixels for a vision tower trained from scratch.
 IMAGE_SIZE = 48
 
 
 def open_source(config, split: str, *, train: bool, only_answered: bool = False) -> Source:
-  """Opens one split of the data set that config.data names, for training with what config.data.more
-  adds to it.
+  """Opens one split of the data set that config.data names; for training, adds config.data.more.
 
   Args:
     config: the whole config.
-    split: name of the split, as the source calls it.
-    train: whether to train on it: config.data.answers_share and more hold then; of the embedded
-      data also whether to give the training number of examples, and to leave out what
-      config.data.without names.
-    only_answered: whether records that answers_share takes the answers of are of no use.
+    split: name of the split, as defined by the source.
+    train: whether to train on it. If so, config.data.answers_share and more apply; embedded data
+      also have the training number of examples, and leave out the names in config.data.without.
+    only_answered: whether to drop the records that answers_share leaves without answers.
 
   Raises:
-    UserError: there is no such source, folder, file or split, nothing in it to
-      train on, nothing can be left out of it, or what is to be evaluated on was made by a model.
+    UserError: there is no such source, folder, file or split, nothing in it to train on, nothing
+      can be left out of it, or a model made examples to evaluate on.
   """
   source = _open(config, split, train)
   if not train:
@@ -86,5 +85,5 @@ def _open(config, split, train):
 
 
 def check_flags(config, split: str) -> str:
-  """What follows `xmodal check` to look at one split of a config's data."""
+  """The arguments of `xmodal check` for one split of a config's data."""
   return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'

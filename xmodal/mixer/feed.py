@@ -184,17 +184,17 @@ def left_out(feeds: Sequence[Feed]) -> list[str]:
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (
                f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were left out, '
-               'their pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
+               'their pictures cannot be read:', *(f'  {reason}' for reason in bad.lines()))]
   for name, feed, use in each_split(feeds):
     if sizes := sorted(feed.bad_boxes[use].of_size.values()):
       lines.append(f'{name}: {len(sizes)} pictures have another size than the files of their boxes '
                    'state:')
       lines += _first(sizes)
-    if outside := feed.bad_boxes[use].told_boxes():
-      lines.append(f'{name}: {len(outside)} boxes in {len(feed.bad_boxes[use].of_record)} of '
+    if boxes := feed.bad_boxes[use].box_lines():
+      lines.append(f'{name}: {len(boxes)} boxes in {len(feed.bad_boxes[use].of_record)} of '
                    f'{len(feed.sources[use])} examples are not inside their pictures; they were '
                    'cut at the edge, or left out where nothing of them is inside:')
-      lines += _first(outside)
+      lines += _first(boxes)
   return lines
 
 

@@ -1,4 +1,4 @@
-"""Public checkpoints (HuggingFace safetensors) to Flax towers and back.
+"""Converts public checkpoints (HuggingFace safetensors) to Flax towers and back.
 
     from xmodal import pretrained
     module, variables = pretrained.load('google/vit-base-patch16-224')

@@ -1,11 +1,10 @@
-"""How every parameter is split over the mesh.
+"""Rules for how each parameter is sharded over the mesh.
 
-A rule names the axes of a parameter's last dimensions (two axes where both split one dimension);
+A rule names the mesh axes of a parameter's last dimensions (two axes may split one dimension);
 dimensions before those (the layers of a scanned stack) are never split. The first rule whose
-pattern is found in the parameter's path holds: first those that parts declare for parameters of
-their own ('sharding' where they register), then RULES, for layers that many parts have. A parameter
-that no rule names is an error: a copy on every device, unnoticed, is how a large model runs out of
-memory.
+pattern is found in the parameter's path applies: first the rules that parts declare for their own
+parameters ('sharding' where they register), then RULES, for layers that many parts have. A
+parameter without a rule is an error: silent replication would make a large model run out of memory.
 """
 
 import math
@@ -27,7 +26,7 @@ RULES = (
     (r'(answers|lm_head|class_head)/kernel$', ('fsdp', 'tensor')),
     (r'(answers|lm_head|class_head)/bias$', ('tensor',)),
     (r'token_embedding/embedding$', ('tensor', 'fsdp')),
-    # Adapters lie as their kernels do; those of convolutions are small.
+    # Adapters are sharded like their kernels; those of convolutions are small.
     (r'(conv\w*|stem|shortcut)/lora_[ab]$', ()),
     (r'(out|down)/lora_a$', ('tensor', None)),
     (r'(out|down)/lora_b$', (None, 'fsdp')),
@@ -35,8 +34,8 @@ RULES = (
     (r'/lora_b$', (None, 'tensor')),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
-    # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions
-    # wrong that are split over two axes (jaxlib 0.10.2): see test_sharding.
+    # On (data, fsdp, tensor) meshes XLA's partitioner computes wrong gradients of
+    # convolutions split over two axes (jaxlib 0.10.2): see test_sharding.
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'conv\w*/bias$', ()),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
@@ -46,15 +45,15 @@ RULES = (
 
 
 def path_name(path) -> str:
-  """A key path of a tree as 'a/b/c'."""
+  """Formats a key path of a tree as 'a/b/c'."""
   return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
                   for key in path)
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """How a parameter of this path and shape is split; KeyError if no rule names it.
+  """The PartitionSpec of a parameter by its path and shape; KeyError if no rule matches.
 
-  A dimension that the devices of its axis do not divide stays whole.
+  A dimension that is not divisible by the devices of its axis is not split.
   """
   for pattern, axes in (*declared('sharding'), *RULES):
     if re.search(pattern, name):

@@ -130,8 +130,8 @@ def _finish(plan, state, evaluating, start, seconds, report):
       'step': int(state.step), **evaluating.final, 'seconds': round(seconds, 1),
       'examples_per_second': round(report.examples_per_second, 1),
       'resumed_from': start, 'skipped_steps': int(state.skipped),
-      'unreadable_pictures': {name: feed.bad[use].told() for name, feed, use in each_split(feeds)},
-      'boxes_outside': {name: feed.bad_boxes[use].told() for name, feed, use in each_split(feeds)},
+      'unreadable_pictures': {name: feed.bad[use].lines() for name, feed, use in each_split(feeds)},
+      'boxes_outside': {name: feed.bad_boxes[use].lines() for name, feed, use in each_split(feeds)},
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
   # A run that had ended has reported its time already.
   if jax.process_index() == 0 and (steps or not _is_json(path)):

@@ -17,7 +17,7 @@ class Stop:
 
   def __init__(self):
     self._listener = hosts.listener() if hosts.several() else None
-    self._asked = self._listener.asked if self._listener else threading.Event()
+    self._asked = self._listener.stop_requested if self._listener else threading.Event()
 
   def ask(self) -> None:
     """Requests that all processes of the run stop."""

@@ -1,1 +1,1 @@
-"""Pictures: from any file to pixels of the model's input, and where boxes lie in them."""
+"""Pictures: decoding, augmentation and resizing to the model's input, with their boxes."""

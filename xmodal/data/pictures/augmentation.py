@@ -1,16 +1,15 @@
-"""Changes to a picture that leave the right answer right.
+"""Image augmentation that keeps the right answer right.
 
-A change is allowed only where no text of the example speaks of what it would
-change: no mirror image where a question or answer says 'left', no turning upside
-down where it says 'above', neither where letters or clocks are read; no shift or
-zoom where a text speaks of a place or a size, or the answer is a number; no change
-of light where it speaks of brightness or contrast. A word is taken at its worst:
-'upright' costs a mirror image, and no more. The words are English: where a sentence
-does not read as English, or the name of an object may name a side in another language,
-nothing is changed that words might speak of (language_notes counts such examples).
-Only what has no text but the names of its objects is cropped, and the objects that
-are cut off are no longer there; of all else nothing is ever cut off, so that counts
-and objects stay.
+A change is applied only if no text of the example mentions what it would change:
+no mirroring where a question or answer says 'left', no vertical flip where it says
+'above', neither where letters or clocks are read; no shift or zoom where a text
+mentions a place or a size, or the answer is a number; no change of light where it
+mentions brightness or contrast. The match is cautious: 'upright' merely prevents
+a mirroring. The word lists are English: if a sentence does not read as English, or
+an object's name may name a side in another language, the changes that words might
+mention are skipped (language_notes counts such examples). Only examples whose sole
+text is object names are cropped, and objects that are cut off are removed; all other
+examples are never cropped, so that counts and objects remain correct.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from xmodal.data.pictures.placement import Placement
 from xmodal.data.sources.files import shown
 from xmodal.options import Option
 
-# Whole words, and stems that any word may hold: 'leftmost', 'hyperdense'.
+# Whole words, and stems found anywhere in a word: 'leftmost', 'hyperdense'.
 _SIDE_STEMS = ('left', 'right')
 _MIRROR_WORDS = frozenset(
     'clockwise counterclockwise anticlockwise east west eastern western port starboard side sides '
@@ -50,29 +49,31 @@ _LIGHT_WORDS = frozenset(
     'light lights lighter lightest lighting daylight lit dim dimmer dimly sunny day daytime night '
     'nighttime'.split())
 _LIGHT_STEMS = ('bright', 'dark', 'shad', 'contrast', 'intens', 'dens', 'opac', 'opaq', 'lucen')
-# An example that has any of these speaks of the picture as a whole.
+# An example with any of these describes the whole picture, so it is not cropped.
 _WHOLE_PICTURE = ('question', 'answers', 'captions', 'expression', 'number', 'reason')
 
 
 OPTIONS = {
-    'mirror': Option(False, 'Flip left to right half of the time.'),
-    'zoom': Option(0.0, 'Largest share by which the picture is shrunk, and then put anywhere.',
+    'mirror': Option(False, 'Flip left to right with probability 0.5.'),
+    'zoom': Option(0.0, 'Largest share by which the picture is shrunk; its position is random.',
                    low=0, high=0.99),
     'light': Option(0.0, 'Largest relative change of brightness and of contrast.', low=0, high=1),
-    'crop': Option(0.0, 'Largest share by which each side is cut, anywhere.', low=0, high=0.9),
-    'flip': Option(False, 'Turn top to bottom half of the time: for pictures without up and down.')}
+    'crop': Option(0.0, 'Largest share cut from each side length, at a random position.', low=0,
+                   high=0.9),
+    'flip': Option(False, 'Flip top to bottom with probability 0.5: for pictures without up and '
+                          'down.')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """What may be changed, and how far; drawn anew for every visit to an example.
+  """Which changes are allowed, and how large; sampled anew at every visit to an example.
 
   Attributes:
-    mirror: flip left to right half of the time.
-    zoom: largest share by which the picture is shrunk, and then put anywhere.
+    mirror: flip left to right with probability 0.5.
+    zoom: largest share by which the picture is shrunk; its position is random.
     light: largest relative change of brightness and of contrast.
-    crop: largest share by which each side is cut, anywhere.
-    flip: turn top to bottom half of the time, for pictures that have no up and
+    crop: largest share cut from each side length, at a random position.
+    flip: flip top to bottom with probability 0.5, for pictures that have no up and
       down (cells under a microscope).
   """
 
@@ -83,7 +84,7 @@ class Augmentation:
   flip: bool = False
 
   def draw(self, example: Example, rng: np.random.Generator) -> 'Transform':
-    """Draws what happens to one example; always takes the same number of draws."""
+    """Samples the transform of one example; always takes the same number of random draws."""
     draws = rng.random(11)
     named = (*(example.objects or ()), *filter(None, [example.expression]))
     words = set(re.findall(r'[a-z]+', ' '.join(
@@ -110,22 +111,22 @@ class Augmentation:
 
 
 def language_notes(augmentation: Augmentation, examples: Sequence[Example]) -> list[str]:
-  """A line on the examples that are not changed as their language is not known; [] if none."""
+  """Notes on examples that stay unchanged because they may not be English; [] if none."""
   changes = [key for key in ('mirror', 'flip', 'zoom', 'light') if getattr(augmentation, key)]
   notes = []
   foreign = [e for e in examples if changes and not _reads_as_english(e)]
   if foreign:
     text = next(text for text in _sentences(foreign[0]) if not is_english(text))
     notes.append(f'{len(foreign):,} of {len(examples):,} examples do not read as English, such as '
-                 f'{shown(text)}: data.augment ({", ".join(changes)}) leaves them as they are, as '
-                 'their words may speak of what would change')
+                 f'{shown(text)}: data.augment ({", ".join(changes)}) does not change them, as '
+                 'their words may mention what would change')
   turns = [key for key in ('mirror', 'flip') if key in changes]
   names = {o.name for e in examples for o in e.objects or ()
            if turns and not has_no_foreign_side(o.name)}
   if names:
     notes.append(f'{len(names):,} names of objects may name a side in a language other than '
-                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) leaves '
-                 'their pictures as they are')
+                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) does '
+                 'not change their pictures')
   return notes
 
 
@@ -134,7 +135,7 @@ def _reads_as_english(example):
 
 
 def _sentences(example):
-  """Its texts; answers, often a word or two, are taken for the language of their question."""
+  """The texts that reveal an example's language; answers, often too short, only if no other."""
   texts = (example.question, *example.captions, example.reason,
            example.expression.name if example.expression else '')
   return [text for text in texts if text] or list(example.answers)
@@ -146,14 +147,14 @@ def _any_of(words, known, stems):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-  """One drawn change, done in the order of crop, light, mirror, flip, zoom.
+  """One sampled change, applied in the order crop, light, mirror, flip, zoom.
 
   Attributes:
-    mirror, flip: whether it is turned left to right, top to bottom.
-    scale: share of its room that the picture's sides fill.
-    across, down: its place, in 0..1 of what it leaves of the room.
+    mirror, flip: whether to flip left to right, top to bottom.
+    scale: side lengths of the picture as a share of the available area's.
+    across, down: position of the picture, as a share (0..1) of the space left over.
     brightness, contrast: factors.
-    window: (x0, y0, x1, y1), what the crop leaves, in 0..1 of the picture.
+    window: (x0, y0, x1, y1), the part that the crop keeps, in 0..1 of the picture.
   """
 
   mirror: bool = False
@@ -167,7 +168,7 @@ class Transform:
 
   def apply(self, picture: images.Decoded, out: np.ndarray,
             keep_aspect: bool = False) -> tuple[Placement, tuple[int, int]]:
-    """Writes a picture, changed as planned, to the model's input.
+    """Writes the transformed picture to the model's input.
 
     Args:
       picture: the picture.
@@ -175,9 +176,9 @@ class Transform:
       keep_aspect: see BatchMaker.
 
     Returns:
-      Where the picture lies, and the (height, width) of the room it was given at the top left,
-      in pixels: all of the input, or with keep_aspect as much as the picture's ratio of sides
-      leaves. Where the picture fills less of its room, that has the picture's mean colour.
+      The picture's placement, and the (height, width) in pixels of the area it was given at the
+      top left: the whole input, or with keep_aspect the largest area of the picture's aspect
+      ratio. Whatever the picture leaves of that area has its mean colour.
     """
     size = height, width = picture.size
     part, input_size = (0, 0, width, height), out.shape[:2]

@@ -1,4 +1,4 @@
-"""Boxes that are not inside their pictures, and pictures that are not as the boxes' files say."""
+"""Finds boxes outside their pictures, and pictures whose size differs from the one recorded."""
 
 import dataclasses
 
@@ -9,25 +9,25 @@ from xmodal.data.faults import SLACK_PIXELS
 from xmodal.data.pictures import images
 from xmodal.errors import UserError
 
-_LOOKED_AT = 32  # pictures of a split, before a run
+_NUM_CHECKED = 32  # pictures of a split that are checked before a run
 _DECODED = (8, 8)  # pixels: as small as decoders go
 
 
 def keep_inside(example: Example, width: int, height: int) -> tuple[Example, list[str]]:
-  """An example with the boxes of its objects and its expression inside its picture.
+  """Clips the boxes of an example's objects and expression to its picture.
 
-  What sticks out is cut off at the edge; what then has no area is left out.
+  Boxes without area after clipping are removed.
 
   Args:
     example: the example.
     width, height: of its picture, upright, in pixels.
 
   Returns:
-    The example (as it was, if all is inside), and a line on each box that was bad:
-    without area, or out by more than half a pixel.
+    The example (unchanged if all boxes are inside), and a line on each bad box: one
+    without area, or outside by more than half a pixel.
   """
   things = [*(example.objects or ()), *filter(None, [example.expression])]
-  # Not in numpy, which would take longer to be told the boxes than this takes.
+  # Not in numpy: converting the boxes to an array would take longer than this.
   if all(x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= width and y + h <= height
          for x, y, w, h in (thing.box for thing in things)):
     return example, []
@@ -51,7 +51,7 @@ def keep_inside(example: Example, width: int, height: int) -> tuple[Example, lis
 
 
 def other_size(example: Example, width: int, height: int) -> str:
-  """What is wrong with a picture that has boxes and another size than their files state; or ''.
+  """Complaint about a picture with boxes whose size differs from the recorded one; '' if none.
 
   Args:
     example: the example.
@@ -62,45 +62,45 @@ def other_size(example: Example, width: int, height: int) -> str:
     return ''
   turned = ', turned, as EXIF turns pictures' if recorded == (height, width) else ''
   return (f'is {width:g} x {height:g} pixels{turned}; the files of its boxes state '
-          f'{recorded[0]:g} x {recorded[1]:g}, so they may lie elsewhere: mend the files, or put '
-          'back the picture that the boxes were drawn on')
+          f'{recorded[0]:g} x {recorded[1]:g}, so they may not fit: correct the files, or restore '
+          'the picture on which the boxes were drawn')
 
 
 def size_notes(source: Source, name: str, flags: str) -> list[str]:
-  """What to say before a run of a split whose pictures have other sizes than its files state.
+  """Warnings before a run about a split whose pictures differ in size from the recorded sizes.
 
-  A few pictures are looked at: what shrinks or turns pictures seldom stops at one.
+  Checks a sample of the pictures: a tool that shrinks or rotates pictures seldom stops at one.
 
   Args:
     source: the split.
-    name: what the run calls it.
+    name: the split's name in messages.
     flags: of xmodal.data.check, to read the same split.
   """
-  wrong, looked = [], 0
-  if not isinstance(source[0].image, str):  # drawn when asked for
+  wrong, num_checked = [], 0
+  if not isinstance(source[0].image, str):  # generated on access
     return wrong
-  for record in np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist():
+  for record in np.unique(np.linspace(0, len(source) - 1, _NUM_CHECKED).astype(int)).tolist():
     example = source[record]
     if example.recorded_size is None:
       continue
     try:
       height, width = images.decode(example.image, _DECODED).size
     except UserError:
-      continue  # reported where it is trained on
-    looked += 1
+      continue  # reported during training
+    num_checked += 1
     if line := other_size(example, width, height):
       wrong.append(f'{example.image}: {line}')
   return wrong and [
-      f'{name}: {len(wrong)} of {looked} pictures looked at have another size than the files of '
-      'their boxes state:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
+      f'{name}: {len(wrong)} of {num_checked} pictures checked differ in size from the files of '
+      'their boxes:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
 
 
 class BadBoxes:
-  """Notes the bad boxes of records, each record once however often it is met.
+  """Collects the bad boxes of records, each record once however often it is read.
 
   Attributes:
     of_record: record number -> a line on each of its bad boxes.
-    of_size: path of a picture -> what other_size says of it.
+    of_size: path of a picture -> the complaint of other_size.
   """
 
   def __init__(self):
@@ -108,19 +108,19 @@ class BadBoxes:
     self.of_size: dict[str, str] = {}
 
   def add(self, record: int, example: Example, complaints: list[str]) -> None:
-    """Notes what keep_inside said of a record's example."""
+    """Records the complaints of keep_inside about a record's example."""
     picture = example.image if isinstance(example.image, str) else 'pixels'
     self.of_record[record] = [f'record {record}, {picture}: {line}' for line in complaints]
 
   def add_size(self, example: Example, width: int, height: int) -> None:
-    """Notes what other_size says of an example."""
+    """Records the complaint of other_size about an example, if any."""
     if line := other_size(example, width, height):
       self.of_size[str(example.image)] = f'{example.image}: {line}'
 
-  def told(self) -> list[str]:
-    """A line on each picture of another size, and on each bad box in the order of the records."""
-    return [*sorted(self.of_size.values()), *self.told_boxes()]
+  def lines(self) -> list[str]:
+    """A line on each picture of a wrong size, then on each bad box in the order of the records."""
+    return [*sorted(self.of_size.values()), *self.box_lines()]
 
-  def told_boxes(self) -> list[str]:
+  def box_lines(self) -> list[str]:
     """A line on each bad box, in the order of the records."""
     return [line for record in sorted(self.of_record) for line in self.of_record[record]]

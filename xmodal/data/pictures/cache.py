@@ -1,4 +1,4 @@
-"""Decoded pictures that stay in memory, so that a small data set is decoded once."""
+"""Keeps decoded pictures in memory, so that a small data set is decoded once."""
 
 import threading
 
@@ -8,10 +8,10 @@ from xmodal.data.pictures import images
 
 
 class KeepDecoded:
-  """`images.decode` with a memory: keeps what it decodes, until the memory is full.
+  """`images.decode` with a cache, which keeps decoded pictures until it is full.
 
-  A small data set is then decoded once and not once an epoch. Nothing is ever
-  thrown out: every epoch reads all, so the first pictures are as good as any.
+  A small data set is then decoded once and not once an epoch. Nothing is evicted:
+  every epoch reads every picture, so the first ones are as good as any.
   """
 
   def __init__(self, max_bytes: int):

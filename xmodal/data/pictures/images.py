@@ -1,4 +1,4 @@
-"""Turns any picture into pixels: one way for training, evaluation and predict."""
+"""Turns any picture into pixels, in the same way for training, evaluation and predict."""
 
 import io
 import math
@@ -15,21 +15,21 @@ from xmodal.data.pictures import deep_grey
 from xmodal.data.pictures.resize import resize_antialiased
 from xmodal.errors import UserError
 
-# Whoever loads pictures runs many at once; OpenCV's own threads inside each
-# would only get in the way.
+# Callers load many pictures in parallel; OpenCV's own threads inside each call
+# would only compete with them.
 cv2.setNumThreads(0)
 
-# The one limit on pictures, whatever reads them: those of more pixels count as unreadable. It is
-# where Pillow by itself suspects a file that is made to fill the memory.
+# Largest picture that any reader accepts; larger ones count as unreadable. Pillow's own limit, at
+# which it suspects a decompression bomb.
 MAX_PIXELS = 178_956_970
-# By itself Pillow warns at half of it. From here on it only refuses what is twice as large.
+# By default Pillow warns at half of it. With this setting it only refuses twice this size.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# EXIF orientation -> what turns the stored pixels upright (EXIF 2.32, table 6): whether rows and
-# columns are reversed, and whether they then swap places.
+# EXIF orientation -> how to turn the stored pixels upright (EXIF 2.32, table 6): whether to reverse
+# rows, whether to reverse columns, and whether to transpose afterwards.
 _UPRIGHT = {
     1: (False, False, False),
     2: (False, True, False),
@@ -47,25 +47,25 @@ def load_image(
     size: tuple[int, int],
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-  """Reads a picture, turns it upright and squashes it to a size.
+  """Reads a picture, turns it upright and resizes it, without keeping the aspect ratio.
 
-  Every kind that Pillow opens is read, up to MAX_PIXELS; of several frames the
-  first. Colour profiles are ignored. Transparent parts show white. Grey of more
-  than 8 bits is scaled as xmodal.data.pictures.deep_grey says. Safe to call from many
-  threads, which then run at once.
+  Reads every format that Pillow opens, up to MAX_PIXELS; only the first frame.
+  Colour profiles are ignored. Transparent parts become white. Grey of more than
+  8 bits is scaled as described in xmodal.data.pictures.deep_grey. Thread-safe; threads
+  run in parallel.
 
   Args:
-    source: path of a picture file, the bytes of one, or uint8 pixels [H, W, 3].
-    size: (height, width) wanted, in pixels.
+    source: path of a picture file, its bytes, or uint8 pixels [H, W, 3].
+    size: target (height, width) in pixels.
     out: uint8 [height, width, 3] to write to, such as one row of a batch.
 
   Returns:
     uint8 pixels [height, width, 3], red, green, blue (`out` if given), resized
-    by `resize_antialiased`; and the (height, width) that the picture had when
-    turned upright, which boxes in pixels refer to.
+    by `resize_antialiased`; and the upright picture's original (height, width),
+    which boxes in pixels refer to.
 
   Raises:
-    UserError: no such file, not a picture, damaged or cut off, of more than
+    UserError: no such file, not a picture, damaged or truncated, more than
       MAX_PIXELS, grey in which no pixel has a value, or an array of another
       shape or dtype.
   """
@@ -74,7 +74,7 @@ def load_image(
 
 def load_within(source: str | os.PathLike | bytes | np.ndarray,
                 longest: int) -> tuple[np.ndarray, tuple[int, int]]:
-  """As `load_image`, in the picture's own shape: its longer side at most `longest` pixels."""
+  """As `load_image`, but keeps the aspect ratio: the longer side has at most `longest` pixels."""
   picture = decode(source, (longest, longest))
   height, width = picture.stored_size[::-1 if picture.orientation >= 5 else 1]
   factor = min(1.0, longest / max(height, width))
@@ -86,11 +86,11 @@ class Decoded(NamedTuple):
 
   Attributes:
     pixels: uint8 [H, W, 3].
-    extent: (height, width) in `pixels`; a fraction where a JPEG side of 555 was
-      decoded at 1/2 to 278 pixels, the last of them half outside.
+    extent: (height, width) of the picture within `pixels`. May be fractional: a JPEG
+      side of 555 decoded at 1/2 gives 278 pixels, the last of them half outside.
     stored_size: (height, width) as stored.
     orientation: EXIF orientation, 1 to 8.
-    note: what a person should know of how the pixels were read; mostly ''.
+    note: note for the user on an unusual way the pixels were read; mostly ''.
   """
 
   pixels: np.ndarray
@@ -107,9 +107,9 @@ class Decoded(NamedTuple):
 
 def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int],
            behind: str = 'white') -> Decoded:
-  """The first half of `load_image`: a picture in no less than the (height, width) wanted.
+  """The first half of `load_image`: decodes a picture at no less than the target (height, width).
 
-  `behind` is the colour that transparent parts show, 'white' or 'black'.
+  `behind` is the background colour of transparent parts, 'white' or 'black'.
   """
   if isinstance(source, np.ndarray):
     return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
@@ -120,16 +120,16 @@ def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]
 def crop(
     picture: Decoded, window: tuple[float, float, float, float]
 ) -> tuple[Decoded, tuple[float, float, float, float]]:
-  """Cuts a part out of a picture, between decoded pixels, without copying them.
+  """Crops a picture at boundaries of decoded pixels, without copying them.
 
   Args:
     picture: the picture.
     window: (x0, y0, x1, y1), shares of the upright picture's width and height.
 
   Returns:
-    The part, whose stored_size may be fractions, and where it lies: (x0, y0,
-    x1, y1) in stored pixels of the upright picture, `window` moved outwards to
-    the next decoded pixel.
+    The crop, whose stored_size may be fractional, and its box (x0, y0, x1, y1)
+    in stored pixels of the upright picture: `window` extended outwards to the
+    next decoded pixel.
   """
   *reverse, swap = _UPRIGHT[picture.orientation]
   x0, y0, x1, y1 = window
@@ -158,13 +158,13 @@ def _cut(share, backwards, length):
 def fit(
     picture: Decoded, size: tuple[int, int], out: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-  """The second half of `load_image`: upright, and squashed to (height, width)."""
+  """The second half of `load_image`: turns upright and resizes to (height, width)."""
   if out is None:
     out = np.empty((*size, 3), np.uint8)
   pixels, extent, _, orientation, _ = picture
   if orientation == 1:
     return resize_antialiased(pixels, size, extent, out), picture.size
-  # Turning is cheaper after the resize.
+  # Rotating is cheaper after the resize.
   reverse_rows, reverse_columns, swap = _UPRIGHT[orientation]
   resized = resize_antialiased(pixels, size[::-1] if swap else size, extent)
   resized = resized[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
@@ -173,7 +173,7 @@ def fit(
 
 
 def size_within(size: tuple[float, float], room: tuple[int, int]) -> tuple[int, int]:
-  """The largest (height, width) in whole pixels that fits into `room` with the ratio of `size`."""
+  """The largest (height, width) in whole pixels with the aspect ratio of `size` within `room`."""
   scale = min(most / side for side, most in zip(size, room))
   return tuple(min(max(round(side * scale), 1), most) for side, most in zip(size, room))
 
@@ -188,7 +188,7 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
 
 
 def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
-  """(the bytes, what to call them in an error)."""
+  """(the bytes, their name in errors)."""
   if isinstance(source, bytes):
     return source, 'image'
   name = os.fspath(source)
@@ -202,18 +202,18 @@ def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
 
 
 def _decode_plain_jpeg(data: bytes, size: tuple[int, int], name: str) -> Decoded | None:
-  """Decodes a sound grey or colour JPEG; None for all else.
+  """Decodes a valid grey or colour JPEG; None for anything else.
 
   The same decoder as Pillow's (libjpeg-turbo) with less copying. Pictures of
-  twice the size and more come out at 1/2, 3/8, 1/4 or 1/8, never below it: the
-  decoder then leaves out the finest detail it would otherwise have to average.
+  at least twice the target size are decoded at 1/2, 3/8, 1/4 or 1/8, never below
+  the target: the decoder then skips the finest detail instead of averaging it.
   """
   if data[:3] != b'\xff\xd8\xff':
     return None
   try:
     *stored_size, colours, _ = simplejpeg.decode_jpeg_header(data)
   except ValueError:
-    return None  # Odd or damaged: Pillow judges which.
+    return None  # Unusual or damaged: Pillow decides which.
   _check_pixels(name, stored_size)
   try:
     orientation = _orientation(Image.open(io.BytesIO(data))) if _has_app1(data) else 1
@@ -222,8 +222,8 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int], name: str) -> Decoded
     wanted = size[::-1] if orientation >= 5 else size
     for eighths in (1, 2, 3, 4):
       extent = tuple(side * eighths / 8 for side in stored_size)
-      # A fraction must leave a pixel to spare: where there are just as many as
-      # wanted, OpenCV copies them, whatever the extent.
+      # A fractional extent needs a pixel to spare: if the number of pixels equals
+      # the target, OpenCV copies them, whatever the extent.
       if all(e == w or e > w + 0.5 for e, w in zip(extent, wanted, strict=True)):
         height, width = map(math.ceil, extent)
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
@@ -234,9 +234,9 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int], name: str) -> Decoded
 
 
 def _has_app1(data: bytes) -> bool:
-  """Whether a JPEG has an APP1 segment, where EXIF and XMP keep an orientation.
+  """Whether a JPEG has an APP1 segment, where EXIF and XMP store an orientation.
 
-  Asking Pillow costs a tenth of the decoding; most training pictures have none.
+  Pillow's own check costs a tenth of the decoding; most training pictures have none.
   """
   at = 2
   while data[at : at + 1] == b'\xff' and data[at + 1 : at + 2] != b'\xda':
@@ -247,7 +247,7 @@ def _has_app1(data: bytes) -> bool:
 
 
 def _decode(data: bytes, name: str, behind: str) -> Decoded:
-  """Decodes anything that Pillow opens; raises UserError for what it does not."""
+  """Decodes any format that Pillow opens; raises UserError for others."""
   try:
     image = Image.open(io.BytesIO(data))
   except Image.UnidentifiedImageError as fault:
@@ -266,7 +266,7 @@ def _decode(data: bytes, name: str, behind: str) -> Decoded:
     return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], _orientation(image), note)
   except MemoryError:
     raise
-  except Exception as fault:  # Decoders raise all sorts on bad bytes.
+  except Exception as fault:  # Decoders raise exceptions of many types on bad bytes.
     raise _damaged(name, fault) from fault
 
 
@@ -290,16 +290,16 @@ def _damaged(name: str, fault: Exception) -> UserError:
 
 
 def _orientation(image: Image.Image) -> int:
-  """The EXIF orientation, 1 to 8; 1 (upright) where none or no valid one is stated."""
+  """The EXIF orientation, 1 to 8; 1 (upright) if missing or invalid."""
   try:
     orientation = image.getexif().get(_ORIENTATION, 1)
-  except Exception:  # Malformed EXIF beside sound pixels is common.
+  except Exception:  # Malformed EXIF beside valid pixels is common.
     return 1
   return orientation if orientation in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image, behind: str) -> tuple[np.ndarray, str]:
-  """uint8 [H, W, 3] as stored, transparent parts over a colour; and a note, see Decoded."""
+  """uint8 [H, W, 3] as stored, transparent parts over `behind`; and a note, see Decoded."""
   if deep_grey.is_deep(image):
     grey, note = deep_grey.to_8_bit(image)
     if isinstance(clear := image.info.get('transparency'), int):

@@ -1,4 +1,4 @@
-"""Where a stored picture lies in the model's input, and what of its objects is seen there."""
+"""Maps boxes between a stored picture and the model's input, and finds the visible objects."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -7,7 +7,7 @@ import numpy as np
 
 from xmodal.data.example import Object
 
-# Of an object's box; with less of it left after a crop, the object is no longer there.
+# Visible share of an object's box below which a crop removes the object.
 LEAST_VISIBLE = 0.25
 
 
@@ -21,14 +21,13 @@ class Placement:
 
   Attributes:
     width, height: of the stored picture, upright, in pixels.
-    across, down: share of the input's width and height that one of its pixels
-      takes; None: the whole picture fills the input.
-    left, top: where the top left corner of the whole picture, once mirrored and
-      flipped, lies in the input; negative where a crop cut it off.
+    across, down: size of one picture pixel, as a share of the input's width and
+      height; None: the whole picture fills the input.
+    left, top: position in the input of the top left corner of the whole picture,
+      after mirroring and flipping; negative if a crop cut it off.
     mirrored: left to right.
     flipped: top to bottom.
-    window: (x0, y0, x1, y1) in the input, where the part of the picture lies
-      that is seen.
+    window: (x0, y0, x1, y1) in the input of the visible part of the picture.
   """
 
   width: float
@@ -50,12 +49,12 @@ class Placement:
   def of_part(cls, size: tuple[int, int], part: tuple[float, float, float, float],
               area: tuple[float, float, float, float], input_size: tuple[int, int], *,
               mirrored: bool = False, flipped: bool = False) -> 'Placement':
-    """A part of a picture, laid over an area of the input.
+    """The placement of a part of a picture on an area of the input.
 
     Args:
       size: (height, width) of the stored picture, in pixels.
-      part: (x0, y0, x1, y1), what is seen of it, in its pixels.
-      area: (x0, y0, x1, y1), where that is laid, in pixels of the input.
+      part: (x0, y0, x1, y1), the visible part, in pixels of the stored picture.
+      area: (x0, y0, x1, y1), where that part lies, in pixels of the input.
       input_size: (height, width) of the input, in pixels.
       mirrored, flipped: as in Placement.
     """
@@ -68,15 +67,15 @@ class Placement:
                mirrored=mirrored, flipped=flipped, window=window)
 
   def boxes(self, boxes: np.ndarray) -> np.ndarray:
-    """Boxes in pixels, [N, 4], as boxes of the input, float32 [N, 4], not clipped."""
+    """Converts boxes in pixels, [N, 4], to boxes of the input, float32 [N, 4], not clipped."""
     return self._boxes(boxes).astype(np.float32)
 
   def visible(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is seen of boxes in pixels, [N, 4].
+    """The visible parts of boxes in pixels, [N, 4].
 
     Returns:
       float32 [N, 4], boxes of the input clipped to the window, and float32 [N],
-      the share of each box's area that is left (0 for a box without area).
+      the visible share of each box's area (0 for a box without area).
     """
     whole = self._boxes(boxes)
     seen = np.minimum(np.maximum(whole, self.window[:2] * 2), self.window[2:] * 2)
@@ -85,7 +84,7 @@ class Placement:
     return seen.astype(np.float32), share.astype(np.float32)
 
   def pixels(self, boxes: np.ndarray) -> np.ndarray:
-    """Boxes of the input, [N, 4], as boxes in pixels, float64 [N, 4], clipped to the picture."""
+    """Converts boxes of the input, [N, 4], to pixels, float64 [N, 4], clipped to the picture."""
     x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     x0, x1 = ((x - self.left) / self.across for x in (x0, x1))
     y0, y1 = ((y - self.top) / self.down for y in (y0, y1))
@@ -109,13 +108,13 @@ class Placement:
 
 def visible_objects(
     objects: Iterable[Object], placement: Placement) -> tuple[list[Object], np.ndarray]:
-  """The objects of which enough is seen (see LEAST_VISIBLE), in their order.
+  """The objects that are visible enough (see LEAST_VISIBLE), in their order.
 
-  Of an object to be ignored anything is enough: finding that is no mistake either.
+  An object with `ignore` is kept if any of it is visible: detecting it is no error either.
 
   Returns:
-    The objects, n of them, and their boxes of the input clipped to what is seen
-    of the picture, float32 [n, 4].
+    The n objects, and their boxes of the input clipped to the visible part of the
+    picture, float32 [n, 4].
   """
   objects = list(objects)
   boxes, share = placement.visible(np.array([o.box for o in objects]))

@@ -1,1 +1,1 @@
-"""Embedded data: scenes of shapes drawn from a seed, so that everything runs without a download."""
+"""Embedded data: scenes of shapes generated from a seed, so that everything runs offline."""

@@ -1,6 +1,6 @@
-"""Embedded scenes for finding things: up to ten that overlap, and a text for one.
+"""Embedded scenes for detection: up to ten overlapping shapes, and a text that refers to one.
 
-As shapes.py, drawn from a seed and with a scene graph behind every picture.
+As in shapes.py, generated from a seed, with a scene graph for every picture.
 """
 
 from collections.abc import Sequence
@@ -18,41 +18,40 @@ from xmodal.errors import UserError
 MAX_THINGS = 10
 # Half the width of a box, in units of the picture's side.
 RADIUS = {'small': (0.07, 0.085), 'large': (0.13, 0.16)}
-# Share of every shape that those drawn after it leave free. It is measured on
-# points, so the limit is a little above what pictures of 64 pixels keep: 0.6.
+# Least share of every shape that later shapes leave visible. It is measured on a grid
+# of points, so it is slightly above the share guaranteed in pictures of 64 pixels: 0.6.
 VISIBLE = 0.64
-# Share of a box that the boxes of those drawn after it may cover, while the
-# shapes are not known.
+# Largest share of a box that later boxes may cover, checked before shapes are chosen.
 BOX_COVERED = 0.5
-# Tries for one place before all are chosen anew, and for a text at these places.
+# Tries for one place before all places are sampled anew, and for a text at these places.
 TRIES = 20
 NAMING_TRIES = 10
-# Least number of (color, shape) that `without` must leave, or few texts are left.
+# Least number of (color, shape) pairs that `without` must leave; fewer allow few texts.
 MIN_PAIRS = 12
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 
-# In pixels of a picture with the side that is meant; others are scaled.
+# Default side of a picture in pixels; _OUTLINE is for this side and scales with others.
 _SIDE = 64
 _OUTLINE = 1.0
 _GRID = (np.arange(22, dtype=np.float32) + 0.5) / 11 - 1
 
 
 class Crowds(shapes.Shapes):
-  """A source of `size` scenes of 1 to 10 shapes, each with an expression, made when asked for.
+  """A source of `size` scenes of 1 to 10 shapes with a referring expression, generated on access.
 
   Record i is a pure function of (seed, split, i, image_size, without), and the
   scene is the same at every image_size but for its scale. Shapes overlap, but
-  six tenths of each stay visible, and none leaves the picture. A box is that
-  of the whole shape, with what others hide. `scene` gives them in drawing order.
+  at least 0.6 of each stays visible, and none leaves the picture. A box spans
+  the whole shape, including hidden parts. `scene` gives shapes in drawing order.
 
   Args:
     split: 'train', 'val' or 'test'; their random streams are independent.
     size: number of records.
-    image_size: side of the square picture in pixels, 32 or more; 64 is meant,
-      where small shapes are 9 to 11 pixels wide.
+    image_size: side of the square picture in pixels, 32 or more. Designed for
+      64, where small shapes are 9 to 11 pixels wide.
     seed: any integer; another seed gives another data set.
-    without: names such as 'red circle' that no thing has, so that no
-      expression means one.
+    without: names such as 'red circle' that no object has, so that no
+      expression refers to one.
 
   Raises:
     UserError: for an unknown split or name, a size or image_size too small, or
@@ -65,12 +64,15 @@ class Crowds(shapes.Shapes):
     self._pairs = pairs_without(without)
 
   def __getitem__(self, index: int) -> Example:
-    """An Example with image, image_id, objects in random order, expression and its family."""
+    """An Example with image, image_id, objects in random order, expression and its family.
+
+    The family of the expression is the question_type.
+    """
     index = range(self._size)[index]
     rng, found, scene = self._layout(index)
     objects = [Object(f'{o.color} {o.shape}', o.box) for o in scene.objects]
     expression = Object(found.text, objects[found.target].box)
-    rng.shuffle(objects)  # The drawing order would tell what lies on top.
+    rng.shuffle(objects)  # The drawing order would reveal what lies on top.
     return Example(
         image=shapes.render(scene, rng, outline=_OUTLINE * self._image_size / _SIDE),
         image_id=index,
@@ -81,7 +83,7 @@ class Crowds(shapes.Shapes):
   def _layout(self, index: int) -> tuple[random.Random, Expression, shapes.Scene]:
     rng = random.Random(f'crowds/{self._seed}/{self._split}/{index}')
     number = rng.randint(1, MAX_THINGS)
-    # Makes all families equally frequent, although one thing has but the first.
+    # Makes all families equally frequent, although a single thing allows only the first.
     family = rng.choices(shape_expressions.FAMILIES, (7, 10, 10) if number > 1 else (1, 0, 0))[0]
     places, found = lay_out(rng, number, family, self._pairs)
     side = self._image_size
@@ -93,8 +95,11 @@ class Crowds(shapes.Shapes):
 
 
 def pairs_without(without: Sequence[str]) -> tuple[tuple[str, str], ...]:
-  """All (color, shape) but those named, such as 'red circle'; UserError for a name that is none, or
-  if few are left."""
+  """All (color, shape) pairs except the named ones, such as 'red circle'.
+
+  Raises:
+    UserError: an unknown name, or too few pairs are left.
+  """
   names = {f'{color} {shape}': (color, shape) for color, shape in PAIRS}
   for name in without:
     if name not in names:
@@ -109,7 +114,7 @@ def pairs_without(without: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def lay_out(rng: random.Random, number: int, family: str, pairs: Sequence[tuple[str, str]]
             ) -> tuple[list[Place], Expression]:
-  """Places in drawing order, and the names and the text that go with them."""
+  """Samples places in drawing order, with names and an expression that fit them."""
   while True:
     places = _try_places(rng, number)
     for _ in range(NAMING_TRIES if places else 0):
@@ -119,7 +124,7 @@ def lay_out(rng: random.Random, number: int, family: str, pairs: Sequence[tuple[
 
 
 def _try_places(rng: random.Random, number: int) -> list[Place] | None:
-  """`number` places whose boxes leave enough of each other free, or None if it got stuck."""
+  """`number` places whose boxes do not overlap too much, or None if none was found for one."""
   places, covered = [], []
   for _ in range(number):
     size = rng.choice(SIZES)
@@ -146,7 +151,7 @@ def _try_places(rng: random.Random, number: int) -> list[Place] | None:
 
 
 def _visible(places: Sequence[Place], found: Expression) -> bool:
-  """Whether those drawn later leave enough of every shape free."""
+  """Whether later shapes leave enough of every shape visible."""
   for i, (_, x, y, radius) in enumerate(places):
     free = points = None
     for j in range(i + 1, len(places)):
@@ -163,6 +168,6 @@ def _visible(places: Sequence[Place], found: Expression) -> bool:
 
 
 def _covers(shape: str, place: Place, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """bool [rows, columns]: which points of a grid, in pixels, lie in the shape."""
+  """bool [rows, columns]: whether each point of a grid, in pixels, lies in the shape."""
   return shapes.DEPTH[shape](abs(columns - _SIDE * place.x), rows - _SIDE * place.y,
                              _SIDE * place.radius) > 0

@@ -1,9 +1,9 @@
-"""Texts that each mean one thing of a crowd, and the names that make them do so.
+"""Referring expressions for one thing of a crowd, and names that make them unambiguous.
 
-The places come first, then a text and the thing it shall mean, and only then
-the names: who stands where the text could mean it too gets a name that the
-text does not describe, and some who stand elsewhere get one that it does. So
-where the meant one stands, and how it looks, says little by itself.
+Places are sampled first, then a text and its target, and the names last. A thing
+at a place that the text also fits gets a name that the text does not describe;
+some things at other places get a name that it does. So neither the target's place
+nor its look alone identifies it.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from xmodal.data.scenes.words import COLORS, SHAPES, Thing
 
 FAMILIES = ('attributes', 'extreme', 'relation')
 
-# The axis an extreme is about, and the sign that makes it the least on it.
+# Extreme -> its axis (0: x, 1: y), and the sign with which the extreme is the minimum.
 EXTREMES = {'leftmost': (0, 1), 'rightmost': (0, -1), 'topmost': (1, 1), 'bottommost': (1, -1)}
-# By which the next one is less extreme, with its centre and with its edge, in
-# units of the picture's side.
+# Least distance, of centres and of edges, from the extreme to the next thing that
+# fits the description, in units of the picture's side.
 EXTREME_MARGIN = 0.06
-CLOSEST_MARGIN = 0.1  # Likewise for the next one's distance.
-# What a description may name, from nothing to all three attributes.
+CLOSEST_MARGIN = 0.1  # The same for distances to the anchor.
+# Attributes that a description may name, from none to all three.
 KINDS = tuple(kind for number in range(4)
               for kind in itertools.combinations(Thing._fields, number))
-MAX_RIVALS = 3  # Others that surely fit the description.
-# Draws of one thing's name before the whole try is given up.
+MAX_RIVALS = 3  # Most other things that are made to fit the description.
+# Samples of one thing's name before the whole try fails.
 TRIES = 12
 
 
 class Place(NamedTuple):
-  """Where a thing stands: (x, y) and half its box's width, in units of the side."""
+  """Centre (x, y) of a thing and half the width of its box, in units of the picture's side."""
 
   size: str
   x: float
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 class Expression(NamedTuple):
-  """A text, its family, the index of the thing it means, and the names of all things."""
+  """A text, its family, the index of the thing it refers to, and the names of all things."""
 
   text: str
   family: str
@@ -54,7 +54,7 @@ class Expression(NamedTuple):
 
 
 class _Frame(NamedTuple):
-  """A text without its descriptions; `elsewhere` are those who may match the first."""
+  """A text without its descriptions; things in `elsewhere` may match the first description."""
 
   words: str
   target: int
@@ -64,17 +64,17 @@ class _Frame(NamedTuple):
 
 def express(rng: random.Random, family: str, places: Sequence[Place],
             pairs: Sequence[tuple[str, str]]) -> Expression | None:
-  """One try at naming the things at these places so that a text means one of them.
+  """Tries to name the things at these places so that a text refers to exactly one of them.
 
-  Of an 'extreme' another thing always fits the description, and of a
-  'relation' whenever there are three or more.
+  For an 'extreme' another thing always fits the description; for a 'relation',
+  whenever there are three or more things.
 
   Args:
-    family: one of FAMILIES; of a single thing only 'attributes' can be said.
+    family: one of FAMILIES; a single thing allows only 'attributes'.
     pairs: the (color, shape) that things may have.
 
   Returns:
-    None if it came to nothing; another try may do better.
+    None if the try failed; another may succeed.
   """
   kind = rng.choice(KINDS)
   frame = _FRAMES[family](rng, places, kind)
@@ -129,7 +129,7 @@ def _extreme(rng: random.Random, places: Sequence[Place], kind: tuple[str, ...]
              ) -> _Frame | None:
   word, (axis, sign) = rng.choice(tuple(EXTREMES.items()))
   along = [sign * place.center[axis] for place in places]
-  # Who is the first of all can be called so by no other name.
+  # Without a description, the target must be the extreme of all things.
   target = rng.randrange(len(places)) if kind else along.index(min(along))
   here = along[target] + EXTREME_MARGIN
   edge = here - places[target].radius
@@ -143,10 +143,10 @@ def _relation(rng: random.Random, places: Sequence[Place], kind: tuple[str, ...]
   target, anchor = rng.sample(range(len(places)), 2)
   others = [i for i in range(len(places)) if i not in (target, anchor)]
   center = places[anchor].center
-  if rng.random() < 0.4:  # Half of all that come to something.
+  if rng.random() < 0.4:  # Half of all successful tries.
     far = [math.dist(place.center, center) for place in places]
-    # Of a kind, who is left of another is nearly always the leftmost; but who is closest to it
-    # cannot be told without looking there.
+    # A thing left of another is nearly always the leftmost of its kind; the closest one can
+    # only be found by looking at the anchor.
     here = far[target] + CLOSEST_MARGIN
     edge = here - places[target].radius
     elsewhere = [i for i in others if far[i] > here and far[i] - places[i].radius > edge]

@@ -1,8 +1,7 @@
-"""Whether a picture of the embedded scenes shows what its caption says, read from its pixels alone.
+"""Judges from pixels alone whether a picture of the embedded scenes matches its caption.
 
-No model has a part in it. What stands out from the background is cut into connected parts; each
-has a colour, the nearest that a word names, and a shape, the one which, drawn anew at the best
-place and size, covers it best.
+It uses no model. Pixels that differ from the background form connected parts. Each part gets the
+nearest named colour, and the shape that overlaps it most when drawn at the best place and size.
 """
 
 import collections
@@ -13,20 +12,20 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from xmodal.data.scenes.drawings import Wanted
+from xmodal.data.scenes.drawings import CaptionContent
 from xmodal.data.scenes.shapes import DEPTH, RGB
 from xmodal.data.scenes.words import COLORS, SHAPES, Thing
 
-# Distances of colours in 0..255: what stands out from the background, and how far from the colour
-# that a word names a thing may be.
-_STANDS_OUT, _SAME_COLOR = 45.0, 70.0
-# Share of a part's pixels that have to be of one colour.
+# Colour distances (0..255): least distance of a thing from the background, and largest distance
+# of a thing from its named colour.
+_BACKGROUND_DISTANCE, _COLOR_DISTANCE = 45.0, 70.0
+# Least share of a part's pixels that must have one colour.
 _ONE_COLOR = 0.85
-# Of the area of a drawn shape and of a part, what both have in common over what either has.
+# Least IoU of a drawn shape and a part.
 _LEAST_OVERLAP = 0.78
-# Of a picture's area: smaller parts are specks, and no things.
+# Smaller parts, as a share of the picture's area, are specks and not things.
 _SPECK = 0.006
-# Half the width of a thing, of the picture's side: wider ones are large.
+# Half width, as a share of the picture's side, above which a thing is large.
 _LARGE = 0.165
 _TURNS = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)
 
@@ -35,9 +34,9 @@ class Seen(NamedTuple):
   """A thing that a picture shows.
 
   Attributes:
-    thing: its words; None for a color or shape that no word names.
+    thing: its size, color and shape; None for a color or shape that no word names.
     center: (x, y) in pixels.
-    overlap: 0..1, how well the shape covers it.
+    overlap: IoU of the shape and the thing, 0..1.
   """
 
   thing: Thing
@@ -46,43 +45,43 @@ class Seen(NamedTuple):
 
 
 def look(pixels: np.ndarray) -> list[Seen]:
-  """What a picture, uint8 [S, S, 3], shows, the largest first."""
+  """The things in a picture, uint8 [S, S, 3], the largest first."""
   picture = pixels.astype(np.float32)
   border = np.concatenate([picture[0], picture[-1], picture[1:-1, 0], picture[1:-1, -1]])
   background = np.median(border, axis=0)
-  stands_out = np.linalg.norm(picture - background, axis=-1) > _STANDS_OUT
+  foreground = np.linalg.norm(picture - background, axis=-1) > _BACKGROUND_DISTANCE
   count, labels, stats, _ = cv2.connectedComponentsWithStats(
-      stands_out.astype(np.uint8), connectivity=4)
+      foreground.astype(np.uint8), connectivity=4)
   least = _SPECK * labels.size
   parts = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least]
   parts.sort(key=lambda i: -stats[i, cv2.CC_STAT_AREA])
-  return [_see(picture, background, labels, i) for i in parts]
+  return [_measure(picture, background, labels, i) for i in parts]
 
 
-def _see(picture, background, labels, number):
+def _measure(picture, background, labels, number):
   own = labels == number
   distance = np.where(own, np.linalg.norm(picture - background, axis=-1), 0)
   core = picture[distance > 0.75 * np.quantile(distance[own], 0.9)]
   color = np.median(core, axis=0)
   away = color - background
   coverage = np.clip((picture - background) @ away / max(away @ away, 1.0), 0, 1)
-  # The faint rim belongs to it too, but no other thing does.
+  # Its faint rim is part of it; other things are not.
   near = cv2.dilate(own.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
   coverage = np.where(near & ((labels == 0) | own), coverage, 0).astype(np.float32)
   names = {name: float(np.linalg.norm(color - RGB[name])) for name in COLORS}
   name = min(names, key=names.get)
-  of_it = (np.linalg.norm(core - color, axis=-1) < _SAME_COLOR).mean()
+  of_it = (np.linalg.norm(core - color, axis=-1) < _COLOR_DISTANCE).mean()
   fits = {shape: _fit(coverage, shape) for shape in SHAPES}
   shape = max(fits, key=lambda s: fits[s][0])
   overlap, (x, y, radius) = fits[shape]
   size = 'large' if radius > _LARGE * len(labels) else 'small'
-  thing = Thing(size, name if names[name] <= _SAME_COLOR and of_it >= _ONE_COLOR else None,
+  thing = Thing(size, name if names[name] <= _COLOR_DISTANCE and of_it >= _ONE_COLOR else None,
                 shape if overlap >= _LEAST_OVERLAP else None)
   return Seen(thing, (x, y), overlap)
 
 
 def _fit(coverage, shape):
-  """(overlap, (x, y, radius)) of a shape at its best place."""
+  """(overlap, (x, y, radius)) of a shape at its best position and size."""
   rows, columns = (np.flatnonzero((coverage > 0.5).any(axis)) for axis in (1, 0))
   if not len(rows):
     return 0.0, (0.0, 0.0, 0.0)
@@ -102,62 +101,64 @@ def _fit(coverage, shape):
   return overlap, tuple(map(float, best))
 
 
-def fault(pixels: np.ndarray, wanted: Wanted) -> str:
-  """What is wrong with a picture, uint8 [S, S, 3], for what a caption says; '' if nothing is.
+def fault(pixels: np.ndarray, content: CaptionContent) -> str:
+  """How a picture, uint8 [S, S, 3], differs from its caption; '' if it matches.
 
-  It has to show the things that are said and no others, of the sizes that are
-  said, and one farther along the relation's axis than across it.
+  It must show the things in the caption and no others, in the sizes stated, with an
+  offset between them that is larger along the relation's axis than across it.
   """
   seen = look(pixels)
-  if len(seen) != len(wanted.things):
-    return f'{len(seen)} thing{"" if len(seen) == 1 else "s"}, not {len(wanted.things)}'
+  if len(seen) != len(content.things):
+    return f'{len(seen)} thing{"" if len(seen) == 1 else "s"}, not {len(content.things)}'
   if len(seen) == 1:
-    return _mismatch(seen[0], wanted.things[0])
+    return _mismatch(seen[0], content.things[0])
   orders = [seen, seen[::-1]]
-  faults = [' and '.join(filter(None, map(_mismatch, order, wanted.things))) for order in orders]
+  faults = [' and '.join(filter(None, map(_mismatch, order, content.things))) for order in orders]
   if all(faults):
     return min(faults, key=len)
-  # Of two things alike either may be the first.
-  lies = any(_lies(*order, wanted.relation) for order, wrong in zip(orders, faults) if not wrong)
-  return '' if lies else f'not {wanted.relation}'
+  # If both things match both descriptions, either may be the first.
+  holds = any(_relation_holds(*order, content.relation)
+              for order, wrong in zip(orders, faults) if not wrong)
+  return '' if holds else f'not {content.relation}'
 
 
-def _lies(first, second, relation):
+def _relation_holds(first, second, relation):
   (x, y), (u, v) = first.center, second.center
   right, down = u - x, v - y
   along = {'left of': right, 'right of': -right, 'above': down, 'below': -down}[relation]
   return along > abs(down if relation in ('left of', 'right of') else right)
 
 
-def _mismatch(seen, wanted):
-  if seen.thing.matches(wanted):
+def _mismatch(seen, content):
+  if seen.thing.matches(content):
     return ''
-  known = ' '.join(word for word, asked in zip(seen.thing, wanted) if asked and word)
-  return f'{known or "something unclear"}, not {wanted}'
+  known = ' '.join(word for word, stated in zip(seen.thing, content) if stated and word)
+  return f'{known or "something unclear"}, not {content}'
 
 
-def pairs(wanted: Wanted) -> list[str]:
-  """The names of its things, such as 'red circle'."""
-  return [f'{thing.color} {thing.shape}' for thing in wanted.things]
+def pairs(content: CaptionContent) -> list[str]:
+  """The names of the things in a caption, such as 'red circle'."""
+  return [f'{thing.color} {thing.shape}' for thing in content.things]
 
 
-def faithfulness(faults: Sequence[str], wanted: Sequence[Wanted], known: Sequence[str]
+def faithfulness(faults: Sequence[str], contents: Sequence[CaptionContent], known: Sequence[str]
                  ) -> dict[str, float]:
-  """Shares of pictures without fault.
+  """Shares of pictures that match their caption.
 
   Args:
-    faults: of each picture, see fault.
-    wanted: what each caption says.
-    known: names such as 'red circle' that training showed.
+    faults: the result of `fault` for each picture.
+    contents: the content of each caption.
+    known: names such as 'red circle' that occurred in training.
 
   Returns:
     'faithfulness' of all, 'one_object', 'two_objects', and each of the three with '/seen' for
-    captions all of whose names are known, '/unseen' for others; and 'examples...' of each.
+    captions whose names are all known, and '/unseen' for others; and their numbers of examples
+    under 'examples/...'.
   """
   groups = collections.defaultdict(list)
-  for bad, of_caption in zip(faults, wanted):
-    ends = ('', '/seen' if set(pairs(of_caption)) <= set(known) else '/unseen')
-    kind = 'two_objects' if of_caption.relation else 'one_object'
+  for bad, content in zip(faults, contents):
+    ends = ('', '/seen' if set(pairs(content)) <= set(known) else '/unseen')
+    kind = 'two_objects' if content.relation else 'one_object'
     for name, end in itertools.product(('faithfulness', kind), ends):
       groups[name + end].append(not bad)
   shares: Mapping[str, float] = {name: float(np.mean(right)) for name, right in groups.items()}

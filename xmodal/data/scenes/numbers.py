@@ -1,6 +1,6 @@
-"""Embedded scenes with numbers to be told: how many, how wide, how far apart.
+"""Embedded scenes for regression: how many, how wide, how far apart.
 
-As shapes.py, drawn from a seed and with a scene graph behind every picture.
+As in shapes.py, generated from a seed, with a scene graph for every picture.
 """
 
 import math
@@ -17,8 +17,8 @@ MAX_THINGS = 5
 RADIUS = dict(zip(SIZES, ((0.08, 0.115), (0.115, 0.15))))
 
 
-class Asked(NamedTuple):
-  """A question after a number: its family, its words, and what each description in it names."""
+class NumberQuestion(NamedTuple):
+  """A question whose answer is a number: its family, its text, and its descriptions of things."""
 
   family: str
   question: str
@@ -26,13 +26,13 @@ class Asked(NamedTuple):
 
 
 class Numbers(shapes.Shapes):
-  """A source of `size` scenes of up to 5 shapes, each with one question that a number answers.
+  """A source of `size` scenes of up to 5 shapes, each with one question answered by a number.
 
   Record i is a pure function of (seed, split, i, image_size), and the scene is
   the same at every image_size but for its scale. The families are equally
-  frequent: 'count', 0 to 5, each as often; 'width' of one shape and 'distance'
-  between the middles of two, both in percent of the picture's side, to one
-  decimal. The words of a question say nothing about its number but its family.
+  frequent: 'count', 0 to 5, uniformly distributed; 'width' of one shape and
+  'distance' between the centres of two, both in percent of the picture's side, to
+  one decimal. The text of a question reveals only its family, not its number.
 
   Args and raises: as shapes.Shapes.
   """
@@ -40,29 +40,29 @@ class Numbers(shapes.Shapes):
   def __getitem__(self, index: int) -> Example:
     """An Example with question, question_id, question_type, number and objects."""
     index = range(self._size)[index]
-    rng, asked, scene = self._layout(index)
+    rng, query, scene = self._layout(index)
     return Example(
         image=shapes.render(scene, rng),
-        question=asked.question,
+        question=query.question,
         question_id=index,
-        question_type=asked.family,
+        question_type=query.family,
         objects=tuple(Object(f'{o.color} {o.shape}', o.box) for o in scene.objects),
-        number=_number(asked, scene))
+        number=_number(query, scene))
 
   def _layout(self, index):
     rng = random.Random(f'numbers/{self._seed}/{self._split}/{index}')
-    asked, things = rng.choice((_count, _width, _distance))(rng)
-    plan = shape_questions.QuestionScene(asked.family, asked.question, '', '', things)
-    return rng, asked, shapes.lay_out(rng, plan, self._image_size, RADIUS)
+    query, things = rng.choice((_count, _width, _distance))(rng)
+    plan = shape_questions.QuestionScene(query.family, query.question, '', '', things)
+    return rng, query, shapes.lay_out(rng, plan, self._image_size, RADIUS)
 
 
-def _number(asked, scene):
-  """What a scene answers."""
+def _number(query, scene):
+  """The answer to a question, from the scene graph."""
   found = [[o for o in scene.objects if Thing(o.size, o.color, o.shape).matches(description)]
-           for description in asked.named]
-  if asked.family == 'count':
+           for description in query.named]
+  if query.family == 'count':
     return float(len(found[0]))
-  if asked.family == 'width':
+  if query.family == 'width':
     length = found[0][0].box[2]
   else:
     length = math.dist(found[0][0].center, found[1][0].center)
@@ -77,7 +77,7 @@ def _count(rng):
   description = rng.choice(THINGS).keep(*kind)
   number = rng.randint(max(wanted, 1), MAX_THINGS) if kind else wanted
   things = _draw(rng, wanted, description, True) + _draw(rng, number - wanted, description, False)
-  return Asked('count', wording.format(plural(description)), (description,)), things
+  return NumberQuestion('count', wording.format(plural(description)), (description,)), things
 
 
 def _width(rng):
@@ -86,7 +86,7 @@ def _width(rng):
   target = rng.choice(THINGS)
   description = target.keep(*_kind(rng))
   things = (target, *_draw(rng, rng.randint(0, MAX_THINGS - 1), description, False))
-  return Asked('width', wording.format(description), (description,)), things
+  return NumberQuestion('width', wording.format(description), (description,)), things
 
 
 def _distance(rng):
@@ -100,7 +100,7 @@ def _distance(rng):
   named.append(second.keep(*kind))
   others = [t for t in THINGS if not any(t.matches(n) for n in named)]
   things = (first, second, *rng.choices(others, k=rng.randint(0, MAX_THINGS - 2)))
-  return Asked('distance', wording.format(*named), tuple(named)), things
+  return NumberQuestion('distance', wording.format(*named), tuple(named)), things
 
 
 def _kind(rng):
@@ -108,6 +108,6 @@ def _kind(rng):
 
 
 def _draw(rng, number, description, matching):
-  """Things that a description names, or that it does not."""
+  """Samples things that match a description, or that do not."""
   return tuple(rng.choices([t for t in THINGS if t.matches(description) == matching], k=number)
                if number else ())

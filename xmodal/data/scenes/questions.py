@@ -1,12 +1,11 @@
-"""Questions about scenes of shapes: the words, the answer and what must be drawn.
+"""Questions about scenes of shapes: the text, the answer and the things to draw.
 
-A question is planned before its scene. The family, the filter, the wording
-and the wanted answer are drawn first, each uniformly and independently, and
-only then the things that make the answer true: the words of a question
-therefore say nothing about its answer; a comparison names two, in random
-order. Where the answer is yes or no, the scenes of both answers also have the
-same distribution: exchanging the thing asked about with a decoy turns one into
-the other.
+A question is planned before its scene. Its family, filter, wording and answer
+are sampled first, uniformly and independently, and then the things that make
+the answer true. So the text of a question reveals nothing about its answer; a
+comparison names two candidates in random order. For yes/no questions the scenes
+of both answers also have the same distribution: swapping the thing in question
+with a decoy turns one into the other.
 """
 
 import collections
@@ -28,8 +27,8 @@ from xmodal.data.scenes.words import (
 
 MAX_THINGS = 4
 
-# Least distance of an object named by its quadrant from the middle lines, and
-# of two related objects along the axis of their relation, in units of the side.
+# In units of the picture's side: least distance from the middle lines to an object
+# named by its quadrant, and between two objects along the axis of their relation.
 QUADRANT_MARGIN = 0.1
 RELATION_MARGIN = 0.16
 RELATIONS = {'left': 'left of', 'right': 'right of', 'above': 'above', 'below': 'below'}
@@ -37,18 +36,18 @@ RELATIONS = {'left': 'left of', 'right': 'right of', 'above': 'above', 'below': 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionScene:
-  """A question, and the scene that gives it its answer.
+  """A question, and the things in a scene that has its answer.
 
   Attributes:
     family: 'existence', 'count', 'color', 'shape', 'position', 'relation' or
       'comparison'.
     question: at most 14 English words.
     answer: one or two lower case words, or a digit.
-    reason: one sentence that names the evidence.
-    things: what to draw, 1 to MAX_THINGS of them.
-    fits: whether the centres (x, y) of the first things (one or more, in the
-      order of `things`) may stand where they are; x to the right, y downwards,
-      both in units of the picture's side.
+    reason: one sentence that states the evidence.
+    things: things to draw, 1 to MAX_THINGS.
+    fits: whether centres (x, y) of the first things (one or more, in the order
+      of `things`) are allowed; x to the right, y downwards, both in units of the
+      picture's side.
   """
 
   family: str
@@ -60,7 +59,7 @@ class QuestionScene:
 
 
 def direction(first: Center, second: Center) -> str | None:
-  """Which of RELATIONS the first has to the second, or None if two would be true."""
+  """The relation (key of RELATIONS) of the first to the second; None if it is ambiguous."""
   dx, dy = first[0] - second[0], first[1] - second[1]
   if abs(dx) > max(RELATION_MARGIN, 1.6 * abs(dy)):
     return 'left' if dx < 0 else 'right'
@@ -70,7 +69,7 @@ def direction(first: Center, second: Center) -> str | None:
 
 
 def plan(rng: random.Random) -> QuestionScene:
-  """Draws a question; every family is equally frequent."""
+  """Samples a question; all families are equally frequent."""
   return rng.choice(FAMILIES)(rng)
 
 
@@ -81,8 +80,8 @@ def _existence(rng: random.Random) -> QuestionScene:
   number = rng.randint(1, MAX_THINGS)
   asked = _draw(rng)
   decoy = _draw(rng, lambda t: all(getattr(t, k) != getattr(asked, k) for k in kind))
-  # Of two attributes, both answers show both values of each, only differently
-  # combined; so no part of the description decides on its own.
+  # With two attributes, the scenes of both answers show the same values in different
+  # combinations, so that no attribute alone reveals the answer.
   crossed = [one._replace(**{kind[0]: getattr(two, kind[0])})
              for one, two in ((asked, decoy), (decoy, asked))]
   if len(kind) == 1:
@@ -109,7 +108,7 @@ def _count(rng: random.Random) -> QuestionScene:
   number = rng.randint(max(wanted, 1), MAX_THINGS)
   description = _draw(rng).keep(*kind)
   things = _fill(rng, wanted, lambda t: t.matches(description))
-  # Few kinds of others make groups that could have been asked about as well.
+  # The others come from few kinds, so that they form groups that a question could also count.
   others = _fill(rng, 2, lambda t: not t.matches(description))
   if len(kind) == 2:
     half = description.keep(rng.choice(kind))
@@ -146,11 +145,11 @@ def _shape(rng: random.Random) -> QuestionScene:
 
 
 def _query(rng: random.Random, asked: str, named: str, wordings: list[str]) -> QuestionScene:
-  """Asks for one attribute of the only thing that another attribute singles out."""
+  """Asks for one attribute of the only thing with a given value of another attribute."""
   wording = rng.choice(wordings)
   target = _draw(rng)
   description = target.keep(named)
-  # The others show the other answers before any is repeated.
+  # The other things show all other answers before repeating any.
   values = rng.sample(VALUES[asked], len(VALUES[asked]))
   values.remove(getattr(target, asked))
   values += rng.choices(VALUES[asked], k=MAX_THINGS)
@@ -246,7 +245,7 @@ def _fill(rng: random.Random, number: int, allowed: Callable[[Thing], bool]) -> 
 
 
 def _pair(rng: random.Random, kind: Sequence[str]) -> tuple[tuple[Thing, ...], Thing, Thing]:
-  """Things of which the first two are singled out by the two descriptions."""
+  """(things, first description, second description); each fits only the first or second thing."""
   one = _draw(rng)
   first = one.keep(*kind)
   two = _draw(rng, lambda t: not t.matches(first))

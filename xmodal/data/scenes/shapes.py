@@ -1,7 +1,7 @@
-"""The embedded data set: coloured shapes drawn from a seed, with questions.
+"""The embedded data set: coloured shapes generated from a seed, with questions.
 
-It needs no file. Behind every picture stands its scene graph, from which the
-question, the caption and the boxes come; it can be asked for by itself.
+It needs no files. The question, the caption and the boxes come from the scene
+graph of each picture, which is also available by itself (Shapes.scene).
 """
 
 from collections.abc import Mapping
@@ -19,31 +19,31 @@ from xmodal.errors import UserError
 SPLITS = ('train', 'val', 'test')
 MIN_IMAGE_SIZE = 32
 
-# In units of the picture's side: half the width of a box, and the free room
-# between two boxes and between a box and the border.
+# In units of the picture's side: half the width of a box, and the gaps between two
+# boxes and between a box and the border.
 RADIUS = {'small': (0.08, 0.09), 'large': (0.135, 0.15)}
 GAP = 0.042  # Two pixels of 48.
 BORDER = 0.015
-# Tries for one object before the whole scene is laid out anew.
+# Tries to place one object before the whole layout is sampled anew.
 TRIES = 20
 
-# 0..255, with room for tint, jitter and noise (-8 to 7), so that nothing clips.
+# 0..255, with a margin for tint, jitter and noise (-8 to 7), so that nothing clips.
 RGB = {
     'red': (215, 45, 45), 'green': (40, 165, 60), 'blue': (45, 75, 225),
     'yellow': (230, 200, 40), 'purple': (155, 60, 190), 'cyan': (45, 200, 215)}
 BACKGROUND = ((25, 60), (195, 235))
 TINT = 10.0
 COLOR_JITTER = 15.0
-OUTLINE = 0.55  # Of a color, left in an outline of it.
+OUTLINE = 0.55  # Brightness of an outline, relative to the shape's color.
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-  """One shape: its words, and where it lies in pixels (x right, y down).
+  """One shape: its attributes, and its position in pixels (x right, y down).
 
   Attributes:
     shape, color, size: words of shape_words.SHAPES, COLORS and SIZES.
-    center: (x, y), the middle of the box.
+    center: (x, y), the centre of the box.
     box: (x, y, width, height), tight around the shape.
   """
 
@@ -56,14 +56,14 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """What a picture of [image_size, image_size] pixels shows, in drawing order."""
+  """The objects of a picture of [image_size, image_size] pixels, in drawing order."""
 
   objects: tuple[SceneObject, ...]
   image_size: int
 
 
 class Shapes:
-  """A source of `size` scenes, each with one question, made when asked for.
+  """A source of `size` scenes, each with one question, generated on access.
 
   Record i is a pure function of (seed, split, i, image_size), and the scene
   is the same at every image_size but for its scale. Scenes hold 1 to 4
@@ -86,14 +86,14 @@ class Shapes:
       raise UserError(f'shapes: size is {size}, wanted at least 1 record')
     if image_size < MIN_IMAGE_SIZE:
       raise UserError(f'shapes: image_size is {image_size}, wanted at least {MIN_IMAGE_SIZE} '
-                      'pixels, as small shapes cannot be told apart below that')
+                      'pixels, because smaller shapes look alike')
     self._split, self._size, self._image_size, self._seed = split, size, image_size, seed
 
   def __len__(self) -> int:
     return self._size
 
   def __getitem__(self, index: int) -> Example:
-    """An Example with every field but `number`; objects are named 'red circle'."""
+    """An Example with question, answer, caption, objects (named 'red circle') and reason."""
     index = range(self._size)[index]
     rng, plan, scene = self._layout(index)
     things = [shape_words.Thing(o.size, o.color, o.shape) for o in scene.objects]
@@ -108,12 +108,12 @@ class Shapes:
         reason=plan.reason)
 
   def scene(self, index: int) -> Scene:
-    """The scene graph behind record `index`, without drawing it."""
+    """The scene graph of record `index`, without drawing it."""
     return self._layout(range(self._size)[index])[2]
 
   def _layout(self, index: int) -> tuple[random.Random, shape_questions.QuestionScene, Scene]:
-    # Python's generator hashes a text in full and alike in every process, and
-    # is set up in a third of the time of numpy's.
+    # Python's generator hashes the whole seed text, equally in every process, and
+    # initialises in a third of the time of numpy's.
     rng = random.Random(f'shapes/{self._seed}/{self._split}/{index}')
     plan = shape_questions.plan(rng)
     return rng, plan, lay_out(rng, plan, self._image_size)
@@ -121,7 +121,10 @@ class Shapes:
 
 def lay_out(rng: random.Random, plan: shape_questions.QuestionScene, image_size: int,
             radius: Mapping[str, tuple[float, float]] = RADIUS) -> Scene:
-  """Finds a place for every thing of the plan, by rejection; radius says how large each is."""
+  """Places every thing of the plan, by rejection sampling.
+
+  radius: size -> range of half the box's width, in units of the picture's side.
+  """
   while (places := _try_places(rng, plan, radius)) is None:
     pass
   objects = []
@@ -129,14 +132,14 @@ def lay_out(rng: random.Random, plan: shape_questions.QuestionScene, image_size:
     x, y, r = x * image_size, y * image_size, r * image_size
     objects.append(SceneObject(thing.shape, thing.color, thing.size, (x, y),
                                (x - r, y - r, 2 * r, 2 * r)))
-  rng.shuffle(objects)  # The plan's order would give the asked one away.
+  rng.shuffle(objects)  # The plan's order would reveal the thing in question.
   return Scene(tuple(objects), image_size)
 
 
 def _try_places(rng: random.Random, plan: shape_questions.QuestionScene,
                 radii: Mapping[str, tuple[float, float]]
                 ) -> list[tuple[float, float, float]] | None:
-  """[(x, y, radius)] in units of the picture's side, or None if it got stuck."""
+  """[(x, y, radius)] in units of the picture's side, or None if a thing could not be placed."""
   places, centers = [], []
   for thing in plan.things:
     radius = rng.uniform(*radii[thing.size])
@@ -164,13 +167,13 @@ def render(scene: Scene, rng: random.Random, *, outline: float = 0.0,
 
   Args:
     outline: width in pixels of a darker rim inside every shape's edge; 0: none.
-    noise: False leaves the noise out.
+    noise: whether to add noise.
   """
   side = scene.image_size
   level = rng.uniform(*rng.choice(BACKGROUND))
   background = np.array([level + rng.uniform(-TINT, TINT) for _ in range(3)], np.float32)
   pixels = np.empty((side, side, 3), np.float32)
-  pixels[:] = np.tile(background, (side, 1))  # By rows: 3 values at a time is slow.
+  pixels[:] = np.tile(background, (side, 1))  # By rows: copying 3 values at a time is slow.
   middles = np.arange(0.5, side, dtype=np.float32)
   for thing in scene.objects:
     (x, y), radius = thing.center, thing.box[2] / 2
@@ -199,8 +202,8 @@ def _square(x, y, radius):
 
 
 def _triangle(x, y, radius):
-  # Apex on top; its two sides are moved out by a pixel's half and cut at the
-  # box, or else the tip would fade away.
+  # Apex on top. Its two sides are moved out by half a pixel and clipped to the
+  # box; otherwise the tip would fade.
   return np.minimum(_square(x, y, radius), (y + radius + 1 - 2 * x) / math.sqrt(5))
 
 
@@ -209,6 +212,6 @@ def _cross(x, y, radius):
   return np.maximum(np.minimum(radius - x, arm - y), np.minimum(arm - x, radius - y))
 
 
-# Distance in pixels to the shape's edge, positive inside, of the points at
-# |x| >= 0 and y from the centre.
+# Signed distance in pixels to the shape's edge, positive inside, of points at offsets
+# |x| and y from the centre.
 DEPTH = {'circle': _circle, 'square': _square, 'triangle': _triangle, 'cross': _cross}

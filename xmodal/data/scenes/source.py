@@ -13,8 +13,8 @@ OPTIONS = {
     'train_examples': Option(40_000, 'Scenes to train on.', low=1),
     'eval_examples': Option(2_100, 'Scenes to evaluate on.', low=1, may_change=True),
     'crowded': Option(False, 'Scenes of up to ten overlapping shapes and an expression for one.'),
-    'numbers': Option(False, 'Scenes with questions that a number answers.'),
-    'drawn': Option(False, 'Scenes of one or two shapes with a caption that tells all of them.'),
+    'numbers': Option(False, 'Scenes with questions answered by a number.'),
+    'drawn': Option(False, 'Scenes of one or two shapes with a complete caption.'),
     'without': Option((), "Names such as 'red circle', kept out of training (crowded and drawn).")}
 
 _KINDS = {'crowded': Crowds, 'numbers': Numbers, 'drawn': Drawings}
@@ -23,7 +23,7 @@ _KINDS = {'crowded': Crowds, 'numbers': Numbers, 'drawn': Drawings}
 @SOURCES.register('shapes', options=OPTIONS, embedded=True)
 def open_shapes(split: str, *, train: bool, image_size: int, train_examples: int,
                 eval_examples: int, without: tuple[str, ...], **kinds: bool) -> Source:
-  """Scenes of the kind that is switched on, or those with questions; see the classes."""
+  """Scenes of the kind whose option is true; by default scenes with questions (Shapes)."""
   chosen = [kind for kind in _KINDS if kinds[kind]]
   if len(chosen) > 1:
     raise UserError(f'config.data.{chosen[0]}=True and config.data.{chosen[1]}=True are two kinds '

@@ -1,4 +1,4 @@
-"""What the shapes of the embedded data set are called: the words for one or many."""
+"""Words for the shapes of the embedded data set, singular and plural."""
 
 import collections
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ NUMBERS = ('no', 'one', 'two', 'three', 'four', 'five', 'six')
 
 
 class Thing(NamedTuple):
-  """What an object looks like or, with None for any, a description of some."""
+  """The attributes of an object, or a description of objects, where None means any."""
 
   size: str | None
   color: str | None
@@ -25,7 +25,7 @@ class Thing(NamedTuple):
     return all(want is None or have == want for have, want in zip(self, description))
 
   def keep(self, *attributes: str) -> 'Thing':
-    """The description that names these attributes alone."""
+    """The description with only these attributes."""
     return Thing(*(value if name in attributes else None
                    for name, value in zip(self._fields, self)))
 
@@ -59,7 +59,7 @@ def join(words: list[str]) -> str:
 
 
 def caption(rng: random.Random, things: Sequence[Thing], centers: Sequence[Center]) -> str:
-  """Names every thing and, if there are two or more, how two of them lie."""
+  """Names every thing and, if there are two or more, the relation of two of them."""
   text = f'{listing(things)}.'.capitalize()
   if len(things) == 1:
     return text
@@ -69,7 +69,7 @@ def caption(rng: random.Random, things: Sequence[Thing], centers: Sequence[Cente
   if names[first] == names[second]:
     articles[1] = 'another'
   dx, dy = (a - b for a, b in zip(centers[first], centers[second]))
-  if abs(dx) > abs(dy):  # Boxes do not overlap: this axis sets the two clearly apart.
+  if abs(dx) > abs(dy):  # Boxes do not overlap, so this axis clearly separates the two.
     relation = 'left of' if dx < 0 else 'right of'
   else:
     relation = 'above' if dy < 0 else 'below'

@@ -1,1 +1,1 @@
-"""Data sources: one published or common format a file; see source.py for what a source is."""
+"""Data sources: one file for each published or common format; source.py defines a source."""

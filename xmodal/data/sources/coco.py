@@ -1,4 +1,4 @@
-"""COCO's instances (Lin et al., ECCV 2014), and what people export in its format."""
+"""COCO's instances (Lin et al., ECCV 2014), and other data exported in its format."""
 
 import collections
 import os
@@ -13,8 +13,8 @@ from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-# What a split is called in the files, if not by its own name.
-_CALLED = {'train': ('train2017', 'train2014'), 'val': ('val2017', 'val2014', 'valid'),
+# Split -> its other names in the files.
+_OTHER_NAMES = {'train': ('train2017', 'train2014'), 'val': ('val2017', 'val2014', 'valid'),
            'test': ('test-dev2017', 'test2017', 'test2014'), 'test-dev': ('test-dev2017',)}
 _FILES = ('annotations/instances_{}.json', 'annotations/image_info_{}.json',
           'annotations/{}.json', '{}.json', '{}/_annotations.coco.json')
@@ -26,30 +26,30 @@ _TWICE = 'has the id of an earlier one, left out'
 
 @SOURCES.register('coco', boxes=True)
 def read_coco(root: str, split: str) -> Examples:
-  """Reads boxes, names and, where there are any, captions of COCO or data in its format.
+  """Reads boxes, names and, if present, captions of COCO or data in its format.
 
-  The annotations are the first of these that is there, first for the split's own
-  name, then for COCO's (train2017 or train2014 for train, test-dev2017 for test)
-  and Roboflow's (valid for val):
+  The annotations are the first existing file of this list, for the split's own
+  name first, then for COCO's (train2017 or train2014 for train, test-dev2017 for
+  test) and Roboflow's (valid for val):
   annotations/instances_{split}.json, annotations/image_info_{split}.json (no
   boxes), annotations/{split}.json, {split}.json, {split}/_annotations.coco.json.
   Captions are in annotations/captions_{split}.json. A picture's file_name is
-  looked for in {split}/ (by either name), images/{split}/, images/ and the
+  searched in {split}/ (by either name), images/{split}/, images/ and the
   folder itself.
 
   Args:
     root: the folder.
-    split: such as 'train', 'val', 'test', or as in the files, such as 'val2014'.
+    split: such as 'train', 'val', 'test', or a name in the files, such as 'val2014'.
 
   Returns:
-    Examples in the order of the file's images, their faults in that of its
-    annotations. An object's ignore is iscrowd; area is that of the outline even
-    where the box was clipped; boxes are as in the file. A file without a list of
-    annotations gives objects None. Categories of one name are one.
+    Examples in the order of the file's images; faults in the order of its
+    annotations. An object's ignore is iscrowd; its area is the outline's, even
+    where the box was clipped; boxes are as in the file. If the file has no list of
+    annotations, objects is None. Categories of the same name are merged.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, two pictures
-      or two categories share an id, or the captions are of other pictures.
+    UserError: a file or picture is missing or invalid, two pictures or two
+      categories share an id, or the captions belong to other pictures.
   """
   root = existing_folder(root, 'annotations/instances_train2017.json and pictures')
   name, path = _find(root, split)
@@ -73,13 +73,13 @@ def read_coco(root: str, split: str) -> Examples:
                             captions=tuple(captions.get(image_id, ())),
                             recorded_size=known_size(size)))
   check_present(missing, len(pictures), f'{root} ({", ".join(folders[:-1])})', files)
-  # Of ids that share a name, the first: what has objects is known by theirs.
+  # If ids share a name, the first one; Objects have their own category_id.
   return Examples(examples, faults, {name: number for number, name in reversed(names.items())})
 
 
 def _find(root, split):
-  """What the files call a split, and the path of its annotations."""
-  names = (split, *_CALLED.get(split, ()))
+  """A split's name in the files, and the path of its annotations."""
+  names = (split, *_OTHER_NAMES.get(split, ()))
   for name in names:
     for file in _FILES:
       path = os.path.join(root, file.format(name))
@@ -91,7 +91,7 @@ def _find(root, split):
 
 
 def _without_outlines(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object as read: outlines are nine tenths of the file, and nothing uses them."""
+  """Drops the outlines from a JSON object: unused, and nine tenths of the file."""
   record = dict(pairs)
   record.pop('segmentation', None)
   return record
@@ -109,30 +109,30 @@ def _read_pictures(path, content, faults):
       faults.append(fault(where, 'is listed twice, kept once'))
     else:
       raise UserError(f'{path}: image id {shown(image_id)} is that of {pictures[image_id][0]} and '
-                      f'of {file_name}, wanted one of its own: which of them an annotation means '
-                      'cannot be known')
+                      f'of {file_name}, wanted a unique one for each: annotations refer to '
+                      'pictures by id')
   return pictures
 
 
 def _read_categories(path, content, faults):
-  """category_id -> name, of those that have one."""
+  """category_id -> name, for categories that have a name."""
   records = content.get('categories')
   names = {}
   for place, record in enumerate(records if isinstance(records, list) else ()):
     values, complaints = check_fields(record if isinstance(record, dict) else {}, _CATEGORY)
-    if complaints:  # its annotations are left out, and said
+    if complaints:  # its annotations are left out and reported
       faults.append(Fault(f'{path}: categories[{place}]: {complaints[0]}, left out',
                           'category without an id or a name, left out'))
       continue
     category_id, name = values['id'], values['name']
     if names.setdefault(category_id, name) != name:
       raise UserError(f'{path}: category id {shown(category_id)} is that of '
-                      f'{names[category_id]!r} and of {name!r}, wanted one of its own')
+                      f'{names[category_id]!r} and of {name!r}, wanted a unique one for each')
   return names
 
 
 def _read_objects(path, content, pictures, names, faults):
-  """image_id -> list of Objects; None where the file has no annotations."""
+  """image_id -> list of Objects; None if the file has no annotations."""
   annotations = content.get('annotations')
   if annotations is None:
     return None
@@ -189,7 +189,7 @@ def _read_object(record, pictures, names, seen):
 
 
 def _read_captions(root, name, pictures, faults):
-  """image_id -> list of captions; empty where there is no file of them."""
+  """image_id -> list of captions; empty if there is no captions file."""
   path = os.path.join(root, 'annotations', f'captions_{name}.json')
   captions = collections.defaultdict(list)
   if not os.path.isfile(path):
@@ -215,7 +215,7 @@ def _read_captions(root, name, pictures, faults):
 
 
 def _check_same_pictures(path, content, pictures):
-  """Raises UserError where a file's own list gives an image_id to another picture."""
+  """Raises UserError if the captions file lists another picture under an image_id."""
   records = content.get('images') if isinstance(content, dict) else None
   for record in records if isinstance(records, list) else ():
     image_id, name = map(record.get, ('id', 'file_name')) if isinstance(record, dict) else ('', '')
@@ -230,7 +230,7 @@ def _base(file_name):
 
 
 def _key(value):
-  """What records are joined by; None for a value that nothing can be joined by."""
+  """The value as an id that joins records; None if it cannot be one."""
   if type(value) is int:
     return value
   try:

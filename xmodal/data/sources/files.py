@@ -1,4 +1,4 @@
-"""Reading the files of a data set, and saying in one line what is wrong with them."""
+"""Reads the files of a data set, and reports faults in one line."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 import json
@@ -11,11 +11,11 @@ from xmodal.errors import UserError
 
 
 class MissingSplit(UserError):
-  """A data set has no such split."""
+  """The data set has no such split."""
 
 
 def existing_folder(root: str, wanted: str) -> str:
-  """The absolute path of a data folder; UserError if there is none or it is empty."""
+  """The absolute path of a data folder; UserError if it is missing or empty."""
   path = paths.local(root, 'data folder')
   if not root or not os.path.isdir(path):
     found = 'is a file' if os.path.isfile(path) else 'is not there'
@@ -33,10 +33,10 @@ def existing_folder(root: str, wanted: str) -> str:
 
 
 def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None = None) -> Any:
-  """What a JSON file holds; the hook is json.load's.
+  """Parses a JSON file; object_pairs_hook as in json.load.
 
   Raises:
-    UserError: no such file, or broken JSON (with its place).
+    UserError: no such file, or broken JSON (with its line and column).
   """
   try:
     with open(path, encoding='utf-8-sig') as file:
@@ -48,14 +48,14 @@ def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None 
                     f'character {error.pos}); is the download complete?') from None
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: byte {error.start} is not UTF-8; is it the right file?') from None
-  except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, depth of 1,000
+  except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, nesting of 1,000
     raise UserError(f'{path}: not readable JSON ({error}); is it the right file?') from None
   except OSError as error:
     raise unreadable(path, error) from None
 
 
 def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[tuple]:
-  """The fields of each record of a JSON list (of the list under key, if given), as checked.
+  """Reads and checks the fields of each record of a JSON list (the list under key, if given).
 
   Raises:
     UserError: as read_json and take_records.
@@ -65,16 +65,16 @@ def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[
 
 def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str = ''
                  ) -> list[tuple]:
-  """As read_records, of what read_json(path) has read.
+  """As read_records, for a file that read_json has already parsed.
 
   Args:
-    path: of the file.
-    content: what is in it.
-    checks: field -> what it must be, see xmodal.data.fields.
-    key: of the list in the content.
+    path: path of the file, for messages.
+    content: its parsed content.
+    checks: field -> its check, see xmodal.data.fields.
+    key: key of the list in the content.
 
   Raises:
-    UserError: no such list, nothing in it, or a record with a field that is wrong.
+    UserError: no such list, an empty list, or a record with an invalid field.
   """
   where = f'a list under {key!r}' if key else 'a list'
   records = content
@@ -95,22 +95,22 @@ def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str 
 
 
 def check_unique(path: str, field: str, values: Iterable[Hashable]) -> None:
-  """Raises UserError if two records of a file have one value in a field that others refer to."""
+  """Raises UserError if two records have the same value in a field that other records refer to."""
   first = {}
   for place, value in enumerate(values):
     if first.setdefault(value, place) != place:
       raise UserError(f'{path}: records {first[value]} and {place} (from 0) both have {field} '
-                      f'{shown(value)}, wanted one of its own for each; which is meant elsewhere '
-                      'cannot be known')
+                      f'{shown(value)}, wanted a unique one for each; references to it are '
+                      'ambiguous')
 
 
 def unreadable(path: str, error: OSError) -> UserError:
-  """What to raise where a file or folder is there and may not be read."""
-  return UserError(f'{path}: cannot be read ({error.strerror}); let this user read it')
+  """The error for a file or folder that exists but cannot be read."""
+  return UserError(f'{path}: cannot be read ({error.strerror}); give this user permission')
 
 
 def is_utf8(name):
-  """Whether a file's name is text: bytes that are not UTF-8 come as halves of characters."""
+  """Whether a file's name is valid UTF-8: Python decodes other bytes as lone surrogates."""
   try:
     name.encode()
   except UnicodeEncodeError:

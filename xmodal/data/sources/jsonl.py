@@ -1,18 +1,18 @@
 """Bring your own data: a folder with train.jsonl, val.jsonl, test.jsonl and pictures.
 
-One line is one example, any subset of these fields beside the image:
+One line is one example: the image and any subset of these fields:
   {"image": "a.jpg", "question": "...", "answers": ["..."], "question_id": 7,
    "question_type": "count", "caption": "..." or ["..."], "number": 3.5, "reason": "...",
    "objects": [{"box": [x, y, width, height], "name": "...", "ignore": true}],
    "expression": {"box": [x, y, width, height], "name": "the cat on the left"},
    "image_id": 12, "made": true, "made_by": ...}
-image is a path from the folder; answers is one entry a person, text or numbers;
-boxes and ignore (false, if not given) are as in xmodal.data.example.Object, the
-expression as in Example. made (false, if not given) says that a model wrote the
-line, and made_by which: nothing here reads it. null means not given. Other keys
-are ignored. Files are UTF-8; a byte order mark, blank lines and CRLF are allowed.
+image is a path relative to the folder; answers has one entry per person, text or
+numbers; boxes and ignore (default: false) are as in xmodal.data.example.Object, the
+expression as in Example. made (default: false) says that a model wrote the line;
+made_by names the model and is not read here. null means not given. Other keys are
+ignored. Files are UTF-8; a byte order mark, blank lines and CRLF are allowed.
 A box without area or in shares of the picture is left out and reported, as is a
-question_id that occurs twice; whatever else is wrong in a line stops the training.
+repeated question_id; any other fault in a line stops the training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,18 +33,19 @@ from xmodal.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
 
-_UNASKED = 'question is empty, wanted the question that was answered'
+_EMPTY_QUESTION = 'question is empty, wanted the question that was answered'
 
 
 @SOURCES.register('jsonl')
 def read_jsonl(root: str, split: str) -> Examples:
-  """Reads {root}/{split}.jsonl; pictures are looked up, not opened.
+  """Reads {root}/{split}.jsonl; checks that pictures exist, without opening them.
 
-  What was left out of lines is its faults.
+  Returns:
+    Examples; their faults list everything left out of lines.
 
   Raises:
-    UserError: no such folder, file or examples, or a bad line (a picture that is
-      not there included), as file:line: what, wanted.
+    UserError: no such folder or file, no examples, or a bad line (including a
+      missing picture), as file:line: what, wanted.
   """
   root = existing_folder(root, 'train.jsonl, val.jsonl, test.jsonl and pictures')
   path = os.path.join(root, f'{split}.jsonl')
@@ -86,7 +87,7 @@ class LineParser:
   """Parses the lines of one file.
 
   Attributes:
-    ignored: the keys met that have no meaning here, in the order met.
+    ignored: unknown keys, in the order of their first occurrence.
   """
 
   def __init__(self, root: str):
@@ -98,14 +99,15 @@ class LineParser:
         'answers': _answers, 'question_id': fields.identifier, 'question_type': fields.trimmed,
         'caption': _captions, 'objects': self._objects, 'expression': self._expression,
         'number': fields.number, 'reason': fields.trimmed, 'made': fields.flag}.items()}
-    self._asked: dict[int | str, int] = {}  # question_id -> line
-    self._shown: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
+    self._question_lines: dict[int | str, int] = {}  # question_id -> line
+    self._image_lines: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
 
   def parse(self, line: bytes, number: int) -> tuple[Example | None, list[str]]:
-    """A line and its number -> an Example, None where it cannot be used, and all that is wrong.
+    """Parses one line.
 
-    Each complaint is 'what, wanted what'; those beside an Example are Faults, of
-    what was left out of it.
+    Returns:
+      The Example, or None if the line cannot be used, and complaints, 'what, wanted
+      what'. Complaints returned with an Example are Faults: things left out of it.
     """
     self._left_out = []
     try:
@@ -118,9 +120,9 @@ class LineParser:
     values = {key: value for key, value in values.items() if value is not None}
     if record.get('image') is None:
       complaints.append('image is missing, wanted the path of a picture')
-    unasked = record.get('question') is None or values.get('question') == ''
-    if record.get('answers') not in (None, []) and unasked:
-      complaints.append(_UNASKED)
+    no_question = record.get('question') is None or values.get('question') == ''
+    if record.get('answers') not in (None, []) and no_question:
+      complaints.append(_EMPTY_QUESTION)
     complaints += self._met_before(values, number)
     if complaints:
       return None, complaints + self._left_out
@@ -128,22 +130,22 @@ class LineParser:
     return Example(**values), self._left_out
 
   def _met_before(self, values, number):
-    """Complaints on ids that an earlier line has; what can be gone on with is noted as left out."""
+    """Complaints about ids used by an earlier line; tolerable ones go to _left_out instead."""
     question_id, image_id, image = map(values.get, ('question_id', 'image_id', 'image'))
     if question_id is not None and (
-        first := self._asked.setdefault(question_id, number)) != number:
+        first := self._question_lines.setdefault(question_id, number)) != number:
       self._left_out.append(Fault(
-          f'question_id {shown(question_id)} is that of line {first} too, wanted one of its own',
+          f'question_id {shown(question_id)} is also that of line {first}, wanted a unique one',
           'question_id is that of an earlier line'))
     if image_id is None or image is None:
       return []
-    other, first = self._shown.setdefault(image_id, (image, number))
+    other, first = self._image_lines.setdefault(image_id, (image, number))
     return [] if other == image else [
-        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted one of its '
-        'own: pictures are told apart by it where scores are counted']
+        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted a unique '
+        'one: scores identify pictures by it']
 
   def ignored_note(self) -> str:
-    """Says which keys were ignored, or ''."""
+    """A line that names the ignored keys, or ''."""
     if not self.ignored:
       return ''
     keys = []
@@ -158,7 +160,7 @@ class LineParser:
     try:
       path = self._pictures.find(fields.text(value))
     except UserError as error:
-      raise Complaint(f'{shown(value)} is out of reach: {error}') from None
+      raise Complaint(f'{shown(value)} cannot be accessed: {error}') from None
     if path is None:
       raise Complaint(f'{shown(value)} is not there, wanted a file in {self._pictures.root}'
                       f'{self._pictures.hint()}')
@@ -174,7 +176,7 @@ class LineParser:
     return self._object(value, 'expression')
 
   def _object(self, item, key, number=''):
-    """An Object, or None where its box has no area."""
+    """An Object, or None if its box has no area or is in shares of the picture."""
     thing = _object(item, number)
     what = NO_AREA if min(thing.box[2:]) <= 0 else SHARES if in_shares(thing.box) else ''
     if not what:
@@ -183,12 +185,12 @@ class LineParser:
     return None
 
 
-def check_asked(examples: Iterable[Example], path: str) -> None:
+def check_questions(examples: Iterable[Example], path: str) -> None:
   """Raises UserError if an example read from path has answers but an empty question."""
   for example in examples:
-    asked = isinstance(example.question, str) and example.question.strip()
-    if example.answers and not asked:
-      raise UserError(f'{path}: question_id {example.question_id!r}: {_UNASKED}; '
+    has_question = isinstance(example.question, str) and example.question.strip()
+    if example.answers and not has_question:
+      raise UserError(f'{path}: question_id {example.question_id!r}: {_EMPTY_QUESTION}; '
                       'take the file as distributed')
 
 
@@ -200,7 +202,7 @@ def _json_object(line):
   except json.JSONDecodeError as error:
     raise Complaint(f'not JSON ({error.msg} at column {error.colno}), '
                      'wanted one JSON object a line') from None
-  except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, depth of 1,000
+  except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, nesting of 1,000
     raise Complaint(f'not readable JSON ({error}), wanted one JSON object a line') from None
   if not isinstance(fields, dict):
     raise Complaint(f'is {shown(fields)}, wanted one JSON object a line')

@@ -1,4 +1,4 @@
-"""Finding the pictures that a data set names, by whatever system the names were written."""
+"""Finds the picture files that a data set names, whichever operating system wrote the names."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,16 +13,16 @@ from xmodal.data.fields import shown
 from xmodal.data.sources.files import is_utf8, unreadable
 from xmodal.errors import UserError
 
-# These say that a path names nothing; other errors, that it cannot be looked up.
+# Errors that mean a path does not exist; others mean that it cannot be accessed.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Pictures:
-  """Knows which files exist below a folder, listing each folder once.
+  """Looks up files below a folder; lists each folder once.
 
-  A name that is not there as written is found with its backslashes as slashes, and
-  whether its accents are letters of their own or marks after letters: Windows writes
-  the former, macOS names files the latter way (Unicode normal forms C and D).
+  A name that does not exist as written also matches with its backslashes as slashes,
+  and with accents in either Unicode normal form: composed characters (NFC, as on
+  Windows) or letters followed by combining marks (NFD, as on macOS).
   """
 
   def __init__(self, root: str):
@@ -30,10 +30,10 @@ class Pictures:
     self._listings: dict[str, _Listing] = {}
 
   def find(self, name: str) -> str | None:
-    """The absolute path of a file named from the root, None where there is none.
+    """The absolute path of a file named relative to the root; None if it does not exist.
 
     Raises:
-      UserError: the folder of the file may not be listed.
+      UserError: the file's folder cannot be listed.
     """
     path = os.path.join(self.root, name)
     folder, base = os.path.split(path)
@@ -46,11 +46,11 @@ class Pictures:
     return found and os.path.join(folder, found)
 
   def find_ending(self, name: str, first: Sequence[str]) -> str | None:
-    """As find, of a picture that is named without its ending.
+    """As find, for a picture named without its file extension.
 
     Args:
-      name: all before the ending.
-      first: endings that are looked for first, in this order; then any that Pillow knows.
+      name: the name without the extension.
+      first: extensions to try first, in this order; then any that Pillow knows.
     """
     exact = next((path for end in first if (path := self.find(name + end))), None)
     if exact:
@@ -60,14 +60,14 @@ class Pictures:
     return found and os.path.join(folder, found)
 
   def hint(self) -> str:
-    """What may be why a picture is not found, '' if nothing is known."""
+    """A possible reason why a picture is not found; '' if none is known."""
     names = (name for listing in self._listings.values()
              for name in sorted(listing.files | listing.others))
     odd = next((name for name in names if not is_utf8(name)), '')
     return odd and f'; names there are not UTF-8, such as {odd!r}: rename those files'
 
   def _split(self, name):
-    """The folder as it is named on disk, and the rest of a name."""
+    """The folder of a name, spelled as on disk, and the base name."""
     *folders, base = name.replace('\\', '/').split('/')
     path = os.sep if folders and not folders[0] else self.root
     for folder in filter(None, folders):
@@ -100,7 +100,7 @@ class _Listing:
 
   @functools.cached_property
   def alike(self):
-    """Files by what their names have in common with other spellings."""
+    """Files by their normalised names."""
     return {_composed(name): name for name in sorted(self.files)}
 
   @functools.cached_property
@@ -109,7 +109,7 @@ class _Listing:
 
   @functools.cached_property
   def pictures(self):
-    """Files that Pillow may open, by their names without the ending."""
+    """Files that Pillow may open, by their normalised names without extension."""
     endings = Image.registered_extensions()
     parts = {name: os.path.splitext(name) for name in sorted(self.files, reverse=True)}
     return {_composed(stem): name for name, (stem, end) in parts.items() if end.lower() in endings}
@@ -136,5 +136,5 @@ def _list_folder(folder):
 def _is_file(entry):
   try:
     return entry.is_file()
-  except OSError:  # a link to itself, or into a folder that may not be read
+  except OSError:  # a link to itself, or into a folder without permission
     return False

@@ -19,31 +19,30 @@ _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
 _FOLDERS = ('VG_100K', 'VG_100K_2')
-_TAKEN = object()  # in place of a picture's record
+_CONSUMED = object()  # replaces a picture's record once it is read
 
 
 @SOURCES.register('visual_genome', boxes=True)
 def read_visual_genome(root: str, split: str) -> 'VisualGenome':
   """Reads objects.json and region_descriptions.json, or one of them, as distributed.
 
-  image_data.json says which pictures there are and how large; they are in
-  VG_100K/ and VG_100K_2/. The data set has no official splits: 5% of its
-  pictures are val and 5% test, by a hash of image_id, the rest train. Half of
-  the pictures are COCO's, in its train and val alike: a model evaluated on COCO
-  may have seen its pictures here.
+  image_data.json lists the pictures and their sizes; they are in VG_100K/ and
+  VG_100K_2/. The data set has no official splits: by a hash of image_id, 5% of
+  its pictures are val, 5% test and the rest train. Half of the pictures are
+  COCO's, from both its train and val: a model evaluated on COCO may have seen
+  its pictures here.
 
   Args:
     root: the folder of the files.
     split: 'train', 'val', 'test', or several joined by a plus.
 
   Returns:
-    An Example per region description, its phrase the expression; per picture if
-    there is no region_descriptions.json. An object's name is the first of its
-    names; objects is None in all if there is no objects.json.
+    One Example per region description, whose phrase is the expression; one per
+    picture if there is no region_descriptions.json. An object's name is the first
+    of its names; without objects.json, objects is None in all Examples.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, or nothing
-      is left.
+    UserError: a file or picture is missing or invalid, or no example is left.
   """
   if not set(split.split('+')) <= set(_SPLITS):
     raise UserError(f'Visual Genome has no split {split!r}, wanted some of {", ".join(_SPLITS)}, '
@@ -53,13 +52,13 @@ def read_visual_genome(root: str, split: str) -> 'VisualGenome':
 
 
 class VisualGenome:
-  """A split, as a sequence of Examples that are made when asked for.
+  """A split, as a sequence of Examples that are created on access.
 
-  The first region of each picture comes first, then the second of each: the
-  first few thousand examples show what there is in all pictures.
+  The first region of each picture comes first, then the second of each, so that
+  the first few thousand examples are a sample of all pictures.
 
   Attributes:
-    faults: all that was left out or mended, a line each.
+    faults: everything that was left out or repaired, a line each.
   """
 
   def __init__(self, root: str, split: str):
@@ -97,7 +96,7 @@ class _Boxes:
   """Names and boxes of many pictures in arrays: nine million Python objects would take gigabytes.
 
   Attributes:
-    pictures: int32 [N], the number of each row's picture, ascending once packed.
+    pictures: int32 [N], the picture number of each row, ascending after `pack`.
   """
 
   def __init__(self):
@@ -110,7 +109,7 @@ class _Boxes:
     self._boxes.extend(box)
 
   def pack(self, num_pictures: int) -> None:
-    """To be called once, after the last box."""
+    """Sorts the rows by picture; call it once, after the last box."""
     order = np.argsort(np.asarray(self.pictures), kind='stable')
     self.pictures = np.asarray(self.pictures)[order]
     self._named = np.asarray(self._named)[order]
@@ -128,7 +127,7 @@ class _Boxes:
                  zip(self._named[rows].tolist(), self._boxes[rows].tolist()))
 
   def in_turn(self) -> np.ndarray:
-    """Rows: the first of each picture, the second of each, and so on."""
+    """Row numbers in round-robin order: the first of each picture, then the second, and so on."""
     turn = np.arange(len(self.pictures)) - self._starts[self.pictures]
     return np.argsort(turn, kind='stable')
 
@@ -159,13 +158,13 @@ def _read_pictures(root, split, faults):
 
 
 def _read_boxes(path, split, kind, numbers, sizes, faults):
-  """The objects or regions of a split as _Boxes; None where there is no such file."""
+  """The objects or regions of a split as _Boxes; None if there is no such file."""
   if not os.path.isfile(path):
     return None
   boxes, met = _Boxes(), set()
 
   def take(pairs):
-    """Keeps what is needed of a picture as soon as it is read: the whole would take gigabytes."""
+    """Extracts a picture's boxes while parsing: the whole file would take gigabytes."""
     record = dict(pairs)
     if kind not in record:
       return record
@@ -173,7 +172,7 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
     try:
       image_id = fields.identifier(image_id)
     except Complaint:
-      image_id = fields.shown(image_id)  # of no picture that is listed
+      image_id = fields.shown(image_id)  # matches no listed picture
     number = numbers.get(str(image_id))
     if number in met:
       faults.append(fault(path, 'image_id {} is listed twice, kept once', image_id))
@@ -183,17 +182,17 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
         boxes.add(number, name, box)
     elif _split_of(image_id) in split.split('+'):
       faults.append(fault(path, 'image_id {} is not in image_data.json, left out', image_id))
-    return _TAKEN
+    return _CONSUMED
 
   content = read_json(path, take)
-  if not isinstance(content, list) or any(item is not _TAKEN for item in content):
+  if not isinstance(content, list) or any(item is not _CONSUMED for item in content):
     raise UserError(f'{path}: wanted a list of pictures with {kind}, as distributed')
   boxes.pack(len(sizes))
   return boxes
 
 
 def _usable(path, kind, items, size, faults):
-  """Yields (name, box) of the objects or regions of one picture that can be used."""
+  """Yields (name, box) of the usable objects or regions of one picture."""
   seen = set()
   for item in items if isinstance(items, list) else [items]:
     if not isinstance(item, dict):
@@ -221,7 +220,7 @@ def _usable(path, kind, items, size, faults):
 
 
 def _split_of(image_id):
-  # A hash, so that the division hangs on neither the order of the file nor a seed.
+  # A hash, so that the split depends on neither the order of the file nor a seed.
   digest = hashlib.sha256(str(image_id).encode()).digest()
   share = int.from_bytes(digest[:4], 'big') / 2**32
   return 'val' if share < _VAL_SHARE else 'test' if share < _VAL_SHARE + _TEST_SHARE else 'train'

@@ -1,4 +1,4 @@
-"""Pascal VOC (Everingham et al., IJCV 2010), and what people label in its format."""
+"""Pascal VOC (Everingham et al., IJCV 2010), and other data labelled in its format."""
 
 import os
 import re
@@ -21,11 +21,11 @@ from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-_WANTED = 'Annotations, ImageSets/Main and JPEGImages'
+_FOLDERS = 'Annotations, ImageSets/Main and JPEGImages'
 _OFFICIAL = re.compile(r'The VOC20\d\d Database')
 _ENDINGS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG', '.bmp')
-# Lists of one class say behind a name whether it is in the picture.
-_OF_A_CLASS = re.compile(r'(.*\S)\s+(?:-1|0|1)')
+# Lists for one class have a flag after each name: whether the class is in the picture.
+_CLASS_FLAG = re.compile(r'(.*\S)\s+(?:-1|0|1)')
 _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -33,29 +33,30 @@ _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 def read_voc(root: str, split: str) -> Examples:
   """Reads boxes and names of the pictures listed in ImageSets/Main/{split}.txt.
 
-  What xmin to ymax mean depends on who wrote them. In the official sets, whose
+  The meaning of xmin to ymax depends on the writer. In the official sets, whose
   files say `<database>The VOC2007 Database</database>` or another year, they are
   the numbers of the first and last pixel inside, counted from 1: the box begins
-  at xmin - 1 and is xmax - xmin + 1 wide, as detectron2 reads them. Any other file
-  has edges, taken as they are: so labelImg writes them (database 'Unknown'). It
-  writes an edge at 0 as 1, which is not undone: nobody can tell the two apart.
+  at xmin - 1 and is xmax - xmin + 1 wide, as in detectron2. In any other file they
+  are edges, used unchanged; this is how labelImg writes them (database 'Unknown').
+  labelImg also writes an edge at 0 as 1, which cannot be told from a true 1 and is
+  kept.
 
   Args:
     root: the folder that holds Annotations, ImageSets and JPEGImages, or one above
-      it (VOCdevkit, or what holds that).
+      it (VOCdevkit, or its parent).
     split: name of a list, 'train', 'val', 'trainval' or 'test'; several are
       joined by a plus, 'train+val'. A line is the name of a picture without its
-      ending, which may be any that Pillow knows.
+      file extension, which may be any that Pillow knows.
 
   Returns:
-    Examples in the order of the lists; image_id is the name listed, an object's
-    ignore is VOC's difficult. Faults are boxes, shown as the file has them (xmin,
-    ymin, xmax, ymax), and pictures whose annotations are missing or broken.
+    Examples in the order of the lists; image_id is the name in the list, an object's
+    ignore is VOC's difficult. Faults are bad boxes, in the file's form (xmin, ymin,
+    xmax, ymax), and pictures whose annotations are missing or broken.
 
   Raises:
     UserError: there is no such folder, list or picture.
   """
-  root = _devkit(existing_folder(root, _WANTED))
+  root = _devkit(existing_folder(root, _FOLDERS))
   faults, missing, examples = [], [], []
   pictures = Pictures(os.path.join(root, 'JPEGImages'))
   names = {}
@@ -77,7 +78,7 @@ def read_voc(root: str, split: str) -> Examples:
       examples.append(Example(image=image, image_id=name, objects=objects, recorded_size=size))
   check_present(missing, len(names), pictures.root, pictures)
   if not examples:
-    raise UserError(f'{faults[0]}; nor can any other of the {len(names)} in {split!r} be used')
+    raise UserError(f'{faults[0]}; none of the {len(names)} pictures in {split!r} can be used')
   return Examples(examples, faults)
 
 
@@ -90,8 +91,8 @@ def _devkit(root):
            for name in sorted(os.listdir(folder))
            if os.path.isdir(os.path.join(folder, name, 'Annotations'))]
   if len(found) != 1:
-    raise UserError(f'{root} holds {" and ".join(found) or f"no {_WANTED}"}, wanted one folder '
-                    f'with {_WANTED}; set config.data.root to it')
+    raise UserError(f'{root} holds {" and ".join(found) or f"no {_FOLDERS}"}, wanted one folder '
+                    f'with {_FOLDERS}; set config.data.root to it')
   return found[0]
 
 
@@ -118,16 +119,16 @@ def _listed(root, split):
 
 
 def _find(pictures, line):
-  """The name that a line of a list gives, and the path of its picture (None: there is none)."""
+  """The name in a line of a list, and the path of its picture (None if there is none)."""
   image = pictures.find_ending(line, _ENDINGS)
-  of_a_class = None if image else _OF_A_CLASS.fullmatch(line)
-  if not of_a_class:
+  flagged = None if image else _CLASS_FLAG.fullmatch(line)
+  if not flagged:
     return line, image
-  return of_a_class[1], pictures.find_ending(of_a_class[1], _ENDINGS)
+  return flagged[1], pictures.find_ending(flagged[1], _ENDINGS)
 
 
 def _read_objects(path, faults):
-  """The objects of one picture, None where its file cannot be used; and its recorded size."""
+  """The objects of one picture, None if its file cannot be used; and its recorded size."""
   try:
     tree = ET.parse(path).getroot()
     if tree.tag != 'annotation':
@@ -152,7 +153,7 @@ def _read_objects(path, faults):
     difficult = (element.findtext('difficult') or '').strip() or '0'
     if difficult not in ('0', '1'):
       faults.append(fault(where, 'difficult is {}, wanted 0 or 1, taken as 0', difficult))
-    # Parts of a person have boxes of their own, deeper down.
+    # Only direct children: boxes of body parts are nested deeper.
     found = [element.findtext(f'bndbox/{side}') for side in _SIDES]
     edges = [_number(text) for text in found]
     box, what = usable_box(_box(edges, official), size)
@@ -164,7 +165,7 @@ def _read_objects(path, faults):
 
 
 def _box(edges, official):
-  """(xmin, ymin, xmax, ymax) as (x, y, width, height); None if one of them is no number."""
+  """(xmin, ymin, xmax, ymax) as (x, y, width, height); None if any is not a number."""
   if None in edges:
     return None
   x0, y0, x1, y1 = edges
@@ -174,7 +175,7 @@ def _box(edges, official):
 
 
 def _size(text):
-  """The number that a text says, None where there is no text, the text if it says none."""
+  """The number in a text; None if there is no text; the text itself if it is not a number."""
   number = _number(text)
   return (text or '').strip() or None if number is None else number
 

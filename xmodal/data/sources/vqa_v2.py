@@ -6,7 +6,7 @@ from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import shown
 from xmodal.data.sources.files import check_unique, existing_folder, read_records
-from xmodal.data.sources.jsonl import check_asked
+from xmodal.data.sources.jsonl import check_questions
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
@@ -30,16 +30,15 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
 
   Args:
     root: the folder.
-    split: 'train', 'val' or 'test', which has no answers.
+    split: 'train', 'val' or 'test'; test has no answers.
 
   Returns:
     Examples in the order of the questions file; question_type is the
     annotations' answer_type: 'yes/no', 'number' or 'other', '' in test.
 
   Raises:
-    UserError: a file or picture is missing or not what it should be, a question
-      that was answered is empty, two share a question_id, or the two files do not
-      belong together.
+    UserError: a file or picture is missing or invalid, a question with answers is
+      empty, two share a question_id, or the two files do not belong together.
   """
   if split not in _SUBTYPES:
     raise UserError(f'VQA v2 has no split {split!r}, wanted one of {", ".join(_SUBTYPES)}')
@@ -62,24 +61,27 @@ def read_vqa_v2(root: str, split: str) -> list[Example]:
     examples.append(Example(image=image, question=question, answers=given,
                             question_id=question_id, question_type=answer_type))
   check_present(list(missing), len({image_id for _, image_id, _ in questions}), root, pictures)
-  check_asked(examples, path)
+  check_questions(examples, path)
   return examples
 
 
-def _read_answers(root, subtype, asked):
-  """question_id -> (answers, answer type), for exactly the questions asked, of their images."""
+def _read_answers(root, subtype, image_ids):
+  """question_id -> (answers, answer type); their ids and images must be those in `image_ids`.
+
+  image_ids: question_id -> image_id.
+  """
   path = os.path.join(root, f'v2_mscoco_{subtype}_annotations.json')
   records = read_records(path, _ANNOTATION, 'annotations')
   check_unique(path, 'question_id', (question_id for question_id, *_ in records))
   answers = {question_id: (given, answer_type) for question_id, _, given, answer_type in records}
-  if answers.keys() != asked.keys():
+  if answers.keys() != image_ids.keys():
     raise UserError(
-        f'{path}: {len(asked.keys() - answers.keys())} questions have no annotation and '
-        f'{len(answers.keys() - asked.keys())} annotations no question, wanted one each; '
+        f'{path}: {len(image_ids.keys() - answers.keys())} questions have no annotation and '
+        f'{len(answers.keys() - image_ids.keys())} annotations no question, wanted one each; '
         'take both files from one release')
   for question_id, image_id, *_ in records:
-    if image_id not in (None, asked[question_id]):
+    if image_id not in (None, image_ids[question_id]):
       raise UserError(f'{path}: question_id {shown(question_id)} is about image {image_id}, and '
-                      f'about image {asked[question_id]} in the file of questions; take both files '
-                      'from one release')
+                      f'about image {image_ids[question_id]} in the file of questions; take both '
+                      'files from one release')
   return answers
