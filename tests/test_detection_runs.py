@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from xmodal import predict
+from xmodal import predictor as predictor_file
 from xmodal.data.open import open_source
 from xmodal.train import run as runs
 from xmodal.train.plan import Plan
@@ -123,7 +124,7 @@ def test_filled_up_names_change_no_answer(predictor, tmp_path, monkeypatch):
   picture, text = str(tmp_path / 'a.png'), 'red circle. zebra. blue square. the square. the cross'
   Image.fromarray(rng.integers(0, 256, (60, 40, 3), np.uint8)).save(picture)
   padded = answer(predictor, picture, text)
-  monkeypatch.setattr(predict, 'pad_names', lambda names, *_: names)
+  monkeypatch.setattr(predictor_file, 'pad_names', lambda names, *_: names)
   plain = answer(predictor, picture, text)
   assert len(plain.found) == 3 * 16 and len(plain.meant) == 2  # every query with every name
   for ours, theirs in zip(padded.found + padded.meant, plain.found + plain.meant, strict=True):

@@ -20,7 +20,7 @@ from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.joint import Text, Vision
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.tasks.retrieval import task as retrieval
 from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
 from xmodal.train.plan import Plan

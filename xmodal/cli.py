@@ -57,7 +57,7 @@ _BENCHMARKS = {
 XMODAL = Command(xmodal.__doc__, commands={
     'train': Command('Trains a model, scores it, or checks its config: xmodal train --config vqa.',
                      'xmodal.main'),
-    'predict': Command('Asks a trained model about a picture, or lets it draw one.',
+    'predict': Command('Asks a trained model about pictures, or lets it draw one.',
                        'xmodal.predict'),
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),

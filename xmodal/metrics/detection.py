@@ -18,7 +18,13 @@ from xmodal.data.example import Example
 
 @dataclasses.dataclass(frozen=True)
 class DetectedBox:
-  """A thing that a model found: its name, its box, and how sure the model is."""
+  """A thing that a model found.
+
+  Attributes:
+    name: what it is, or the text that means it.
+    box: (x, y, width, height) in pixels of the picture as stored, see xmodal.data.example.Object.
+    score: 0..1, how sure the model is.
+  """
 
   name: str
   box: tuple[float, float, float, float]

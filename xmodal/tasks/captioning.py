@@ -31,7 +31,12 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A caption and the probability that the model gives it, the product over its tokens."""
+  """What the model writes of a picture.
+
+  Attributes:
+    caption: the text.
+    probability: 0..1, that the model gives it: the product over its tokens.
+  """
 
   caption: str
   probability: float
@@ -169,9 +174,12 @@ class Captioning(Task):
     return '\n'.join(rows)
 
   def record(self, example, prediction):
-    return {'image_id': example.image_id, 'caption': prediction.caption,
-            'probability': float(f'{prediction.probability:.6g}'),
+    return {'image_id': example.image_id, **self.plain(prediction),
             'captions': list(example.captions)}
+
+  def plain(self, prediction):
+    return {'caption': prediction.caption,
+            'probability': float(f'{prediction.probability:.6g}')}
 
   def files(self, examples, predictions):
     """COCO's results file; a picture that several examples show is in it once."""

@@ -124,6 +124,7 @@ class Objects(Task):
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
+    """Of each picture up to ten (name, probability 0..1 that it is there), likeliest first."""
     present = arrays['present'][:, :len(self.names)]  # not of rows that fill the names up
     ranked = np.argsort(-present, axis=-1, kind='stable')[:, :_TOP]
     return [tuple((self.names[i], float(row[i])) for i in order)
@@ -147,6 +148,10 @@ class Objects(Task):
 
   def headline(self, scores):
     return f'F1 of names {scores["f1"]:.1%}' if 'f1' in scores else ''
+
+  def plain(self, prediction):
+    return {'names': [{'name': name, 'probability': round(probability, 6)}
+                      for name, probability in prediction]}
 
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)

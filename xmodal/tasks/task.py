@@ -1,7 +1,7 @@
 """What a task is: everything that is particular to it, in one object."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -32,7 +32,8 @@ class Task(abc.ABC):
     needs: fields of Example that training needs filled.
     loss_weights: weight of each loss term in the task's loss.
     main_score: which number of `score` says how good it is, higher for better; '': it has none.
-    takes_folders: whether `query` takes a folder of pictures for a picture.
+    takes_folders: whether `query` ranks: it takes a folder or a list of pictures for a picture, or
+      a list of texts for a text.
     draws: whether its predictions are pictures; `query` then needs none (None).
     query_options: names of what `query` takes beside picture and text, each as a keyword.
   """
@@ -129,6 +130,15 @@ class Task(abc.ABC):
   def files(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
     """Predictions as other programs read them: {name of a JSON file: its content}."""
     return {}
+
+  def plain(self, prediction: Any) -> dict[str, Any]:
+    """A prediction as plain JSON values, for `record` and the answers of xmodal.predict."""
+    return {'answer': self.describe(prediction)}
+
+  @property
+  def asked(self) -> Hashable:
+    """What `query` changed in the task: examples of tasks with equal values can share a batch."""
+    return None
 
   @property
   def copies(self) -> int:

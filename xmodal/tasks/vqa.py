@@ -40,8 +40,10 @@ class Answer:
 
   Attributes:
     answer: the answer, from the classifier if there is one, else as written.
-    top: (answer, probability) of the likeliest of the answer list, best first.
-    written: the answer as the decoder wrote it, and its probability.
+    top: (answer, probability 0..1) of up to five of the answer list, likeliest first; () without a
+      classifier.
+    written: (text, probability 0..1) as the decoder wrote it, the product over its tokens; None
+      without a decoder.
   """
 
   answer: str
@@ -50,7 +52,7 @@ class Answer:
 
   @property
   def probability(self) -> float:
-    """Of the answer."""
+    """Of the answer, 0..1."""
     return self.top[0][1] if self.top else self.written[1]
 
 
@@ -266,8 +268,11 @@ class VQA(Task):
     if not example.question:
       return None
     line = {'question_id': example.question_id, 'question': example.question,
-            'question_type': example.question_type, 'answers': list(example.answers),
-            'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
+            'question_type': example.question_type, 'answers': list(example.answers)}
+    return line | self.plain(prediction)
+
+  def plain(self, prediction):
+    line = {'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line

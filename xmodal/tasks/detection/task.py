@@ -57,8 +57,9 @@ class Detections:
   """What was found in a picture.
 
   Attributes:
-    found: what names name, likeliest first.
-    meant: what expressions mean, one each, by their texts.
+    found: up to 100 boxes of what names name, likeliest first, unlikely ones too: people are shown
+      those that score config.detection.threshold or more, see Detection.plain.
+    meant: the likeliest box of each expression, whose text is its name; () without expressions.
   """
 
   found: tuple[metrics.DetectedBox, ...]
@@ -325,13 +326,23 @@ class Detection(Task):
     return {'instances': instances, 'results': results}
 
   def record(self, example, prediction):
-    line = {'image_id': example.image_id, 'found': [_plain(f) for f in self._shown(prediction)]}
+    line = {'image_id': example.image_id, **self.plain(prediction)}
     if example.objects is not None:
       line['objects'] = [{'name': o.name, 'box': list(o.box)} for o in example.objects]
     if example.expression and prediction.meant:
       line |= {'expression': example.expression.name, 'box': list(example.expression.box),
                'meant': _plain(prediction.meant[0])}
     return line
+
+  def plain(self, prediction):
+    line = {'found': [_plain(f) for f in self._shown(prediction)]}
+    if meant := [_plain(f) for f in prediction.meant if f.name]:  # of evaluations: see record
+      line['meant'] = meant
+    return line
+
+  @property
+  def asked(self):
+    return self.names
 
   def join(self, examples, predictions):
     return Detections(predictions[0].found, tuple(
