@@ -27,7 +27,6 @@ from xmodal.metrics.agreement import agrees
 from xmodal.tasks import captioning, vqa
 from xmodal.train.plan import Plan
 
-
 # Agreement of answers with captions
 
 SCENE = 'A small red circle, two large blue squares and a cross. A red circle is above a square.'

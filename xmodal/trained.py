@@ -79,9 +79,10 @@ class TrainedModel:
     one = not lists or (asked.takes_folders and len(lists) == 1)
     rows = [given] if one else _rows(given)
     with _said_in_python():
-      found = list(self._found(asked, rows, notes))
-    for note in notes:
-      warnings.warn(_FLAG.sub('', note), stacklevel=2)
+      found = list(self._found(asked, rows, notes, fixed=not one))
+    if notes:
+      more = f' (and {len(notes) - 1} notes more)' if len(notes) > 1 else ''
+      warnings.warn(_FLAG.sub('', next(iter(notes))) + more, stacklevel=2)
     return found[0] if one else found
 
   def plain(self, prediction: Any, task: str | None = None) -> Any:
@@ -102,15 +103,15 @@ class TrainedModel:
   def _options(self, task):
     return set(task.query_options).difference(_OF_COMMANDS)
 
-  def _found(self, task, rows, notes) -> Iterator[Any]:
+  def _found(self, task, rows, notes, fixed) -> Iterator[Any]:
     """The predictions for rows of arguments; what there is to tell of them goes into `notes`."""
     queries = (_query(task, row, notes) for row in rows)
-    if task.takes_folders and len(rows) == 1:  # perhaps of many pictures: not all opened at once
+    if task.takes_folders and not fixed:  # perhaps of many pictures: not all opened at once
       (own, examples), = queries
       batches = self._predictor.batches(examples, own, fixed=len(examples) > 1)
       yield own.join(examples, [prediction for _, some in batches for prediction in some])
       return
-    for answer in answers(self._predictor, self._opened, queries, fixed=len(rows) > 1):
+    for answer in answers(self._predictor, self._opened, queries, fixed=fixed):
       if isinstance(answer, UserError):
         raise answer
       yield answer
