@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 from PIL import Image
 import pytest
@@ -99,6 +100,16 @@ def test_where_no_picture_can_be_read_the_exit_code_is_1(command, folder, tmp_pa
   code, _, err = command('--input', questions, '--output', output)
   assert code == 1 and err.startswith('0 of 1 answered; 1 with "error"')
   assert 'error' in json.loads(output.read_text())
+
+
+def test_names_that_are_not_utf8_are_written_with_their_bytes(command, folder, tmp_path):
+  shutil.copy(folder / '01.png', tmp_path / os.fsdecode(b'gr\xf6n.png'))
+  (tmp_path / os.fsdecode(b'\xdf.png')).write_text('no picture')
+  output = tmp_path / 'answers.jsonl'
+  assert command('--image', tmp_path, '--text', QUESTION, '--output', output)[0] == 0
+  good, bad = read(output.read_text(encoding='utf-8'))
+  assert good['image'] == r'gr\xf6n.png' and 'answer' in good
+  assert bad['image'] == r'\xdf.png' and r'/\xdf.png: not a picture' in bad['error']
 
 
 @pytest.mark.parametrize('line, words', [

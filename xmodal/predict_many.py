@@ -112,7 +112,7 @@ def _write_answers(predictor, opened, asked_queries, write, advance) -> int:
     asked, (task, examples) = waiting.popleft()
     if isinstance(answer, UserError):
       unread += 1
-      line = {'error': str(answer)}
+      line = {'error': _as_utf8(str(answer))}
     else:
       line = task.plain(answer)
       if notes := list(dict.fromkeys(n for example in examples for n in task.notes(example))):
@@ -133,8 +133,7 @@ def _query(task: Task, asked: _Asked, options: Mapping[str, Any]) -> Query:
 
 def _of_folder(folder: str, paths: Sequence[str], text: str) -> Iterator[_Asked]:
   for path in paths:
-    # A name that is not UTF-8 is written with its bytes as \xNN.
-    name = os.fsencode(os.path.relpath(path, folder)).decode('utf-8', 'backslashreplace')
+    name = _as_utf8(os.path.relpath(path, folder))
     yield _Asked({'image': name} | ({'question': text} if text else {}), path, text)
 
 
@@ -160,6 +159,11 @@ def _of_file(path: str, text: str, draws: bool) -> Iterator[_Asked]:
     if question := known.pop('question', '') or text:
       known['question'] = question
     yield _Asked(known, image, question, where)
+
+
+def _as_utf8(text: str) -> str:
+  """Text with the name of a file in it: bytes of the name that are not UTF-8 become '\\xNN'."""
+  return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
 @contextlib.contextmanager
