@@ -336,7 +336,7 @@ class Detection(Task):
 
   def plain(self, prediction):
     line = {'found': [_plain(f) for f in self._shown(prediction)]}
-    if meant := [_plain(f) for f in prediction.meant if f.name]:  # of evaluations: see record
+    if meant := [_plain(f) for f in prediction.meant if f.name]:  # in evaluations it has none
       line['meant'] = meant
     return line
 
