@@ -10,16 +10,18 @@ import pytest
 import tiny
 
 from xmodal import augment, predict
-from xmodal import labeller as labelling
 from xmodal.data.check import check_folder
 from xmodal.data.example import Example
 from xmodal.data.made import Joined, made_notes
 from xmodal.data.open import open_source
 from xmodal.data.pictures import images
+from xmodal.data.pictures.opened import Opened
 from xmodal.data.pipeline import sample
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
+from xmodal.labeller import Labeller
 from xmodal.metrics import captioning as captioning_metric
 from xmodal.metrics.agreement import agrees
 from xmodal.tasks import captioning, vqa
@@ -125,15 +127,15 @@ def pictures(tmp_path):
 
 
 def labeller(model, questions=tuple(ANSWERS), per_picture=None, threshold=0.9, keep_unjudged=False):
-  return labelling.Labeller(model, labelling.Opened(), questions, per_picture=per_picture,
-                          threshold=threshold, keep_unjudged=keep_unjudged)
+  return Labeller(model, Opened(), questions, per_picture=per_picture, threshold=threshold,
+                  keep_unjudged=keep_unjudged)
 
 
 def test_what_is_sure_and_agrees_is_kept(pictures):
   # 0.5 ** (1 / 3) < 0.9 <= 0.8 ** (1 / 3): a caption is measured a token.
   model = Model({'a.png': ('a red circle', 0.8), 'b.png': ('a red circle', 0.5)}, ANSWERS)
   one = labeller(model)
-  lines = one.lines(augment.find_pictures(str(pictures)))
+  lines = one.lines(find_pictures(str(pictures), '--images'))
   kept = {(os.path.basename(line['image']), line.get('question')): line for line in lines}
   assert kept.keys() == {(name, question) for name in ('a.png', 'b.png')
                          for question in ('Is there a circle?', 'Is there a square?')}
@@ -166,7 +168,7 @@ def test_what_cannot_be_judged_is_kept_if_asked_for(pictures):
 
 
 def test_a_caption_alone_is_an_example_and_an_empty_one_is_none(pictures):
-  paths = augment.find_pictures(str(pictures))
+  paths = find_pictures(str(pictures), '--images')
   model = Model({'a.png': ('a red circle', 0.8), 'b.png': (' ', 1.0)}, ANSWERS)
   model.lengths = lambda texts: np.array([3] * len(texts))
   line, = labeller(model, ()).lines(paths)
@@ -179,14 +181,16 @@ def test_each_picture_is_asked_its_share_of_the_questions_the_same_each_time(pic
   asked = []
   for _ in range(2):
     model = Model({}, ANSWERS)
-    labeller(model, per_picture=3, keep_unjudged=True).lines(augment.find_pictures(str(pictures)))
+    paths = find_pictures(str(pictures), '--images')
+    labeller(model, per_picture=3, keep_unjudged=True).lines(paths)
     asked.append(model.asked[:6])
   assert asked[0] == asked[1]
   assert all(len(set(part)) == 3 for part in (asked[0][:3], asked[0][3:]))
 
 
 def test_pictures_are_opened_once(pictures, monkeypatch):
-  decode, opened, paths = images.decode, labelling.Opened(), augment.find_pictures(str(pictures))
+  paths = find_pictures(str(pictures), '--images')
+  decode, opened = images.decode, Opened()
   calls = []
   monkeypatch.setattr(images, 'decode', lambda *args: calls.append(args) or decode(*args))
   assert list(opened.open(paths, 32)) == [str(pictures / 'bad.jpg')]

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+import xmodal
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.data.pictures.placement import Placement
@@ -208,6 +209,19 @@ def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
   assert texts[0] != greedy
   assert texts[1] == greedy  # of one token there is no choice
   assert texts[2] == texts[0]  # whatever stands beside a picture in its batch
+
+
+def test_a_loaded_model_describes_pictures(run, data):
+  model = xmodal.load(run[0])
+  paths = [data / f'val_{i}.png' for i in range(10)]
+  captions = [caption.caption for caption in model(paths)]
+  lines = [json.loads(x) for x in (run[0] / 'predictions_captioning_val.jsonl').open()]
+  assert captions == [line['caption'] for line in lines]
+  one = model(paths[0])
+  assert isinstance(one, Caption) and one.caption == captions[0]
+  assert model.plain(one).keys() == {'caption', 'probability'}
+  with pytest.warns(UserWarning, match='^captioning reads no text: text is not used'):
+    model(paths[0], 'what is it?')
 
 
 def test_predict_needs_no_text(run, data, capsys):

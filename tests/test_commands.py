@@ -403,11 +403,13 @@ def predict_error(capsys, *args):
 
 def test_mistakes_of_predict_are_one_line(moved, tmp_path, capsys):
   (tmp_path / 'text.jpg').write_text('this is no picture')
+  (tmp_path / 'empty').mkdir()
   Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
   good = {'checkpoint': moved, 'image': tmp_path / 'a.png', 'text': 'what?'}
   for change, word in (({'image': tmp_path / 'none.png'}, 'none.png'),
                        ({'image': tmp_path / 'text.jpg'}, 'text.jpg'),
-                       ({'image': tmp_path}, str(tmp_path)),
+                       ({'image': tmp_path / 'empty'}, 'no pictures in that folder'),
+                       ({'input': tmp_path / 'a.png'}, 'one of --image and --input'),
                        ({'text': '  '}, '--text is empty'),
                        ({'checkpoint': tmp_path}, 'no checkpoint in'),
                        ({'task': 'detection'}, "'detection'; wanted one of vqa"),

@@ -19,7 +19,7 @@ import tiny
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.models import lora
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.sharding.rules import path_name
 from xmodal.train import checkpoint
 from xmodal.train import state as states

@@ -1,6 +1,8 @@
 """Drawing what a text says, as people train and ask for it."""
 
+import base64
 import copy
+import io
 import json
 import types
 
@@ -12,6 +14,7 @@ import pytest
 import scipy.linalg
 import tiny
 
+import xmodal
 from xmodal import predict
 from xmodal.bench import generation as bench
 from xmodal.bench import generation_quality as quality
@@ -264,6 +267,42 @@ def test_transparent_parts_of_a_mask_are_not_drawn_anew(tmp_path, mode):
   Image.fromarray(strokes, 'LA').save(tmp_path / 'empty.png')
   with pytest.raises(UserError, match='is white nowhere'):
     task.query(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
+
+
+def test_a_loaded_model_draws_texts_from_their_seeds(trained, tmp_path, capsys):
+  model = xmodal.load(trained[0])
+  text = 'a red circle above a blue square'
+  pictures = model(None, [text, text, 'a large blue cross'], seed=[1, 2, 1])
+  assert all(isinstance(p, GeneratedImage) and p.image.shape == (32, 32, 3) for p in pictures)
+  command = asked(trained[0], tmp_path, capsys, '--text', text, '--seed', 1)[2]
+  assert np.abs(pictures[0].image.astype(int) - command).max() <= 1
+  for one, other in ((0, 1), (0, 2)):
+    assert (pictures[one].image != pictures[other].image).any()
+  changed = model(Image.fromarray(command), text, strength=0.0)
+  np.testing.assert_array_equal(changed.image, command)
+  png = io.BytesIO(base64.b64decode(model.plain(changed)['png']))
+  np.testing.assert_array_equal(np.asarray(Image.open(png)), command)
+  with pytest.raises(UserError, match='^n means nothing to generation; its options: guidance'):
+    model(None, text, n=2)
+  with pytest.raises(UserError, match='^mask and strength change a picture: image F is wanted'):
+    model(None, text, strength=0.5)
+  mask = np.zeros((8, 8, 3), np.uint8)
+  with pytest.raises(UserError, match='^mask is 8x8 pixels, image is 32x32'):
+    model(command, text, mask=mask)
+
+
+def test_a_file_of_texts_is_drawn_as_png_in_base64(trained, tmp_path, capsys):
+  (tmp_path / 'texts.jsonl').write_text(
+      '{"question": "a red circle"}\n{"question": "a zebra", "image_id": 7}\n')
+  code = predict.main(['--checkpoint', str(trained[0]), '--input', str(tmp_path / 'texts.jsonl'),
+                       '--guidance', '2'])
+  out, err = capsys.readouterr()
+  assert (code, err) == (0, '2 of 2 answered\n')
+  lines = [json.loads(line) for line in out.splitlines()]
+  for line in lines:
+    assert Image.open(io.BytesIO(base64.b64decode(line.pop('png')))).size == (32, 32)
+  assert lines == [{'question': 'a red circle'}, {
+      'image_id': 7, 'question': 'a zebra', 'notes': ['words never seen in training: zebra']}]
 
 
 def test_a_text_that_the_model_cannot_take_as_it_is_is_told_of(trained, tmp_path, capsys):

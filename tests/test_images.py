@@ -14,8 +14,8 @@ from xmodal.data import check
 from xmodal.data.pictures import images
 from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.pictures.images import fit, load_image, resize_antialiased
+from xmodal.data.pictures.opened import Opened
 from xmodal.errors import UserError
-from xmodal.labeller import Opened
 
 SIZE = (40, 56)  # height and width differ, so that swapping them shows
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from xmodal import config as configs
-from xmodal import predict, pretrained
+from xmodal import predictor, pretrained
 from xmodal.data.sense import SENSES
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
@@ -194,10 +194,10 @@ def test_they_train_together(workdir):
 
 def test_the_answer_depends_on_the_third_sense(workdir, lab):
   from my_lab.waves import open_waves
-  predictor = predict.Predictor(str(workdir))
+  model = predictor.Predictor(str(workdir))
   low, high = open_waves('val', train=False, image_size=8, waves=2)[:2]
   assert low.image.tolist() == high.image.tolist() and low.question == high.question
-  assert predictor([low, high], 'wave')[1] == [0, 1]
+  assert model([low, high], 'wave')[1] == [0, 1]
 
 
 def test_a_stopped_run_goes_on_and_another_process_evaluates(workdir, lab, tmp_path):

@@ -19,7 +19,7 @@ import transformers
 from xmodal import pretrained
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.positions import cubic_weights
 from xmodal.train.plan import Plan

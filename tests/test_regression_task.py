@@ -16,6 +16,7 @@ import sklearn.metrics
 import tiny
 import torch
 
+import xmodal
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.data.open import open_source
@@ -271,6 +272,18 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path):
   workdir = shutil.copytree(run[0], tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints' / '4')
   assert tiny.train(workdir, config())['evaluation']['regression'] == run[1]
+
+
+def test_a_loaded_model_answers_with_numbers(run):
+  model, source = xmodal.load(run[0]), Numbers('test', size=3, image_size=32)
+  question = 'how many objects are there?'
+  numbers = model([source[i].image for i in range(3)], question)
+  for i, number in enumerate(numbers):
+    assert isinstance(number, Number)
+    assert number.number == pytest.approx(model(source[i].image, question).number, rel=1e-4)
+  assert model.plain(numbers)[0].keys() == {'predicted', 'written'}
+  with pytest.raises(UserError, match='^text is empty; regression wants'):
+    model(source[0].image)
 
 
 def test_predict_answers_with_a_number(run, tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 import tiny
 
+import xmodal
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.data.pictures.placement import Placement
@@ -20,7 +21,7 @@ from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.stream import Stream
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.tasks.retrieval import task as retrieval
 from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
 from xmodal.train.plan import Plan
@@ -202,15 +203,39 @@ def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, 
   assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
 
 
-def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
+def test_a_loaded_model_ranks_the_texts_or_pictures_of_a_list(run, folder, caplog):
+  model = xmodal.load(run[0])
+  paths = [folder / f'{i}.png' for i in range(12)]
+  of_picture = model(paths[3], 'a red circle. a blue square')
+  assert of_picture.texts == model(paths[3], ['a red circle', 'a blue square']).texts
+  assert not of_picture.pictures and len(of_picture.texts) == 2
+  ranking = model(paths, 'a red circle')
+  assert sorted(m.what.image_id for m in ranking.pictures) == list(range(12))
+  similarity = [m.similarity for m in ranking.pictures]
+  assert similarity == sorted(similarity, reverse=True)
+  of_text = {m.what: m.similarity for m in of_picture.texts}['a red circle']
+  assert {m.what.image_id: m.similarity for m in ranking.pictures}[3] == pytest.approx(
+      of_text, abs=1e-5)
+  plain = json.loads(json.dumps(model.plain(ranking)))
+  assert plain['pictures'][0] == {'image': ranking.pictures[0].what.image,
+                                  'similarity': round(similarity[0], 4)}
+  with jax.log_compiles():
+    pixels = [np.asarray(Image.open(path)) for path in paths[:5]]
+    again = {m.what.image_id: m.similarity for m in model(pixels, 'a red circle').pictures}
+  assert not [r for r in caplog.records if r.message.startswith('Compiling jit(')]
+  assert again[3] == pytest.approx(of_text, abs=1e-5)
+  pairs = model(paths[:3], ['a red circle', 'a blue square. a cross', 'two things'])
+  assert [len(one.texts) for one in pairs] == [1, 2, 1]
+  with pytest.raises(UserError, match='^image is an empty list'):
+    model([], 'a red circle')
+
+
+def test_predict_says_what_is_wrong(run, folder, tmp_path, capsys):
   assert ask(capsys, run[0], folder / '3.png', '. ;')[::2] == (
       2, 'error: --text \'. ;\' says nothing; wanted texts with a full stop after each: "a red '
          'circle. a blue square."\n')
   code, _, err = ask(capsys, run[0], tmp_path, 'a red circle')
   assert code == 2 and 'no pictures in that folder' in err
-  arguments = ['--checkpoint', str(finished), '--image', str(folder), '--text', 'what?']
-  assert predict.main(arguments) == 2
-  assert capsys.readouterr().err == f'error: --image {folder} is a folder; vqa wants one picture\n'
   _, _, err = ask(capsys, run[0], folder, 'a red circle ' * 30)
   assert err.count('note: the text has') == 1 and 'the model reads 24' in err
   _, _, err = ask(capsys, run[0], folder, 'a red circle. a blue square.')

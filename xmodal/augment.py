@@ -19,33 +19,20 @@ import json
 import os
 import sys
 
-from PIL import Image
 from tqdm import tqdm
 
 from xmodal import atomic, errors, paths
 from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.sources.jsonl import numbered_lines
+from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally
-from xmodal.predict import AT_ONCE, Predictor
+from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.train import checkpoint
 from xmodal.train.cache import enable_compilation_cache
 
 _LISTED = 20  # answers, of those given most often
-
-
-def find_pictures(folder: str) -> list[str]:
-  """The paths of all files in a folder, and in those below, that are named as pictures, sorted."""
-  if not os.path.isdir(folder):
-    raise UserError(f'--images {folder}: no such folder')
-  known = Image.registered_extensions()
-  paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names
-                 if os.path.splitext(name)[1].lower() in known)
-  if not paths:
-    raise UserError(f'--images {folder}: no pictures in that folder; wanted some in a format that '
-                    'Pillow opens, such as .jpg or .png')
-  return paths
 
 
 def read_questions(path: str) -> list[str]:
@@ -100,7 +87,7 @@ def _augment(args):
     if given := getattr(args, name):
       setattr(args, name, paths.local(given, f'--{name}'))
   _check(args)
-  pictures = find_pictures(args.images)[:args.limit]
+  pictures = find_pictures(args.images, '--images')[:args.limit]
   questions = () if args.captions else read_questions(args.questions)
   step = checkpoint.find(args.checkpoint)
   enable_compilation_cache()

@@ -58,7 +58,7 @@ _BENCHMARKS = {
 XMODAL = Command(xmodal.__doc__, commands={
     'train': Command('Trains a model, evaluates it, or checks its config: xmodal train --config '
                      'vqa.', 'xmodal.main'),
-    'predict': Command('Runs a trained model on a picture, or generates one.', 'xmodal.predict'),
+    'predict': Command('Runs a trained model on pictures, or generates one.', 'xmodal.predict'),
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),
     'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),

@@ -26,7 +26,7 @@ from xmodal.data.scenes.drawings import parse
 from xmodal.errors import UserError
 from xmodal.metrics import frechet
 from xmodal.mixer.feed import task_config
-from xmodal.predict import AT_ONCE, Predictor
+from xmodal.predictor import AT_ONCE, Predictor
 
 
 def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:

@@ -76,7 +76,7 @@ def _run(options):
   import jax
   from PIL import Image
 
-  from xmodal.predict import Predictor
+  from xmodal.predictor import Predictor
 
   check_positive(options, 'rounds')
   jax.config.update('jax_enable_compilation_cache', False)

@@ -18,7 +18,13 @@ from xmodal.data.example import Example
 
 @dataclasses.dataclass(frozen=True)
 class DetectedBox:
-  """A detection: the object's name, its box, and the model's confidence."""
+  """A detected object.
+
+  Attributes:
+    name: what it is, or the expression that it matches.
+    box: (x, y, width, height) in pixels of the picture as stored, see xmodal.data.example.Object.
+    score: confidence, 0..1.
+  """
 
   name: str
   box: tuple[float, float, float, float]

@@ -27,7 +27,7 @@ def main(argv=None) -> int:
 
 def _export(options):
   # The Predictor reads the checkpoint of a run.
-  from xmodal.predict import Predictor
+  from xmodal.predictor import Predictor
   from xmodal.pretrained.export import check_new, save
   options.output = paths.local(options.output, '--output')
   check_new(options.output)

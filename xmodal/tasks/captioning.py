@@ -34,7 +34,12 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A caption and its probability under the model, the product over its tokens."""
+  """A caption.
+
+  Attributes:
+    caption: the text.
+    probability: 0..1, under the model: the product over its tokens.
+  """
 
   caption: str
   probability: float
@@ -172,9 +177,12 @@ class Captioning(Task):
     return '\n'.join(rows)
 
   def record(self, example, prediction):
-    return {'image_id': example.image_id, 'caption': prediction.caption,
-            'probability': float(f'{prediction.probability:.6g}'),
+    return {'image_id': example.image_id, **self.plain(prediction),
             'captions': list(example.captions)}
+
+  def plain(self, prediction):
+    return {'caption': prediction.caption,
+            'probability': float(f'{prediction.probability:.6g}')}
 
   def files(self, examples, predictions):
     """COCO's results file, with one caption per image id."""

@@ -128,6 +128,7 @@ class Objects(Task):
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
+    """For each picture up to ten (name, probability 0..1 of its presence), most probable first."""
     present = arrays['present'][:, :len(self.names)]  # without padding rows
     ranked = np.argsort(-present, axis=-1, kind='stable')[:, :_TOP]
     return [tuple((self.names[i], float(row[i])) for i in order)
@@ -151,6 +152,10 @@ class Objects(Task):
 
   def headline(self, scores):
     return f'F1 of names {scores["f1"]:.1%}' if 'f1' in scores else ''
+
+  def plain(self, prediction):
+    return {'names': [{'name': name, 'probability': round(probability, 6)}
+                      for name, probability in prediction]}
 
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)

@@ -34,7 +34,13 @@ OPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A number, and optionally the decoder's (text, probability) for it."""
+  """A number that answers a question.
+
+  Attributes:
+    number: in the unit of the training numbers.
+    written: (text, probability 0..1) of the decoder, the product over its tokens; None without a
+      decoder.
+  """
 
   number: float
   written: tuple[str, float] | None = None
@@ -199,8 +205,11 @@ class Regression(Task):
     if not example.question:
       return None
     line = {'question_id': example.question_id, 'question': example.question,
-            'question_type': example.question_type, 'number': example.number,
-            'predicted': float(f'{prediction.number:.6g}')}
+            'question_type': example.question_type, 'number': example.number}
+    return line | self.plain(prediction)
+
+  def plain(self, prediction):
+    line = {'predicted': float(f'{prediction.number:.6g}')}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line

@@ -1,7 +1,7 @@
 """The interface of a task: everything specific to it, in one object."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +34,8 @@ class Task(abc.ABC):
     needs: fields of Example that training requires.
     loss_weights: weight of each loss term in the task's loss.
     main_score: key of the main metric in `score`, higher is better; '': none.
-    takes_folders: whether `query` accepts a folder of pictures as image.
+    takes_folders: whether `query` ranks: it accepts a folder or a list of pictures as image, or a
+      list of texts as text.
     draws: whether its predictions are pictures; `query` then accepts image=None.
     senses: names of its inputs besides pictures and text, see data.sense.
     query_options: names of the additional keywords of `query`.
@@ -142,6 +143,15 @@ class Task(abc.ABC):
   def files(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
     """Predictions in formats of other programs: {name of a JSON file: its content}."""
     return {}
+
+  def plain(self, prediction: Any) -> dict[str, Any]:
+    """A prediction as plain JSON values, for `record` and the answers of xmodal.predict."""
+    return {'answer': self.describe(prediction)}
+
+  @property
+  def asked(self) -> Hashable:
+    """What `query` changed in the task: examples of tasks with equal values can share a batch."""
+    return None
 
   @property
   def copies(self) -> int:

@@ -42,8 +42,10 @@ class Answer:
 
   Attributes:
     answer: the answer of the classifier if there is one, else of the decoder.
-    top: (answer, probability) of the most probable answers of the answer list, best first.
-    written: (answer, probability) of the decoder.
+    top: (answer, probability 0..1) of up to five most probable answers of the answer list, best
+      first; () without a classifier.
+    written: (text, probability 0..1) of the decoder, the product over its tokens; None without a
+      decoder.
   """
 
   answer: str
@@ -268,8 +270,11 @@ class VQA(Task):
     if not example.question:
       return None
     line = {'question_id': example.question_id, 'question': example.question,
-            'question_type': example.question_type, 'answers': list(example.answers),
-            'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
+            'question_type': example.question_type, 'answers': list(example.answers)}
+    return line | self.plain(prediction)
+
+  def plain(self, prediction):
+    line = {'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line

@@ -117,6 +117,12 @@ def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]
   return _decode_plain_jpeg(data, size, name) or _decode(data, name, behind)
 
 
+def from_pillow(image: Image.Image, behind: str = 'white') -> np.ndarray:
+  """uint8 [H, W, 3] of a picture that Pillow holds: turned upright, see `decode` for the rest."""
+  picture = _pixels_of(image, 'image', behind)
+  return fit(picture, picture.size)[0]
+
+
 def crop(
     picture: Decoded, window: tuple[float, float, float, float]
 ) -> tuple[Decoded, tuple[float, float, float, float]]:
@@ -259,6 +265,10 @@ def _decode(data: bytes, name: str, behind: str) -> Decoded:
     raise _too_large(name) from fault
   except Exception as fault:
     raise _damaged(name, fault) from fault
+  return _pixels_of(image, name, behind)
+
+
+def _pixels_of(image: Image.Image, name: str, behind: str) -> Decoded:
   _check_pixels(name, image.size[::-1])
   try:
     image.load()

@@ -111,7 +111,7 @@ class LineParser:
     """
     self._left_out = []
     try:
-      record = _json_object(line)
+      record = json_object(line)
     except Complaint as complaint:
       return None, [str(complaint)]
     self.ignored.update((key, None) for key in record
@@ -194,7 +194,8 @@ def check_questions(examples: Iterable[Example], path: str) -> None:
                       'take the file as distributed')
 
 
-def _json_object(line):
+def json_object(line: bytes) -> dict:
+  """The JSON object in one line of a file; Complaint if it holds none."""
   try:
     fields = json.loads(line.decode('utf-8').strip(), parse_constant=_no_constant)
   except UnicodeDecodeError as error:

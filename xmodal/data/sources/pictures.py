@@ -83,6 +83,27 @@ class Pictures:
     return self._listings[folder]
 
 
+def find_pictures(folder: str, flag: str) -> list[str]:
+  """The paths of all files in a folder, and in those below, that are named as pictures, sorted.
+
+  Args:
+    folder: its path.
+    flag: of a command that names it, for messages ('--images').
+
+  Raises:
+    UserError: no such folder, or no pictures in it.
+  """
+  if not os.path.isdir(folder):
+    raise UserError(f'{flag} {folder}: no such folder')
+  known = Image.registered_extensions()
+  paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names
+                 if os.path.splitext(name)[1].lower() in known)
+  if not paths:
+    raise UserError(f'{flag} {folder}: no pictures in that folder; wanted some in a format that '
+                    'Pillow opens, such as .jpg or .png')
+  return paths
+
+
 def check_present(missing: list[str], total: int, folder: str, pictures: Pictures) -> None:
   """Raises UserError if any of the pictures that a data set names is missing."""
   if missing:

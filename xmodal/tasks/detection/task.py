@@ -58,8 +58,9 @@ class Detections:
   """Detections in a picture.
 
   Attributes:
-    found: detections of names, most probable first.
-    meant: one detection per expression; its name is the expression's text.
+    found: up to 100 detections of names, most probable first, also those with scores below
+      config.detection.threshold (see Detection.plain for those shown to people).
+    meant: the most probable box of each expression; its name is the expression's text.
   """
 
   found: tuple[metrics.DetectedBox, ...]
@@ -334,13 +335,23 @@ class Detection(Task):
     return {'instances': instances, 'results': results}
 
   def record(self, example, prediction):
-    line = {'image_id': example.image_id, 'found': [_plain(f) for f in self._shown(prediction)]}
+    line = {'image_id': example.image_id, **self.plain(prediction)}
     if example.objects is not None:
       line['objects'] = [{'name': o.name, 'box': list(o.box)} for o in example.objects]
     if example.expression and prediction.meant:
       line |= {'expression': example.expression.name, 'box': list(example.expression.box),
                'meant': _plain(prediction.meant[0])}
     return line
+
+  def plain(self, prediction):
+    line = {'found': [_plain(f) for f in self._shown(prediction)]}
+    if meant := [_plain(f) for f in prediction.meant if f.name]:  # in evaluations it has none
+      line['meant'] = meant
+    return line
+
+  @property
+  def asked(self):
+    return self.names
 
   def join(self, examples, predictions):
     return Detections(predictions[0].found, tuple(

@@ -1,8 +1,10 @@
 """Image generation from texts, by flow matching in pixels (arXiv:2511.13720)."""
 
+import base64
 from collections.abc import Callable, Mapping
 import copy
 import dataclasses
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import re
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
+from PIL import Image
 
 from xmodal.data.example import Example
 from xmodal.data.pictures import images
@@ -66,9 +69,10 @@ class GeneratedImage:
   """A picture generated for a caption.
 
   Attributes:
-    image: uint8 [H, W, 3], at the size of the model's input.
+    image: uint8 [H, W, 3], RGB, at the size of the model's input (config.data.image_size).
     truth: the example's picture, likewise; None for a user's query.
-    loss: the v-loss on it, at a time and noise derived from the example.
+    loss: the v-loss on it (mean squared error of velocities, pixels in -1..1), at a time and noise
+      derived from the example; None for a user's query.
   """
 
   image: np.ndarray
@@ -78,10 +82,10 @@ class GeneratedImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
-  """Pictures generated for a user's query.
+  """Pictures generated for one text, as many as --n.
 
   Attributes:
-    images: uint8 [N, H, W, 3].
+    images: uint8 [N, H, W, 3], RGB, at the size of the model's input.
     right: number of images that show the text; None: cannot be judged.
   """
 
@@ -231,6 +235,12 @@ class Generation(Task):
       task._on_step = progress(task._steps)
     return task, examples
 
+  @property
+  def asked(self):
+    start = self._start
+    # A mask is part of an example's features; it is one object for all of a query.
+    return self._guidance, self._steps, start and (start.strength, id(start.mask))
+
   def _read_mask(self, image, mask):
     """bool [S, S]: where a mask is white, at the model's input size; transparent counts as black.
     """
@@ -238,14 +248,14 @@ class Generation(Task):
     picture, drawn_anew = images.decode(image, side), images.decode(mask, side, behind='black')
     if picture.size != drawn_anew.size:
       (height, width), (rows, columns) = picture.size, drawn_anew.size
-      raise UserError(f'--mask {mask} is {columns}x{rows} pixels, --image {image} is '
+      raise UserError(f'--mask{_path(mask)} is {columns}x{rows} pixels, --image{_path(image)} is '
                       f'{width}x{height}; they have to be of one size')
     fitted = np.zeros((*side, 3), np.uint8)
     Transform().apply(drawn_anew, fitted, self._config.data.keep_aspect)
     white = fitted.mean(-1) > 127
     if not white.any():
-      raise UserError(f'--mask {mask} is white nowhere, so that nothing would be drawn anew: paint '
-                      'white what is to change (transparent parts count as black)')
+      raise UserError(f'--mask{_path(mask)} is white nowhere, so that nothing would be drawn anew: '
+                      'paint white what is to change (transparent parts count as black)')
     return white
 
   def join(self, examples, predictions):
@@ -371,6 +381,11 @@ class Generation(Task):
       line['fault'] = judge.fault(prediction.image, wanted)
     return line
 
+  def plain(self, prediction):
+    png = io.BytesIO()
+    Image.fromarray(prediction.image).save(png, 'PNG')
+    return {'png': base64.b64encode(png.getvalue()).decode('ascii')}
+
   def describe(self, prediction):
     count, height, width = prediction.images.shape[:3]
     line = f'{count} picture{"s" if count > 1 else ""} of {width}x{height} pixels'
@@ -389,6 +404,11 @@ class Generation(Task):
     else:
       lines.append(('left the model, right the truth', card.PLAIN))
     return card.draw_card(both, lines)
+
+
+def _path(picture):
+  """' PATH' of a picture in a file, '' of pixels."""
+  return f' {picture}' if isinstance(picture, str) else ''
 
 
 def _words(text):

@@ -47,7 +47,14 @@ OPTIONS = {
 
 
 class Match(NamedTuple):
-  """A text or a picture's example, its cosine similarity to the query, and whether it is right."""
+  """A text or a picture that is close to the query.
+
+  Attributes:
+    what: the text, or the picture's example: its `image` is the path or the pixels, its `image_id`
+      the index in a list of pictures given by a user, from 0.
+    similarity: cosine, -1..1.
+    right: whether it is correct; None: unknown.
+  """
 
   what: str | Example
   similarity: float
@@ -59,12 +66,12 @@ class Ranking:
   """Embeddings of a picture and its captions, and their closest matches.
 
   Attributes:
-    image: float32 [D], of length 1.
+    image: float32 [D], of length 1; with several pictures of a user, that of the first.
     captions: float32 [C, D], likewise; the example's captions, then padding.
-    texts: the closest texts to the picture, best first.
-    pictures: the closest pictures to the first caption, best first.
+    texts: the closest texts to the picture, best first; all texts that a user gave.
+    pictures: the closest pictures to the first caption, best first; all that a user gave.
     text_rank: rank of the first right text for the picture, from 1; None: not ranked.
-    picture_ranks: rank of the first right picture for each caption.
+    picture_ranks: rank of the first right picture for each caption, from 1; (): not ranked.
   """
 
   image: np.ndarray
@@ -140,11 +147,17 @@ class Retrieval(Task):
     return said
 
   def query(self, image, text):
-    texts = split_texts(text)
+    texts = split_texts(text) if isinstance(text, str) else tuple(text)
     if not texts:
       raise UserError(f'--text {text!r} says nothing; wanted texts with a full stop after each: "a '
                       'red circle. a blue square."')
-    if os.path.isdir(image):
+    if isinstance(image, (list, tuple)):
+      if not image:
+        raise UserError('--image is an empty list; wanted pictures to rank')
+      return self._with(1, searches=True), [
+          Example(picture, image_id=place, captions=(text.strip(),))
+          for place, picture in enumerate(image)]
+    if isinstance(image, str) and os.path.isdir(image):
       known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
       names = sorted(n for n in os.listdir(image) if os.path.splitext(n)[1].lower() in known)
       if not names:
@@ -157,7 +170,7 @@ class Retrieval(Task):
   def join(self, examples, predictions):
     if self._searches:
       found = [Match(e, float(p.image @ p.captions[0])) for e, p in zip(examples, predictions)]
-      return dataclasses.replace(predictions[0], pictures=_best(found)[:_LISTED])
+      return dataclasses.replace(predictions[0], pictures=_best(found))
     (example,), (prediction,) = examples, predictions
     similarity = (prediction.captions @ prediction.image).tolist()
     return dataclasses.replace(
@@ -279,14 +292,23 @@ class Retrieval(Task):
   def record(self, example, prediction):
     if prediction.text_rank is None:
       return None
+    texts = [{**_plain(m), 'right': m.right} for m in prediction.texts]
     return {'image_id': example.image_id, 'captions': list(_captions(example)[:self._num_captions]),
             'text_rank': prediction.text_rank, 'picture_ranks': list(prediction.picture_ranks),
-            'texts': [{'text': m.what, 'similarity': round(m.similarity, 4), 'right': m.right}
-                      for m in prediction.texts]}
+            'texts': texts}
+
+  def plain(self, prediction):
+    return {key: [_plain(m) for m in matches] for key, matches in (
+        ('texts', prediction.texts), ('pictures', prediction.pictures)) if matches}
+
+  @property
+  def asked(self):
+    return self._num_captions, self._searches
 
   def describe(self, prediction):
     if prediction.pictures:
-      return '\n'.join(f'{m.similarity:7.3f}  {m.what.image}' for m in prediction.pictures)
+      return '\n'.join(
+          f'{m.similarity:7.3f}  {m.what.image}' for m in prediction.pictures[:_LISTED])
     return '\n'.join(f'{m.similarity:7.3f}  {m.what}' for m in prediction.texts)
 
   def draw(self, example, pixels, prediction):
@@ -296,7 +318,7 @@ class Retrieval(Task):
       lines.insert(0, (f'texts for this picture (a right one is number {prediction.text_rank}):',
                        card.PLAIN))
     found = [(images.load_within(m.what.image, card.WIDTH)[0], colours[m.right])
-             for m in prediction.pictures]
+             for m in prediction.pictures[:_LISTED]]
     if self._searches:
       return card.add_lines(card.draw_grid(found), [(example.captions[0], card.PLAIN)])
     drawn = card.draw_card(pixels, lines or [('no caption to look for', card.PLAIN)])
@@ -305,6 +327,14 @@ class Retrieval(Task):
     rank = f' (a right one is number {prediction.picture_ranks[0]})'
     return card.stack([drawn, card.add_lines(
         card.draw_grid(found), [(f'pictures for: {_captions(example)[0]}{rank}', card.PLAIN)])])
+
+
+def _plain(match):
+  what, similarity = match.what, round(match.similarity, 4)
+  if isinstance(what, str):
+    return {'text': what, 'similarity': similarity}
+  return {'image': what.image if isinstance(what.image, str) else what.image_id,
+          'similarity': similarity}
 
 
 def _captions(example) -> tuple[str, ...]:
