@@ -63,6 +63,7 @@ XMODAL = Command(xmodal.__doc__, commands={
                        'xmodal.augment'),
     'check': Command('Reports faults of a folder of data before a run trains on it.',
                      'xmodal.data.check'),
+    'keys': Command('Lists the keys of the config, with defaults and ranges.', 'xmodal.keys'),
     'show': Command('Shows what a pretrained checkpoint holds, and whether it is complete.',
                     'xmodal.pretrained', ('show',)),
     'export': Command('Writes a trained tower as a folder that transformers loads.',
