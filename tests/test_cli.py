@@ -103,7 +103,7 @@ def test_a_subcommand_runs_as_its_module_does(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:.*found in sys.modules')  # by other tests of this process
 def test_usage_names_the_subcommand(command, capsys):
-  for name in ('predict', 'check', 'augment', 'export', 'show'):
+  for name in ('predict', 'check', 'augment', 'keys', 'export', 'show'):
     with pytest.raises(SystemExit) as end:
       command(name, '--help')
     assert end.value.code == 0

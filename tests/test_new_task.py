@@ -1,5 +1,4 @@
-"""The task that README.md adds, as a plugin: its block, as it stands there, is trained and queried.
-"""
+"""The task that xmodal/tasks/README.md adds as a plugin: its block is trained and queried."""
 
 import json
 import pathlib
@@ -19,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
   """The block as a module of a folder elsewhere; its name."""
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  text = (ROOT / 'xmodal' / 'tasks' / 'README.md').read_text(encoding='utf-8')
   (block,) = re.findall(r'```python\n(.*?)```', text.split('## Adding a task')[1].split('\n## ')[0],
                         re.DOTALL)
   assert len(block.splitlines()) < 60
@@ -30,7 +29,7 @@ def counting(tmp_path, monkeypatch):
   TASKS._parts.pop('counting', None)
 
 
-def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_path, capsys):
+def test_the_task_of_the_guide_learns_beside_others_and_is_queried(counting, tmp_path, capsys):
   configs.load_plugins((counting,))
   final = tiny.train(tmp_path / 'run', tiny.changed(
       plugins=(counting,), counting__most=10, mixer__tasks=('objects', 'counting'),

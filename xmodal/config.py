@@ -138,6 +138,13 @@ def check(config: ConfigDict) -> None:
       parts.fields(config.model, slot)  # before any data are read
 
 
+# Of which registry a key chooses a part: (section, key, registry).
+CHOICES = (
+    ('data', 'source', SOURCES), ('mixer', 'sampling', sampling.SAMPLINGS),
+    ('mixer', 'balance', balance.BALANCES), ('optimizer', 'name', optimizer.OPTIMIZERS),
+    ('optimizer', 'schedule', schedules.SCHEDULES))
+
+
 def check_given(config: ConfigDict, given: Sequence[str]) -> None:
   """Raises UserError if a key that a person gave is of a part that the config does not choose.
 
@@ -150,10 +157,7 @@ def check_given(config: ConfigDict, given: Sequence[str]) -> None:
     if path in TASKS and path not in config.mixer.tasks:
       raise UserError(f'config.{key} means nothing without {path!r} in config.mixer.tasks='
                       f'{tuple(config.mixer.tasks)}')
-    for section, choice, registry in (
-        ('data', 'source', SOURCES), ('mixer', 'sampling', sampling.SAMPLINGS),
-        ('mixer', 'balance', balance.BALANCES), ('optimizer', 'name', optimizer.OPTIMIZERS),
-        ('optimizer', 'schedule', schedules.SCHEDULES)):
+    for section, choice, registry in CHOICES:
       chosen = config[section][choice]
       owners = [part for part in registry if name in registry[part].options]
       if path == section and owners and chosen not in owners:
