@@ -435,17 +435,19 @@ def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path
       'sys.modules.update(tensorflow=None, torch=None)',
       'sys.path[:0] = sys.argv[1:3]',
       'import numpy as np, tiny',
-      'from xmodal import predict',
+      'from xmodal import predictor',
       'from xmodal.data.example import Example',
       'from xmodal.sharding.mesh import put_batch',
       'from xmodal.train import state',
+      'from xmodal.train.plan import Plan',
+      'from xmodal.train.programs import compile_step',
       'run = Plan(tiny.get_config(), sys.argv[4])',
       'batch = run.maker("train")(np.arange(8), np.arange(8))',
       'before = state.create(run.init, run.abstract)',
       'after, metrics = compile_step(run)(before, put_batch(batch, run.mesh, 8))',
       'assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))',
       'example = Example(np.zeros((9, 9, 3), np.uint8), question="what?")',
-      'print(predict.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))
+      'print(predictor.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))
   out = python('-c', script, ROOT, ROOT / 'tests', moved, tmp_path / 'run')
   assert out.returncode == 0, out.stderr[-2000:]
   answers = json.loads((moved / 'assets' / 'vqa' / 'answers.json').read_text())

@@ -12,7 +12,8 @@ NUMBERS = {'loss': 1.0, 'vqa/accuracy': 0.5, 'skipped': 0.0}
 
 
 def begin(workdir, start=0, steps=9, scored=()):
-  return Report(str(workdir), steps=steps, start=start, batch_size=8, scored={'eval': scored}, evaluates=start >= steps)
+  return Report(str(workdir), steps=steps, start=start, batch_size=8, scored={'eval': scored},
+                evaluates=start >= steps)
 
 
 def train(report, *steps):
