@@ -1,7 +1,7 @@
 """What a task is: everything that is particular to it, in one object."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -182,6 +182,11 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def from_files(cls, config, tokenizer: Tokenizer, folder: str) -> 'Task':
     """A task as `save` left it in a folder."""
+
+  def labels(self) -> Mapping[str, Sequence[Hashable]]:
+    """What the last axis of some of its parameters counts: {name of a layer of the head: a label
+    for each place}. A run that begins with another's parameters finds its places by them."""
+    return {}
 
   def save(self, folder: str) -> None:
     """Writes what the task learned from the data into a folder; one that learned nothing does not
