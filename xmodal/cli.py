@@ -50,6 +50,8 @@ _BENCHMARKS = {
                            'xmodal.bench.same_losses'),
     'self_training': Command('Whether training on labels that a model made helps.',
                              'xmodal.bench.self_training'),
+    'start_from': Command('Whether a run learns better that begins with an earlier one.',
+                          'xmodal.bench.start_from'),
     'train_step': Command('Seconds of a training step, against PyTorch.',
                           'xmodal.bench.train_step'),
 }
