@@ -51,6 +51,7 @@ _BENCHMARKS = {
                            'xmodal.bench.same_losses'),
     'self_training': Command('Whether training on labels made by a model helps.',
                              'xmodal.bench.self_training'),
+    'start_from': Command('Whether starting from an earlier run helps.', 'xmodal.bench.start_from'),
     'train_step': Command('Seconds per training step, compared with PyTorch.',
                           'xmodal.bench.train_step'),
 }

@@ -23,7 +23,7 @@ from xmodal.options import Option, Options
 from xmodal.registry import load_plugins
 from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
-from xmodal.train import checkpoint, evaluate, evaluation, measure, report, step
+from xmodal.train import checkpoint, evaluate, evaluation, measure, report, start, step
 from xmodal.train.around import best
 from xmodal.train.optimizer import optimizer, schedules
 
@@ -46,7 +46,7 @@ def sections() -> dict[str, Options]:
                       **balance.OPTIONS, **balance.BALANCES.options(), **measure.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
             'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
-                      **best.OPTIONS},
+                      **best.OPTIONS, **start.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),
                           **schedules.SCHEDULES.options()},
             'mesh': mesh.OPTIONS}

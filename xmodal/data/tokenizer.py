@@ -1,6 +1,8 @@
 """Converts text to token ids and back, with tokenizer files in the HuggingFace layout."""
 
+import collections
 from collections.abc import Iterable, Sequence
+import itertools
 import json
 import os
 
@@ -9,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from xmodal import paths
+from xmodal.data.merges import learn_merges
 from xmodal.errors import UserError
 from xmodal.options import Option
 
@@ -51,6 +54,11 @@ class Tokenizer:
       raise _unknown(token, self.vocab_size)
     return number
 
+  @property
+  def vocabulary(self) -> dict[str, int]:
+    """Numbers of all tokens by their strings, special ones included."""
+    return self._backend.get_vocab(with_added_tokens=True)
+
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
     """Number of tokens of each text, including the end token: int64 [N]."""
     return np.array([len(ids) for ids in self._encode(texts)], np.int64)
@@ -75,6 +83,33 @@ class Tokenizer:
       ends = np.flatnonzero(row == self.eos_id)
       texts.append(row[:ends[0]].tolist() if ends.size else row.tolist())
     return [t.strip() for t in self._backend.decode_batch(texts, skip_special_tokens=True)]
+
+  def grown(self, texts: Iterable[str], vocab_size: int) -> 'Tokenizer':
+    """One that `train_tokenizer` might have gone on to, had it met these texts after its own.
+
+    Its tokens keep their numbers. It reads a text of tokens alone that this one has as this one
+    does, where this one had no more to join; words that this one spells in pieces become tokens.
+
+    Args:
+      texts: to learn from. Every letter in them becomes a token.
+      vocab_size: most tokens, letters apart.
+    """
+    state = json.loads(self._backend.to_str())
+    model, words = state['model'], collections.Counter()
+    for text in texts:
+      text = self._backend.normalizer.normalize_str(text)
+      words.update(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text))
+    number = itertools.count(self.vocab_size)
+    for letter in sorted({letter for word in words for letter in word} - model['vocab'].keys()):
+      model['vocab'][letter] = next(number)
+    spelled = tokenizers.Tokenizer.from_str(json.dumps(state)).model
+    merges = learn_merges({tuple(piece.value for piece in spelled.tokenize(word)): count
+                           for word, count in words.items()},
+                          model['vocab'].keys(), vocab_size - len(model['vocab']))
+    model['vocab'] |= {a + b: next(number) for a, b in merges}
+    model['merges'] = [*_pairs(model['merges']), *merges]
+    pad = self._backend.id_to_token(self.pad_id)
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)), pad, self._eos_token)
 
   def save(self, folder: str) -> None:
     """Writes a folder that `transformers.AutoTokenizer.from_pretrained` loads."""
@@ -123,11 +158,16 @@ def _without_specials(backend, named):
   if model.get('unk_token') is not None:
     model['unk_token'] = hidden.get(model['unk_token'], model['unk_token'])
   if 'merges' in model:
-    pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
-    model['merges'] = [pair for pair in pairs if special.isdisjoint((*pair, ''.join(pair)))]
+    model['merges'] = [pair for pair in _pairs(model['merges'])
+                       if special.isdisjoint((*pair, ''.join(pair)))]
   reader = tokenizers.Tokenizer.from_str(json.dumps(state))
   reader.encode_special_tokens = True
   return reader
+
+
+def _pairs(merges):
+  """Merges as pairs, which files of other years write as texts."""
+  return [merge.split(' ') if isinstance(merge, str) else merge for merge in merges]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:

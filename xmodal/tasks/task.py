@@ -218,6 +218,11 @@ class Task(abc.ABC):
   def from_files(cls, config, tokenizer: Tokenizer, folder: str) -> 'Task':
     """Restores the task from a folder written by `save`."""
 
+  def labels(self) -> Mapping[str, Sequence[Hashable]]:
+    """What the last axis of some of its parameters counts: {name of a layer of the head: a label
+    for each place}. A run that begins with another's parameters finds its places by them."""
+    return {}
+
   def save(self, folder: str) -> None:
     """Writes what from_data learned into a folder; the default writes nothing."""
     del folder

@@ -157,6 +157,9 @@ class VQA(Task):
     with open(os.path.join(folder, 'answers.json'), 'w', encoding='utf-8') as f:
       json.dump(self.answers, f, ensure_ascii=False, indent=0)
 
+  def labels(self):
+    return {'answers': tuple(self._index)}
+
   # ---- device: model and losses
 
   @property

@@ -1,6 +1,6 @@
 """From a config to tasks and a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import os
 
 import jax
@@ -32,13 +32,15 @@ def settle(config, towers: Mapping[str, Tower]):
 
 
 def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
-          tokenizer_folder: str = '') -> tuple[Tokenizer, dict[str, Task]]:
+          tokenizer_folder: str = '', make_tokenizer: Callable[..., Tokenizer] = train_tokenizer
+          ) -> tuple[Tokenizer, dict[str, Task]]:
   """Tokenizer and tasks, with their vocabularies learned from training examples.
 
   Args:
     config: the whole config.
     examples: of the training split; by task where they have sources of their own.
     tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer goes before it.
+    make_tokenizer: makes one of texts and a size, where there is no folder.
   """
   names = task_names(config)
   if not isinstance(examples, Mapping):
@@ -47,7 +49,7 @@ def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
     tokenizer = load_tokenizer(folder)
   else:
     different = {id(of_source): of_source for of_source in examples.values()}.values()
-    tokenizer = train_tokenizer(
+    tokenizer = make_tokenizer(
         (text for of_source in different for e in of_source for text in _texts(e) if text),
         config.model.text.vocab_size)
   return tokenizer, {name: TASKS[name].make.from_data(config, tokenizer, examples[name])

@@ -12,19 +12,23 @@ from xmodal import config as configs
 from xmodal import paths
 from xmodal.data import pipeline
 from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
 from xmodal.mixer.feed import Feed, Stream, open_feeds, unread
 from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, evaluation, holder, shares, weights
+from xmodal.train import build, checkpoint, evaluation, holder, shares, start, weights
 from xmodal.train import state as states
 from xmodal.train.around.best import Best
+from xmodal.train.earlier import open_earlier
+from xmodal.train.fits import Meaning
 from xmodal.train.frozen import frozen_names, split
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.towers import overruled
+from xmodal.train.transfer import Transfer
 
 
 class Plan:
@@ -74,11 +78,19 @@ class Plan:
     self.assets = os.path.join(workdir, checkpoint.ASSETS)
     self.task_weights = build.task_weights(config)
     begun = self._begun(mode)
-    checkpoints = {} if begun else weights.open_checkpoints(config)
-    self.towers = weights.load_towers(begun) if begun else weights.towers_of(checkpoints)
+    earlier, checkpoints = None, {}
+    if begun:
+      begun_config = configs.load(os.path.join(begun, 'config.json'))
+      config, self.towers = start.resume(config, begun_config), weights.load_towers(begun)
+    else:
+      if earlier := open_earlier(config.train):
+        config = earlier.settle(config)
+      self.towers = dict(earlier.towers) if earlier else {}
+      checkpoints = weights.open_checkpoints(config, without=self.towers)
+      self.towers |= weights.towers_of(checkpoints)
     self.config = config = build.settle(config, self.towers)
     if begun:
-      _check_continues(config, configs.load(os.path.join(begun, 'config.json')), workdir)
+      _check_continues(config, begun_config, workdir)
     names = build.task_names(config)
     uses = ('eval',) if mode == 'eval' else ('train', 'eval')
     self.feeds = open_feeds(config, names, uses)
@@ -90,7 +102,8 @@ class Plan:
     self.is_new = not begun
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else build.learn(
-            config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else ''))
+            config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else '',
+            earlier.make_tokenizer if earlier else train_tokenizer))
     self.notes = [*unread(config, names),
                   *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
     self.notes += _survey(self.tasks, samples)
@@ -117,7 +130,9 @@ class Plan:
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
                                self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
-    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract)
+    meaning = Meaning(self.model.backbone.vision_tower, self.tokenizer, self.tasks)
+    transfer = earlier and Transfer(earlier, self.abstract, meaning, self.model.lora, self.mesh)
+    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
     self.notes += [*overruled(config, self.towers), *self.loader.report(),
                    *shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]
