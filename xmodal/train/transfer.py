@@ -72,7 +72,7 @@ class Transfer:
   def _match(self, key):
     collection, path = key
     there, here = self._earlier.shapes[key].shape, self._variables[key].shape
-    if path.endswith('/bias') and path.replace('/bias', '/kernel') in self._misfits:
+    if path.endswith('/bias') and f'{path.removesuffix("bias")}kernel' in self._misfits:
       self._misfits[path] = f'{path}, as its kernel'
       return
     found = fit(path, there, here, self._old, self._new)
