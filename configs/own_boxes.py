@@ -1,5 +1,12 @@
-"""Your own pictures with boxes; --config.data.root=DIR, and --config.data.source=voc, jsonl or
-visual_genome where they are not in COCO's layout."""
+"""Detection on your own pictures with boxes.
+
+  xmodal check DIR --source coco
+  xmodal train --config own_boxes --config.data.root=DIR
+
+For one GPU.
+Data: DIR in COCO's layout, or in another with --config.data.source=voc, jsonl or visual_genome; see
+xmodal/data/README.md.
+"""
 
 from xmodal import config
 

@@ -1,4 +1,12 @@
-"""Your own pictures and questions; --config.data.root=DIR names the folder of train.jsonl."""
+"""Questions about your own pictures.
+
+  xmodal check DIR
+  xmodal train --config own_data --config.data.root=DIR
+
+For one GPU; try the data on a CPU with --config.model.size=tiny --config.data.image_size=48
+--config.train.steps=1000.
+Data: DIR holds train.jsonl, val.jsonl and pictures; see xmodal/data/README.md.
+"""
 
 from xmodal import config
 

@@ -1,12 +1,13 @@
-"""Few labelled pictures, and what a model that learned from them says of others; minutes on two CPU
-cores.
+"""Few labelled pictures, and a model's labels of others.
 
-  python -m xmodal.main --config configs/self_training.py --workdir runs/teacher
-  python -m xmodal.augment --checkpoint runs/teacher --images FOLDER --questions FILE --output made
-  python -m xmodal.main --config configs/self_training.py --workdir runs/student \
-      --config.data.more=made
+  xmodal train --config self_training --workdir runs/teacher
+  xmodal augment --checkpoint runs/teacher --images FOLDER --questions FILE --output made
+  xmodal train --config self_training --workdir runs/student --config.data.more=made
 
-For labelled pictures of your own: --config.data.source=jsonl --config.data.root=DIR.
+`xmodal bench self_training` measures whether it helps: on the embedded shapes it did not (VQA
+accuracy 62.8%; on the labelled pictures alone 73.3%, after 1,500 steps). Two CPU cores.
+Data: embedded shapes, no download; pictures of your own with --config.data.source=jsonl
+--config.data.root=DIR.
 """
 
 from xmodal import config

@@ -1,4 +1,11 @@
-"""VQA-RAD as distributed, from nothing; --config.data.root=DIR names its folder."""
+"""Questions about radiology images, VQA-RAD, from random parameters.
+
+  xmodal train --config vqa_rad --config.data.root=DIR
+
+Two CPU cores, two minutes. Trained on train+val and scored on test, three seeds: closed 57.0 +-
+1.6%, open 11.9 +- 0.3%; from questions alone 55.5% and 11.2%.
+Data: DIR holds the files as distributed (osf.io/89kps).
+"""
 
 from xmodal import config
 

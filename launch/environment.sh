@@ -1,10 +1,11 @@
 # Sourced by the scripts beside it: makes .venv in the repository and installs what is asked for.
-# Usage: . launch/environment.sh [EXTRA]   (PYTHON names another interpreter than python3)
+# Usage: . launch/environment.sh [EXTRA]   (PYTHON names another interpreter than python3, VENV
+# another folder than .venv, absolute)
 # Sets $repository and $venv, absolute, and stays in the caller's folder, so that relative paths
 # among the arguments mean what they say.
 set -euo pipefail
 repository="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$repository/.venv"
+venv="${VENV:-$repository/.venv}"
 
 extra="${1:-}"
 python="${PYTHON:-python3}"

@@ -4,18 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Example
 from xmodal.data.faults import Examples
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.sources.source import SOURCES
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.mixer.feed import open_feeds
+from xmodal.registry import Part
 from xmodal.tasks.vqa import VQA
-import tiny
 
 
 def config(**values):
@@ -83,7 +85,7 @@ def test_tasks_that_learn_from_answers_alone_read_no_other_records():
 
 def test_files_stay_lists_with_their_faults(monkeypatch):
   read = Examples([Example(f'{i}.jpg', question='?', answers=('a',)) for i in range(10)], ('bad',))
-  monkeypatch.setattr('xmodal.data.sources.READERS', {'jsonl': lambda root, split: read})
+  monkeypatch.setitem(SOURCES._parts, 'jsonl', Part(lambda root, split: read, {}, {}))
   part = open_source(config(data__source='jsonl', data__root='x', data__answers_share=0.3), 'train',
                      train=True)
   assert isinstance(part, list) and part.faults == ('bad',)

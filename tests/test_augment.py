@@ -7,22 +7,25 @@ import random
 import numpy as np
 from PIL import Image
 import pytest
-
 import tiny
-from xmodal import augment, labeller as labelling, predict
-from xmodal.data import images
+
+from xmodal import augment, predict
 from xmodal.data.check import check_folder
 from xmodal.data.example import Example
-from xmodal.data.jsonl import read_jsonl
 from xmodal.data.made import Joined, made_notes
+from xmodal.data.open import open_source
+from xmodal.data.pictures import images
+from xmodal.data.pictures.opened import Opened
 from xmodal.data.pipeline import sample
-from xmodal.data.shapes import Shapes
-from xmodal.data.sources import open_source
+from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
+from xmodal.labeller import Labeller
 from xmodal.metrics import captioning as captioning_metric
 from xmodal.metrics.agreement import agrees
 from xmodal.tasks import captioning, vqa
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 # Agreement of answers with captions
 
@@ -99,10 +102,10 @@ class Model:
   def __call__(self, examples, task):
     assert len(examples) % predict.AT_ONCE == 0  # one program
     if task == 'captioning':
-      return None, [captioning.Prediction(*self._captions[os.path.basename(e.image)])
+      return None, [captioning.Caption(*self._captions[os.path.basename(e.image)])
                     for e in examples]
     self.asked += [e.question for e in examples]
-    return None, [vqa.Prediction(answer, ((answer, probability),))
+    return None, [vqa.Answer(answer, ((answer, probability),))
                   for answer, probability in (self._answers[e.question] for e in examples)]
 
 
@@ -124,15 +127,15 @@ def pictures(tmp_path):
 
 
 def labeller(model, questions=tuple(ANSWERS), per_picture=None, threshold=0.9, keep_unjudged=False):
-  return labelling.Labeller(model, labelling.Opened(), questions, per_picture=per_picture,
-                          threshold=threshold, keep_unjudged=keep_unjudged)
+  return Labeller(model, Opened(), questions, per_picture=per_picture, threshold=threshold,
+                  keep_unjudged=keep_unjudged)
 
 
 def test_what_is_sure_and_agrees_is_kept(pictures):
   # 0.5 ** (1 / 3) < 0.9 <= 0.8 ** (1 / 3): a caption is measured a token.
   model = Model({'a.png': ('a red circle', 0.8), 'b.png': ('a red circle', 0.5)}, ANSWERS)
   one = labeller(model)
-  lines = one.lines(augment.find_pictures(str(pictures)))
+  lines = one.lines(find_pictures(str(pictures), '--images'))
   kept = {(os.path.basename(line['image']), line.get('question')): line for line in lines}
   assert kept.keys() == {(name, question) for name in ('a.png', 'b.png')
                          for question in ('Is there a circle?', 'Is there a square?')}
@@ -165,7 +168,7 @@ def test_what_cannot_be_judged_is_kept_if_asked_for(pictures):
 
 
 def test_a_caption_alone_is_an_example_and_an_empty_one_is_none(pictures):
-  paths = augment.find_pictures(str(pictures))
+  paths = find_pictures(str(pictures), '--images')
   model = Model({'a.png': ('a red circle', 0.8), 'b.png': (' ', 1.0)}, ANSWERS)
   model.lengths = lambda texts: np.array([3] * len(texts))
   line, = labeller(model, ()).lines(paths)
@@ -178,14 +181,16 @@ def test_each_picture_is_asked_its_share_of_the_questions_the_same_each_time(pic
   asked = []
   for _ in range(2):
     model = Model({}, ANSWERS)
-    labeller(model, per_picture=3, keep_unjudged=True).lines(augment.find_pictures(str(pictures)))
+    paths = find_pictures(str(pictures), '--images')
+    labeller(model, per_picture=3, keep_unjudged=True).lines(paths)
     asked.append(model.asked[:6])
   assert asked[0] == asked[1]
   assert all(len(set(part)) == 3 for part in (asked[0][:3], asked[0][3:]))
 
 
 def test_pictures_are_opened_once(pictures, monkeypatch):
-  decode, opened, paths = images.decode, labelling.Opened(), augment.find_pictures(str(pictures))
+  paths = find_pictures(str(pictures), '--images')
+  decode, opened = images.decode, Opened()
   calls = []
   monkeypatch.setattr(images, 'decode', lambda *args: calls.append(args) or decode(*args))
   assert list(opened.open(paths, 32)) == [str(pictures / 'bad.jpg')]
@@ -266,7 +271,7 @@ def test_a_run_trains_on_labelled_and_made_data(trained, scenes):
 
 
 def test_a_run_says_how_much_was_made_and_evaluates_on_none_of_it(made):
-  run = Run(config([made]), 'unused')
+  run = Plan(config([made]), 'unused')
   assert 'train: 8 of 16 examples were made by a model' in run.notes
   assert not any('eval' in note and 'made' in note for note in run.notes)
   train, held_out = (run.feeds[0].sources[use] for use in ('train', 'eval'))

@@ -6,13 +6,13 @@ from flax import linen as nn
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.data.pipeline import BadPictures, BatchMaker
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.sharding.rules import path_name
 from xmodal.train import build
-import tiny
 
 
 @pytest.fixture(scope='module')

@@ -10,11 +10,18 @@ import pytest
 
 from xmodal import config as configs
 from xmodal.bench import (
-    data, detection, generate, predict, torch_detection, torch_reference, train_step)
+  data,
+  detection,
+  generate,
+  predict,
+  torch_detection,
+  torch_reference,
+  train_step,
+)
 from xmodal.bench.torch_training import make_optimizer
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
-from xmodal.train.optimizer import decays
+from xmodal.train.optimizer.optimizer import decays
 
 TINY = [f'model.{tower}.{key}={value}' for tower in ('vision', 'text', 'cross')
         for key, value in (('hidden_dim', 32), ('mlp_dim', 48), ('num_heads', 4),

@@ -1,10 +1,8 @@
 """The benchmark of tasks together: what it runs, what its tables say of runs, what steps cost."""
 
-import importlib
 import json
 import os
 import pathlib
-import pkgutil
 import runpy
 import signal
 import types
@@ -12,15 +10,18 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from xmodal import config as configs, main, tasks
+from xmodal import config as configs
+from xmodal import main
 from xmodal.bench import multitask, multitask_cost
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
-from xmodal.mixer.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Kind, Sampling
+from xmodal.tasks.task import TASKS
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 from xmodal.train.report import Report
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')
@@ -49,7 +50,7 @@ def bench(monkeypatch, capsys):
 
 
 def write_run(workdir, setting, seed, **curves):
-  """A finished run as train.loop writes it; curves: numbers of each task at its evaluations."""
+  """A finished run as train.run writes it; curves: numbers of each task at its evaluations."""
   folder = os.path.join(workdir, setting.folder(seed))
   os.makedirs(folder)
   config = setting.config(tiny.get_config(), seed)
@@ -72,7 +73,7 @@ def table(text, header):
 
 
 def test_the_table_is_made_of_finished_runs_and_trains_none(bench, tmp_path, monkeypatch):
-  monkeypatch.setattr('xmodal.train.loop.Run', None)
+  monkeypatch.setattr('xmodal.train.plan.Plan', None)
   runs = {
       ALONE: [dict(vqa=[0.3, 0.5]), dict(vqa=[0.4, 0.6])],
       Setting(('objects',), 20): [dict(objects=[0.2, 0.8]), dict(objects=[0.3, 0.9])],
@@ -178,14 +179,14 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
     write_run(tmp_path, Setting((task,), 2), 0, **{task: [0.5]})
   command = (tmp_path, '--steps', '2', '--seeds', '1', '--samplings', 'joint',
              '--balances', 'fixed')
-  whole = Run.train
-  monkeypatch.setattr(Run, 'train', lambda run: {} if len(run.tasks) == 2 else 1 / 0)
+  whole = runs.train
+  monkeypatch.setattr(runs, 'train', lambda run: {} if len(run.tasks) == 2 else 1 / 0)
   code, out, _ = bench(*command)
   assert code == 75 and 'stopped after 2 of 3 runs, told of in ' in out
   assert out.rstrip().endswith('; the same command goes on')
   rows = table((tmp_path / 'table.md').read_text(), HEAD)
   assert [row[0] for row in rows] == ['vqa alone', 'objects alone']
-  monkeypatch.setattr(Run, 'train', lambda run: whole(run) if len(run.tasks) == 2 else 1 / 0)
+  monkeypatch.setattr(runs, 'train', lambda run: whole(run) if len(run.tasks) == 2 else 1 / 0)
   code, out, _ = bench(*command)
   final = json.loads((tmp_path / Setting(BOTH, 2).folder(0) / 'final.json').read_text())
   scores = final['evaluation']
@@ -196,21 +197,20 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
 def test_every_task_has_the_number_it_is_compared_by(tmp_path):
   """All that there are, on the sources of configs/multitask.py; nothing is computed but scores."""
   config = runpy.run_path(ROOT / 'configs' / 'multitask.py')['get_config']()
-  names = tuple(module.name for module in pkgutil.iter_modules(tasks.__path__)
-                if hasattr(importlib.import_module(f'xmodal.tasks.{module.name}'), 'TASK'))
+  names = tuple(TASKS)
   assert len(names) > 5 and set(config.mixer.tasks) < set(names)
   config.mixer.tasks, config.mixer.weights = names, (1.0,) * len(names)
   config.model = tiny.get_config().model
   config.data.train_examples = config.mixer.data.detection.eval_examples = 16
   config.mixer.data.regression.numbers = True
   config.data.eval_examples, config.train.batch_size, config.train.samples = 16, 8, 0
-  run = Run(config, str(tmp_path))
-  traced = run.predict_step
-  run.predict_step = lambda variables, batch: (batch['valid'], jax.tree.map(
+  run = Plan(config, str(tmp_path))
+  traced = run.evaluation.predict_step
+  run.evaluation.predict_step = lambda variables, batch: (batch['valid'], jax.tree.map(
       lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(traced, variables, batch)[1]))
-  scores = run.evaluate(run.abstract.variables, 0)
+  scores = run.evaluation.run(run.abstract.variables, 0, run.workdir)
   for name in names:
-    assert np.isfinite(scores[name][tasks.task_class(name).main_score])
+    assert np.isfinite(scores[name][TASKS[name].make.main_score])
 
 
 # What steps cost

@@ -11,7 +11,7 @@ import pytest
 
 from xmodal import main
 from xmodal.bench import self_training
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 
 CONFIG = '''
 import tiny

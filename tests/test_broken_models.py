@@ -42,7 +42,8 @@ def test_retrieval_of_a_few_broken_vectors_leaves_the_others(value):
 @pytest.mark.parametrize('box, score', [(True, False), (False, True), (True, True)])
 def test_detection_finds_nothing(value, box, score):
   """pycocotools by itself gives mAP 1 for boxes of NaN."""
-  found = [detection.Found('cat', (value,) * 4 if box else (5, 5, 20, 20), value if score else 0.9)]
+  found = [detection.DetectedBox('cat', (value,) * 4 if box else (5, 5, 20, 20),
+                                 value if score else 0.9)]
   instances, results = detection.coco_files(EXAMPLES, [found] * 3, {'cat': 1})
   scores = detection.coco_scores(instances, results)
   assert scores and set(scores.values()) == {0.0}

@@ -9,19 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 import torch
 
-import tiny
+import xmodal
 from xmodal import predict
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
-from xmodal.tasks.captioning import Captioning, Prediction
+from xmodal.tasks.captioning import Caption, Captioning
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 TEXTS = ('a red square.', 'a square', 'the dog sits on a red mat')
@@ -102,8 +104,8 @@ def test_a_search_at_random_is_a_mistake(tokenizer):
 def test_results_are_a_line_a_picture(task):
   examples = [Example(IMAGE, captions=TEXTS[:1], image_id=7), Example(IMAGE, image_id=7),
               Example(IMAGE, image_id='b'), Example(IMAGE)]
-  predictions = [Prediction('a red square', 0.5), Prediction('a red square', 0.5),
-                 Prediction('a dog', 0.1), Prediction('x', 0.2)]
+  predictions = [Caption('a red square', 0.5), Caption('a red square', 0.5),
+                 Caption('a dog', 0.1), Caption('x', 0.2)]
   assert task.files(examples, predictions) == {'results': [
       {'image_id': 7, 'caption': 'a red square'}, {'image_id': 'b', 'caption': 'a dog'}]}
   assert task.files(examples[3:], predictions[3:]) == {}
@@ -200,13 +202,26 @@ def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
   few = {'captioning__top_k': 9, 'captioning__top_p': 0.9}
   for values in (few, {'captioning__top_k': 1}, {**few, 'train__eval_batch_size': 3}):
     c = config(data, captioning__temperature=1.5, **values)
-    Run(c, str(workdir), 'eval').eval_only()
+    runs.evaluate_newest(Plan(c, str(workdir), 'eval'))
     texts.append([line['caption'] for line in json.loads(path.read_text())])
   greedy = [line['caption'] for line in
             json.loads((run[0] / 'captioning_val_results.json').read_text())]
   assert texts[0] != greedy
   assert texts[1] == greedy  # of one token there is no choice
   assert texts[2] == texts[0]  # whatever stands beside a picture in its batch
+
+
+def test_a_loaded_model_describes_pictures(run, data):
+  model = xmodal.load(run[0])
+  paths = [data / f'val_{i}.png' for i in range(10)]
+  captions = [caption.caption for caption in model(paths)]
+  lines = [json.loads(x) for x in (run[0] / 'predictions_captioning_val.jsonl').open()]
+  assert captions == [line['caption'] for line in lines]
+  one = model(paths[0])
+  assert isinstance(one, Caption) and one.caption == captions[0]
+  assert model.plain(one).keys() == {'caption', 'probability'}
+  with pytest.warns(UserWarning, match='^captioning reads no text: text is not used'):
+    model(paths[0], 'what is it?')
 
 
 def test_predict_needs_no_text(run, data, capsys):

@@ -10,11 +10,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.tasks.vqa import VQA
 from xmodal.train import checkpoint, loop
-import tiny
+from xmodal.train.around import log
+from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -150,10 +152,10 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
 
 
 def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop.Run, 'compile_step', lambda *_: 1 / 0)
+  monkeypatch.setattr(loop, 'compile_step', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     tiny.train(tmp_path / 'run', tiny.changed(train__batch_size=16))
-  loop.Run(tiny.get_config(), str(tmp_path / 'run'))  # another config is welcome
+  Plan(tiny.get_config(), str(tmp_path / 'run'))  # another config is welcome
 
 
 def test_a_finished_run_is_only_evaluated(workdir, finished, final):
@@ -170,12 +172,12 @@ def test_a_finished_run_is_only_evaluated(workdir, finished, final):
 def test_a_run_with_another_config_is_refused(workdir):
   change = r'another config \(model.cross.mlp_dim=32 there and 24 here\)'
   with pytest.raises(UserError, match=change):
-    loop.Run(tiny.changed(model__cross__mlp_dim=24), str(workdir))
-  loop.Run(tiny.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
+    Plan(tiny.changed(model__cross__mlp_dim=24), str(workdir))
+  Plan(tiny.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
-  other = loop.Run(tiny.changed(model__cross__mlp_dim=24), str(workdir / 'other'))
+  other = Plan(tiny.changed(model__cross__mlp_dim=24), str(workdir / 'other'))
   checkpoints = checkpoint.Checkpoints(str(workdir), keep=5)
   with pytest.raises(UserError, match=r'is of another model: .*mlp.* is \(.*32.*\) there') as error:
     checkpoints.restore(other.abstract, pytest.fail)
@@ -228,7 +230,7 @@ def test_many_bad_steps_in_a_row_end_the_run(tmp_path, monkeypatch, capsys):
   encode = VQA.encode
   monkeypatch.setattr(VQA, 'encode', lambda *args: {
       **encode(*args), 'target': np.full_like(encode(*args)['target'], np.nan)})
-  monkeypatch.setattr(loop, '_MOST_SKIPPED', 5)
+  monkeypatch.setattr(log, '_MOST_SKIPPED', 5)
   with pytest.raises(UserError, match='not finite for 5 steps in a row, the last at step 5.*'
                                       'learning_rate=0.001'):
     tiny.train(tmp_path / 'run')

@@ -16,16 +16,18 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 
-from xmodal import config as configs, main, predict
+from xmodal import config as configs
+from xmodal import main, predict
 from xmodal.data import order
 from xmodal.data.example import Example
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.train import build, metrics
-from xmodal.train.optimizer import make_schedule
+from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.report import Report
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')
@@ -169,7 +171,7 @@ def test_every_config_holds_together(path):
   assert build.task_weights(c).keys() == set(c.mixer.tasks)
   make_schedule(c.optimizer, c.train.steps)
   for tower in ('vision', 'cross'):  # T5's heads have a width of their own
-    sizes = configs.tower_sizes(c, tower)
+    sizes = parts.fields(c.model, tower)
     if 'num_heads' in sizes:  # a ResNet has none
       assert sizes['hidden_dim'] % sizes['num_heads'] == 0
 
@@ -203,8 +205,8 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--mode=tarin'], ['tarin', 'dry_run']),
     (['--config', TINY, '--workdri=x'], ['workdri']),
     (['--config', TINY, 'train'], ['train']),
-    (['--config', '/nowhere/vqa.py'], ['/nowhere/vqa.py', 'configs/vqa.py']),
-    (['--config', '/nowhere/vqa.py', '--config.seed=3'], ['/nowhere/vqa.py', 'configs/vqa.py']),
+    (['--config', '/nowhere/vqa.py'], ["/nowhere/vqa.py (did you mean 'vqa'?)", 'vqa_rad']),
+    (['--config', '/nowhere/vqa.py', '--config.seed=3'], ['/nowhere/vqa.py', 'vqa_rad']),
     (['--config', TINY, '--config.mesh.data=3'], ['config.mesh', 'data=3']),
     (['--config', TINY, '--config.train.accumulation=3'], ['batch_size=8', 'multiple of 3']),
     (['--config', TINY, '--config.train.batch_size=0'], ['batch_size=0']),
@@ -235,7 +237,7 @@ def test_dry_run_shows_everything_and_writes_nothing(command, tmp_path):
     (['--config', TINY, '--config.vqa.question_length=0'], ['question_length=0', '2 or more']),
     (['--config', TINY, '--config.objects.max_names=0'], ['max_names=0']),
     (['--config', TINY, '--config.model.dropout_rate=1.5'], ['dropout_rate=1.5', '0 to 0.99']),
-    (['--config', TINY, '--config.model.vision.name=t5'], ['t5', 'vit, resnet']),
+    (['--config', TINY, '--config.model.vision.name=t5'], ['t5', 'resnet, vgg or vit']),
     (['--config', TINY, '--config.model.attention=cudnn', '--config.model.dropout_rate=0.1'],
      ['cudnn', 'dropout_rate=0.1', 'xla']),
     (['--config', TINY, '--multihost'], ['--multihost', 'Slurm']),
@@ -401,11 +403,13 @@ def predict_error(capsys, *args):
 
 def test_mistakes_of_predict_are_one_line(moved, tmp_path, capsys):
   (tmp_path / 'text.jpg').write_text('this is no picture')
+  (tmp_path / 'empty').mkdir()
   Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
   good = {'checkpoint': moved, 'image': tmp_path / 'a.png', 'text': 'what?'}
   for change, word in (({'image': tmp_path / 'none.png'}, 'none.png'),
                        ({'image': tmp_path / 'text.jpg'}, 'text.jpg'),
-                       ({'image': tmp_path}, str(tmp_path)),
+                       ({'image': tmp_path / 'empty'}, 'no pictures in that folder'),
+                       ({'input': tmp_path / 'a.png'}, 'one of --image and --input'),
                        ({'text': '  '}, '--text is empty'),
                        ({'checkpoint': tmp_path}, 'no checkpoint in'),
                        ({'task': 'detection'}, "'detection'; wanted one of vqa"),
@@ -431,17 +435,19 @@ def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path
       'sys.modules.update(tensorflow=None, torch=None)',
       'sys.path[:0] = sys.argv[1:3]',
       'import numpy as np, tiny',
-      'from xmodal import predict',
+      'from xmodal import predictor',
       'from xmodal.data.example import Example',
       'from xmodal.sharding.mesh import put_batch',
       'from xmodal.train import state',
-      'run = tiny.Run(tiny.get_config(), sys.argv[4])',
+      'from xmodal.train.plan import Plan',
+      'from xmodal.train.programs import compile_step',
+      'run = Plan(tiny.get_config(), sys.argv[4])',
       'batch = run.maker("train")(np.arange(8), np.arange(8))',
       'before = state.create(run.init, run.abstract)',
-      'after, metrics = run.compile_step()(before, put_batch(batch, run.mesh, 8))',
+      'after, metrics = compile_step(run)(before, put_batch(batch, run.mesh, 8))',
       'assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))',
       'example = Example(np.zeros((9, 9, 3), np.uint8), question="what?")',
-      'print(predict.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))
+      'print(predictor.Predictor(sys.argv[3])([example], "vqa")[1][0].answer)'))
   out = python('-c', script, ROOT, ROOT / 'tests', moved, tmp_path / 'run')
   assert out.returncode == 0, out.stderr[-2000:]
   answers = json.loads((moved / 'assets' / 'vqa' / 'answers.json').read_text())

@@ -4,12 +4,12 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
+import tiny
 
 from xmodal import config as configs
 from xmodal.data import order
 from xmodal.errors import UserError
 from xmodal.train import build
-import tiny
 
 
 def numbers():

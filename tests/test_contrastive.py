@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from xmodal.models.pooling import AttentionPool
-from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 
 BATCH, WIDTH = 7, 16
 SIZES = dict(hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)

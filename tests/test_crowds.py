@@ -15,9 +15,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 
 from xmodal import config
-from xmodal.data import shapes
-from xmodal.data.crowds import Crowds
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
+from xmodal.data.scenes import shapes
+from xmodal.data.scenes.crowds import Crowds
 from xmodal.errors import UserError
 
 COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')

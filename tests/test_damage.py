@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from xmodal import config as configs, whole
+from xmodal import atomic
+from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.train import build, checkpoint, reading
 from xmodal.train.checkpoint import Checkpoints
 from xmodal.train.state import TrainState
-import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -280,11 +281,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('before')
   with pytest.raises(ZeroDivisionError):
-    with whole.written(str(path)) as f:
+    with atomic.written(str(path)) as f:
       f.write('aft')
-      1 / 0
+      raise ZeroDivisionError
   assert path.read_text() == 'before'
-  with whole.written(str(path)) as f:
+  with atomic.written(str(path)) as f:
     f.write('after')
   assert path.read_text() == 'after' and os.listdir(tmp_path) == ['a.json']
 
@@ -316,7 +317,7 @@ def test_several_hosts_agree_on_damage_and_see_that_they_share_no_folder(two_ste
                        env={**os.environ, **slurm, 'SLURM_PROCID': str(host)})
       for host in range(2)]
   outputs = [process.communicate(timeout=200)[0] for process in processes]
-  for host, (process, output) in enumerate(zip(processes, outputs)):
+  for process, output in zip(processes, outputs):
     assert process.returncode == 0, output[-3000:]
     lines = [line for line in output.splitlines() if line.startswith('>')]
     assert lines[:2] == ['> shared', '> step 3'], output

@@ -5,11 +5,11 @@ import json
 import struct
 
 import numpy as np
-import pytest
 from PIL import Image, TiffImagePlugin
+import pytest
 
 from xmodal.data import check
-from xmodal.data.images import decode, load_image
+from xmodal.data.pictures.images import decode, load_image
 from xmodal.errors import UserError
 
 RAMP = np.arange(64 * 64).reshape(64, 64) / (64 * 64 - 1)  # 0..1
@@ -118,7 +118,7 @@ def test_check_says_what_to_look_at(tmp_path, capsys):
   assert 'empty.tif: damaged or unsupported picture (no pixel has a value' in lines[0]
   said = {name: [line for line in lines if f'{name}.tif' in line] for name in names}
   assert '1 of 4,096 pixels have no value' in said['nan'][0]
-  assert 'is one of these no measurement?' in said['spike'][0]
+  assert 'is one of these not a measurement?' in said['spike'][0]
   assert '16 bits a pixel of which 12 are used' in said['12bit'][0]
   assert not said['sound']
   assert '  pictures to look at: 3 of 5' in lines

@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
-
-from xmodal.train.loop import Run
 import tiny
+
+from xmodal.train.plan import Plan
 
 _BCCD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'bccd'
 
@@ -55,8 +55,8 @@ def planted(truth, names, rng):
 
 def evaluated(config, folder, truth):
   """The scores of a run that finds what is planted, and its results file."""
-  run = Run(config, str(folder))
-  names = list(run.asked['detection'].names)
+  run = Plan(config, str(folder))
+  names = list(run.evaluation.tasks['detection'].names)
   pictures = planted(truth, names, np.random.default_rng(0))
   placements = []
 
@@ -71,9 +71,9 @@ def evaluated(config, folder, truth):
         'boxes': np.array([[box for _, box, _ in found] for found in chosen], np.float32),
         'score': np.array([[score for _, _, score in found] for found in chosen], np.float32)}}
 
-  run.predict_step = predict_step
+  run.evaluation.predict_step = predict_step
   folder.mkdir()
-  return run.evaluate({}, 0)['detection'], json.loads(
+  return run.evaluation.run({}, 0, run.workdir)['detection'], json.loads(
       (folder / 'detection_val_results.json').read_text())
 
 

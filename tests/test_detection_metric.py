@@ -3,15 +3,21 @@
 import json
 
 import numpy as np
-import pytest
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+import pytest
 
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples
 from xmodal.metrics.detection import (
-    Found, coco_files, coco_scores, iou, number_categories, referring_accuracy)
+  DetectedBox,
+  coco_files,
+  coco_scores,
+  iou,
+  number_categories,
+  referring_accuracy,
+)
 
 NAMES = {'cat': 17, 'red circle': 3, 'dog': 90, 'never there': 5}
 SUMMARY = ('mAP', 'mAP50', 'mAP75', 'mAP_small', 'mAP_medium', 'mAP_large')
@@ -32,11 +38,11 @@ def random_data(seed, pictures=12):
                             area=box[2] * box[3] * 0.7 if rng.random() < 0.3 else None))
       for _ in range(rng.integers(0, 4)):
         moved = np.array(box) + rng.normal(0, 0.1, 4) * (box[2:] * 2)
-        found.append(Found(name if rng.random() < 0.8 else str(rng.choice(names)),
+        found.append(DetectedBox(name if rng.random() < 0.8 else str(rng.choice(names)),
                            tuple(np.maximum(moved, 0.5)), round(float(rng.random()), 1)))
     # More of one category in one picture than COCO counts.
     for _ in range(130 if number == 0 else rng.integers(0, 6)):
-      found.append(Found('dog' if number == 0 else str(rng.choice(list(NAMES))),
+      found.append(DetectedBox('dog' if number == 0 else str(rng.choice(list(NAMES))),
                          tuple(rng.uniform(1, 200, 4)), round(float(rng.random()), 1)))
     examples.append(Example(f'pictures/{number}.jpg', objects=tuple(objects),
                             image_id=1000 - 7 * number))
@@ -100,7 +106,7 @@ def test_nothing_found_scores_zero():
 
 @pytest.mark.parametrize('objects', [None, (), (Object('cat', (1, 1, 9, 9), ignore=True),)])
 def test_no_truth_has_no_score(objects):
-  found = [Found('cat', (1, 1, 9, 9), 0.5)]
+  found = [DetectedBox('cat', (1, 1, 9, 9), 0.5)]
   assert coco_scores(*coco_files([Example('a.jpg', objects=objects)], [found], NAMES)) == {}
   assert coco_scores(*coco_files([], [], NAMES)) == {}
 
@@ -113,9 +119,9 @@ def test_files_are_in_cocos_formats():
       Example('train/b.jpg', image_id=43),
       Example(np.zeros((48, 64, 3), np.uint8), image_id=7, objects=())]
   predictions = [
-      [Found('dog', tuple(np.array([0.123, 4.567, 8, 16.004], np.float32)), np.float32(0.1)),
-       Found('of no category', (0, 0, 1, 1), 1.0)],
-      [Found('cat', (0, 0, 1, 1), 0.9)], [Found('cat', (0, 0, 1, 1), 0.2)]]
+      [DetectedBox('dog', tuple(np.array([0.123, 4.567, 8, 16.004], np.float32)), np.float32(0.1)),
+       DetectedBox('of no category', (0, 0, 1, 1), 1.0)],
+      [DetectedBox('cat', (0, 0, 1, 1), 0.9)], [DetectedBox('cat', (0, 0, 1, 1), 0.2)]]
   instances, results = coco_files(examples, predictions, {'cat': 17, 'dog': 18})
   assert instances == {
       'info': {},
@@ -136,7 +142,7 @@ def test_files_are_in_cocos_formats():
 
 def test_results_without_truth_can_be_sent_away():
   examples = [Example('a.jpg', image_id=42), Example('b.jpg', image_id=5)]
-  instances, results = coco_files(examples, [[], [Found('cat', (0, 0, 1, 1), 0.9)]], NAMES)
+  instances, results = coco_files(examples, [[], [DetectedBox('cat', (0, 0, 1, 1), 0.9)]], NAMES)
   assert [image['id'] for image in instances['images']] == [42, 5]
   assert [result['image_id'] for result in results] == [5]
 
@@ -150,7 +156,7 @@ def test_pictures_keep_their_numbers_if_they_can(own, given):
   examples = [Example('a.jpg', image_id=number, objects=(Object('cat', (0, 0, 50, 50)),))
               for number in own]
   instances, results = coco_files(
-      examples, [[Found('cat', (0, 0, 50, 50), 0.9)] for _ in own], NAMES)
+      examples, [[DetectedBox('cat', (0, 0, 50, 50), 0.9)] for _ in own], NAMES)
   assert [image['id'] for image in instances['images']] == given
   assert coco_scores(instances, results)['mAP'] == pytest.approx(1)
 

@@ -11,11 +11,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 import pytest
-
 import tiny
+
+import xmodal
 from xmodal import predict
-from xmodal.data.sources import open_source
-from xmodal.train.loop import Run
+from xmodal import predictor as predictor_file
+from xmodal.data.open import open_source
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 
 UNSEEN = 'red circle'
 
@@ -92,7 +95,7 @@ def predictor(run):
 
 def answer(predictor, image, text):
   """All that is found in a picture, and what is meant."""
-  task, examples = predictor.task('detection').ask(image, text)
+  task, examples = predictor.task('detection').query(image, text)
   return task.join(examples, predictor(examples, task)[1])
 
 
@@ -122,12 +125,33 @@ def test_filled_up_names_change_no_answer(predictor, tmp_path, monkeypatch):
   picture, text = str(tmp_path / 'a.png'), 'red circle. zebra. blue square. the square. the cross'
   Image.fromarray(rng.integers(0, 256, (60, 40, 3), np.uint8)).save(picture)
   padded = answer(predictor, picture, text)
-  monkeypatch.setattr(predict, 'pad_names', lambda names, *_: names)
+  monkeypatch.setattr(predictor_file, 'pad_names', lambda names, *_: names)
   plain = answer(predictor, picture, text)
   assert len(plain.found) == 3 * 16 and len(plain.meant) == 2  # every query with every name
   for ours, theirs in zip(padded.found + padded.meant, plain.found + plain.meant, strict=True):
     assert ours.name == theirs.name and ours.score == pytest.approx(theirs.score, rel=1e-5)
     np.testing.assert_allclose(ours.box, theirs.box, atol=1e-3)
+
+
+def test_a_loaded_model_finds_what_each_text_names(run, caplog):
+  model, source = xmodal.load(run[0]), open_source(config(), 'val', train=False)
+  pictures = [source[i].image for i in range(4)]
+  texts = ['red circle. zebra', 'the cross', 'the square left of the red circle. the cross',
+           'red circle. zebra']
+  found = model(pictures, texts)
+  assert [len(one.meant) for one in found] == [0, 1, 2, 0]
+  for picture, text, ours in zip(pictures, texts, found):
+    alone, _ = compiled(caplog, model, picture, text)
+    for a, b in zip(alone.found + alone.meant, ours.found + ours.meant, strict=True):
+      assert a.name == b.name and a.score == pytest.approx(b.score, rel=1e-4, abs=1e-6)
+      np.testing.assert_allclose(a.box, b.box, atol=1e-2)
+  assert not compiled(caplog, model, pictures[1], 'an emu. cat')[1]
+  model(pictures[:3], 'red circle')
+  assert not compiled(caplog, model, pictures[:2], 'an emu. cat')[1]
+  plain = json.loads(json.dumps(model.plain(found)))
+  assert [line['name'] for line in plain[2]['meant']] == [
+      'the square left of the red circle', 'the cross']
+  assert 'meant' not in plain[0]
 
 
 def test_predict_says_what_is_wrong_with_a_text(run, tmp_path, capsys):
@@ -184,8 +208,8 @@ def test_another_data_set_is_scored_by_its_own_names_and_numbers(own, tmp_path, 
       (3, 0, [5, 5, 20, 10], 0), (3, 90, [0, 0, 50, 30], 1), (4, 0, [0, 0, 60, 40], 0)], (3, 4, 5))
   c = _of_ones_own(folder)
   c.data.eval_split = 'val'
-  run = Run(c, str(own[0]), 'eval')
-  scores = run.eval_only()['detection']
+  run = Plan(c, str(own[0]), 'eval')
+  scores = runs.evaluate_newest(run)['detection']
   printed = capsys.readouterr().out
   assert '2 names are not among the 1 trained on: slate, tile' in printed
   assert scores['mAP'] == scores['mAP_unseen'] and 'mAP_seen' not in scores

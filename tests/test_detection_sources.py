@@ -9,19 +9,19 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 import pytest
+import tiny
 
 from xmodal.data import check
-from xmodal.data.coco import read_coco
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
+from xmodal.data.open import open_source
 from xmodal.data.pipeline import BatchMaker
-from xmodal.data.sources import open_source
-from xmodal.data.visual_genome import read_visual_genome
-from xmodal.data.voc import read_voc
+from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.sources.voc import read_voc
 from xmodal.errors import UserError
 from xmodal.tasks.objects import make_name_list
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
 
 _BCCD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'bccd'
 needs_bccd = pytest.mark.skipif(
@@ -177,7 +177,7 @@ def test_a_box_without_the_size_of_its_picture_is_only_clipped_where_zero_is(tmp
       'the picture, wanted [x, y, width, height] inside 60 x 40']
 
 
-def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
+def test_coco_mistakes_that_stop_are_reported_in_one_line(tmp_path):
   def stops(name, said, split='val', annotations=(_annotation(1),), **options):
     root, path = _coco(tmp_path / name, annotations, **options)
     with pytest.raises(UserError, match=said) as error:
@@ -190,7 +190,7 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
   examples = read_coco(root, 'val')
   assert len(examples) == 1 and list(examples.faults) == [
       f'{path}: image 7: is listed twice, kept once']
-  stops('other', 'image id 7 is that of 7.jpg and of 8.jpg, wanted one of its own',
+  stops('other', 'image id 7 is that of 7.jpg and of 8.jpg, wanted a unique one for each',
         images=[_image(7), _image(7, file_name='8.jpg')])
   stops('categories', "category id 1 is that of 'cat' and of 'eel'",
         categories=[{'id': 1, 'name': 'cat'}, {'id': 1, 'name': 'eel'}])
@@ -209,7 +209,7 @@ def test_coco_mistakes_that_stop_are_said_in_one_line(tmp_path):
     read_coco(str(tmp_path / 'split'), 'val')
 
 
-def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
+def test_boxes_in_shares_of_the_picture_are_left_out_and_reported(tmp_path, capsys):
   shares = [[0.1, 0.2, 0.5, 0.3], [0.5, 0.5, 1, 1.0], [0, 0, 0.25, 1]]
   pixels = [[0, 0, 1, 1], [0.5, 0.5, 3, 1], [1, 0, 1, 1]]
   root, path = _coco(tmp_path, [_annotation(n, box) for n, box in enumerate(shares + pixels)])
@@ -235,7 +235,7 @@ def test_boxes_in_shares_of_the_picture_are_left_out_and_said(tmp_path, capsys):
     make_name_list(examples, 10)
 
 
-def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, capsys):
+def test_a_picture_of_another_size_than_its_boxes_files_state_is_reported(tmp_path, capsys):
   """As detectron2 refuses it: the boxes were drawn on another picture."""
   images = [_image(n) for n in range(1, 6)]
   boxes = [_annotation(n, image_id=n, iscrowd=n == 4) for n in range(1, 5)]
@@ -256,7 +256,7 @@ def test_a_picture_of_another_size_than_its_boxes_files_state_is_said(tmp_path, 
   make = BatchMaker(read_coco(root, 'val'), {}, (16, 16), bad=None)
   for _ in range(2):
     make(np.arange(5), np.arange(5))
-  assert make.bad_boxes.told() == found
+  assert make.bad_boxes.lines() == found
 
 
 # Pascal VOC
@@ -360,7 +360,7 @@ def test_voc_mistakes_are_listed_or_stop_in_one_line(tmp_path):
   with pytest.raises(UserError, match='1 of 5 pictures are not in .*JPEGImages, such as e.jpg'):
     read_voc(str(kit), 'train')
   _write(kit / 'ImageSets' / 'Main' / 'val.txt', 'b\nc\n')
-  with pytest.raises(UserError, match='b.xml: broken XML .*; nor can any other of the 2'):
+  with pytest.raises(UserError, match='b.xml: broken XML .*; none of the 2 pictures'):
     read_voc(str(kit), 'val')
   with pytest.raises(UserError, match='test.txt: no such file; .*: train.txt, val.txt'):
     read_voc(str(kit), 'test')
@@ -491,23 +491,23 @@ def test_a_run_says_how_many_faults_there_are_and_the_first(tmp_path):
   root, path = _coco(tmp_path, [_annotation(1), *wrong, _annotation(9, [1, 2, 99, 2])])
   _coco(tmp_path, [_annotation(1)], file='annotations/instances_train2017.json', folder='train')
   shrunk = _picture(tmp_path / 'train' / '7.jpg', 30, 20)
-  notes = Run(_config(root, 'coco'), str(tmp_path / 'run')).notes
-  assert notes[0] == ('train: 1 of 1 pictures looked at have another size than the files of their '
-                      'boxes state:')
+  notes = Plan(_config(root, 'coco'), str(tmp_path / 'run')).notes
+  assert notes[0] == ('train: 1 of 1 pictures checked differ in size from the files of their '
+                      'boxes:')
   assert notes[1].startswith(f'  {shrunk}: is 30 x 20 pixels; the files of its boxes state 60 x')
   assert notes[2] == (
-      f'  all of them: python -m xmodal.data.check {root} --source coco --split train')
+      f'  all of them: xmodal check {root} --source coco --split train')
   assert notes[3:10] == [
       'eval: 7 x box has no area, left out; 1 x box reaches out of the picture, clipped to it',
       *(f'  {path}: annotation {n}: box [1, 2, 3, 0] has no area, left out' for n in range(2, 7)),
-      f'  all of them: python -m xmodal.data.check {root} --source coco --split val']
+      f'  all of them: xmodal check {root} --source coco --split val']
   assert not any(note.startswith('train:') and 'left out' in note for note in notes)
 
 
 def test_nothing_left_to_train_on_stops_in_one_line(tmp_path):
   root, _ = _coco(tmp_path, [_annotation(1), _annotation(2)], categories=None)
   with pytest.raises(UserError, match=r"none of 1 examples .*: 2 x category_id has no name, left "
-                                      r'out; all: python -m xmodal.data.check .* --split val$'):
+                                      r'out; all: xmodal check .* --split val$'):
     open_source(_config(root, 'coco'), 'val', train=True)
   assert [e.objects for e in open_source(_config(root, 'coco'), 'val', train=False)] == [()]
   root = _voc(tmp_path / 'voc', 'a', [])
@@ -534,7 +534,7 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
   assert 'b.jpg' in lines[0] and lines[-1] == '3 faults' and len(lines) == 7
   assert lines[1] == (
       f'{root}/JPEGImages/a.jpg: is 40 x 40 pixels; the files of its boxes state 60 x 40, so they '
-      'may lie elsewhere: mend the files, or put back the picture that the boxes were drawn on')
+      'may not fit: correct the files, or restore the picture on which the boxes were drawn')
   assert lines[2] == (
       f'{root}/JPEGImages/a.jpg: objects 1 has box [1.0, 2.0, 49.0, 28.0] outside the picture, '
       'wanted [x, y, width, height] inside 40 x 40')

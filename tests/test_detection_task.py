@@ -5,17 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
 import tiny
+
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples
-from xmodal.data.placement import Placement
+from xmodal.data.pictures.placement import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.metrics.detection import Found
+from xmodal.metrics.detection import DetectedBox
 from xmodal.sharding.mesh import make_mesh
 from xmodal.sharding.rules import shard_tree
-from xmodal.tasks.detection import Detection, Prediction
+from xmodal.tasks.detection.task import Detection, Detections
 from xmodal.train import build
 
 IMAGE = np.zeros((40, 80, 3), np.uint8)
@@ -83,34 +83,36 @@ def test_fewer_queries_than_places_end_before_training(tokenizer):
 
 
 def test_a_text_asks_for_names_or_for_one_thing(task):
-  asked, examples = task.ask('a.jpg', ' grey  wolf. dog;the cat left of the dog? ')
+  asked, examples = task.query('a.jpg', ' grey  wolf. dog;the cat left of the dog? ')
   assert asked.names == ('grey wolf', 'dog')
   assert [e.expression.name for e in examples] == ['the cat left of the dog']
-  predictions = [Prediction((Found('dog', (0, 0, 9, 9), 0.9), Found('dog', (5, 0, 9, 9), 0.01)),
-                            (Found('', (1, 2, 3, 4), 0.5),))]
+  predictions = [Detections((DetectedBox('dog', (0, 0, 9, 9), 0.9),
+                             DetectedBox('dog', (5, 0, 9, 9), 0.01)),
+                            (DetectedBox('', (1, 2, 3, 4), 0.5),))]
   assert task.describe(task.join(examples, predictions)) == (
       '[{"name": "dog", "score": 0.9, "box": [0, 0, 9, 9]}, '
       '{"name": "the cat left of the dog", "score": 0.5, "box": [1, 2, 3, 4]}]')
-  asked, examples = task.ask('a.jpg', 'dog')
+  asked, examples = task.query('a.jpg', 'dog')
   assert asked.names == ('dog',) and examples[0].expression is None
   assert task.join(examples, predictions).meant == ()
   with pytest.raises(UserError, match='names nothing'):
-    task.ask('a.jpg', ' . ')
+    task.query('a.jpg', ' . ')
 
 
 def test_a_model_that_read_no_expressions_says_so(tokenizer):
   with pytest.raises(UserError, match="'the dog' means one thing"):
-    make(tokenizer, [Example(IMAGE, objects=(DOG,))]).ask('a.jpg', 'cat. the dog.')
+    make(tokenizer, [Example(IMAGE, objects=(DOG,))]).query('a.jpg', 'cat. the dog.')
 
 
 def test_names_that_training_did_not_have_are_scored_apart(task):
   wolf = Object('grey wolf', (50, 5, 20, 20))
   examples = [Example(IMAGE, objects=(CAT, DOG, wolf), expression=CAT)]
-  asked = task.asked_of(examples)
+  asked = task.for_split(examples)
   assert set(asked.names) == {'cat', 'dog', 'grey wolf'}
   assert len(set(asked.category_ids.values())) == 3
-  predictions = [Prediction((Found('cat', CAT.box, 0.9), Found('dog', DOG.box, 0.8),
-                             Found('grey wolf', (70, 5, 20, 20), 0.9)), (Found('', CAT.box, 0.9),))]
+  predictions = [Detections((DetectedBox('cat', CAT.box, 0.9), DetectedBox('dog', DOG.box, 0.8),
+                             DetectedBox('grey wolf', (70, 5, 20, 20), 0.9)),
+                            (DetectedBox('', CAT.box, 0.9),))]
   scores = asked.score(examples, predictions)
   assert scores['mAP_seen'] == pytest.approx(1) and scores['mAP_unseen'] == 0
   assert scores['mAP'] == pytest.approx(2 / 3) and scores['referring'] == 1
@@ -120,9 +122,9 @@ def test_names_that_training_did_not_have_are_scored_apart(task):
 
 def _scored(task, examples):
   """The scores of a task that finds exactly what is there, and what is printed of them."""
-  asked = task.asked_of(examples)
-  scores = asked.score(examples, [Prediction(tuple(
-      Found(o.name, o.box, 0.9) for o in e.objects or ())) for e in examples])
+  asked = task.for_split(examples)
+  scores = asked.score(examples, [Detections(tuple(
+      DetectedBox(o.name, o.box, 0.9) for o in e.objects or ())) for e in examples])
   return scores, asked.headline(scores), asked.table(scores)
 
 
@@ -148,20 +150,21 @@ def test_scores_without_truth_are_missing(task, objects, wanted):
 
 def test_only_names_of_another_data_set_are_asked_for_where_it_shares_none(task):
   """Trained names would take the places of the hundred likeliest boxes that COCO counts."""
-  assert task.asked_of([Example(IMAGE, objects=(_WOLF,))]).names == ('grey wolf',)
-  assert set(task.asked_of([Example(IMAGE, objects=(_WOLF, CAT))]).names) == {
+  assert task.for_split([Example(IMAGE, objects=(_WOLF,))]).names == ('grey wolf',)
+  assert set(task.for_split([Example(IMAGE, objects=(_WOLF, CAT))]).names) == {
       'cat', 'dog', 'grey wolf'}
   nobody_looked = Examples([Example(IMAGE)], (), {'grey wolf': 4, 'elk': 2})
-  assert task.asked_of(nobody_looked).category_ids == {'grey wolf': 4, 'elk': 2}
-  assert task.asked_of([Example(IMAGE)]).names == task.names
+  assert task.for_split(nobody_looked).category_ids == {'grey wolf': 4, 'elk': 2}
+  assert task.for_split([Example(IMAGE)]).names == task.names
 
 
 def test_each_split_has_its_own_numbers_in_its_files(task):
   val = Examples([Example(IMAGE, image_id=3, objects=(
       dataclasses.replace(CAT, category_id=0), dataclasses.replace(_WOLF, category_id=2)))],
                  (), {'cat': 0, 'eel': 1, 'grey wolf': 2})
-  asked = task.asked_of(val)
-  found = [Prediction(tuple(Found(name, CAT.box, 0.9) for name in ('cat', 'dog', 'grey wolf')))]
+  asked = task.for_split(val)
+  found = [Detections(tuple(DetectedBox(name, CAT.box, 0.9)
+                            for name in ('cat', 'dog', 'grey wolf')))]
   files = asked.files(val, found)
   assert {c['name']: c['id'] for c in files['instances']['categories']} == {
       'cat': 0, 'grey wolf': 2}
@@ -181,7 +184,8 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
   config = tiny.changed(detection__queries=queries)
   task = Detection(config.detection, tokenizer, task._learned)
   shapes = []
-  for asked in (task, task.asking({'cat': 1}), task.asking({f'n{i}': i for i in range(20)})):
+  for asked in (task, task.with_names({'cat': 1}),
+                task.with_names({f'n{i}': i for i in range(20)})):
     model = build.make_model(build.settle(config, {}), tokenizer, {'detection': asked})
     encoded = asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40))
     batch = {'image': np.zeros((2, 32, 32, 3), np.uint8),

@@ -1,11 +1,11 @@
 """What people look at: boxes where they belong, labels that can be read."""
 
 import numpy as np
-import pytest
 from PIL import Image, ImageColor
+import pytest
 
-from xmodal.tasks import card
-from xmodal.tasks.boxes_card import draw_boxes, draw_boxes_card, name_colours
+from xmodal.tasks.drawing import card
+from xmodal.tasks.drawing.boxes_card import draw_boxes, draw_boxes_card, name_colours
 
 GREY = 120
 RED, BLUE = '#ff0000', '#0000ff'

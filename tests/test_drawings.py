@@ -5,14 +5,14 @@ import collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 import pytest
+import tiny
 
 from xmodal.data.example import Example
-from xmodal.data.shape_drawings import RELATIONS, Drawings, Wanted, parse
-from xmodal.data.shape_words import COLORS, SHAPES, SIZES, Thing
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
+from xmodal.data.scenes import judge as drawings
+from xmodal.data.scenes.drawings import RELATIONS, CaptionContent, Drawings, parse
+from xmodal.data.scenes.words import COLORS, SHAPES, SIZES, Thing
 from xmodal.errors import UserError
-from xmodal.metrics import drawings
-import tiny
 
 OPPOSITE = {'above': 'below', 'below': 'above', 'left of': 'right of', 'right of': 'left of'}
 
@@ -38,16 +38,16 @@ def wrongs(wanted):
   for thing in (first._replace(color=other(COLORS, first.color)),
                 first._replace(shape=other(SHAPES, first.shape)),
                 *([first._replace(size=other(SIZES, first.size))] if first.size else [])):
-    yield Wanted((thing, *second), wanted.relation)
+    yield CaptionContent((thing, *second), wanted.relation)
   if not second:
-    yield Wanted((first, Thing(None, 'red', 'cross')), 'above')
+    yield CaptionContent((first, Thing(None, 'red', 'cross')), 'above')
     return
   second, = second
-  yield Wanted((first,))
-  yield Wanted((first, second), OPPOSITE[wanted.relation])
-  yield Wanted((first, second), RELATIONS[(RELATIONS.index(wanted.relation) + 2) % 4])
+  yield CaptionContent((first,))
+  yield CaptionContent((first, second), OPPOSITE[wanted.relation])
+  yield CaptionContent((first, second), RELATIONS[(RELATIONS.index(wanted.relation) + 2) % 4])
   if first.color != second.color and first.shape != second.shape:
-    yield Wanted((first._replace(color=second.color), second._replace(color=first.color)),
+    yield CaptionContent((first._replace(color=second.color), second._replace(color=first.color)),
                  wanted.relation)
 
 
@@ -122,7 +122,7 @@ def test_half_a_thing_of_another_colour_or_a_smear_does_not_pass():
   assert drawings.fault(noise, parse('a red circle'))
 
 
-def test_faithfulness_is_told_of_seen_and_unseen_apart():
+def test_faithfulness_is_reported_for_seen_and_unseen_names():
   wanted = [parse(text) for text in ('a red circle', 'a red circle', 'a blue square',
                                      'a red circle above a blue square')]
   shares = drawings.faithfulness(['', '0 things', '', ''], wanted, ['red circle'])

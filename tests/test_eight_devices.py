@@ -1,10 +1,8 @@
 """Every task and every family of towers: on eight devices they learn and predict as on one."""
 
-import importlib
 import itertools
 import json
 import os
-import pkgutil
 import sys
 
 import jax
@@ -12,16 +10,18 @@ import numpy as np
 import optax
 from PIL import Image
 import pytest
-
 from test_sharding import by_name, run_alone
-from xmodal import config as configs, tasks
-from xmodal.data.crowds import Crowds
+import tiny
+
+from xmodal.data.scenes.crowds import Crowds
+from xmodal.models import parts
 from xmodal.sharding import mesh as meshes
-from xmodal.tasks.contrastive import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.task import TASKS
 from xmodal.train import evaluate
 from xmodal.train import state as states
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 # ViT and T5, with vqa and objects, are in test_sharding.py: those together are all there are.
 # Weights of losses: of random parameters some are much larger than others.
@@ -80,7 +80,7 @@ def learn_and_predict(folder, towers, sizes, file):
   average. The optimiser is plain descent: AdamW, which test_sharding.py has, would make whole steps
   of rounding.
   """
-  run = Run(config(folder, towers, sizes), 'unused')
+  run = Plan(config(folder, towers, sizes), 'unused')
   run.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.5))
   run.init = states.init_fn(states.variables_fn(run.model, run.batch, 0), run.optimizer, 0, True,
                             run.frozen, run.balance)
@@ -96,13 +96,13 @@ def learn_and_predict(folder, towers, sizes, file):
 
   predicted = []
   def predict_step(variables, batch):
-    predicted.append(jax.device_get(run.predict_step(variables, batch)))
+    predicted.append(jax.device_get(run.evaluation.predict_step(variables, batch)))
     return predicted[-1]
   records, _ = evaluate.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
   assert records.tolist() == list(range(EXAMPLES))
   predicted = jax.tree.map(lambda *x: np.concatenate(x)[:EXAMPLES], *(x for _, x in predicted))
 
-  step, stream, told = run.compile_step(), run.stream('train'), []
+  step, stream, told = compile_step(run), run.stream('train'), []
   for i in range(2):
     batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))
@@ -173,10 +173,8 @@ def results(on_one, on_eight, folder):
 
 
 def test_all_tasks_and_towers_are_here_or_in_test_sharding():
-  found = {module.name for module in pkgutil.iter_modules(tasks.__path__)
-           if hasattr(importlib.import_module(f'xmodal.tasks.{module.name}'), 'TASK')}
-  assert found == {*tiny.get_config().mixer.tasks, *itertools.chain(*MODELS.values())}
-  families = set(configs.SIZES['tiny']) - {'cross', 'denoiser'}
+  assert set(TASKS) == {*tiny.get_config().mixer.tasks, *itertools.chain(*MODELS.values())}
+  families = {*parts.families('vision'), *parts.families('text')}
   c = tiny.get_config()
   assert families == {c.model.vision.name, c.model.text.name, *itertools.chain(*MODELS)}
 

@@ -5,18 +5,20 @@ import pathlib
 import shutil
 
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
 from xmodal.train import evaluate
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 
 
 @pytest.mark.parametrize('size', [3, 32])
 def test_results_do_not_depend_on_the_batch(finished, tmp_path, size):
   workdir = pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
-  scores = Run(tiny.changed(train__eval_batch_size=size), str(workdir), 'eval').eval_only()
+  plan = Plan(tiny.changed(train__eval_batch_size=size), str(workdir), 'eval')
+  scores = runs.evaluate_newest(plan)
   assert scores == json.loads((finished / 'final.json').read_text())['evaluation']
   lines, expected = ([json.loads(line) for line in
                       (folder / 'predictions_vqa_val.jsonl').read_text().splitlines()]
@@ -36,17 +38,18 @@ def test_results_do_not_depend_on_the_batch(finished, tmp_path, size):
       'regression__beams': 2}, 4),
 ], ids=str)
 def test_what_multiplies_an_example_divides_the_batch(tmp_path, values, expected):
-  assert Run(tiny.changed(**values), str(tmp_path / 'run')).eval_batch_size == expected
+  assert Plan(tiny.changed(**values), str(tmp_path / 'run')).evaluation.batch_size == expected
 
 
 def test_captions_of_a_picture_and_more_names_divide_it_too(tmp_path):
-  run = Run(tiny.changed(mixer__tasks=('retrieval', 'detection')), str(tmp_path / 'run'))
-  size = lambda: evaluate.choose_batch_size(run.config, run.asked, run.mesh)
-  captions = run.asked['retrieval'].copies
+  run = Plan(tiny.changed(mixer__tasks=('retrieval', 'detection')), str(tmp_path / 'run'))
+  size = lambda: evaluate.choose_batch_size(run.config, run.evaluation.tasks, run.mesh)
+  captions = run.evaluation.tasks['retrieval'].copies
   assert captions == max(len(run.feeds[0].sources['eval'][i].captions) for i in range(20))
   assert size() == 8 // captions
   assert run.tasks['detection'].copies == 1
-  run.asked['detection'].category_ids = dict.fromkeys(range(9 * len(run.tasks['detection'].names)))
+  run.evaluation.tasks['detection'].category_ids = dict.fromkeys(
+      range(9 * len(run.tasks['detection'].names)))
   assert size() == 1
 
 
@@ -60,6 +63,5 @@ def test_the_batch_divides_over_the_devices():
   for copies, expected in ((1, 24), (2, 12), (5, 4), (99, 4)):
     tasks['vqa'] = type('Of', (), {'copies': copies})()
     assert evaluate.choose_batch_size(config, tasks, Four) == expected
-  config.train.eval_batch_size = 6
   with pytest.raises(UserError, match='eval_batch_size=6 .* 4 devices .* multiple of 4'):
-    evaluate.check_batch_size(config, Four)
+    evaluate.check_batch_size('config.train.eval_batch_size', 6, Four)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal.models.expressions import MeantQuery
+from xmodal.models.detector.expressions import MeantQuery
 
 KINDS, THINGS, WIDTH = 6, 5, 32
 LEFT, RIGHT = KINDS, KINDS + 1  # words, beside one for each kind of thing
@@ -28,7 +28,8 @@ def scenes(rng, count):
   center = np.stack([x, rng.uniform(0.1, 0.9, x.shape)], -1)
   words = np.stack([kinds[:, 0], np.where(left, LEFT, RIGHT), kinds[:, 2]], 1)
   order = np.argsort(rng.random((count, THINGS)), axis=1)
-  kinds, center = np.take_along_axis(kinds, order, 1), np.take_along_axis(center, order[..., None], 1)
+  kinds = np.take_along_axis(kinds, order, 1)
+  center = np.take_along_axis(center, order[..., None], 1)
   boxes = np.concatenate([center - 0.05, center + 0.05], -1)
   return (TABLE[kinds], TABLE[words] + PLACES, np.ones(words.shape, bool), np.float32(boxes),
           None), order.argmin(1)

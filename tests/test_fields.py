@@ -8,11 +8,11 @@ from PIL import Image
 import pytest
 
 from xmodal.data import check, fields
-from xmodal.data.coco import read_coco
-from xmodal.data.jsonl import read_jsonl
-from xmodal.data.visual_genome import read_visual_genome
-from xmodal.data.vqa_rad import read_vqa_rad
-from xmodal.data.vqa_v2 import read_vqa_v2
+from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.sources.vqa_rad import read_vqa_rad
+from xmodal.data.sources.vqa_v2 import read_vqa_v2
 from xmodal.errors import UserError
 from xmodal.metrics.detection import coco_files, number_categories
 
@@ -274,7 +274,7 @@ def test_jsonl_ids_that_occur_twice(folder):
     return read_jsonl(str(folder), 'train')
 
   assert list(read().faults) == [
-      f'{path}:2: question_id 4 is that of line 1 too, wanted one of its own']
+      f'{path}:2: question_id 4 is also that of line 1, wanted a unique one']
   # Retrieval and COCO's results tell pictures apart by it.
   with pytest.raises(UserError, match='3: image_id 1 is that of another picture in line 1'):
     read({'image': 'images/7.jpg', 'image_id': 1})

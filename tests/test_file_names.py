@@ -8,10 +8,10 @@ from PIL import Image
 import pytest
 
 from xmodal.data import check
-from xmodal.data.coco import read_coco
-from xmodal.data.jsonl import read_jsonl
-from xmodal.data.pictures import Pictures
-from xmodal.data.voc import read_voc
+from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.pictures import Pictures
+from xmodal.data.sources.voc import read_voc
 from xmodal.errors import UserError
 
 _DECOMPOSED = unicodedata.normalize('NFD', 'Größe é')

@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_sharding import run_alone, three_steps
+from test_step import Regression, a_batch
+import tiny
 
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.models import lora
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.sharding.rules import path_name
 from xmodal.train import checkpoint
 from xmodal.train import state as states
 from xmodal.train.describe import describe
 from xmodal.train.frozen import frozen_names
-from xmodal.train.loop import Run
-from xmodal.train.optimizer import make_optimizer
-from xmodal.train.rates import rates
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.rates import rates
+from xmodal.train.plan import Plan
 from xmodal.train.step import make_train_step
-from test_sharding import run_alone, three_steps
-from test_step import Regression, a_batch
-import tiny
 
 
 def flat(tree):
@@ -122,7 +122,7 @@ def test_accumulation_with_frozen_parameters_equals_the_large_batch():
 def test_patterns_that_cannot_be_meant_are_named(key, pattern, message):
   c = tiny.changed(**{key.replace('.', '__'): pattern})
   with pytest.raises(UserError, match=message) as raised:
-    Run(c, 'unused')
+    Plan(c, 'unused')
   assert '\n' not in str(raised.value)
 
 
@@ -137,7 +137,7 @@ def test_a_pattern_that_would_freeze_adapters_is_named():
 
 def one_number_each(c):
   """Of the model's names: as many numbers as a parameter has stacked layers, or one."""
-  params = Run(c, 'unused').abstract.params
+  params = Plan(c, 'unused').abstract.params
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: rng.normal(size=x.shape[0] if 'layers/' in path_name(path) else 1
@@ -242,7 +242,7 @@ FROZEN = ('backbone/vision_tower/', 'backbone/text_tower/', 'backbone/pool/',
 
 @pytest.fixture(scope='module')
 def run():
-  return Run(adapted(), 'unused')
+  return Plan(adapted(), 'unused')
 
 
 @pytest.fixture(scope='module')
@@ -250,7 +250,7 @@ def base():
   """The same model without adapters."""
   c = adapted()
   c.model.lora.pattern = ''
-  return Run(c, 'unused')
+  return Plan(c, 'unused')
 
 
 @pytest.fixture(scope='module')

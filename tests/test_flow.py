@@ -7,8 +7,8 @@ import pytest
 import scipy.fft
 
 from xmodal.errors import UserError
-from xmodal.models import denoiser, flow
-from xmodal.models.denoiser import PATCHES, Denoiser, rotary
+from xmodal.models.denoiser import denoiser, flow
+from xmodal.models.denoiser.denoiser import PATCHES, Denoiser, rotary
 
 MEAN = np.array([0.5, -0.3], np.float32)
 COV = np.array([[0.30, 0.12], [0.12, 0.10]], np.float32)
@@ -96,7 +96,7 @@ def test_every_step_is_told_once(noise):
   for sampler in flow.SAMPLERS:
     told = []
     flow.integrate(lambda z, t: z, noise, steps=5, sampler=sampler,
-                   told=lambda step: told.append(int(step)))
+                   on_step=lambda step: told.append(int(step)))
     jax.effects_barrier()
     assert sorted(told) == [1, 2, 3, 4, 5]
 
@@ -135,20 +135,20 @@ def test_products_of_turned_tokens_hang_on_their_distance_alone():
 
 def test_windows_lie_around_their_patches_and_add_up_again():
   images = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype(np.float32)
-  assert denoiser.windows_of(images, 4).shape == (2, 2, 3, 8 * 8 * 3)
+  assert denoiser.to_windows(images, 4).shape == (2, 2, 3, 8 * 8 * 3)
   padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-  windows = np.asarray(denoiser.windows_of(images, 4))
+  windows = np.asarray(denoiser.to_windows(images, 4))
   for row, column in np.ndindex(2, 3):
     seen = padded[:, 4 * row:4 * row + 8, 4 * column:4 * column + 8]
     np.testing.assert_array_equal(np.sort(windows[:, row, column]),
                                   np.sort(seen.reshape(2, -1)))
   # Each pixel lies in four windows, but for those beyond the edge.
-  times = np.asarray(denoiser.sum_of_windows(windows, 4)) / images
+  times = np.asarray(denoiser.from_windows(windows, 4)) / images
   expected = np.multiply.outer([1] * 2 + [2] * 4 + [1] * 2, [1] * 2 + [2] * 8 + [1] * 2)
   np.testing.assert_allclose(times, np.broadcast_to(expected[None, :, :, None], times.shape),
                              rtol=1e-5)
-  transposed, = jax.linear_transpose(lambda x: denoiser.windows_of(x, 4), images)(windows)
-  np.testing.assert_allclose(denoiser.sum_of_windows(windows, 4), transposed, rtol=1e-6)
+  transposed, = jax.linear_transpose(lambda x: denoiser.to_windows(x, 4), images)(windows)
+  np.testing.assert_allclose(denoiser.from_windows(windows, 4), transposed, rtol=1e-6)
 
 
 @pytest.mark.parametrize('patches', PATCHES)
@@ -158,8 +158,8 @@ def test_the_stem_begins_with_the_slow_cosines_of_each_square(patches):
   kernel = Denoiser(**{**TINY, 'bottleneck_dim': 18}, patches=patches).init(
       jax.random.key(0), z, jnp.zeros(1), jnp.zeros((1, 3, 8)), jnp.ones((1, 3), bool))[
           'params']['stem_down']['kernel']
-  cut, square = {'plain': (denoiser.blocks_of, z[0, 4:8, 4:8]),
-                 'overlap': (denoiser.windows_of, z[0, 2:10, 2:10])}[patches]
+  cut, square = {'plain': (denoiser.to_blocks, z[0, 4:8, 4:8]),
+                 'overlap': (denoiser.to_windows, z[0, 2:10, 2:10])}[patches]
   if patches == 'overlap':
     square = np.pad(square, ((0, 2), (0, 0), (0, 0)))
   transformed = scipy.fft.dctn(square, axes=(0, 1), norm='ortho')

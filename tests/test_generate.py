@@ -7,13 +7,12 @@ import pytest
 from scipy import stats
 import torch
 import transformers
-from transformers.generation import (
-    TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from xmodal import pretrained
 from xmodal.errors import UserError
 from xmodal.models.generate import beam_search, filter_logits, greedy, sample
-from xmodal.models.t5 import start_writing
+from xmodal.models.towers.t5 import start_writing
 
 torch.set_num_threads(2)
 PROMPTS, LONGEST, NEW, VOCAB = 50, 12, 14, 53

@@ -1,6 +1,8 @@
 """Drawing what a text says, as people train and ask for it."""
 
+import base64
 import copy
+import io
 import json
 import types
 
@@ -10,22 +12,25 @@ import numpy as np
 from PIL import Image
 import pytest
 import scipy.linalg
-
 import tiny
-from xmodal import config as configs, predict
+
+import xmodal
+from xmodal import predict
 from xmodal.bench import generation as bench
 from xmodal.bench import generation_quality as quality
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
-from xmodal.data.shape_drawings import Drawings
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.drawings import Drawings
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning, frechet
-from xmodal.models.denoiser import PATCHES, Denoiser
+from xmodal.models import parts
+from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
-from xmodal.tasks.generation import Generation, Prediction
+from xmodal.tasks.generation.task import GeneratedImage, Generation
 from xmodal.train import state as states
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 LENGTH = 14
 
@@ -119,7 +124,7 @@ def test_what_is_evaluated_hangs_on_the_example_alone(predictor):
 @pytest.mark.parametrize('share, hidden', [(0.0, range(1)), (0.5, range(1, 8)), (1.0, range(8, 9))])
 def test_captions_are_hidden_as_often_as_said(share, hidden):
   """The loss of an example whose caption is hidden is the same with another's."""
-  run = Run(config(generation__caption_drop=share), 'unused')
+  run = Plan(config(generation__caption_drop=share), 'unused')
   batch = run.maker('train')(np.arange(8), np.arange(8))
   variables = states.create(run.init, run.abstract).variables
   rng = np.random.default_rng(0)
@@ -140,7 +145,7 @@ def test_captions_are_hidden_as_often_as_said(share, hidden):
 def test_the_loss_of_an_example_is_the_mean_of_its_noises():
   found = {}
   for noises in (1, 16):
-    run = Run(config(generation__noises=noises), 'unused')
+    run = Plan(config(generation__noises=noises), 'unused')
     batch = run.maker('train')(np.arange(8), np.arange(8))
     variables = states.create(run.init, run.abstract).variables
     found[noises] = np.array(jax.jit(jax.vmap(lambda key: run.model.apply(
@@ -155,9 +160,9 @@ def test_early_steps_have_times_of_their_own():
   """Of a third of them, half way from there, and after the last: the losses of runs that always
   have these times."""
   def losses(*steps, **values):
-    run = Run(config(**values), 'unused')
+    run = Plan(config(**values), 'unused')
     batch = run.maker('train')(np.arange(8), np.arange(8))
-    state, step = states.create(run.init, run.abstract), run.compile_step()
+    state, step = states.create(run.init, run.abstract), compile_step(run)
     return [float(step(jax.tree.map(jnp.copy, state.replace(step=jnp.int32(number))), batch)[1][
         'loss']) for number in steps]
 
@@ -165,9 +170,10 @@ def test_early_steps_have_times_of_their_own():
   early, between, after = losses(100, 200, 300, **late, generation__early_steps=300,
                                  generation__early_mean=1.0)
   # Equal to rounding: each config compiles a program of its own.
-  for loss, step, values in ((early, 100, dict(generation__time_mean=1.0, generation__time_std=0.3)),
-                             (between, 200, dict(generation__time_mean=0.0, generation__time_std=0.5)),
-                             (after, 300, late)):
+  for loss, step, values in (
+      (early, 100, dict(generation__time_mean=1.0, generation__time_std=0.3)),
+      (between, 200, dict(generation__time_mean=0.0, generation__time_std=0.5)),
+      (after, 300, late)):
     assert [loss] == pytest.approx(losses(step, **values), rel=1e-5)
 
 
@@ -177,7 +183,8 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
 
   def drawn(guidance, *captions):
     example = Example(blank, image_id='a', captions=captions)
-    return predictor([example], task.asking(guidance=guidance, steps=1))[1][0].image.astype(float)
+    sampled = task.with_sampling(guidance=guidance, steps=1)
+    return predictor([example], sampled)[1][0].image.astype(float)
 
   text = 'a large blue cross'
   without, plain, more = (drawn(guidance, text) for guidance in (0.0, 1.0, 3.0))
@@ -254,12 +261,48 @@ def test_transparent_parts_of_a_mask_are_not_drawn_anew(tmp_path, mode):
     mask.save(path, transparency=1)
   else:
     mask.convert(mode).save(path)
-  asked_task = task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(path))[0]
+  asked_task = task.query(str(tmp_path / 'in.png'), 'a red circle', mask=str(path))[0]
   np.testing.assert_array_equal(asked_task._start.mask, expected)
   strokes[..., 1] = 0
   Image.fromarray(strokes, 'LA').save(tmp_path / 'empty.png')
   with pytest.raises(UserError, match='is white nowhere'):
-    task.ask(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
+    task.query(str(tmp_path / 'in.png'), 'a red circle', mask=str(tmp_path / 'empty.png'))
+
+
+def test_a_loaded_model_draws_texts_from_their_seeds(trained, tmp_path, capsys):
+  model = xmodal.load(trained[0])
+  text = 'a red circle above a blue square'
+  pictures = model(None, [text, text, 'a large blue cross'], seed=[1, 2, 1])
+  assert all(isinstance(p, GeneratedImage) and p.image.shape == (32, 32, 3) for p in pictures)
+  command = asked(trained[0], tmp_path, capsys, '--text', text, '--seed', 1)[2]
+  assert np.abs(pictures[0].image.astype(int) - command).max() <= 1
+  for one, other in ((0, 1), (0, 2)):
+    assert (pictures[one].image != pictures[other].image).any()
+  changed = model(Image.fromarray(command), text, strength=0.0)
+  np.testing.assert_array_equal(changed.image, command)
+  png = io.BytesIO(base64.b64decode(model.plain(changed)['png']))
+  np.testing.assert_array_equal(np.asarray(Image.open(png)), command)
+  with pytest.raises(UserError, match='^n means nothing to generation; its options: guidance'):
+    model(None, text, n=2)
+  with pytest.raises(UserError, match='^mask and strength change a picture: image F is wanted'):
+    model(None, text, strength=0.5)
+  mask = np.zeros((8, 8, 3), np.uint8)
+  with pytest.raises(UserError, match='^mask is 8x8 pixels, image is 32x32'):
+    model(command, text, mask=mask)
+
+
+def test_a_file_of_texts_is_drawn_as_png_in_base64(trained, tmp_path, capsys):
+  (tmp_path / 'texts.jsonl').write_text(
+      '{"question": "a red circle"}\n{"question": "a zebra", "image_id": 7}\n')
+  code = predict.main(['--checkpoint', str(trained[0]), '--input', str(tmp_path / 'texts.jsonl'),
+                       '--guidance', '2'])
+  out, err = capsys.readouterr()
+  assert (code, err) == (0, '2 of 2 answered\n')
+  lines = [json.loads(line) for line in out.splitlines()]
+  for line in lines:
+    assert Image.open(io.BytesIO(base64.b64decode(line.pop('png')))).size == (32, 32)
+  assert lines == [{'question': 'a red circle'}, {
+      'image_id': 7, 'question': 'a zebra', 'notes': ['words never seen in training: zebra']}]
 
 
 def test_a_text_that_the_model_cannot_take_as_it_is_is_told_of(trained, tmp_path, capsys):
@@ -310,18 +353,19 @@ def test_options_and_files_that_a_task_does_not_take_are_one_line(trained, finis
     (dict(generation__guidance=-1.0), 'config.generation.guidance=-1.0'),
     (dict(generation__early_steps=-1), 'config.generation.early_steps=-1'),
     (dict(generation__steps=0), 'config.generation.steps=0'),
-    (dict(generation__guidance_from=0.9, generation__guidance_to=0.1), 'guidance_from=0.9: wanted at most'),
+    (dict(generation__guidance_from=0.9, generation__guidance_to=0.1),
+     'guidance_from=0.9: wanted at most'),
     (dict(model__denoiser__patch_size=0), 'patch_size=0: wanted 1 or more'),
     (dict(model__denoiser__patch_size=1), 'patch_size, found 1'),
     (dict(model__denoiser__num_heads=5), 'num_heads=5')], ids=lambda v: str(v)[:40])
 def test_mistakes_of_a_config_are_told_before_anything_is_compiled(values, words):
   with pytest.raises(UserError, match=words):
-    Run(config(**values), 'unused')
+    Plan(config(**values), 'unused')
 
 
-@pytest.mark.parametrize('size', configs.SIZES)
+@pytest.mark.parametrize('size', parts.SIZES)
 def test_every_parameter_of_every_size_has_a_rule_and_no_large_one_stays_whole(size):
-  sizes = configs.SIZES[size]['denoiser']
+  sizes = parts.preset('denoiser', size)
   side = 8 * sizes['patch_size']
   mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 8, 'tensor': 1})
   for patches in PATCHES:
@@ -344,7 +388,7 @@ def test_scores_are_of_seen_and_unseen_names():
   tokenizer = train_tokenizer([e.captions[0] for e in train])
   task = Generation.from_data(c, tokenizer, train)
   unseen = ['red circle' in e.captions[0] for e in test]
-  perfect = [Prediction(e.image, e.image, 0.5) for e in test]
+  perfect = [GeneratedImage(e.image, e.image, 0.5) for e in test]
   scores = task.score(test, perfect)
   assert scores['main'] == scores['faithfulness'] == scores['two_objects'] == 1
   assert scores['loss'] == 0.5
@@ -352,7 +396,8 @@ def test_scores_are_of_seen_and_unseen_names():
   assert scores['frechet'] == pytest.approx(0, abs=1e-4)
   assert '100.0%' in task.table(scores) and 'no FID' in task.table(scores)
   blank = np.full_like(test[0].image, 200)
-  spoiled = [Prediction(blank if bad else e.image, e.image, 0.5) for e, bad in zip(test, unseen)]
+  spoiled = [GeneratedImage(blank if bad else e.image, e.image, 0.5)
+             for e, bad in zip(test, unseen)]
   scores = task.score(test, spoiled)
   assert scores['faithfulness/unseen'] == 0 and scores['faithfulness/seen'] == 1
   assert scores['frechet'] > 1e-4

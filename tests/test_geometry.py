@@ -8,11 +8,12 @@ from PIL import Image, ImageOps
 import pytest
 import torch
 
-from xmodal.data import images, pipeline
-from xmodal.data.augment import Augmentation, Placement
+from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
-from xmodal.data.memory import KeepDecoded
-from xmodal.data.placement import LEAST_VISIBLE, visible_objects
+from xmodal.data.pictures import images
+from xmodal.data.pictures.augmentation import Augmentation, Placement
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.pictures.placement import LEAST_VISIBLE, visible_objects
 
 EVERYTHING = Augmentation(mirror=True, zoom=0.4, crop=0.4, flip=True)
 
@@ -331,7 +332,7 @@ def test_an_expression_guards_like_any_other_text():
 # Boxes that are not inside their pictures
 
 
-def test_bad_boxes_are_cut_or_left_out_and_told_once():
+def test_bad_boxes_are_cut_or_left_out_and_reported_once():
   picture = np.zeros((30, 40, 3), np.uint8)
   good, rounded = Object('good', (0, 0, 40, 30)), Object('rounded', (35.2, 3, 5.2, 5))
   out, flat = Object('out', (41, 3, 5, 5)), Object('flat', (3, 3, 0, 5))
@@ -349,9 +350,9 @@ def test_bad_boxes_are_cut_or_left_out_and_told_once():
       ('good', (0, 0, 40, 30)), ('beyond', (0, 20, 6, 10))]
   assert given[3].expression is None and given[3].objects is None
   assert list(make.bad_boxes.of_record) == [2, 3]
-  told = make.bad_boxes.told()
-  assert len(told) == 4 and told[0] == (
+  lines = make.bad_boxes.lines()
+  assert len(lines) == 4 and lines[0] == (
       'record 2, pixels: objects 1 has box [41, 3, 5, 5] outside the picture, wanted '
       '[x, y, width, height] inside 40 x 30')
-  assert 'objects 3 has box [-4, 20, 10, 15] outside' in told[1]
-  assert 'objects 4 has box [3, 3, 0, 5] without area' in told[2] and 'expression' in told[3]
+  assert 'objects 3 has box [-4, 20, 10, 15] outside' in lines[1]
+  assert 'objects 4 has box [3, 3, 0, 5] without area' in lines[2] and 'expression' in lines[3]

@@ -6,7 +6,7 @@ from PIL import Image
 import pytest
 import torch
 
-from xmodal.models.glimpse import glimpse
+from xmodal.models.detector.glimpse import glimpse
 
 HEIGHT, WIDTH, CELLS = 40, 56, 6
 PICTURE = np.random.default_rng(0).random((1, HEIGHT, WIDTH, 1)).astype(np.float32)

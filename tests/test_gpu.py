@@ -6,11 +6,12 @@ import cv2
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.sharding import mesh as meshes
 from xmodal.train import state as states
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
 TASKS = ('vqa', 'objects', 'detection', 'captioning', 'retrieval', 'regression', 'generation')
@@ -42,8 +43,8 @@ def two_steps(pictures, folder, task, dtype, attention):
   c = tiny.changed(data__source='jsonl', data__root=str(pictures), data__keep_aspect=True,
                    mixer__tasks=(task,), mixer__weights=(1.0,), model__dtype=dtype,
                    model__attention=attention)
-  run = Run(c, str(folder))
-  step, state, found = run.compile_step(), states.create(run.init, run.abstract), []
+  run = Plan(c, str(folder))
+  step, state, found = compile_step(run), states.create(run.init, run.abstract), []
   for number in range(2):
     records = np.arange(8 * number, 8 * (number + 1))
     batch = meshes.put_batch(run.maker('train')(records, records), run.mesh, 8)

@@ -18,8 +18,9 @@ print(os.environ.get('MALLOC_MMAP_MAX_'), os.environ.get('GLIBC_TUNABLES'))
 def run(**more):
   environment = {key: value for key, value in os.environ.items()
                  if not key.startswith(('MALLOC_', 'GLIBC_'))} | more
-  return subprocess.run([sys.executable, '-c', PROGRAM, 'an argument', '--another'],
-                        env=environment, capture_output=True, text=True, check=True).stdout.split('\n')
+  ended = subprocess.run([sys.executable, '-c', PROGRAM, 'an argument', '--another'],
+                         env=environment, capture_output=True, text=True, check=True)
+  return ended.stdout.split('\n')
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason="the settings are those of Linux's C library")

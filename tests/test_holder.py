@@ -11,10 +11,11 @@ import sys
 import threading
 
 import pytest
+import tiny
 
 from xmodal.errors import UserError
-from xmodal.train import holder, loop
-import tiny
+from xmodal.train import holder
+from xmodal.train.plan import Plan
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 
@@ -58,12 +59,12 @@ def test_the_second_run_says_who_holds_the_workdir_and_changes_nothing(finished,
   said = f'{workdir} is in use: process {other.pid} on elsewhere, since 2026-01-02 03:04:05'
   for mode in ('train', 'eval'):
     with pytest.raises(UserError, match=said) as error:
-      loop.Run(tiny.get_config(), str(workdir), mode)
+      Plan(tiny.get_config(), str(workdir), mode)
     assert '\n' not in str(error.value)
   with pytest.raises(UserError, match=said), holder.hold(str(workdir)):
     pass
   assert contents(workdir) == before
-  loop.Run(tiny.get_config(), str(workdir), 'dry_run')  # writes nothing
+  Plan(tiny.get_config(), str(workdir), 'dry_run')  # writes nothing
 
 
 @linux

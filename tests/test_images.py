@@ -6,15 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image, ImageOps
+import pytest
 
 from xmodal.bench.data import jpeg, photo_like
-from xmodal.data import check, images
-from xmodal.data.images import fit, load_image, resize_antialiased
-from xmodal.data.memory import KeepDecoded
+from xmodal.data import check
+from xmodal.data.pictures import images
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.pictures.images import fit, load_image, resize_antialiased
+from xmodal.data.pictures.opened import Opened
 from xmodal.errors import UserError
-from xmodal.labeller import Opened
 
 SIZE = (40, 56)  # height and width differ, so that swapping them shows
 
@@ -306,7 +307,7 @@ def test_other_arrays_are_refused(array):
 
 
 def test_no_tensorflow_is_needed():
-  script = 'import sys, xmodal.data.images; sys.exit("tensorflow" in sys.modules)'
+  script = 'import sys, xmodal.data.pictures.images; sys.exit("tensorflow" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', script], check=False).returncode == 0
 
 

@@ -3,13 +3,13 @@
 import importlib.util
 import unicodedata
 
-import numpy as np
-import pytest
 from fontTools.ttLib import TTFont
+import numpy as np
 from PIL import Image, ImageDraw, features
+import pytest
 
-from xmodal.tasks import card, lettering
-from xmodal.tasks.boxes_card import draw_boxes, draw_boxes_card
+from xmodal.tasks.drawing import card, lettering
+from xmodal.tasks.drawing.boxes_card import draw_boxes, draw_boxes_card
 
 if importlib.util.find_spec('weblate_fonts') is None:
   pytest.skip('weblate-fonts, which xmodal installs, is not there', allow_module_level=True)
@@ -20,7 +20,8 @@ COVERED = {
     'Hebrew': 'שלום', 'Arabic': 'كلب أحمر', 'Ethiopic': 'አማርኛ', 'Devanagari': 'लाल गाड़ी',
     'Bengali': 'বাংলা', 'Gurmukhi': 'ਪੰਜਾਬੀ', 'Gujarati': 'ગુજરાતી', 'Tamil': 'தமிழ் மொழி',
     'Telugu': 'తెలుగు', 'Kannada': 'ಕನ್ನಡ', 'Malayalam': 'മലയാളം', 'Sinhala': 'සිංහල',
-    'Thai': 'ภาษาไทย', 'Lao': 'ລາວ', 'Chinese': '红绿灯紅綠燈', 'Japanese': '赤い犬がゴ', 'Korean': '한국어'}
+    'Thai': 'ภาษาไทย', 'Lao': 'ລາວ', 'Chinese': '红绿灯紅綠燈', 'Japanese': '赤い犬がゴ',
+    'Korean': '한국어'}
 
 
 def picture(text, size=16):

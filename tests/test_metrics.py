@@ -7,7 +7,10 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from xmodal.metrics.classification import (
-    accuracy_by_group, classification_scores, constant_baseline)
+  accuracy_by_group,
+  classification_scores,
+  constant_baseline,
+)
 from xmodal.metrics.vqa import normalize_answer, soft_scores, vqa_accuracy
 
 # What processPunctuation and processDigitArticle of the published vqaEval.py

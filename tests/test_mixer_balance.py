@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 import torch
 
 from xmodal.errors import UserError
-from xmodal.mixer import balance as balances
-from xmodal.mixer.balance import make_balance
-import tiny
+from xmodal.mixer.balance.balance import make_balance
+from xmodal.mixer.balance.pcgrad import project
 
 TASKS = ('vqa', 'objects', 'detection')
 
@@ -149,7 +149,7 @@ def test_pcgrad_is_the_algorithm_of_the_paper_for_the_same_orders():
           grad -= product / (grads[j] @ grads[j]) * grads[j]
           opposed += 1
       expected.append(grad)
-    shares = balances.project(jnp.array(grads @ grads.T), jnp.array(orders))
+    shares = project(jnp.array(grads @ grads.T), jnp.array(orders))
     np.testing.assert_allclose(shares @ grads, expected, rtol=1e-3, atol=1e-4)
   assert opposed > 20
 
@@ -307,7 +307,7 @@ def test_famo_in_turns_pulls_the_task_that_does_not_get_better():
 
 
 @pytest.mark.parametrize('values, every_step, words', [
-    ({'mixer__balance': 'equal'}, True, "balance='equal': wanted one of fixed, uncertainty"),
+    ({'mixer__balance': 'equal'}, True, "no balance 'equal'; wanted one of dwa, famo, fixed"),
     ({'mixer__balance': 'pcgrad', 'mixer__sampling': 'round_robin'}, False, "to 'joint'"),
     ({'mixer__balance': 'gradnorm', 'mixer__sampling': 'proportional'}, False, 'proportional')])
 def test_a_balance_that_cannot_be_is_one_line(values, every_step, words):

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-
-import tiny
 from test_sharding import three_steps
+import tiny
+
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 
 def mixed(tasks=('vqa', 'objects', 'detection'), **values):
@@ -40,8 +40,8 @@ def in_turns(**values):
 
 @functools.cache
 def planned():
-  """A Run that trains nothing."""
-  return Run(in_turns(), 'unused')
+  """The plan of such a run."""
+  return Plan(in_turns(), 'unused')
 
 
 @pytest.fixture(scope='module')
@@ -116,10 +116,10 @@ def test_predict_fits_pictures_as_the_source_of_the_task_does(run):
 
 def test_a_run_in_turns_goes_on_with_the_same_config_alone(run):
   with pytest.raises(UserError, match='mixer.sampling'):
-    Run(mixed(seed=5), str(run[0]))
+    Plan(mixed(seed=5), str(run[0]))
   moved = in_turns()
   moved.mixer.data.detection.max_bad_share = 0.5  # as data.max_bad_share may change
-  Run(moved, str(run[0]))
+  Plan(moved, str(run[0]))
 
 
 @pytest.mark.parametrize('values, words', [
@@ -128,13 +128,13 @@ def test_a_run_in_turns_goes_on_with_the_same_config_alone(run):
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vision_tower', 2), ('txt_tower', 2))},
      "'txt_tower' matches no parameter"),
     ({'mixer__sampling': 'round_robin', 'mixer__balance': 'pcgrad'}, "set that to 'joint'"),
-    ({'mixer__balance': 'best'}, "balance='best'")])
+    ({'mixer__balance': 'best'}, "no balance 'best'")])
 def test_a_mistake_is_one_line_before_anything_is_compiled(values, words, monkeypatch):
-  monkeypatch.setattr(Run, 'compile_step', lambda *_: pytest.fail('compiled'))
+  monkeypatch.setattr(jax, 'jit', lambda *_, **__: pytest.fail('compiled'))
   with pytest.raises(UserError, match=words) as error:
     c = mixed()
     c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in values.items()})
-    Run(c, 'unused')
+    Plan(c, 'unused')
   assert '\n' not in str(error.value)
 
 
@@ -146,7 +146,7 @@ def test_a_source_without_what_a_task_needs_is_one_line(tmp_path):
   c = mixed(('objects', 'vqa'))
   c.mixer.data.vqa = dict(source='jsonl', root=str(tmp_path))
   with pytest.raises(UserError, match='vqa: none of 1 .*answer'):
-    Run(c, 'unused')
+    Plan(c, 'unused')
 
 
 def test_what_is_not_as_one_may_think_is_told():
@@ -154,7 +154,7 @@ def test_what_is_not_as_one_may_think_is_told():
   c.mixer.data.captioning.crowded = True
   assert {'config.mixer.data.captioning is not read: captioning is none of config.mixer.tasks',
           'vqa and objects: 6 of 6 steps read 8 of 4 examples, 12.0 epochs'} <= set(
-              Run(c, 'unused').notes)
+              Plan(c, 'unused').notes)
 
 
 # Eight devices

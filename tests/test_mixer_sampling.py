@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import tiny
 
+from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Stream, open_feeds, parts, task_config
-from xmodal.mixer.sampling import Kind, Sampling, apportion, make_sampling
-import tiny
+from xmodal.mixer.sampling.sampling import Kind, Sampling, make_sampling
+from xmodal.mixer.sampling.shares import apportion
 
 SIZES = {'vqa': 700, 'objects': 200, 'detection': 100}
 
@@ -39,7 +41,7 @@ def test_round_robin_takes_turns():
 
 
 @pytest.mark.parametrize('name, temperature, expected', [
-    ('proportional', 5.0, (70, 20, 10)), ('temperature', 1.0, (70, 20, 10)),
+    ('proportional', 2.0, (70, 20, 10)), ('temperature', 1.0, (70, 20, 10)),
     ('temperature', 2.0, (52, 28, 20)),  # square roots are as 52.3 : 27.9 : 19.8
     ('temperature', 1e9, (34, 33, 33))])
 def test_every_cycle_has_the_exact_share_of_each_task(name, temperature, expected):
@@ -90,8 +92,9 @@ def test_turns_of_tasks_and_of_parameters():
 
 
 @pytest.mark.parametrize('values, words', [
-    ({'mixer__sampling': 'random'}, "sampling='random': wanted one of joint"),
-    ({'mixer__turns': (('vqa', 1),)}, "mean nothing to config.mixer.sampling='joint'"),
+    ({'mixer__sampling': 'random'}, "no sampling 'random'; wanted one of alternating, joint"),
+    ({'mixer__turns': (('vqa', 1),)},
+     "means nothing to config.mixer.sampling='joint'; .* take 'alternating'"),
     ({'mixer__sampling': 'alternating'}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vision', 0),)}, 'wanted pairs'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': ((5, 'vision'),)}, 'wanted pairs'),
@@ -105,7 +108,9 @@ def test_turns_of_tasks_and_of_parameters():
      "'vqq' is none of")])
 def test_turns_that_cannot_be_are_one_line(values, words):
   with pytest.raises(UserError, match=words) as error:
-    make_sampling(tiny.changed(**values), {'vqa': 5, 'objects': 5})
+    c = tiny.changed(**values)
+    configs.check(c)
+    make_sampling(c, {'vqa': 5, 'objects': 5})
   assert '\n' not in str(error.value)
 
 

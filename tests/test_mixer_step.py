@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_step import Regression, a_batch, assert_close, assert_same
+import tiny
 import torch
 
-from test_step import Regression, a_batch, assert_close, assert_same
 from xmodal.errors import UserError
-from xmodal.mixer.balance import make_balance
-from xmodal.mixer.sampling import Kind
+from xmodal.mixer.balance.balance import make_balance
+from xmodal.mixer.sampling.sampling import Kind
 from xmodal.train import shares
 from xmodal.train import state as states
 from xmodal.train.measure import make_measure
-from xmodal.train.optimizer import make_optimizer
+from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.step import make_train_step
-import tiny
 
 TASKS = ('a', 'b', 'c')
 SGD = optax.sgd(0.1)

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 
 from xmodal.data import order
-from xmodal.data.shapes import Shapes
-import tiny
+from xmodal.data.scenes.shapes import Shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -137,7 +137,7 @@ def test_two_hosts_count_every_example_once(runs):
     assert two['accuracy'] == one['accuracy']
 
 
-def test_all_pictures_that_cannot_be_read_are_told(runs):
+def test_all_pictures_that_cannot_be_read_are_reported(runs):
   for part in (1, 2):  # the second goes on, and met none itself
     one, two = (runs[hosts][part]['unreadable_pictures'] for hosts in (1, 2))
     assert len(two['train']) == 2 and two == one

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_sharding import MESHES, run_alone, three_steps
+import tiny
 import torch
 
-from test_sharding import MESHES, run_alone, three_steps
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
-from xmodal.train.optimizer import make_optimizer
-import tiny
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.plan import Plan
 
 
 def with_muon(**values):
@@ -79,13 +79,13 @@ def test_decay_is_that_of_adamw():
 
 def test_another_name_is_a_mistake():
   c = tiny.changed(optimizer__name='sgd').optimizer
-  with pytest.raises(UserError, match="config.optimizer.name='sgd': wanted adamw or muon"):
+  with pytest.raises(UserError, match="no optimiser 'sgd'; wanted one of adamw, muon"):
     make_optimizer(c, optax.constant_schedule(0.1), {})
 
 
 @pytest.fixture(scope='module')
 def run():
-  return Run(with_muon(optimizer__frozen='text_tower'), 'unused')
+  return Plan(with_muon(optimizer__frozen='text_tower'), 'unused')
 
 
 def stored(run, workdir):

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import test_sharding
 import tiny
+
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.models.names import Names, pad_names, read_names, sample_names
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
 from xmodal.train.gradients import make_gradients
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 TEXTS = ('cat', 'grey wolf', 'a very long name of a thing')
 
@@ -39,7 +39,7 @@ def test_padding_changes_no_vector(tokenizer, tower, end_token):
     c.model.text.head_dim = None
   task = Objects(tokenizer, TEXTS, max_objects=1)
   backbone = build.make_model(c, tokenizer, {'objects': task}).backbone
-  names = task.asked()
+  names = task.vocabulary()
   padded = pad_names(names, tokenizer.pad_id)
   length = names.tokens.shape[1]
   assert padded.tokens.shape[0] == 8 and padded.tokens.shape[1] in (16, 32)
@@ -130,7 +130,7 @@ class Matching(nn.Module):
     return self.embedding(jnp.asarray(tokens)).mean(1)
 
   def __call__(self, batch, *, deterministic):
-    names = batch['first']['asked']
+    names = batch['first']['vocabulary']
     vectors = names.vectors
     if vectors is None:
       vectors = self.read_names(names.tokens, True, deterministic=deterministic)
@@ -144,7 +144,7 @@ class First:
   loss_weights = {'square': 1.0}
   names = Names(np.arange(12, dtype=np.int32).reshape(6, 2))
 
-  def asked_in_step(self, features, key):
+  def sampled_vocabulary(self, features, key):
     present = jnp.zeros(6, bool).at[features['names']].set(True)
     return sample_names(self.names, present, 3, key)
 
@@ -153,7 +153,7 @@ class First:
 
   def losses(self, outputs, features):
     target = jax.nn.one_hot(features['names'], 6)
-    return {'square': (features['asked'].counts * (outputs - target) ** 2).sum(-1)}
+    return {'square': (features['vocabulary'].counts * (outputs - target) ** 2).sum(-1)}
 
   def progress(self, outputs, features):
     return {}
@@ -162,7 +162,7 @@ class First:
 class Second(First):
   """Finds no names."""
 
-  def asked_in_step(self, features, key):
+  def sampled_vocabulary(self, features, key):
     return None
 
   def losses(self, outputs, features):
@@ -181,7 +181,8 @@ def test_names_are_chosen_once_for_all_micro_batches(accumulation, separate, pre
   batch = {'image': rng.normal(size=(8, 5)).astype(np.float32), 'valid': np.ones(8, bool),
            'first': features, 'second': features}
   model, key = Matching(), jax.random.key(5)
-  params = model.init(key, batch | {'first': {'asked': First.names}}, deterministic=True)['params']
+  params = model.init(key, batch | {'first': {'vocabulary': First.names}},
+                      deterministic=True)['params']
   gradients = jax.jit(lambda params: make_gradients(
       model, TASKS, {'first': 2.0, 'second': 1.0}, accumulation=accumulation, separate=separate)(
           params, {}, {}, batch, key, lambda losses: dict.fromkeys(losses, 1.0))[::2])
@@ -221,18 +222,18 @@ def config():
 
 def three_steps(name, sizes, folder):
   """The metrics of three steps on a mesh, and the rows of names that a device has in them."""
-  programs, compile_step = [], Run.compile_step
+  programs, compile_step = [], test_sharding.compile_step
 
   def keep(run):
     programs.append(compile_step(run))
     return programs[0]
 
-  Run.compile_step = keep
+  test_sharding.compile_step = keep
   try:
     told = test_sharding.three_steps(sizes, os.path.join(folder, f'{name}.npz'), config())
   finally:
-    Run.compile_step = compile_step
-  names = Run(config(), 'unused').tasks['detection'].asked()
+    test_sharding.compile_step = compile_step
+  names = Plan(config(), 'unused').tasks['detection'].vocabulary()
   _, length = names.tokens.shape
   # Of attention's logits, [rows, heads, length, length]; those of one row are T5's position biases.
   rows = map(int, re.findall(rf'f32\[(\d+),[12],{length},{length}\]', programs[0].as_text()))

@@ -1,4 +1,4 @@
-"""The task that README.md adds: its block as it stands there is trained, kept and asked."""
+"""The task that xmodal/tasks/README.md adds as a plugin: its block is trained and queried."""
 
 import json
 import pathlib
@@ -6,30 +6,35 @@ import re
 import sys
 
 import pytest
-
-from xmodal import predict, tasks
 import tiny
+
+from xmodal import config as configs
+from xmodal import predict
+from xmodal.tasks.task import TASKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-  """The block as a file of xmodal/tasks."""
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  """The block as a module of a folder elsewhere; its name."""
+  text = (ROOT / 'xmodal' / 'tasks' / 'README.md').read_text(encoding='utf-8')
   (block,) = re.findall(r'```python\n(.*?)```', text.split('## Adding a task')[1].split('\n## ')[0],
                         re.DOTALL)
   assert len(block.splitlines()) < 60
-  (tmp_path / 'counting.py').write_text(block)
-  monkeypatch.setattr(tasks, '__path__', [*tasks.__path__, str(tmp_path)])
-  yield block
-  sys.modules.pop('xmodal.tasks.counting', None)
+  (tmp_path / 'my_counting.py').write_text(block)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  yield 'my_counting'
+  sys.modules.pop('my_counting', None)
+  TASKS._parts.pop('counting', None)
 
 
-def test_the_task_of_the_readme_learns_beside_others_and_is_asked(counting, tmp_path, capsys):
+def test_the_task_of_the_guide_learns_beside_others_and_is_queried(counting, tmp_path, capsys):
+  configs.load_plugins((counting,))
   final = tiny.train(tmp_path / 'run', tiny.changed(
-      mixer__tasks=('objects', 'counting'), mixer__weights=(1.0, 1.0), train__steps=160,
-      train__eval_every=160, train__checkpoint_every=160, optimizer__learning_rate=3e-3))
+      plugins=(counting,), counting__most=10, mixer__tasks=('objects', 'counting'),
+      mixer__weights=(1.0, 1.0), train__steps=160, train__eval_every=160,
+      train__checkpoint_every=160, optimizer__learning_rate=3e-3))
   scores = final['evaluation']['counting']
   assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 of them show 4, the commonest
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]

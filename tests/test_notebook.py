@@ -6,29 +6,30 @@ import os
 import pathlib
 
 import jax.numpy as jnp
-import nbformat
-import numpy as np
-import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+import nbformat
+import numpy as np
 from PIL import Image
+import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, confusion_matrix
+import tiny
 
 from xmodal import config as configs
-from xmodal.data.sources import open_source
-from xmodal.mixer.sampling import make_sampling
-from xmodal.tasks.vqa import VQA, Prediction
+from xmodal.data.open import open_source
+from xmodal.mixer.sampling.sampling import make_sampling
+from xmodal.tasks.vqa import VQA, Answer
 from xmodal.train import evaluate, shares
 from xmodal.train.measure import compared
 from xmodal.train.report import Report
-import tiny
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
 _MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
 _GENERATION = _REPOSITORY / 'notebooks' / 'generation.ipynb'
-_TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')  # of the sections, in order
+# Of the sections, in order.
+_TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')
 
 
 def _write_run(workdir, config, records, predictions):
@@ -106,7 +107,7 @@ def shapes_run(tmp_path_factory):
     answer = 'purple haze' if record in wrong else source[record].answers[0]
     probability = wrong.get(record, 0.305 + record / 100)
     text = 'an elephant' if record == 5 else answer
-    predictions.append(Prediction(answer, top=((answer, probability),), written=(text, 0.5)))
+    predictions.append(Answer(answer, top=((answer, probability),), written=(text, 0.5)))
   examples = _write_run(workdir, config, records, predictions)
   again = _sections(nbformat.read(_NOTEBOOK, as_version=4))['worst'].source
   return examples, predictions, _execute(
@@ -177,7 +178,7 @@ def test_own_data_without_families_or_written_answers(tmp_path):
   config.data.source, config.data.root = 'jsonl', os.path.relpath(data, _REPOSITORY)
   # Answers that three people gave are right, those of one partly: neither is a worst mistake.
   answers = [f'$thing {i}' for i in range(36)] + ['other', 'rare', 'nonsense', 'nonsense', 'other']
-  predictions = [Prediction(answer, top=((answer, 0.5 + i / 100),))
+  predictions = [Answer(answer, top=((answer, 0.5 + i / 100),))
                  for i, answer in enumerate(answers)]
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(_REPOSITORY)

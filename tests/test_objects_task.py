@@ -7,8 +7,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 import torch
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example, Object
+from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks.objects import Objects, make_name_list, token_targets
@@ -70,7 +70,7 @@ def test_names_left_out_of_a_step_teach_nothing(objects):
   example = Example(IMAGE, objects=(Object('cat', (0, 0, 10, 10)),))
   batch = jax.tree.map(lambda x: np.stack([x]), objects.encode(example, Placement(80, 40)))
   few = Objects(train_tokenizer(NAMES, 100), NAMES, max_objects=4, sampled_names=2)
-  asked = few.asked_in_step(batch, jax.random.key(0))
+  asked = few.sampled_vocabulary(batch, jax.random.key(0))
   assert asked.counts[2] and asked.counts.sum() == 2
   logits = np.random.default_rng(0).normal(size=(1, 2, 4, 3)).astype(np.float32)
   targets = np.zeros_like(logits)
@@ -80,7 +80,7 @@ def test_names_left_out_of_a_step_teach_nothing(objects):
       torch.tensor(logits[..., counts]), torch.tensor(targets[..., counts]),
       reduction='none').sum(-1).mean()
   np.testing.assert_allclose(
-      few.losses(logits, batch | {'asked': asked})['names'], [theirs], rtol=1e-5)
+      few.losses(logits, batch | {'vocabulary': asked})['names'], [theirs], rtol=1e-5)
 
 
 def test_nobody_looked_is_not_the_same_as_nothing_there(objects):

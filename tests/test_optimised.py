@@ -10,13 +10,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal.sharding.rules import path_name
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 from xmodal.train.report import Report
-import tiny
 
 
 def config(*sizes):
@@ -28,7 +28,7 @@ def config(*sizes):
 
 
 def train(workdir, sizes):
-  """Trains with all optimisations, but for the drawing of parameters, which takes long to compile."""
+  """Trains with all optimisations, except in drawing parameters, which takes long to compile."""
   create = states.create
 
   def quickly(*args):
@@ -78,7 +78,7 @@ def losses(workdir):
 @pytest.fixture(scope='module')
 def ended(workdirs):
   """The last state of each."""
-  abstract, found = Run(config(1, 1, 1), 'unused').abstract, []
+  abstract, found = Plan(config(1, 1, 1), 'unused').abstract, []
   for workdir in workdirs:
     checkpoints = Checkpoints(str(workdir), keep=5)
     found.append(jax.device_get(checkpoints.restore(abstract, pytest.fail)))

@@ -7,24 +7,24 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import tiny
 import torch
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example, Object
+from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.pipeline import BadPictures, BatchMaker
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.tokenizer import train_tokenizer
-from xmodal.models.backbone import SumPool
 from xmodal.models.cross_modal import CrossModal
+from xmodal.models.joint import SumPool
 from xmodal.models.padding import Padding
-from xmodal.models.resnet import ResNet
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
 
 
 def random(*shape, seed=0):
@@ -232,7 +232,7 @@ def test_a_run_gives_its_model_the_extent_of_each_picture(examples, tmp_path):
       lines.append(json.dumps({'image': f'{i}.png', 'question': example.question,
                                'answers': example.answers, 'objects': objects}))
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
-  run = Run(tiny.changed(data__source='jsonl', data__root=str(tmp_path), data__keep_aspect=True),
+  run = Plan(tiny.changed(data__source='jsonl', data__root=str(tmp_path), data__keep_aspect=True),
             str(tmp_path / 'run'))
   assert run.batch['extent'].shape == (8, 2)
   for split in ('train', 'eval'):

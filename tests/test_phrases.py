@@ -5,9 +5,9 @@ import pytest
 from xmodal import config as configs
 from xmodal.data.example import Example, Object
 from xmodal.data.tokenizer import train_tokenizer
-from xmodal.tasks.detection import Detection
+from xmodal.tasks.detection.task import Detection
 from xmodal.tasks.phrases import split_texts
-from xmodal.tasks.retrieval import Retrieval
+from xmodal.tasks.retrieval.task import Retrieval
 
 TEXTS = {
     'usb 3.0 cable. mouse.': ('usb 3.0 cable', 'mouse'),
@@ -51,5 +51,5 @@ def test_tasks_ask_for_the_same(text):
   retrieval = Retrieval.from_data(config, tokenizer, [Example('a.png', captions=names)])
   wanted = split_texts(text)
   assert len(wanted) == 2
-  assert detection.ask('a.png', text)[0].names == wanted
-  assert retrieval.ask('a.png', text)[1][0].captions == wanted
+  assert detection.query('a.png', text)[0].names == wanted
+  assert retrieval.query('a.png', text)[1][0].captions == wanted

@@ -19,10 +19,10 @@ import transformers
 from xmodal import pretrained
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.predict import Predictor
+from xmodal.predictor import Predictor
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.positions import cubic_weights
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 WORDS = 'what where which color shape is the red blue green circle square of there how many yes no'
 
@@ -67,7 +67,7 @@ def changed(folders, **values):
 
 
 def test_a_run_takes_sizes_pixels_and_tokenizer_from_the_files(folders):
-  run = Run(changed(folders), 'unused')
+  run = Plan(changed(folders), 'unused')
   assert run.config.data.image_size == 32
   np.testing.assert_allclose(run.model.backbone.image_mean, (0.4, 0.5, 0.6))
   assert run.tokenizer.encode(['red circle'], 4)[0].tolist() == (
@@ -79,7 +79,7 @@ def test_a_run_takes_sizes_pixels_and_tokenizer_from_the_files(folders):
 
 
 def test_a_run_begins_with_the_weights_and_its_folder_needs_no_other(folders, trained, tmp_path):
-  run = Run(changed(folders), str(tmp_path))
+  run = Plan(changed(folders), str(tmp_path))
   state = run.loader.fill(jax.jit(run.init)())
   file = load_file(folders['vision'] / 'model.safetensors')
   np.testing.assert_array_equal(state.params['backbone']['vision_tower']['final_norm']['scale'],
@@ -103,27 +103,27 @@ def test_a_run_goes_on_without_the_files(folders, trained, tmp_path, capsys):
     tiny.train(workdir, changed(gone, train__steps=8))
 
 
-def test_sizes_in_the_config_that_a_checkpoint_overrules_are_said(folders):
+def test_sizes_in_the_config_that_a_checkpoint_overrules_are_reported(folders):
   config = changed(folders)
   config.model.vision.patch_size = 4
-  assert any('patch_size not used' in note for note in Run(config, 'unused').notes)
+  assert any('patch_size not used' in note for note in Plan(config, 'unused').notes)
 
 
-def test_what_the_config_and_a_checkpoint_say_otherwise_is_said(folders):
+def test_what_the_config_and_a_checkpoint_say_otherwise_is_reported(folders):
   config = changed(folders, model__vision__name='resnet', model__text__num_decoder_layers=2)
-  said = '\n'.join(Run(config, 'unused').notes)
+  said = '\n'.join(Plan(config, 'unused').notes)
   assert 'config.model.vision.name=resnet not used: the tower is the pretrained vit' in said
   assert 'config.model.text: num_decoder_layers not used' in said
   # T5's config has 0.1, of its years of pretraining; the run's own is used.
   assert 'text tower: dropout_rate is the 0.0 of config.model.dropout_rate, not the 0.1' in said
   assert 'vision tower: dropout_rate' not in said  # both have none
   with pytest.raises(UserError, match='neighbor_bias=1.0 means nothing to a pretrained'):
-    Run(changed(folders, model__text__neighbor_bias=1.0), 'unused')
+    Plan(changed(folders, model__text__neighbor_bias=1.0), 'unused')
 
 
 def test_a_tower_of_the_other_part_is_refused(folders):
   with pytest.raises(UserError, match=r'config.model.text.pretrained=.* is a vision tower'):
-    Run(changed({'text': folders['vision']}), 'unused')
+    Plan(changed({'text': folders['vision']}), 'unused')
 
 
 # Sharded, and given back

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+import tiny
 import torch
 from torch import nn
 import transformers
@@ -17,8 +18,8 @@ from transformers.models.detr.image_processing_pil_detr import DetrImageProcesso
 from xmodal.bench import parity_detection
 from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
-from xmodal.models.detr import Detr
-from xmodal.models.resnet import ResNet
+from xmodal.models.detector.detr import Detr
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained import Checkpoint, detr, resnet
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.detections import detections, pad_pictures
@@ -26,8 +27,7 @@ from xmodal.pretrained.export import save
 from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.tensors import init_shapes, match_variables
 from xmodal.sharding.rules import path_name, spec_for
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
 
 torch.set_num_threads(2)
 CASES = parity_detection.CASES
@@ -302,7 +302,7 @@ def test_configs_that_cannot_be_followed_are_refused(saved, tmp_path, config, me
 def test_a_detector_is_no_tower(saved):
   folder = saved(PADDED)[1]
   with pytest.raises(UserError, match='vision.pretrained=.* is a detector, a vision tower is'):
-    Run(tiny.changed(model__vision__pretrained=str(folder)), 'unused')
+    Plan(tiny.changed(model__vision__pretrained=str(folder)), 'unused')
 
 
 def test_what_transformers_has_no_place_for_is_not_written():

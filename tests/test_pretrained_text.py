@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+import tiny
 import torch
 import transformers
 
@@ -19,14 +20,13 @@ from xmodal.bench.parity_text import CASES, Case
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.models.bert import Bert
-from xmodal.models.gpt2 import Gpt2
+from xmodal.models.towers.bert import Bert
+from xmodal.models.towers.gpt2 import Gpt2
 from xmodal.pretrained.checkpoint import Checkpoint, load
 from xmodal.pretrained.export import save
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.train import build
 from xmodal.train.towers import decoder_tower
-import tiny
 
 torch.set_num_threads(2)
 BATCHES = [(16, 16), (17, 5, 1)]  # lengths of the texts

@@ -12,12 +12,12 @@ import transformers
 
 from xmodal.bench import parity_vision
 from xmodal.errors import UserError
-from xmodal.models.resnet import ResNet
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import Checkpoint, vgg
-from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.export import save
+from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from xmodal.pretrained.tensors import init_shapes
 from xmodal.sharding.rules import path_name, spec_for

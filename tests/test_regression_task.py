@@ -13,20 +13,21 @@ from PIL import Image
 import pytest
 from scipy import stats
 import sklearn.metrics
+import tiny
 import torch
 
-import tiny
+import xmodal
 from xmodal import predict
-from xmodal.data.augment import Augmentation
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
-from xmodal.data.shape_numbers import Numbers
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
+from xmodal.data.pictures.augmentation import Augmentation
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.scenes.numbers import Numbers
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics.regression import regression_scores, scores_by_group
 from xmodal.tasks import writing
-from xmodal.tasks.regression import Prediction, Regression
+from xmodal.tasks.regression import Number, Regression
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 WORDS = ('how wide is the red thing?', '10', '2.5', '-3', '1024')
@@ -103,7 +104,7 @@ def test_a_record_is_the_same_at_any_size_and_in_no_other_split():
 def test_a_number_may_measure_the_picture_so_it_is_not_zoomed():
   augmentation = Augmentation(zoom=0.5, crop=0.5)
   for number in (0.0, 12.5):
-    plan = augmentation.plan(Example(IMAGE, question='how long?', number=number),
+    plan = augmentation.draw(Example(IMAGE, question='how long?', number=number),
                              np.random.default_rng(0))
     assert plan.scale == 1 and plan.window == (0, 0, 1, 1)
 
@@ -209,8 +210,8 @@ def test_scores_by_type_and_of_what_is_written(tokenizer):
   task = make(tokenizer, [10, 30])
   examples = [asked(10.0, question_type='width'), asked(20.0, question_type='width'),
               asked(3.0, question_type='count'), asked()]
-  predictions = [Prediction(11, ('10', 0.5)), Prediction(20, ('x', 0.5)), Prediction(3, ('5', 0.5)),
-                 Prediction(0, ('0', 0.5))]
+  predictions = [Number(11, ('10', 0.5)), Number(20, ('x', 0.5)), Number(3, ('5', 0.5)),
+                 Number(0, ('0', 0.5))]
   scores = task.score(examples, predictions)
   assert scores['examples'] == 3 and scores['MAE'] == pytest.approx(1 / 3)
   assert scores['MAE/width'] == 0.5 and scores['constant_MAE/width'] == 5
@@ -231,7 +232,7 @@ def test_mistakes_are_said(tokenizer):
   note, = task.survey([asked(1.0), asked(1.0, question=WORDS[0] * 3)])
   assert note.startswith('1 of 2 questions are longer than 8 tokens')
   with pytest.raises(UserError, match='--text is empty; regression wants'):
-    task.ask('a.jpg', ' ')
+    task.query('a.jpg', ' ')
   with pytest.raises(UserError, match='config.data.crowded.*config.data.numbers'):
     open_source(tiny.changed(data__numbers=True, data__crowded=True), 'train', train=True)
 
@@ -271,6 +272,18 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path):
   workdir = shutil.copytree(run[0], tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints' / '4')
   assert tiny.train(workdir, config())['evaluation']['regression'] == run[1]
+
+
+def test_a_loaded_model_answers_with_numbers(run):
+  model, source = xmodal.load(run[0]), Numbers('test', size=3, image_size=32)
+  question = 'how many objects are there?'
+  numbers = model([source[i].image for i in range(3)], question)
+  for i, number in enumerate(numbers):
+    assert isinstance(number, Number)
+    assert number.number == pytest.approx(model(source[i].image, question).number, rel=1e-4)
+  assert model.plain(numbers)[0].keys() == {'predicted', 'written'}
+  with pytest.raises(UserError, match='^text is empty; regression wants'):
+    model(source[0].image)
 
 
 def test_predict_answers_with_a_number(run, tmp_path, capsys):

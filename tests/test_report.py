@@ -12,7 +12,8 @@ NUMBERS = {'loss': 1.0, 'vqa/accuracy': 0.5, 'skipped': 0.0}
 
 
 def begin(workdir, start=0, steps=9, scored=()):
-  return Report(str(workdir), steps=steps, start=start, batch_size=8, scored=scored)
+  return Report(str(workdir), steps=steps, start=start, batch_size=8, scored={'eval': scored},
+                evaluates=start >= steps)
 
 
 def train(report, *steps):
@@ -53,7 +54,7 @@ def test_a_killed_run_shows_each_step_once(tmp_path):
   report.write(3, 'eval', {'vqa/accuracy': 0.25})
   train(report, 4, 5)
   report = begin(tmp_path, start=3, scored=['vqa'])  # killed after it
-  assert not report.owes_evaluation
+  assert not report.owed
   train(report, 4)
   assert_each_once(tmp_path, [1, 2, 3, 4], [3])
   event_file, = (tmp_path / 'tensorboard').iterdir()
@@ -78,7 +79,7 @@ def test_an_evaluation_that_was_not_written_whole_is_made_again(tmp_path, tasks,
   train(report, 1, 2, 3)
   report.write(3, 'eval', {f'{task}/accuracy': 0.25 for task in tasks})
   report = begin(tmp_path, start=3, scored=['vqa', 'objects'])
-  assert report.owes_evaluation == owes
+  assert bool(report.owed) == owes
   if owes:
     report.write(3, 'eval', {'vqa/accuracy': 0.5, 'objects/accuracy': 0.5})
   assert_each_once(tmp_path, [1, 2, 3], [3])

@@ -9,21 +9,22 @@ import numpy as np
 from PIL import Image
 import pytest
 from sklearn.metrics import top_k_accuracy_score
-
 import tiny
+
+import xmodal
 from xmodal import predict
 from xmodal.data.example import Example
-from xmodal.data.jsonl import read_jsonl
+from xmodal.data.pictures.placement import Placement
 from xmodal.data.pipeline import BadPictures, BatchMaker
-from xmodal.data.placement import Placement
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.sources.jsonl import read_jsonl
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.models.backbone import Text, Vision
-from xmodal.predict import Predictor
-from xmodal.tasks import retrieval
-from xmodal.tasks.retrieval import Match, Prediction, Retrieval
-from xmodal.train.loop import Run
+from xmodal.models.stream import Stream
+from xmodal.predictor import Predictor
+from xmodal.tasks.retrieval import task as retrieval
+from xmodal.tasks.retrieval.task import Match, Ranking, Retrieval
+from xmodal.train.plan import Plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 CAPTIONS = ('a red circle', 'a blue square', 'two things', 'a dark green cross')
@@ -80,8 +81,8 @@ def test_every_caption_gets_its_turn(tokenizer):
   features = jax.tree.map(
       lambda *x: np.stack(x), *[task.encode(e, Placement(4, 4)) for e in examples])
   towers = types.SimpleNamespace(
-      vision=lambda: Vision(jnp.ones((2, 4, 8)), (2, 2)),
-      text=lambda tokens: Text(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
+      vision=lambda: Stream(jnp.ones((2, 4, 8)), grid=(2, 2)),
+      text=lambda tokens: Stream(jnp.ones((*tokens.shape, 8)), tokens != tokenizer.pad_id))
   head = task.head()
   variables = jax.jit(lambda: head.init(jax.random.key(0), towers, features, deterministic=True))()
   tokens = jax.jit(jax.vmap(lambda key: head.apply(
@@ -158,7 +159,7 @@ def test_a_second_question_compiles_nothing_and_filled_up_texts_change_no_answer
   predictor = Predictor(str(run[0]))
 
   def answer(text):
-    task, examples = predictor.task('retrieval').ask(str(folder / '3.png'), text)
+    task, examples = predictor.task('retrieval').query(str(folder / '3.png'), text)
     return task.join(examples, predictor(examples, task)[1]).texts
 
   first = answer('a red circle. a blue square. two things')
@@ -202,15 +203,39 @@ def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, 
   assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
 
 
-def test_predict_says_what_is_wrong(run, finished, folder, tmp_path, capsys):
+def test_a_loaded_model_ranks_the_texts_or_pictures_of_a_list(run, folder, caplog):
+  model = xmodal.load(run[0])
+  paths = [folder / f'{i}.png' for i in range(12)]
+  of_picture = model(paths[3], 'a red circle. a blue square')
+  assert of_picture.texts == model(paths[3], ['a red circle', 'a blue square']).texts
+  assert not of_picture.pictures and len(of_picture.texts) == 2
+  ranking = model(paths, 'a red circle')
+  assert sorted(m.what.image_id for m in ranking.pictures) == list(range(12))
+  similarity = [m.similarity for m in ranking.pictures]
+  assert similarity == sorted(similarity, reverse=True)
+  of_text = {m.what: m.similarity for m in of_picture.texts}['a red circle']
+  assert {m.what.image_id: m.similarity for m in ranking.pictures}[3] == pytest.approx(
+      of_text, abs=1e-5)
+  plain = json.loads(json.dumps(model.plain(ranking)))
+  assert plain['pictures'][0] == {'image': ranking.pictures[0].what.image,
+                                  'similarity': round(similarity[0], 4)}
+  with jax.log_compiles():
+    pixels = [np.asarray(Image.open(path)) for path in paths[:5]]
+    again = {m.what.image_id: m.similarity for m in model(pixels, 'a red circle').pictures}
+  assert not [r for r in caplog.records if r.message.startswith('Compiling jit(')]
+  assert again[3] == pytest.approx(of_text, abs=1e-5)
+  pairs = model(paths[:3], ['a red circle', 'a blue square. a cross', 'two things'])
+  assert [len(one.texts) for one in pairs] == [1, 2, 1]
+  with pytest.raises(UserError, match='^image is an empty list'):
+    model([], 'a red circle')
+
+
+def test_predict_says_what_is_wrong(run, folder, tmp_path, capsys):
   assert ask(capsys, run[0], folder / '3.png', '. ;')[::2] == (
       2, 'error: --text \'. ;\' says nothing; wanted texts with a full stop after each: "a red '
          'circle. a blue square."\n')
   code, _, err = ask(capsys, run[0], tmp_path, 'a red circle')
   assert code == 2 and 'no pictures in that folder' in err
-  arguments = ['--checkpoint', str(finished), '--image', str(folder), '--text', 'what?']
-  assert predict.main(arguments) == 2
-  assert capsys.readouterr().err == f'error: --image {folder} is a folder; vqa wants one picture\n'
   _, _, err = ask(capsys, run[0], folder, 'a red circle ' * 30)
   assert err.count('note: the text has') == 1 and 'the model reads 24' in err
   _, _, err = ask(capsys, run[0], folder, 'a red circle. a blue square.')
@@ -228,7 +253,7 @@ def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
   examples = read_jsonl(str(tmp_path), 'train')
   task = of(tokenizer, *examples)
   x, y = np.eye(2, dtype=np.float32)
-  related = task.relate(examples, [Prediction(*pair) for pair in (
+  related = task.relate(examples, [Ranking(*pair) for pair in (
       (x, x[None]), (x, y[None]), (y, y[None]), (y, x[None]), (y, y[None]))])
   scores = task.score(examples, related)
   assert (scores['pictures'], scores['captions']) == (2, 4)
@@ -245,7 +270,7 @@ def test_a_split_with_more_captions_than_training_has(tmp_path):
   Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
   for split, caption in (('train', 'a cat'), ('val', ['a cat', 'cats', 'one cat'])):
     (tmp_path / f'{split}.jsonl').write_text(json.dumps({'image': 'a.png', 'caption': caption}))
-  run = Run(config(data__source='jsonl', data__root=str(tmp_path)), str(tmp_path / 'run'))
+  run = Plan(config(data__source='jsonl', data__root=str(tmp_path)), str(tmp_path / 'run'))
   record = np.array([0])
   assert run.batch['retrieval']['captions'].shape[1:] == (1, 24)
   assert run.maker('train')(record, record)['retrieval']['captions'].shape == (1, 1, 24)
@@ -258,7 +283,7 @@ def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
   examples = [described('A cat.', image_id=0), described('a  cat.', image_id=1),
               described('a dog', image_id=2)]
   x, y = np.eye(2, dtype=np.float32)
-  predictions = [Prediction(y, x[None]), Prediction(x, x[None]), Prediction(y, y[None])]
+  predictions = [Ranking(y, x[None]), Ranking(x, x[None]), Ranking(y, y[None])]
   task = of(tokenizer, *examples)
   related = task.relate(examples, predictions)
   # Picture 0 looks like the dog's, so both cats come after that; picture 1 has both before.
@@ -277,7 +302,7 @@ def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
 
 def test_a_split_without_captions_is_not_scored(tokenizer):
   task, example = of(tokenizer, described('a')), Example(IMAGE, question='what?')
-  prediction = Prediction(np.ones(2, np.float32), np.ones((1, 2), np.float32))
+  prediction = Ranking(np.ones(2, np.float32), np.ones((1, 2), np.float32))
   related = task.relate([example], [prediction])
   assert task.score([example], related) == {} and task.headline({}) == ''
   assert task.record(example, related[0]) is None

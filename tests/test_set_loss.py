@@ -11,8 +11,8 @@ from transformers.loss.loss_for_object_detection import generalized_box_iou
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from xmodal.errors import UserError
-from xmodal.models import boxes as box_maths
-from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
+from xmodal.models.detector import boxes as box_maths
+from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
 
 B, N, M, K = 6, 12, 5, 3
 COUNTS = (5, 3, 0, 1, 5, 2)
@@ -99,7 +99,8 @@ def test_a_proposal_that_is_not_matched_learns_the_smallest_box_that_it_lies_in(
   # In the large, in both, in both, nowhere; the first two are matched.
   places = np.float32([[0.2, 0.2], [0.6, 0.6], [0.6, 0.55], [0.9, 0.9]])
   proposals = np.float32([[large, small, [0.5, 0.5, 0.7, 0.8], large]])
-  found = Queries(np.zeros((1, 4, 1), np.float32), np.float32([[large, small, [0, 0.9, 0.1, 1], small]]),
+  found = Queries(np.zeros((1, 4, 1), np.float32),
+                  np.float32([[large, small, [0, 0.9, 0.1, 1], small]]),
                   proposals=proposals, places=places)
   assert matched(found, boxes, names)[0, :2].tolist() == [0, 1]
 

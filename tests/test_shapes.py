@@ -5,13 +5,13 @@ import colorsys
 import re
 
 import numpy as np
-import pytest
 from PIL import Image, ImageDraw
+import pytest
 from scipy import ndimage, stats
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 
 COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')

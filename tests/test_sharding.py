@@ -13,17 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from xmodal import config as configs
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.sharding.rules import path_name, shard_tree, spec_for
 from xmodal.train import build
 from xmodal.train import state as states
-from xmodal.train.loop import Run
-import tiny
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -38,7 +40,7 @@ def examples():
 
 
 @pytest.mark.parametrize('tower, text', [('vit', 't5'), ('resnet', 'bert'), ('vgg', 'gpt2')])
-@pytest.mark.parametrize('size', configs.SIZES)
+@pytest.mark.parametrize('size', parts.SIZES)
 def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, text, examples):
   c = configs.base()
   c.model.size, c.model.vision.name, c.model.text.name = size, tower, text
@@ -115,12 +117,12 @@ def three_steps(sizes, file, config=None):
   gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
-  run = Run(config or tiny.get_config(), 'unused')
+  run = Plan(config or tiny.get_config(), 'unused')
   run.mesh = meshes.make_mesh(*sizes)
   run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = random_state(run.abstract)
   state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), first, run.abstract)
-  step, stream, told = run.compile_step(), run.stream('train'), []
+  step, stream, told = compile_step(run), run.stream('train'), []
   for i in range(3):
     batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))
@@ -224,5 +226,6 @@ def test_the_state_really_is_split(on_one, on_eight):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  print(json.dumps({name: three_steps(sizes, os.path.join(sys.argv[1], f'{name}.npz'))
-                    for name, sizes in MESHES.items()} | {'halves': gradients_of_halves((2, 2, 2))}))
+  found = {name: three_steps(sizes, os.path.join(sys.argv[1], f'{name}.npz'))
+           for name, sizes in MESHES.items()}
+  print(json.dumps(found | {'halves': gradients_of_halves((2, 2, 2))}))

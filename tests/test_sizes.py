@@ -11,17 +11,17 @@ import tiny
 from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.errors import UserError
-from xmodal.models.bert import Bert
 from xmodal.models.cross_modal import CrossModal
-from xmodal.models.denoiser import Denoiser
-from xmodal.models.gpt2 import Gpt2
-from xmodal.models.queries import LearnedQueries
-from xmodal.models.resnet import ResNet
-from xmodal.models.t5 import T5
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.denoiser.denoiser import Denoiser
+from xmodal.models.detector.queries import LearnedQueries
+from xmodal.models.towers.bert import Bert
+from xmodal.models.towers.gpt2 import Gpt2
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.t5 import T5
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.train import build
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 SIZES = dict(hidden_dim=16, mlp_dim=24, num_heads=2, num_layers=1)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -129,10 +129,10 @@ def test_sizes_that_mean_nothing(values, words):
 @pytest.mark.parametrize('values, words', [
     ({'model__vision__patch_size': 64}, r'\(32, 32\) does not divide into patches of 64'),
     ({'data__image_size': 36}, r'\(36, 36\) does not divide into patches of 8'),
-    ({'model__remat': 'most'}, "config.model.remat='most': wanted one of none, full, dots")])
+    ({'model__remat': 'most'}, "config.model.remat='most': wanted none, full or dots")])
 def test_sizes_that_do_not_fit_the_pictures(values, words):
   with pytest.raises(UserError, match=words):
-    Run(tiny.changed(**values), 'unused')
+    Plan(tiny.changed(**values), 'unused')
 
 
 @pytest.mark.parametrize('name, field, value', [

@@ -9,14 +9,15 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from xmodal.data import check, images
+from xmodal.data import check
 from xmodal.data.example import Example, Object
-from xmodal.data.jsonl import read_jsonl
-from xmodal.data.vqa_rad import read_vqa_rad
-from xmodal.data.vqa_v2 import read_vqa_v2
+from xmodal.data.pictures import images
+from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.vqa_rad import read_vqa_rad
+from xmodal.data.sources.vqa_v2 import read_vqa_v2
 from xmodal.errors import UserError
 from xmodal.metrics.vqa import normalize_answer
 
@@ -158,7 +159,7 @@ def test_a_bad_line_stops_training_and_is_reported(tmp_path, capsys, line, said)
     read_jsonl(str(folder), 'train')
   message = str(raised.value)
   assert message.startswith(f'{folder}/train.jsonl:3: ')
-  assert f'python -m xmodal.data.check {folder}' in message and '\n' not in message
+  assert f'xmodal check {folder}' in message and '\n' not in message
   assert check.main([str(folder)]) == 1
   report = capsys.readouterr().out
   assert f'{folder}/train.jsonl:3: ' in report
@@ -384,7 +385,7 @@ def test_vqa_v2_test_has_no_answers(tmp_path):
       (9000, (), ''), (25000, (), '')]
 
 
-def test_vqa_v2_problems_are_said_in_one_line(tmp_path):
+def test_vqa_v2_problems_are_reported_in_one_line(tmp_path):
   def said(name, **options):
     folder = tmp_path / name
     folder.mkdir()
@@ -457,7 +458,7 @@ def test_vqa_rad_val_imitates_test():
   assert len(set.union(*groups)) == sum(map(len, groups))
 
 
-def test_vqa_rad_problems_are_said_in_one_line(tmp_path):
+def test_vqa_rad_problems_are_reported_in_one_line(tmp_path):
   with pytest.raises(UserError, match=r'no split .*train\+val'):
     read_vqa_rad(str(tmp_path), 'dev')
   (tmp_path / 'notes.txt').touch()

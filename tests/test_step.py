@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.models.cross_modal import CrossModal
 from xmodal.sharding.rules import path_name
 from xmodal.train import state as states
 from xmodal.train.checkpoint import Checkpoints, find, load_variables
-from xmodal.train.loop import Run
-from xmodal.train.optimizer import changed_rate, make_optimizer, make_schedule
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.schedules import changed_rate, make_schedule
+from xmodal.train.plan import Plan
+from xmodal.train.programs import compile_step
 from xmodal.train.step import make_train_step
-import tiny
 
 
 class Regression:
@@ -26,7 +28,7 @@ class Regression:
 
   loss_weights = {'square': 1.0, 'absolute': 0.5}
 
-  def asked_in_step(self, features, key):
+  def sampled_vocabulary(self, features, key):
     return None  # it looks for no names
 
   def weights(self, features):
@@ -199,7 +201,7 @@ def test_dropout_differs_by_step_and_comes_again():
 @pytest.fixture(scope='module')
 def whole():
   """A run with dropout and an average, and a state of it with random parameters."""
-  run = Run(tiny.changed(model__dropout_rate=0.3, train__ema_decay=0.2), 'unused')
+  run = Plan(tiny.changed(model__dropout_rate=0.3, train__ema_decay=0.2), 'unused')
   rng = np.random.default_rng(0)
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32),
@@ -245,7 +247,7 @@ def test_each_layer_drops_what_it_will(variant):
 
 def test_the_average_of_the_whole_model_is_saved_and_loaded(whole, tmp_path):
   run, state = whole
-  step, make = run.compile_step(), run.maker('train')
+  step, make = compile_step(run), run.maker('train')
 
   def leaf(params):
     return np.array(params['backbone']['text_tower']['token_embedding']['embedding'])
@@ -274,7 +276,7 @@ def test_the_average_of_the_whole_model_is_saved_and_loaded(whole, tmp_path):
 
 def params_like_the_model(tmp_path):
   """A tree with the model's names; one number a parameter, which is quicker than its true shape."""
-  run = Run(tiny.get_config(), str(tmp_path))
+  run = Plan(tiny.get_config(), str(tmp_path))
   return jax.tree.map(lambda _: np.ones(1, np.float32), run.abstract.params)
 
 
@@ -311,8 +313,8 @@ def test_the_schedule_warms_up_and_decays():
 
 @pytest.mark.parametrize('name', ['linear', 'constant', 'wsd'])
 def test_rates_are_those_of_transformers(name):
-  from transformers import optimization
   import torch
+  from transformers import optimization
   a_layer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
   theirs = {
       'linear': lambda: optimization.get_wsd_schedule(
@@ -330,7 +332,7 @@ def test_rates_are_those_of_transformers(name):
 
 
 def test_a_schedule_that_does_not_exist_is_named():
-  with pytest.raises(UserError, match="schedule='cosin': wanted one of cosine, linear"):
+  with pytest.raises(UserError, match="no schedule 'cosin' .did you mean 'cosine'"):
     make_schedule(tiny.changed(optimizer__schedule='cosin').optimizer, 10)
 
 

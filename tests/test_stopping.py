@@ -5,14 +5,15 @@ import pathlib
 import shutil
 
 import pytest
+import tiny
 
 from xmodal import main
 from xmodal.errors import UserError
 from xmodal.mixer import met
 from xmodal.train import evaluate, metrics
-from xmodal.train.loop import Run
+from xmodal.train import run as runs
+from xmodal.train.plan import Plan
 from xmodal.train.stop import Stop
-import tiny
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_an_evaluation_that_was_not_made_is_made_first(workdir, monkeypatch):
     patch.setattr(Stop, 'reached', lambda self: places.append(1) or len(places) == 2)
     assert tiny.train(workdir, c) == {}
   assert len(places) == 2 and not of_split(workdir, 'eval', 'vqa')
-  expected = Run(c, str(workdir), 'eval').eval_only()  # of the only checkpoint
+  expected = runs.evaluate_newest(Plan(c, str(workdir), 'eval'))  # of the only checkpoint
   told = tiny.train(workdir, c)
   assert told['resumed_from'] == 3
   for task, scores in expected.items():
@@ -74,7 +75,7 @@ def test_what_was_left_out_before_is_told_at_the_end(workdir):
 def test_a_cut_list_of_what_was_left_out_is_no_obstacle(tmp_path, cut):
   path = tmp_path / 'left_out.json'
   path.write_text(cut)
-  run = Run(tiny.get_config(), str(tmp_path / 'run'))
+  run = Plan(tiny.get_config(), str(tmp_path / 'run'))
   met.load(run.feeds, str(path))
   assert not run.feeds[0].bad['train'].reasons
 

@@ -9,17 +9,19 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from xmodal import augment, errors, paths, predict
 from xmodal.bench import multitask
-from xmodal.data import check, sources
+from xmodal.data import check
+from xmodal.data.open import open_source
 from xmodal.data.tokenizer import load_tokenizer
 from xmodal.errors import UserError
 from xmodal.pretrained.__main__ import main as pretrained
 from xmodal.pretrained.hub import find_folder
-from xmodal.train import checkpoint, loop
+from xmodal.train import checkpoint
 from xmodal.train.cache import enable_compilation_cache
-import tiny
+from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADDRESSES = ['gs://bucket/a', 's3://bucket/a', 'hf://user/a', 'https://x.org/a', 'gs:/bucket/a',
@@ -50,11 +52,11 @@ FILE = __file__
 
 
 @pytest.mark.parametrize('run', [
-    lambda: loop.Run(tiny.get_config(), ADDRESS),
-    lambda: loop.Run(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
-    lambda: loop.Run(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
-    lambda: loop.Run(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
-    lambda: sources.open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
+    lambda: Plan(tiny.get_config(), ADDRESS),
+    lambda: Plan(tiny.changed(data__source='jsonl', data__root=ADDRESS), 'runs/none'),
+    lambda: Plan(tiny.changed(model__vision__pretrained=ADDRESS), 'runs/none'),
+    lambda: Plan(tiny.changed(model__text__pretrained=ADDRESS), 'runs/none'),
+    lambda: open_source(tiny.changed(data__more=(ADDRESS,)), 'train', train=True),
     lambda: load_tokenizer(ADDRESS), lambda: find_folder(ADDRESS),
     lambda: checkpoint.find(ADDRESS),
 ], ids=['workdir', 'root', 'vision', 'text', 'more', 'tokenizer', 'hub', 'checkpoint'])
@@ -92,7 +94,7 @@ def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, 
 # What an error means
 
 
-def test_what_a_person_can_mend_is_one_line(tmp_path):
+def test_an_error_that_the_user_can_fix_is_one_line(tmp_path):
   for name in ('absent', 'two\nlines'):
     with pytest.raises(OSError) as error:
       open(tmp_path / name / 'file')
@@ -218,7 +220,8 @@ from xmodal import main
 import jax
 main.give_threads()
 devices = len(jax.devices())
-names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]
+names = [open(f'/proc/self/task/{task}/comm').read().strip()
+         for task in os.listdir('/proc/self/task')]
 print(devices, names.count('tf_XLAEigen'))
 """
 

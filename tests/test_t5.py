@@ -9,7 +9,7 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from xmodal.errors import UserError
-from xmodal.models.t5 import T5, relative_position_buckets
+from xmodal.models.towers.t5 import T5, relative_position_buckets
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.tensors import init_shapes
 

@@ -10,14 +10,14 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 import transformers
 
-from xmodal.data.shapes import Shapes
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.tokenizer import load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
 
 TEXTS = [
     'how many red circles are there?', 'Is the LARGE square blue', 'a', '', ' two  spaces ', "it's",
-    'naïve Straße ﬁn', '3.5 cm, 10:45', '(left)', 'red-green', '中文 и кириллица', '🙂', 'xylophone',
-    'what\nnow\t?', '</s> inside', 'a' * 300]
+    'naïve Straße ﬁn', '3.5 cm, 10:45', '(left)', 'red-green', '中文 и кириллица', '🙂',
+    'xylophone', 'what\nnow\t?', '</s> inside', 'a' * 300]
 
 
 @pytest.fixture(scope='module')
@@ -365,3 +365,46 @@ def test_special_tokens_in_a_text_are_text(
       row = rows(ours, [text])[0]
       assert not {ours.pad_id, ours.eos_id} & set(row[:-1]), text
       assert row[-1] == ours.eos_id and len(row) > len(rows(ours, [''])[0])
+
+
+# Learning on
+
+
+OLD = ['what color is the circle', 'is the square red', 'how many circles are there'] * 3
+NEW = ['is the lung clear', 'what shows the chest x-ray', 'is the chest clear, or not'] * 3
+
+
+def test_a_grown_tokenizer_reads_what_it_knew_as_before_and_has_tokens_for_new_words(tmp_path):
+  old = train_tokenizer(OLD)
+  new = old.grown(NEW, 8000)
+  assert {token: new.vocabulary[token] for token in old.vocabulary} == old.vocabulary
+  np.testing.assert_array_equal(new.encode(OLD, 16), old.encode(OLD, 16))
+  words = [' '.join(text.replace(',', ' , ').replace('-', ' - ').split()) for text in NEW]
+  assert (new.lengths(NEW) <= [len(text.split()) + 2 for text in words]).all()
+  assert old.lengths(NEW).sum() > 2 * new.lengths(NEW).sum()
+  assert new.decode(new.encode(NEW, 16)) == NEW
+  assert 2 in old.encode(NEW, 64) and 2 not in new.encode(NEW, 64)  # <unk>
+  new.save(tmp_path)
+  loaded = load_tokenizer(tmp_path)
+  assert loaded.vocabulary == new.vocabulary
+  np.testing.assert_array_equal(loaded.encode(NEW, 16), new.encode(NEW, 16))
+  # And so it may grow again.
+  assert loaded.grown(OLD + NEW, 8000).vocabulary == new.vocabulary
+
+
+def test_a_full_tokenizer_grows_by_letters_alone():
+  old = train_tokenizer(OLD, 30)
+  new = old.grown(NEW, 30)
+  letters = set(''.join(NEW)) - {' '} - set(old.vocabulary)
+  assert new.vocabulary.keys() - old.vocabulary.keys() == letters
+  np.testing.assert_array_equal(new.encode(OLD, 32), old.encode(OLD, 32))
+
+
+@pytest.mark.parametrize('room', [10, 40, 120])
+def test_what_is_learned_later_is_as_good_as_what_the_library_learns(questions, room):
+  """Not the same: of pairs that are equally frequent each takes another first."""
+  letters = train_tokenizer(questions, 3)
+  size = letters.vocab_size + room
+  ours, theirs = letters.grown(questions, size), train_tokenizer(questions, size)
+  assert ours.vocab_size == theirs.vocab_size == size
+  assert ours.lengths(questions).sum() <= 1.01 * theirs.lengths(questions).sum()

@@ -9,7 +9,7 @@ import torch
 
 from xmodal.bench import parity_detection, torch_detection
 from xmodal.bench.torch_training import make_optimizer
-from xmodal.train.optimizer import decays
+from xmodal.train.optimizer.optimizer import decays
 
 torch.set_num_threads(2)
 CASE = parity_detection.CASES[1]

@@ -9,9 +9,9 @@ import torch
 from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention, attention
-from xmodal.models.resnet import ResNet
-from xmodal.models.vgg import VGG
-from xmodal.models.vit import ViT
+from xmodal.models.towers.resnet import ResNet
+from xmodal.models.towers.vgg import VGG
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.tensors import init_shapes
 
 torch.set_num_threads(2)

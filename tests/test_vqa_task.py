@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from xmodal.data.augment import Placement
 from xmodal.data.example import Example
+from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.tasks import task_class
-from xmodal.tasks.vqa import VQA, Prediction, make_answer_list
-from xmodal.train import build, loop
-import tiny
+from xmodal.tasks.task import TASKS
+from xmodal.tasks.vqa import VQA, Answer, make_answer_list
+from xmodal.train import build, plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 ANSWERS = ('red', 'blue', 'two', 'dark green')
@@ -122,7 +122,7 @@ def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
   arrays = {'top_index': np.array([[1, 3]]), 'top_probability': np.array([[0.75, 0.25]]),
             'tokens': tokenizer.encode(['dark green'], 6), 'log_probability': np.log([0.5])}
   prediction, = vqa.decode(arrays)
-  assert prediction == Prediction('blue', (('blue', 0.75), ('dark green', 0.25)),
+  assert prediction == Answer('blue', (('blue', 0.75), ('dark green', 0.25)),
                                   ('dark green', pytest.approx(0.5)))
   written_only, = vqa.decode({k: arrays[k] for k in ('tokens', 'log_probability')})
   assert written_only.answer == 'dark green' and written_only.top == ()
@@ -133,7 +133,7 @@ def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
 def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beams):
   """Of the decoder without a cache; and more beams may be asked of a model once trained."""
   config = tiny.changed(vqa__beams=beams, vqa__answer_length=5)
-  loop._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
+  plan._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
   task = VQA._make(config, types.SimpleNamespace(vocab_size=30, pad_id=0, eos_id=1), ANSWERS)
   model = build.make_model(config, task.tokenizer, {'vqa': task})
   rng = np.random.default_rng(0)
@@ -155,9 +155,9 @@ def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beam
 def test_scores_by_family_by_hand(vqa):
   examples = [asked('red', question_type='color'), asked('blue', question_type='color'),
               asked(*['two'] * 3, *['one'] * 7, question_type='count')]
-  predictions = [Prediction('red', (('red', 0.9),), ('red', 0.9)),
-                 Prediction('red', (('red', 0.8),), ('blue', 0.9)),
-                 Prediction('2', (('2', 0.7),), ('one', 0.9))]
+  predictions = [Answer('red', (('red', 0.9),), ('red', 0.9)),
+                 Answer('red', (('red', 0.8),), ('blue', 0.9)),
+                 Answer('2', (('2', 0.7),), ('one', 0.9))]
   scores = vqa.score(examples, predictions)
   assert scores['examples'] == 3
   assert scores['accuracy'] == pytest.approx((1 + 0 + 0.9) / 3)
@@ -173,7 +173,7 @@ def test_scores_by_family_by_hand(vqa):
 
 
 def test_examples_without_answers_are_not_scored(vqa):
-  said = [Prediction('red', (('red', 1.0),))] * 2
+  said = [Answer('red', (('red', 1.0),))] * 2
   assert vqa.score([asked('red'), Example(IMAGE, question='q?')], said)['accuracy'] == 1
   assert vqa.score([Example(IMAGE, question='q?')], said[:1]) == {}
 
@@ -212,10 +212,10 @@ def test_cut_questions_are_counted(vqa, tokenizer):
 
 
 def test_an_unknown_task_names_those_there_are():
-  with pytest.raises(UserError, match="no task 'vqq'; wanted one of .*vqa"):
-    task_class('vqq')
+  with pytest.raises(UserError, match="no task 'vqq' .did you mean 'vqa'.*wanted one of .*vqa"):
+    TASKS['vqq']
   with pytest.raises(UserError, match="no task 'card'"):  # a file of the folder, but no task
-    task_class('card')
+    TASKS['card']
 
 
 def test_a_saved_task_comes_back(vqa, tokenizer, tmp_path):

@@ -6,8 +6,9 @@ import signal
 import jax
 
 from xmodal import config
+from xmodal.train import run as runs
 from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.loop import Run
+from xmodal.train.plan import Plan
 
 
 def get_config():
@@ -47,14 +48,14 @@ def train(workdir, c=None):
   """Trains in this process; returns what final.json holds ({} if a SIGTERM came)."""
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    return Run(c or get_config(), str(workdir)).train()
+    return runs.train(Plan(c or get_config(), str(workdir)))
   finally:
     signal.signal(signal.SIGTERM, handler)
 
 
 @functools.cache
 def _abstract():
-  return Run(get_config(), 'unused').abstract
+  return Plan(get_config(), 'unused').abstract
 
 
 def restored(workdir, warnings=None):

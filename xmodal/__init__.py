@@ -1,3 +1,24 @@
 """xmodal: one model that looks and reads, trained on many tasks together."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  import os
+
+  from xmodal.trained import TrainedModel
+
 __version__ = '0.1.0'
+
+
+def load(folder: 'str | os.PathLike') -> 'TrainedModel':
+  """A trained model to call: xmodal.load('runs/vqa')('a.jpg', 'what color is the square?').
+
+  Args:
+    folder: a workdir of xmodal.main (its newest checkpoint), WORKDIR/best, or one of its
+      checkpoints/STEP folders.
+
+  Raises:
+    xmodal.errors.UserError: there is no checkpoint, or it is damaged.
+  """
+  from xmodal.trained import TrainedModel  # takes seconds: not for `import xmodal`
+  return TrainedModel(folder)

@@ -1,11 +1,11 @@
 """Labels pictures that nobody labelled: writes what a trained model says of them and is sure of.
 
-  python -m xmodal.augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
+  xmodal augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
 
 OUT/train.jsonl holds captions, and questions with answers, as people's examples are written
-(xmodal/data/jsonl.py), with "made": true and "made_by": the checkpoint, and the probabilities of
-answer and caption. Pictures are named by their paths from OUT; none is copied. A run trains on it
-beside people's examples with --config.data.more=OUT.
+(xmodal/data/sources/jsonl.py), with "made": true and "made_by": the checkpoint, and the
+probabilities of answer and caption. Pictures are named by their paths from OUT; none is copied. A
+run trains on it beside people's examples with --config.data.more=OUT.
 
 An answer is kept if its probability reaches the threshold and the caption that the model writes of
 the same picture agrees with it (xmodal/metrics/agreement.py). Where the words cannot tell, it is
@@ -14,38 +14,25 @@ mean: the product says above all how long a text is) reaches the threshold.
 """
 
 import argparse
+from collections.abc import Sequence
 import json
 import os
 import sys
-from collections.abc import Sequence
 
-from PIL import Image
 from tqdm import tqdm
 
-from xmodal import errors, paths, whole
+from xmodal import atomic, errors, paths
 from xmodal.data import fields
 from xmodal.data.example import Example
-from xmodal.data.jsonl import numbered_lines
+from xmodal.data.sources.jsonl import numbered_lines
+from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally
-from xmodal.predict import AT_ONCE, Predictor
+from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.train import checkpoint
 from xmodal.train.cache import enable_compilation_cache
 
 _LISTED = 20  # answers, of those given most often
-
-
-def find_pictures(folder: str) -> list[str]:
-  """The paths of all files in a folder, and in those below, that are named as pictures, sorted."""
-  if not os.path.isdir(folder):
-    raise UserError(f'--images {folder}: no such folder')
-  known = Image.registered_extensions()
-  paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names
-                 if os.path.splitext(name)[1].lower() in known)
-  if not paths:
-    raise UserError(f'--images {folder}: no pictures in that folder; wanted some in a format that '
-                    'Pillow opens, such as .jpg or .png')
-  return paths
 
 
 def read_questions(path: str) -> list[str]:
@@ -73,7 +60,7 @@ def read_questions(path: str) -> list[str]:
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.augment', description=__doc__,
+  parser = argparse.ArgumentParser(prog='xmodal augment', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
                       help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
@@ -100,7 +87,7 @@ def _augment(args):
     if given := getattr(args, name):
       setattr(args, name, paths.local(given, f'--{name}'))
   _check(args)
-  pictures = find_pictures(args.images)[:args.limit]
+  pictures = find_pictures(args.images, '--images')[:args.limit]
   questions = () if args.captions else read_questions(args.questions)
   step = checkpoint.find(args.checkpoint)
   enable_compilation_cache()
@@ -114,7 +101,7 @@ def _augment(args):
                       threshold=args.threshold, keep_unjudged=args.keep_unjudged)
   os.makedirs(args.output, exist_ok=True)
   path = os.path.join(args.output, 'train.jsonl')
-  with whole.written(path) as file:
+  with atomic.written(path) as file:
     for line in _label_all(labeller, pictures):
       line |= {'image': _path_from(args.output, line['image']),
                'made_by': {'checkpoint': step, **line['made_by']}}

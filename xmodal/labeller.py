@@ -1,41 +1,16 @@
 """What a trained model says of pictures, and is sure of; see xmodal.augment for what that is."""
 
 import collections
-import concurrent.futures
+from collections.abc import Iterator, Sequence
 import dataclasses
 import os
 import random
-from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from xmodal.data import images
 from xmodal.data.example import Example
-from xmodal.errors import UserError
+from xmodal.data.pictures.opened import Opened
+from xmodal.data.sources.files import is_utf8
 from xmodal.metrics.agreement import agrees
-from xmodal.predict import AT_ONCE, Predictor
-
-
-class Opened:
-  """Pictures that are opened once, in threads, for all that is asked of them: the `decode` of a
-  Predictor."""
-
-  def __init__(self):
-    self._pictures: dict[str, images.Decoded] = {}
-
-  def open(self, paths: Sequence[str], size: int) -> dict[str, str]:
-    """Opens these in place of those before, for a model's input of size x size pixels.
-
-    Returns what is wrong with those that cannot be read.
-    """
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
-      found = dict(zip(paths, pool.map(lambda path: _decode(path, (size, size)), paths)))
-    self._pictures = {path: it for path, it in found.items() if not isinstance(it, str)}
-    return {path: it for path, it in found.items() if isinstance(it, str)}
-
-  def __call__(self, source: str | np.ndarray, size: tuple[int, int]) -> images.Decoded:
-    known = self._pictures.get(source) if isinstance(source, str) else None
-    return known or images.decode(source, size)
+from xmodal.predictor import AT_ONCE, Predictor
 
 
 @dataclasses.dataclass
@@ -86,7 +61,10 @@ class Labeller:
 
     A caption that is kept is in each example of its picture.
     """
-    wrong = self._opened.open(paths, self._predictor.config.data.image_size)
+    wrong = {path: f'{path!a}: the name is not UTF-8, so that no .jsonl can hold it'
+             for path in paths if not is_utf8(path)}
+    wrong |= self._opened.open([path for path in paths if path not in wrong],
+                               self._predictor.config.data.image_size)
     self.tally.unreadable += wrong.values()
     paths = [path for path in paths if path not in wrong]
     self.tally.pictures += len(paths)
@@ -142,14 +120,3 @@ class Labeller:
       return []
     fillers = [examples[-1]] * (-len(examples) % AT_ONCE)
     return self._predictor([*examples, *fillers], task)[1][:len(examples)]
-
-
-def _decode(path, size):
-  """A picture, or what is wrong with it."""
-  try:
-    path.encode('utf-8')
-    return images.decode(path, size)
-  except UserError as error:
-    return str(error)
-  except UnicodeEncodeError:
-    return f'{path!a}: the name is not UTF-8, so that no .jsonl can hold it'

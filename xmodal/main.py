@@ -1,4 +1,4 @@
-"""Trains, evaluates, or checks a run: python -m xmodal.main --config configs/vqa.py.
+"""Trains, evaluates, or checks a run: xmodal train --config vqa, or python -m xmodal.main.
 
 Exit codes, so that `main && predict` or a scheduler knows how it ended:
   0    finished
@@ -8,6 +8,7 @@ Exit codes, so that `main && predict` or a scheduler knows how it ended:
   1    a defect of the program, with a traceback
 """
 
+import ast
 import contextlib
 import os
 import re
@@ -18,13 +19,15 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
-from xmodal import errors, heap, paths
+from xmodal import config_files, errors, heap, paths
 from xmodal.errors import UserError
+from xmodal.registry import load_plugins
 from xmodal.sharding import hosts
 from xmodal.train import stop
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'File with get_config(). --config.KEY=VALUE changes one of its values.')
+    'config', None, 'File with get_config(), or the name of one in configs/, here or in this '
+    'package. --config.KEY=VALUE changes one of its values.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG if none. A run found there goes on.')
 _MULTIHOST = flags.DEFINE_bool(
@@ -33,6 +36,7 @@ _MULTIHOST = flags.DEFINE_bool(
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
+_PLUGINS = '--config.plugins='
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
 
 
@@ -65,16 +69,21 @@ def main() -> int:
 
 
 def _help():
+  from xmodal import config as configs
   return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
-                    '--config.KEY=VALUE: all keys and their defaults are in xmodal/config.py'])
+                    '--config.KEY=VALUE changes a key; all keys with their defaults:', '',
+                    configs.table()])
 
 
 def _parse(argv):
+  from xmodal import config as configs
+  _load_plugins(argv)
+  argv = _with_config_file(argv)
   try:
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
-    if config is not None:
-      config.seed  # a file that could not be read raises when it is touched, not before
+    # A file that could not be read raises when its config is touched, not before.
+    usable = config is None or hasattr(config, 'seed')
   except OSError as error:
     raise UserError(f'--config: {str(error).splitlines()[-1].strip()}; wanted a Python file with '
                     'get_config(), such as configs/vqa.py') from error
@@ -91,20 +100,61 @@ def _parse(argv):
       if any(text.startswith(repr(key)) for key in keys):
         text = f'{argument}: no key {text}'
         break
-    raise UserError(f'{text}; see --help, and xmodal/config.py for all keys') from error
+    raise UserError(f'{text}; --help lists all keys') from error
   if len(rest) > 1:
     raise UserError(f'arguments not understood: {" ".join(rest[1:])}; flags look like --key=value')
   if config is None:
-    raise UserError('no --config; try --config configs/vqa.py')
-  name = os.path.splitext(os.path.basename(flags.FLAGS['config'].config_filename))[0]
+    raise UserError('no --config; try --config vqa')
+  file = flags.FLAGS['config'].config_filename
+  if not usable:
+    raise UserError(f'--config {file}: get_config() returned a {type(config).__name__}; wanted '
+                    'what xmodal.config.base() returns, with changes')
+  configs.check_given(config, [argument.removeprefix('--config.').partition('=')[0]
+                               for argument in argv if argument.startswith('--config.')])
+  name = os.path.splitext(os.path.basename(file))[0]
   return config, paths.local(_WORKDIR.value or os.path.join('runs', name), '--workdir')
+
+
+def _with_config_file(argv):
+  """The arguments with a file in place of each config's name."""
+  argv = list(argv)
+  for at, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag not in ('--config', '-config'):
+      continue
+    if equals:
+      argv[at] = f'{flag}={_find(value)}'
+    elif at + 1 < len(argv):
+      argv[at + 1] = _find(argv[at + 1])
+  return argv
+
+
+def _find(config):
+  # What follows a colon is an argument of get_config().
+  name, *argument = config.split(':', 1)
+  return ':'.join([config_files.find(name), *argument])
+
+
+def _load_plugins(argv):
+  """Imports what --config.plugins names: before the config is made, which has their keys."""
+  for argument in argv:
+    if argument.startswith(_PLUGINS):
+      text = argument.removeprefix(_PLUGINS)
+      try:
+        names = ast.literal_eval(text)
+      except (ValueError, SyntaxError):
+        names = None
+      if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.task',)")
+      load_plugins(tuple(names))
 
 
 def _run(config, workdir, mode):
   import jax
 
+  from xmodal.train import run
   from xmodal.train.cache import enable_compilation_cache
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   if _MULTIHOST.value:
     _join_hosts()
@@ -112,20 +162,20 @@ def _run(config, workdir, mode):
     use_two_cores(config)
   give_threads()
   enable_compilation_cache()
-  run = Run(config, workdir, mode)
+  plan = Plan(config, workdir, mode)
   if mode == 'dry_run':
     from xmodal.train.describe import describe
-    print(describe(run))
+    print(describe(plan))
     return 0
   if mode == 'eval':
-    scores = run.eval_only()
-  elif final := run.train():
+    scores = run.evaluate_newest(plan)
+  elif final := run.train(plan):
     scores = final['evaluation']
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    print(f'\n{run.tables(scores)}\n\nin {workdir}: samples/ (pictures to look at), metrics.jsonl, '
-          'final.json, checkpoints/, tensorboard/')
+    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: samples/ (pictures to look at), '
+          'metrics.jsonl, final.json, checkpoints/, tensorboard/')
   return 0
 
 

@@ -1,4 +1,4 @@
-"""Paths that people give."""
+"""Paths given by users."""
 
 import os
 import re
@@ -12,11 +12,11 @@ def local(path: str | os.PathLike, name: str) -> str:
   """The absolute path of a file or folder on this machine, `~` replaced by the home folder.
 
   Args:
-    path: as a person wrote it.
-    name: what it is of, for messages ('--workdir').
+    path: as the user wrote it.
+    name: name of the setting, for messages ('--workdir').
 
   Raises:
-    UserError: it is an address (gs://, s3://, hf://, ...), or no file can have that name.
+    UserError: it is a URL (gs://, s3://, hf://, ...), or not a valid file name.
   """
   path = os.fspath(path)
   if _REMOTE.match(path):
@@ -30,8 +30,8 @@ def local(path: str | os.PathLike, name: str) -> str:
 
 
 def home() -> str:
-  """The user's home folder; '' for one without."""
-  # Without HOME and an entry in the list of users `~` stays as it is.
+  """The user's home folder; '' if there is none."""
+  # Without HOME and an entry in the user database, `~` is left unchanged.
   folder = os.path.expanduser('~')
   return folder if os.path.isabs(folder) and folder != os.devnull else ''
 

@@ -1,150 +1,57 @@
-"""Asks a trained model: python -m xmodal.predict --checkpoint DIR --image F [--text "..."]."""
+"""Asks a trained model about pictures, or lets it draw one.
+
+  xmodal predict --checkpoint DIR --image F [--text "..."]
+  xmodal predict --checkpoint DIR --image FOLDER --text "..." --output answers.jsonl
+  xmodal predict --checkpoint DIR --input questions.jsonl --output answers.jsonl
+
+About a folder, or a file of questions, it writes a line of JSON for each picture, as it goes. A
+line of questions.jsonl is {"image": "a.jpg", "question": "..."}: a picture by its path from the
+file, and what --text would say; "image_id" and "question_id" are taken over, other keys are
+ignored. A picture that cannot be read has "error" in its line, and the others are answered.
+Exit codes: 0; 1 if none of several pictures can be read; 2 for a mistake, which one line names.
+"""
 
 import argparse
+from collections.abc import Callable
 import contextlib
-from collections.abc import Callable, Mapping
-import functools
 import os
 import sys
 
 import jax
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import config as configs, errors, paths, whole
-from xmodal.data import images
-from xmodal.data.example import Example
-from xmodal.data.pipeline import BatchMaker
+from xmodal import atomic, errors, paths, predict_many
+from xmodal.data.pictures.opened import Opened
 from xmodal.errors import UserError
-from xmodal.mixer.feed import task_config
-from xmodal.models import lora
-from xmodal.models.names import pad_names, program_size
-from xmodal.pretrained.preprocessing import Preprocessing
-from xmodal.tasks.task import Task
-from xmodal.train import build, checkpoint
+from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.train.cache import enable_compilation_cache
-from xmodal.train.weights import load_towers
 
-
-AT_ONCE = 32  # pictures, whatever the number in a folder
 _OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
 
 
-class Predictor:
-  """A model with its parameters, from a checkpoint folder alone."""
-
-  def __init__(self, folder: str, decode: Callable[..., images.Decoded] = images.decode):
-    """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
-
-    Args:
-      folder: either of them.
-      decode: what opens pictures: images.decode, or one that remembers.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    self._step, self._decode = checkpoint.find(folder), decode
-    assets = os.path.join(self._step, checkpoint.ASSETS)
-    self.config = configs.load(os.path.join(assets, 'config.json'))
-    self.tokenizer, self.tasks = build.load_assets(self.config, assets)
-    self.towers = load_towers(assets)
-    self.model = build.make_model(self.config, self.tokenizer, self.tasks, self.towers)
-    batch = self.batch([])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
-    self.variables = checkpoint.load_variables(
-        self._step, abstract, ema=self.config.train.ema_decay > 0)
-    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
-
-  def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
-            least: int = 1) -> dict:
-    """The batch that the model is given for some examples, and fillers up to `least`.
-
-    Pictures are fitted to the model's input as those of the first of the tasks are.
-    """
-    size = self.config.data.image_size
-    source = examples or [Example(np.zeros((1, 1, 3), np.uint8))]
-    tasks = tasks or self.tasks
-    data = task_config(self.config, next(iter(tasks))).data
-    make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
-                      keep_aspect=data.keep_aspect)
-    records = np.arange(max(len(examples), least))
-    return make(np.where(records < len(source), records, -1), records)
-
-  def tower(self, part: str):
-    """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
-    into them), and its Preprocessing (None for text)."""
-    module = getattr(self.model.backbone, f'{part}_tower')
-    variables = {}
-    for collection, tree in self.variables.items():
-      if (of_tower := tree.get('backbone', {}).get(f'{part}_tower')) is not None:
-        variables[collection] = of_tower
-    if 'params' in variables:
-      variables['params'] = lora.merge(variables['params'], self.config.model.lora)
-    if not variables:
-      raise UserError(f'{self._step} has no {part} tower: none of its tasks uses one')
-    backbone, size = self.model.backbone, self.config.data.image_size
-    pictures = Preprocessing((size, size), backbone.image_mean, backbone.image_std)
-    return module, variables, pictures if part == 'vision' else None
-
-  def task(self, name: str) -> Task:
-    """One of the tasks; UserError if the model has none of that name."""
-    if name not in self.tasks:
-      raise UserError(f'{self._step} was not trained on task {name!r}; wanted one of '
-                      f'{", ".join(self.tasks)}')
-    return self.tasks[name]
-
-  def __call__(self, examples: list[Example], task: str | Task) -> tuple[np.ndarray, list]:
-    """Predictions of one task, by its name or as its `ask` gave it, for some examples.
-
-    Returns:
-      The pictures as the model saw them, uint8 [N, H, W, 3], and N predictions.
-
-    Raises:
-      UserError: a picture cannot be read, or the model has no such task.
-    """
-    task = self.task(task) if isinstance(task, str) else task
-    pictures, predictions = [], []
-    asked = task.asked()
-    if asked is not None:
-      text_tower = self.model.backbone.text_tower
-      asked = pad_names(asked, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
-    for start in range(0, len(examples), AT_ONCE):
-      some = examples[start:start + AT_ONCE]
-      # The last of several batches is as large as the others, and so compiled with them. A picture
-      # more to look at costs less than a program for each number of them; not one more to draw.
-      least = AT_ONCE if start else 1 if task.draws else program_size(len(some), least=1)
-      batch = self.batch(some, {task.name: task}, least)
-      if asked is not None:
-        batch[task.name]['asked'] = asked
-      arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
-      pictures.append(batch['image'][:len(some)])
-      predictions += task.decode(arrays[task.name])[:len(some)]
-    return np.concatenate(pictures), predictions
-
-  def _compile(self, name, head):
-    # What a text asks is in the batch: a program serves all texts that leave the head as it is.
-    model = self.model.clone(heads={name: head})
-    return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
-
-
 def main(argv=None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.predict', description=__doc__)
+  """Runs a command line; returns its exit code, see above."""
+  parser = argparse.ArgumentParser(prog='xmodal predict', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
-                      help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
-  parser.add_argument('--image', metavar='F', help='any picture that Pillow opens; for retrieval '
-                      'also a folder of them, to be searched for the text; for generation one to '
-                      'change, or none')
-  parser.add_argument('--text', default='', help='the question; for detection, names with a full '
-                      'stop or semicolon after each, or what means one thing: "the square left of '
-                      'the cross"; for retrieval, texts to be compared, likewise; for generation, '
-                      'what to draw; captioning needs none')
+                      help='a workdir of xmodal.main, WORKDIR/best, or one of its '
+                      'checkpoints/STEP folders')
+  parser.add_argument('--image', metavar='F', help='any picture that Pillow opens, or a folder of '
+                      'them (and of folders below); for retrieval a folder is searched for the '
+                      'text; for generation one to change, or none')
+  parser.add_argument('--input', metavar='F', help='a jsonl file of pictures and questions, in '
+                      'place of --image')
+  parser.add_argument('--text', default='', help='the question, also of all pictures, or of lines '
+                      'without one; for detection, names with a full stop or semicolon after each, '
+                      'or what means one thing: "the square left of the cross"; for retrieval, '
+                      'texts to be compared, likewise; for generation, what to draw; captioning '
+                      'needs none')
   parser.add_argument('--task', help='one of those the model learned; the first by default')
-  parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here')
+  parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here; '
+                      'for several pictures the file of answers, stdout by default')
+  parser.add_argument('--overwrite', action='store_true',
+                      help='replace a file of answers that is there')
   drawing = parser.add_argument_group('generation')
   drawing.add_argument('--n', type=int, help='pictures; several make a grid')
   drawing.add_argument('--guidance', type=float,
@@ -160,30 +67,48 @@ def main(argv=None) -> int:
 
 
 def _answer(args):
-  for name in ('checkpoint', 'image', 'mask', 'output'):
+  for name in ('checkpoint', 'image', 'input', 'mask', 'output'):
     if given := getattr(args, name):
       setattr(args, name, paths.local(given, f'--{name}'))
   for name in ('image', 'mask'):
     if (path := getattr(args, name)) is not None and not os.path.exists(path):
       raise UserError(f'--{name} {path}: no such file')
-  if args.output:
+  if args.input and args.image:
+    raise UserError('wanted one of --image and --input')
+  if args.input and not os.path.isfile(args.input):
+    raise UserError(f'--input {args.input}: no such file')
+  # What a folder is to a task is known once the model is loaded.
+  is_folder = bool(args.image) and os.path.isdir(args.image)
+  if args.input or (is_folder and not _names_picture(args.output)):
+    predict_many.check_output(args.output, args.overwrite)
+  elif args.output:
     _check_output(args.output)
   enable_compilation_cache()
-  predictor = Predictor(args.checkpoint)
+  opened = Opened()
+  predictor = Predictor(args.checkpoint, opened)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
   given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
-  if other := sorted(set(given) - set(task.options)):
+  if other := sorted(set(given) - set(task.query_options)):
     raise UserError(f'--{other[0]} means nothing to {task.name}; leave it out')
+  if args.input or (is_folder and not task.takes_folders):
+    predict_many.check_output(args.output, args.overwrite)
+    return predict_many.answer_all(
+        predictor, opened, task, folder=args.image, questions=args.input, text=args.text,
+        output=args.output, options=given)
+  if is_folder and args.output:
+    _check_output(args.output)
+  return _answer_one(args, predictor, task, given)
+
+
+def _answer_one(args, predictor, task, given):
   if args.image is None and not task.draws:
     raise UserError(f'--image is missing; {task.name} wants a picture')
   if args.output is None and task.draws:
     raise UserError(f'--output is missing; {task.name} wants a file for what it draws')
-  if args.image and os.path.isdir(args.image) and not task.takes_folders:
-    raise UserError(f'--image {args.image} is a folder; {task.name} wants one picture')
   with contextlib.ExitStack() as closing:
-    if 'progress' in task.options:
+    if 'progress' in task.query_options:
       given['progress'] = closing.enter_context(_Progress(args.n or 1))
-    task, examples = task.ask(args.image, args.text, **given)
+    task, examples = task.query(args.image, args.text, **given)
     for note in dict.fromkeys(note for example in examples for note in task.notes(example)):
       print(f'note: {note}', file=sys.stderr)
     pictures, predictions = predictor(examples, task)
@@ -192,7 +117,7 @@ def _answer(args):
   if args.output:
     kind = Image.registered_extensions()[os.path.splitext(args.output)[1].lower()]
     try:
-      with whole.written(args.output, 'wb') as f:
+      with atomic.written(args.output, 'wb') as f:
         task.draw(examples[0], pictures[0], prediction).save(f, kind)
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written: {error}') from error
@@ -202,8 +127,14 @@ def _check_output(path):
   """Raises UserError before the work where a picture could not be written there."""
   if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
     raise UserError(f'--output {path}: no such folder')
-  if Image.registered_extensions().get(os.path.splitext(path)[1].lower()) not in Image.SAVE:
+  if not _names_picture(path):
     raise UserError(f'--output {path} names no kind of picture; a name ending in .png is wanted')
+
+
+def _names_picture(path):
+  """Whether a path, or None, ends as a picture that Pillow writes."""
+  end = os.path.splitext(path or '')[1].lower()
+  return Image.registered_extensions().get(end) in Image.SAVE
 
 
 class _Progress:

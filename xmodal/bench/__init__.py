@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: `python -m xmodal.bench.NAME`."""
+"""Measurements that anyone can repeat: `xmodal bench NAME`, or `python -m xmodal.bench.NAME`."""

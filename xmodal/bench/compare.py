@@ -7,7 +7,7 @@ import os
 import runpy
 import time
 
-from xmodal import errors
+from xmodal import config_files, errors
 from xmodal.errors import UserError
 
 
@@ -26,12 +26,12 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
         raise UserError(f'--{name.replace("_", "-")}={number}: wanted 1 or more')
 
 
-def read_config(path: str):
-  """What get_config() of a Python file returns; UserError where there is no such thing."""
+def read_config(config: str):
+  """What get_config() of a Python file or of a named config returns; UserError if there is none."""
   try:
-    return runpy.run_path(path)['get_config']()
+    return runpy.run_path(config_files.find(config))['get_config']()
   except (OSError, KeyError) as error:
-    raise UserError(f'--config={path}: wanted a Python file with get_config(), such as those in '
+    raise UserError(f'--config={config}: wanted a Python file with get_config(), such as those in '
                     'configs/') from error
 
 

@@ -12,6 +12,7 @@ others they hold still where pictures a second do not.
 """
 
 import argparse
+from collections.abc import Iterator
 import importlib.metadata
 import io
 import os
@@ -20,12 +21,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image
+import simplejpeg
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data import pipeline

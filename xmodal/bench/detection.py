@@ -28,8 +28,15 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.bench.compare import (
-    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
-    torch_device)
+  check_positive,
+  chosen_ways,
+  limit_threads,
+  measure,
+  num_threads,
+  run_command,
+  share_gpu,
+  torch_device,
+)
 from xmodal.bench.train_step import WAYS
 from xmodal.errors import UserError
 
@@ -79,7 +86,7 @@ class Ours:
     import optax
 
     from xmodal.train.frozen import frozen_names, split
-    from xmodal.train.optimizer import make_optimizer
+    from xmodal.train.optimizer.optimizer import make_optimizer
     # The step donates what it trains, and arrays of a CPU may share torch's memory.
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), variables['params'])
     trained, self._fixed = split(params, frozen_names(_FROZEN, params))
@@ -136,8 +143,8 @@ class Ours:
 
 def _loss(logits, places, boxes, names):
   """Set prediction's, a mean over all objects of the batch; no name is "no object" here."""
-  from xmodal.models.boxes import to_corners
-  from xmodal.tasks.set_loss import LOSS_WEIGHTS, Queries, set_losses
+  from xmodal.models.detector.boxes import to_corners
+  from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, set_losses
   terms = set_losses(Queries(logits[..., :-1], to_corners(places)), boxes, names)
   count = (names >= 0).sum(-1)  # one at least in each picture
   return sum(weight * (terms[term] * count).sum() / count.sum()

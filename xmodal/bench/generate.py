@@ -22,8 +22,15 @@ import tempfile
 import numpy as np
 
 from xmodal.bench.compare import (
-    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
-    torch_device)
+  check_positive,
+  chosen_ways,
+  limit_threads,
+  measure,
+  num_threads,
+  run_command,
+  share_gpu,
+  torch_device,
+)
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'transformers')
@@ -55,7 +62,7 @@ class Ours:
     import jax.numpy as jnp
 
     from xmodal.models.generate import beam_search, greedy
-    from xmodal.models.t5 import start_writing
+    from xmodal.models.towers.t5 import start_writing
     mask = jnp.ones(tokens.shape, bool)
     encoded = self.module.apply(variables, tokens, mask, method='encode')
     step_fn, cache = start_writing(self.module, variables, encoded, mask, length, beams)

@@ -19,8 +19,8 @@ import numpy as np
 from xmodal import config as configs
 from xmodal.bench.compare import check_positive, limit_threads, run_command
 from xmodal.bench.multitask_cost import Step
+from xmodal.models import parts
 from xmodal.models.attention import IMPLEMENTATIONS
-
 
 
 def forward_flops(denoiser, text_length: int) -> int:
@@ -84,14 +84,14 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
   from xmodal.sharding import mesh as meshes
   from xmodal.train import build
   from xmodal.train import state as states
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   with tempfile.TemporaryDirectory() as folder:
-    run = Run(config, folder)
+    run = Plan(config, folder)
     step = Step(run, run.sampling.kinds[0])
     size = config.train.batch_size
     batch = meshes.put_batch(run.maker('train')(np.arange(size), np.arange(size)), run.mesh, size)
-    task = run.tasks['generation'].asking()
+    task = run.tasks['generation'].with_sampling()
     model = build.make_model(run.config, run.tokenizer, {'generation': task})
     draw = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
     variables = states.create(run.init, run.abstract).variables
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', default='tiny', help=', '.join(configs.SIZES))
+  parser.add_argument('--size', default='tiny', help=', '.join(parts.SIZES))
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--pixels', type=int, default=32)
   parser.add_argument('--steps', type=int, default=20)

@@ -12,20 +12,21 @@ model that copies those lies far below the last row.
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data.example import Example
-from xmodal.data.shape_drawings import parse
-from xmodal.data.sources import open_source
+from xmodal.data.open import open_source
+from xmodal.data.scenes import judge
+from xmodal.data.scenes.drawings import parse
 from xmodal.errors import UserError
-from xmodal.metrics import drawings, frechet
+from xmodal.metrics import frechet
 from xmodal.mixer.feed import task_config
-from xmodal.predict import AT_ONCE, Predictor
+from xmodal.predictor import AT_ONCE, Predictor
 
 
 def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:
@@ -39,7 +40,7 @@ def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray
 def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
           guidance: float | None = None, steps: int | None = None) -> np.ndarray:
   """A picture for each caption ('': without a text), each with noise of its own."""
-  task = predictor.task('generation').asking(guidance=guidance, steps=steps)
+  task = predictor.task('generation').with_sampling(guidance=guidance, steps=steps)
   side = predictor.config.data.image_size
   blank = np.zeros((side, side, 3), np.uint8)
   examples = [Example(blank, image_id=f'{seed}/{number}', captions=(text,) if text else ())
@@ -71,7 +72,7 @@ def right_share(pictures: np.ndarray, captions: Sequence[str]) -> float | None:
   wanted = list(map(parse, captions))
   if not all(wanted):
     return None
-  return float(np.mean([not drawings.fault(*pair) for pair in zip(pictures, wanted)]))
+  return float(np.mean([not judge.fault(*pair) for pair in zip(pictures, wanted)]))
 
 
 def measure(predictor: Predictor, *, count: int, train: int, seed: int,

@@ -30,31 +30,30 @@ import sys
 
 from flax import traverse_util
 
-import xmodal
-from xmodal import config as configs, heap, paths
+from xmodal import config as configs
+from xmodal import heap, paths
 from xmodal.bench import multitask_cost, multitask_table
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
-from xmodal.mixer.sampling import SAMPLINGS
-from xmodal.tasks import task_class
+from xmodal.mixer.sampling.sampling import SAMPLINGS
+from xmodal.tasks.task import TASKS
 from xmodal.train import build, stop
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
-_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
-                       'multitask_shared.py')
 
 
 def train(config, workdir: str) -> bool:
   """Trains a run to its end, unless it is there; False if it was stopped on the way."""
   import jax
 
-  from xmodal.train.loop import Run
+  from xmodal.train import run as runs
+  from xmodal.train.plan import Plan
   if os.path.exists(os.path.join(workdir, 'final.json')):
     _check_same(build.settle(config, {}), workdir)
     return True
   print(f'\n{workdir}', flush=True)
-  done = bool(Run(config, workdir).train())
+  done = bool(runs.train(Plan(config, workdir)))
   jax.clear_caches()  # of programs that no other run has
   return done
 
@@ -89,7 +88,7 @@ def summaries(settings, base, seeds: int, workdir: str) -> list[dict]:
 
 
 def _scores(tasks):
-  return {task: score for task in tasks if (score := task_class(task).main_score)}
+  return {task: score for task in tasks if (score := TASKS[task].make.main_score)}
 
 
 def write_table(workdir: str, name: str, table: str, **results) -> None:
@@ -141,13 +140,13 @@ def _cost(base, options):
   """Measures what steps cost and prints the table."""
   import jax
 
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
   tasks = tuple(base.mixer.tasks)
   if len(tasks) == 1:
     raise UserError(f'--cost compares tasks together with each alone, found {tasks[0]} only')
 
   def run(setting):
-    return Run(setting.config(base, 0), options.workdir)  # in which nothing is written
+    return Plan(setting.config(base, 0), options.workdir)  # in which nothing is written
 
   found = multitask_cost.measure_cost(
       {task: run(Setting((task,), options.steps)) for task in tasks},
@@ -187,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_multitask')
-  parser.add_argument('--config', default=_CONFIG, help='of the model, the data and the tasks')
+  parser.add_argument('--config', default='multitask_shared',
+                      help='of the model, the data and the tasks')
   parser.add_argument('--steps', type=int, help='1000; with --fast 200')
   parser.add_argument('--seeds', type=int, help='3; with --fast 1')
   parser.add_argument('--tasks', help='some of those of the config, with commas')

@@ -1,24 +1,25 @@
 """Seconds a step of tasks together, over those of each alone and over the plain sum."""
 
+from collections.abc import Mapping, Sequence
 import gc
 import statistics
-from collections.abc import Mapping, Sequence
 
 from xmodal.bench.compare import measure
 from xmodal.bench.multitask_table import markdown
 from xmodal.sharding import mesh as meshes
 from xmodal.train import state as states
+from xmodal.train.programs import compile_step
 
 
 class Step:
   """One kind of step of a run, on one batch: call it for (loss, gradient norm)."""
 
   def __init__(self, run, kind):
-    """Compiles; run: a train.loop.Run, kind: of its sampling."""
+    """Compiles; run: a train.plan.Plan, kind: of its sampling."""
     size = run.config.train.batch_size
     batch = run.stream('train').at(kind.tasks, run.sampling, 0, size)
     self._batch = meshes.put_batch(batch, run.mesh, size)
-    self._step = run.compile_step(kind)
+    self._step = compile_step(run, kind)
     self._state = states.create(run.init, run.abstract)
 
   def __call__(self):
@@ -31,7 +32,7 @@ def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
   """Ratios within rounds that run kinds of step in turn, the plain sum always among them.
 
   Args:
-    alone: a Run of each task.
+    alone: a Plan of each task.
     balances: one of all tasks in each step by balance, 'fixed' among them.
     samplings: one of all tasks by other samplings.
     rounds: of which medians are taken.

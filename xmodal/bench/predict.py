@@ -35,13 +35,13 @@ def make_checkpoint(folder: str) -> str:
   """A workdir with an untrained model of the size `tiny` for QUESTIONS' tasks but regression."""
   from xmodal.train import build, checkpoint
   from xmodal.train import state as states
-  from xmodal.train.loop import Run
+  from xmodal.train.plan import Plan
 
   c = configs.base()
   c.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')
   c.mixer.weights = (1.0,) * len(c.mixer.tasks)
   c.data.train_examples, c.data.eval_examples, c.train.batch_size = 500, 8, 8
-  run = Run(c, folder)
+  run = Plan(c, folder)
   build.save_assets(run.config, run.tokenizer, run.tasks, run.towers, run.assets)
   checkpoints = checkpoint.Checkpoints(folder, 1)
   checkpoints.save(states.create(run.init, run.abstract), run.assets)
@@ -56,7 +56,7 @@ def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]
     texts = QUESTIONS[name]
     for number in range(rounds + 1):
       began = time.perf_counter()
-      task, examples = predictor.task(name).ask(image, texts[number % len(texts)])
+      task, examples = predictor.task(name).query(image, texts[number % len(texts)])
       _, predictions = predictor(examples, task)
       task.describe(task.join(examples, predictions))
       seconds.setdefault(name, []).append(time.perf_counter() - began)
@@ -76,7 +76,7 @@ def _run(options):
   import jax
   from PIL import Image
 
-  from xmodal.predict import Predictor
+  from xmodal.predictor import Predictor
 
   check_positive(options, 'rounds')
   jax.config.update('jax_enable_compilation_cache', False)
@@ -98,7 +98,7 @@ def _run(options):
 
 def main(argv=None) -> int:
   """Runs a command line; returns its exit code, see compare.run_command."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.bench.predict', description=__doc__,
+  parser = argparse.ArgumentParser(prog='xmodal bench predict', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', metavar='DIR', help='a workdir, or one of its '
                       'checkpoints/STEP folders')

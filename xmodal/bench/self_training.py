@@ -22,17 +22,15 @@ import sys
 
 from PIL import Image
 
-import xmodal
-from xmodal import augment, config as configs, heap, paths
+from xmodal import augment, heap, paths
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
-from xmodal.data.shapes import Shapes
+from xmodal.data.open import IMAGE_SIZE
+from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.train import stop
 
-_CONFIG = os.path.join(os.path.dirname(os.path.dirname(xmodal.__file__)), 'configs',
-                       'self_training.py')
 # Of a task, what the table shows; exact: captions that are right word for word.
 _SCORES = {'vqa': 'accuracy', 'captioning': 'exact'}
 
@@ -129,7 +127,7 @@ def _run(options):
   os.makedirs(workdir, exist_ok=True)
   write_pictures(pictures, Shapes(
       'train', size=options.labelled + options.unlabelled,
-      image_size=base.data.image_size or configs.IMAGE_SIZE), options.labelled)
+      image_size=base.data.image_size or IMAGE_SIZE), options.labelled)
   for seed in range(options.seeds):
     made = os.path.join(workdir, f'seed_{seed}',
                         f'made_{options.per_picture}_{options.threshold:g}')
@@ -151,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_self_training')
-  parser.add_argument('--config', default=_CONFIG, help='of the model and the tasks')
+  parser.add_argument('--config', default='self_training', help='of the model and the tasks')
   parser.add_argument('--labelled', type=int, default=4000, help='scenes')
   parser.add_argument('--unlabelled', type=int, default=12_000, help='scenes')
   parser.add_argument('--steps', type=int, default=1500)

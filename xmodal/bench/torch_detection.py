@@ -15,7 +15,7 @@ from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from xmodal import pretrained
 from xmodal.bench.torch_training import make_descent, make_optimizer
-from xmodal.models.detr import Detr
+from xmodal.models.detector.detr import Detr
 
 
 def make_model(backbone: Mapping, config: Mapping, seed: int = 0) -> DetrForObjectDetection:

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel)
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel
 
-from xmodal import config as configs
 from xmodal.bench.torch_training import make_descent, make_optimizer
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.pretrained import t5
 from xmodal.pretrained.tensors import Entry, read_variables
 from xmodal.train import build
@@ -136,7 +135,7 @@ class Reference(nn.Module):
   def __init__(self, config, vocab_size, num_answers, pad_id):
     """Random parameters; UserError where transformers has no such model."""
     super().__init__()
-    vision, text, cross = (configs.tower_sizes(config, t) for t in ('vision', 'text', 'cross'))
+    vision, text, cross = (parts.fields(config.model, t) for t in ('vision', 'text', 'cross'))
     if (config.model.vision.name != 'vit' or 'stem' in vision or config.model.text.name != 't5'
         or config.model.cross.variant != 'co_attention' or config.model.dropout_rate
         or config.model.remat != 'none'):

@@ -25,8 +25,15 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.bench.compare import (
-    check_positive, chosen_ways, limit_threads, measure, num_threads, run_command, share_gpu,
-    torch_device)
+  check_positive,
+  chosen_ways,
+  limit_threads,
+  measure,
+  num_threads,
+  run_command,
+  share_gpu,
+  torch_device,
+)
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'eager', 'compile')
@@ -42,7 +49,7 @@ _USED = re.compile(
 
 
 def make_config(size: str, batch: int, changes=()):
-  """A config for '45m' or one of config.SIZES, questions with the classifier alone.
+  """A config for '45m' or one of models.parts.SIZES, questions with the classifier alone.
 
   Args:
     size: of the model.
@@ -67,7 +74,7 @@ def make_config(size: str, batch: int, changes=()):
     try:
       config.update_from_flattened_dict({key: value})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise UserError(f'{key}={value}: not a config value ({error}); see xmodal/config.py for all '
+      raise UserError(f'{key}={value}: not a config value ({error}); xmodal train --help lists all '
                       'keys') from error
     if not _USED.fullmatch(key):
       raise UserError(f'{key}={value}: the benchmark does not apply it (one step of the vqa task '
@@ -109,7 +116,7 @@ class Ours:
     from xmodal.tasks.vqa import VQA
     from xmodal.train import build
     from xmodal.train import state as states
-    from xmodal.train.optimizer import make_optimizer
+    from xmodal.train.optimizer.optimizer import make_optimizer
     from xmodal.train.step import make_train_step
 
     tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)

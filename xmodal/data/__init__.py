@@ -1,1 +1,1 @@
-"""Sources of examples, and the exact order in which training sees them."""
+"""Data sources, pictures and batches, in an order that is a pure function of the seed."""

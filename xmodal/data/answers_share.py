@@ -1,4 +1,4 @@
-"""Training on fewer answers: a share of the records keeps them."""
+"""Training with fewer labels: only a share of the records keeps its answers."""
 
 import dataclasses
 
@@ -7,21 +7,21 @@ import numpy as np
 from xmodal.data import order
 from xmodal.data.example import Example, Source
 
-# Of the permutation that chooses which records keep their answers: no epoch has this number.
+# Epoch number of the permutation that chooses the answered records; no real epoch reaches it.
 _ANSWERED = 2**32
 
 
 class PartlyAnswered:
-  """A source of which a share of the records keep their answers.
+  """A source in which only a share of the records keeps its answers.
 
-  Whether a record does is a function of its number, the number of records and the seed.
+  Which records do is a function of their number, the number of records and the seed.
 
   Args:
-    source: with answers.
+    source: a source with answers.
     share: 0..1, rounded to whole records, at least one.
-    seed: another seed, other records.
-    only: leaves the other records out; else they come without answers and the reason, which
-      gives the answer away, and with all else of theirs.
+    seed: selects the records.
+    only: if true, the other records are left out; otherwise they lose their answers and the
+      reason, which reveals the answer, and keep all other fields.
   """
 
   def __init__(self, source: Source, share: float, seed: int, *, only: bool = False):

@@ -1,47 +1,48 @@
-"""Checks a folder of data: python -m xmodal.data.check DIR [--source coco] [--split train]
+"""Checks a folder of data: xmodal check DIR [--source coco] [--split train]
 
-Prints every bad line of train.jsonl, val.jsonl and test.jsonl as
-'file:line: what, wanted what', pictures that cannot be decoded included, then a
-summary, which names pictures that are read in a way to know of (pixels without a
-value, 12 bits stored in 16). Of other sources, it prints all that was left out of a
-split or mended in it, the pictures that have another size than the files of their
-boxes state, and the boxes that are outside the pictures as they are. Exits with 0 if
-all is good, 1 if something is not, 2 if there is nothing to check.
+For jsonl, prints every bad line of train.jsonl, val.jsonl and test.jsonl as
+'file:line: what, wanted what', including pictures that cannot be decoded, then a
+summary, which lists pictures that are read in an unusual way (pixels without a
+value, 12 bits stored in 16). For other sources, prints everything that was left out
+of a split or repaired in it, pictures whose size differs from the size stated with
+their boxes, and boxes outside their pictures. Exits with 0 if all is good, 1 if
+something is wrong, 2 if there is nothing to check.
 """
 
 import argparse
 import collections
+from collections.abc import Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 
 from xmodal import errors
-from xmodal.data import images
-from xmodal.data.boxes import keep_inside, other_size
 from xmodal.data.example import Example, Source
-from xmodal.data.files import MissingSplit, existing_folder
-from xmodal.data.jsonl import SPLITS, LineParser, numbered_lines
-from xmodal.data.sources import READERS
+from xmodal.data.pictures import images
+from xmodal.data.pictures.box_checks import keep_inside, other_size
+from xmodal.data.sources.files import MissingSplit, existing_folder
+from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-# Sides in pixels, as small as any model's input: quicker, and all of a file is read nevertheless.
+# (height, width) in pixels: decoding small is faster and still reads the whole file.
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES, _MOST_NOTES = 100, 5
-_AT_ONCE = 4096
+_CHUNK = 4096
 
 
 @dataclasses.dataclass
 class CheckedFile:
-  """What one .jsonl file holds: line number -> Example, and -> complaints.
+  """The examples and complaints of one .jsonl file.
 
   Attributes:
-    examples: the lines that parse.
-    complaints: the lines that are bad, all that is wrong with each.
-    note: says which keys were ignored, or ''.
-    pictures: lines on pictures that are read in a way to know of, see picture_notes.
+    examples: line number -> Example, for the lines that parse.
+    complaints: line number -> all that is wrong with it, for the bad lines.
+    note: names the ignored keys, or ''.
+    pictures: lines on pictures that are read in an unusual way, see picture_notes.
   """
 
   path: str
@@ -65,7 +66,7 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
   paths = [path for path in paths if os.path.isfile(path)]
   if not paths:
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
-                    'see xmodal/data/jsonl.py for what is in them')
+                    'see xmodal/data/sources/jsonl.py for what is in them')
   files = [_parse_file(path, LineParser(root)) for path in paths]
   pictures = decode_all({example.image for file in files for example in file.examples.values()})
   for file in files:
@@ -74,14 +75,14 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
 
 
 def check_source(source: Source) -> tuple[list[str], list[str]]:
-  """All that is wrong with a split as it was read, and a summary of it, a line each.
+  """The complaints about a split, and its summary, as lists of lines.
 
   Decodes every picture once, in threads.
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
-  for start in range(0, len(source), _AT_ONCE):  # millions may be made as they are asked for
-    examples = [source[i] for i in range(start, min(start + _AT_ONCE, len(source)))]
+  for start in range(0, len(source), _CHUNK):  # millions may be generated on access
+    examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
     decoded = decode_all({example.image for example in examples} - sizes.keys())
     sizes |= decoded
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))
@@ -113,21 +114,21 @@ class Size(tuple[int, int]):
   """(width, height) of a picture after EXIF rotation.
 
   Attributes:
-    note: what a person should know of how it is read, see images.Decoded.
+    note: note for the user on an unusual way it is read, see images.Decoded.
   """
 
   note: str = ''
 
 
 def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
-  """Decodes pictures as training does: path -> their size, or what is wrong."""
+  """Decodes pictures as training does: path -> their size, or the error message."""
   paths = list(paths)
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
     return dict(zip(paths, pool.map(_decode, paths)))
 
 
 def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
-  """What decode_all noted of pictures that can be read: how many, and the first few."""
+  """Lines on the readable pictures that decode_all has notes on: their number, the first few."""
   noted = [f'  {path}: {size.note}' for path, size in sorted(pictures.items())
            if not isinstance(size, str) and size.note]
   if not noted:
@@ -138,7 +139,7 @@ def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
 
 
 def summary(file: CheckedFile) -> list[str]:
-  """Lines of text: counts, fields filled, commonest answers, lengths of questions."""
+  """Lines of text: counts, filled fields, most frequent answers, question lengths."""
   bad, total = len(file.complaints), len(file.examples.keys() | file.complaints.keys())
   examples = file.examples.values()
   filled = {
@@ -163,7 +164,7 @@ def summary(file: CheckedFile) -> list[str]:
 
 
 def _parse_file(path, parser):
-  """The first check: each line by itself, and ids against each other."""
+  """The first check: each line by itself, and whether ids are unique."""
   file = CheckedFile(path)
   for number, line in numbered_lines(path):
     example, complaints = parser.parse(line, number)
@@ -188,7 +189,7 @@ def _decode(path):
 
 
 def _check_pictures(file, pictures):
-  """The second check: pictures that do not decode, boxes that are not inside them."""
+  """The second check: pictures that do not decode, boxes that are not inside their pictures."""
   own = {example.image for example in file.examples.values()}
   file.pictures = picture_notes({path: pictures[path] for path in own})
   for number, example in file.examples.items():
@@ -202,10 +203,11 @@ def _check_pictures(file, pictures):
 
 def main(arguments: list[str] | None = None) -> int:
   """Prints the report on the folder named in arguments; returns the exit code."""
-  flags = argparse.ArgumentParser(prog='python -m xmodal.data.check', description=__doc__,
+  flags = argparse.ArgumentParser(prog='xmodal check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   flags.add_argument('folder', metavar='DIR', help='folder of the data')
-  flags.add_argument('--source', choices=READERS, default='jsonl',
+  of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
+  flags.add_argument('--source', choices=of_files, default='jsonl',
                      help='as config.data.source; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there')
@@ -217,7 +219,9 @@ def _report(flags):
   splits = (flags.split,) if flags.split else SPLITS
   if flags.source == 'jsonl':
     return _report_files(check_folder(flags.folder, splits), splits)
-  return _report_splits(READERS[flags.source], flags.folder, splits)
+  source = SOURCES[flags.source]
+  options = {key: option.default for key, option in source.options.items()}
+  return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
 
 
 def _report_files(files, splits):

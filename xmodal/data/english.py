@@ -1,11 +1,11 @@
-"""Whether a text is English: for rules that know English words only, and must not guess."""
+"""Decides whether a text is English, for rules that only know English words."""
 
 import functools
 import re
 import unicodedata
 
 _WORDS = re.compile(r'[^\W\d_]+')
-# Only in English among the languages that write with Latin letters, as far as these are common.
+# Words that, among common languages in Latin script, only English has.
 _ENGLISH = frozenset(
     """the and with what which who whose where there this that these those it its does did how many
     any some you your they their from have between behind above below front next near each other
@@ -17,14 +17,14 @@ _ENGLISH = frozenset(
     seen shown visible present lung heart chest brain patient obvious lady guy kid shirt jacket
     pants hair head tree trees grass building house kitchen bathroom bedroom chair couch bench desk
     window floor plate bowl bottle knife spoon sandwich cake food truck bike bicycle motorcycle
-    airplane boat beach ocean sky snow mountain field group close little old young wearing carrying eating
-    playing driving flying laying lying sleeping parked wooden striped big tall short dark light
-    bright sign player players wave surfboard skateboard""".split())
-# Common in English, and words of other languages too.
+    airplane boat beach ocean sky snow mountain field group close little old young wearing carrying
+    eating playing driving flying laying lying sleeping parked wooden striped big tall short dark
+    light bright sign player players wave surfboard skateboard""".split())
+# Common English words that other languages have too.
 _SHARED = frozenset('a an i is was of in on at to for by as no he his her has we so me my'
                     ' up out if'.split())
-_SHORT = 3  # words: a name, not a sentence
-# Left and right, east and west, in other languages with Latin letters: words, and how they begin.
+_SHORT = 3  # up to this many words, a text is a name and not a sentence
+# Left and right, east and west in other languages in Latin script: words and word beginnings.
 _SIDES = frozenset('destra destro destri destre sinistra sinistro dreta drets bal balra jobb '
                    'jobbra sol solda solunda sagda leva levo levi levy prava pravo pravi pravy '
                    'lewo prawo ovest oeste este ouest ost osten westen linke linker linkes linken'
@@ -37,7 +37,7 @@ _SIDE_STEMS = ('links', 'recht', 'regs', 'izquierd', 'derech', 'gauch', 'droit',
 
 
 def has_no_foreign_side(name: str) -> bool:
-  """Whether a name is of the letters a to z, and says left or right in no language known here."""
+  """Whether a name's letters are ASCII, and no word is a known foreign one for left or right."""
   words = _WORDS.findall(name.lower())
   return all(word.isascii() and word not in _SIDES and not word.startswith(_SIDE_STEMS)
              for word in words)
@@ -45,10 +45,10 @@ def has_no_foreign_side(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def is_english(text: str) -> bool:
-  """Whether a sentence is English: by one word that says so, or by half of its words that may be.
+  """Whether a text is English: it has a word that only English has, or half its words are known.
 
-  A text of up to three words counts as English where has_no_foreign_side. One without letters is
-  as good as English.
+  A text of up to three words counts as English if has_no_foreign_side. A text without letters
+  counts as English.
   """
   words = _WORDS.findall(text.lower())
   if len(words) <= _SHORT:

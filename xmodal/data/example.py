@@ -1,25 +1,26 @@
-"""The one schema every data set is read into."""
+"""The schema that every data set is read into."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any, Protocol
 import zlib
-from typing import Protocol
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """A thing in a picture.
+  """An object in a picture.
 
   Attributes:
-    name: what it is, as a person would call it ('red circle').
+    name: its class or description, as a person would name it ('red circle').
     box: (x, y, width, height) in pixels of the picture as stored, after its
       EXIF rotation; x grows to the right and y downwards, (0, 0) is the outer
       corner of the top left pixel.
-    ignore: neither to be found nor wrong to find: many things in one box
+    ignore: detecting it is neither required nor an error: many things in one box
       (COCO's iscrowd), or one too hard to judge (Pascal VOC's difficult).
-    area: in square pixels, where it is not that of the box (COCO's, of the outline).
-    category_id: the data set's own number of the name, if it has one.
+    area: in square pixels, if it differs from the box's (COCO: area of the outline).
+    category_id: the data set's number of the category, if it has one.
   """
 
   name: str
@@ -31,27 +32,27 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One picture with whatever is known about it.
+  """One picture with its annotations.
 
   A source fills the fields it has; a task names the fields it needs.
 
   Attributes:
     image: path of a picture file, or uint8 pixels [H, W, 3].
     image_id: the data set's own number or name of the picture.
-    question: the question asked, or ''.
-    answers: what people answered: one entry a person, repeats kept.
+    question: the question, or ''.
+    answers: people's answers: one entry per person, repeats kept.
     question_id: the data set's own number or name of the question.
-    question_type: the group the accuracy table lists it under, or ''.
+    question_type: the question's group in the accuracy table, or ''.
     captions: sentences that describe the picture.
-    objects: the things in the picture; () says there are none, None that
-      nobody looked.
-    expression: the one thing that a text means; its name is the text ('the square left of
-      the red circle').
-    number: a number to be predicted, or None.
+    objects: the objects in the picture; () if there are none, None if not annotated.
+    expression: the object that a referring expression means; its name is the text ('the square
+      left of the red circle').
+    number: target of a regression task, or None.
     reason: why the answer is right, in one sentence, or ''.
-    made: whether a model made what is known of the picture (xmodal.augment), and not people.
-    recorded_size: (width, height) in pixels that the data set's files state for the picture its
-      boxes were drawn on; the picture itself may have another.
+    made: whether the annotations were made by a model (xmodal.augment) and not by people.
+    inputs: inputs of other senses by name (see data.sense); None: no such inputs.
+    recorded_size: (width, height) in pixels that the data set's files state for the picture on
+      which the boxes were drawn; the actual picture may differ.
   """
 
   image: str | np.ndarray
@@ -67,13 +68,15 @@ class Example:
   image_id: int | str | None = None
   made: bool = False
   recorded_size: tuple[float, float] | None = None
+  inputs: Mapping[str, Any] | None = None
 
   def has(self, *fields: str) -> bool:
-    """Whether all of these fields are filled."""
-    return all(getattr(self, field) != getattr(Example, field) for field in fields)
+    """Whether all of these are filled: fields, or inputs of senses by name."""
+    return all(getattr(self, field) != getattr(Example, field) if hasattr(Example, field)
+               else field in (self.inputs or {}) for field in fields)
 
   def seed(self) -> np.int32:
-    """A number for what is drawn at random for its picture, the same whenever it is read."""
+    """Random seed of the picture, the same at every read."""
     if self.image_id is not None:
       identity = repr(self.image_id).encode()
     elif isinstance(self.image, np.ndarray):
@@ -84,7 +87,7 @@ class Example:
 
 
 class Source(Protocol):
-  """A sequence of Examples; reading one must not depend on any other."""
+  """A sequence of Examples that can be read independently of each other."""
 
   def __len__(self) -> int:
     ...

@@ -1,8 +1,8 @@
-"""What is wrong with data that training can go on without: said line by line, and counted."""
+"""Faults in data that training can skip: one line for each, and counts by kind."""
 
 import collections
-import math
 from collections.abc import Iterable, Mapping, Sequence
+import math
 from typing import Any
 
 from xmodal.data import fields
@@ -10,10 +10,10 @@ from xmodal.data.example import Example, Source
 from xmodal.data.fields import Complaint, shown
 from xmodal.errors import UserError
 
-# Annotation tools round: half a pixel beyond the edge is no mistake.
+# Annotation tools round coordinates, so half a pixel beyond the edge is accepted.
 SLACK_PIXELS = 0.5
 
-# {} is where the value found stands in the line of one fault; the count leaves it out.
+# In the line of one fault, {} is the value found; the counts leave it out.
 NO_AREA = 'box {} has no area, left out'
 OUTSIDE = 'box {} is outside the picture, left out'
 CLIPPED = 'box {} reaches out of the picture, clipped to it'
@@ -27,7 +27,7 @@ class Fault(str):
   """One line, such as 'FILE: annotation 17: box [3, 4, 0, 9] has no area, left out'.
 
   Attributes:
-    kind: what faults alike are counted under: 'box has no area, left out'.
+    kind: name under which similar faults are counted: 'box has no area, left out'.
   """
 
   kind: str
@@ -39,16 +39,16 @@ class Fault(str):
 
 
 def fault(where: str, what: str, value: Any = '') -> Fault:
-  """Of a place, what is wrong there ('box {} has no area'), and the value found."""
+  """The Fault for a place, a description ('box {} has no area') and the value found."""
   return Fault(f'{where}: {what.format(shown(value))}', what.replace(' {}', ''))
 
 
 class Examples(list[Example]):
-  """The examples of a split, and what is known of its files.
+  """The examples of a split, with the faults and categories of its files.
 
   Attributes:
-    faults: all that was left out or mended, a line each.
-    categories: name -> number of each category that the files list, {} if they list none.
+    faults: everything that was left out or repaired, a line each.
+    categories: name -> number of each category listed in the files; {} if none.
   """
 
   def __init__(self, examples: Iterable[Example], faults: Iterable[Fault],
@@ -61,15 +61,15 @@ class Examples(list[Example]):
 def usable_box(
     box: Any, size: tuple[float, float]
 ) -> tuple[tuple[float, float, float, float] | None, str]:
-  """The part of a box that lies in its picture, and what is wrong with the box.
+  """Clips a box to its picture, and says what is wrong with it.
 
   Args:
-    box: (x, y, width, height) in pixels as a file has it, or anything else.
-    size: (width, height) of the picture in pixels, infinite where not known.
+    box: (x, y, width, height) in pixels as read from a file; may be malformed.
+    size: (width, height) of the picture in pixels, infinite if unknown.
 
   Returns:
-    The box, None where it cannot be used; and NO_AREA, OUTSIDE, CLIPPED, MALFORMED,
-    SHARES or ''. A box that reaches out by SLACK_PIXELS or less stays as it is.
+    The box, or None if it cannot be used; and NO_AREA, OUTSIDE, CLIPPED, MALFORMED,
+    SHARES or ''. A box that exceeds the picture by at most SLACK_PIXELS is unchanged.
   """
   try:
     x, y, width, height = box
@@ -92,7 +92,7 @@ def usable_box(
 
 
 def usable_name(value: Any, where: str, faults: list[Fault]) -> str:
-  """The name of an object on one line; '' where it is none, which is noted in faults."""
+  """The name of an object on one line; '' if it is invalid, which is added to faults."""
   if value is None or (isinstance(value, str) and not value.strip()):
     faults.append(fault(where, 'has no name, left out'))
     return ''
@@ -104,18 +104,18 @@ def usable_name(value: Any, where: str, faults: list[Fault]) -> str:
 
 
 def in_shares(box: Sequence[float]) -> bool:
-  """Whether a box (x, y, width, height) can only be meant in shares of its picture.
+  """Whether a box (x, y, width, height) must be in shares of its picture, not in pixels.
 
-  It would lie in the first pixels and be smaller than one of them. A box of whole numbers is in
-  pixels: (0, 0, 1, 1) may be a single one.
+  In pixels it would lie within the first pixel and be smaller than it. A box of whole numbers is
+  in pixels: (0, 0, 1, 1) may be a single one.
   """
   return 0 <= min(box) and max(box) <= 1 and any(side % 1 for side in box)
 
 
 def picture_size(record: Any, where: str, faults: list[Fault]) -> tuple[float, float]:
-  """(width, height) in pixels as a picture's record has them, infinite where it has none.
+  """(width, height) in pixels from a picture's record, infinite if it has none.
 
-  null and 0 are none; what else cannot be is noted in faults.
+  null and 0 count as none; other invalid values are added to faults.
   """
   sizes, complaints = fields.check_fields(record, _SIZE)
   faults += [Fault(f'{where}: {line}; its size is taken as not known',
@@ -126,7 +126,7 @@ def picture_size(record: Any, where: str, faults: list[Fault]) -> tuple[float, f
 
 
 def known_size(size: tuple[float, float]) -> tuple[float, float] | None:
-  """What picture_size gave, as Example has it: None where it is not known."""
+  """The result of picture_size as Example.recorded_size: None if unknown."""
   return size if size[0] < math.inf else None
 
 
@@ -140,24 +140,24 @@ _SIZE = {side: fields.optional(_pixels) for side in ('width', 'height')}
 
 
 def count_kinds(faults: Sequence[Fault]) -> str:
-  """How many of each kind: '3 x box has no area, left out; 1 x ...'."""
+  """Counts by kind: '3 x box has no area, left out; 1 x ...'."""
   kinds = collections.Counter(f.kind for f in faults)
   return '; '.join(f'{count:,} x {kind}' for kind, count in kinds.most_common())
 
 
 def fault_notes(split: str, source: Source, flags: str) -> list[str]:
-  """What a run says of a split's faults: their kinds, the first few, and how to list them all.
+  """Lines on a split's faults: counts by kind, the first few, and the command that lists them all.
 
   Args:
-    split: what the run calls it.
-    source: of any kind; most have no faults.
-    flags: of xmodal.data.check, to read the same split.
+    split: the split's name in messages.
+    source: any source; most have no faults.
+    flags: flags of xmodal.data.check that read the same split.
   """
   faults = getattr(source, 'faults', ())
   if not faults:
     return []
   return [f'{split}: {count_kinds(faults)}', *(f'  {line}' for line in faults[:_FIRST]),
-          f'  all of them: python -m xmodal.data.check {flags}']
+          f'  all of them: xmodal check {flags}']
 
 
 def check_left(source: Source, name: str, flags: str) -> None:
@@ -165,6 +165,6 @@ def check_left(source: Source, name: str, flags: str) -> None:
   if any(example.objects or example.expression for example in source):
     return
   faults = getattr(source, 'faults', ())
-  why = f': {count_kinds(faults)}; all: python -m xmodal.data.check {flags}' if faults else ''
+  why = f': {count_kinds(faults)}; all: xmodal check {flags}' if faults else ''
   raise UserError(f'{name}: none of {len(source)} examples to train on has a box that can be '
                   f'used{why}')

@@ -1,7 +1,7 @@
-"""What the fields of a JSON record must be: every reader of JSON files checks them with these.
+"""Checks of the fields of a JSON record, shared by all readers of JSON files.
 
-A check takes a value as JSON gave it and returns what is used of it, or raises Complaint.
-null and an absent field are both None; `optional` accepts it.
+A check takes a parsed JSON value and returns the value to use, or raises Complaint.
+null and a missing field are both None; `optional` accepts it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ from typing import Any
 
 Check = Callable[[Any], Any]
 
-# C0 controls that are no white space, DEL, and halves of a character beyond U+FFFF.
+# C0 controls other than white space, DEL, and lone surrogates.
 _NOT_TEXT = re.compile('[\0-\x08\x0e-\x1b\x7f\ud800-\udfff]')
-_LARGEST_EXACT = 2**53  # float64 holds each whole number up to here
+_LARGEST_EXACT = 2**53  # float64 represents every whole number up to here
 
 
 class Complaint(Exception):
@@ -23,11 +23,11 @@ class Complaint(Exception):
 
 def check_fields(record: Mapping[str, Any], checks: Mapping[str, Check]
                  ) -> tuple[dict[str, Any], list[str]]:
-  """The checked fields of a record that are right, and a complaint on each that is wrong.
+  """The valid fields of a record, and a complaint about each invalid one.
 
   Args:
-    record: a JSON object; its other keys are not looked at.
-    checks: field -> what it must be.
+    record: a JSON object; its other keys are ignored.
+    checks: field -> its check.
   """
   values, complaints = {}, []
   for key, check in checks.items():
@@ -42,15 +42,15 @@ def check_fields(record: Mapping[str, Any], checks: Mapping[str, Check]
 
 
 def optional(check: Check, default: Any = None) -> Check:
-  """What `check` accepts, or null, which becomes `default`."""
+  """A check that accepts what `check` does, and null, which becomes `default`."""
   return lambda value: default if value is None else check(value)
 
 
 def text(value: Any) -> str:
-  """Text, as it is."""
+  """Text, unchanged."""
   if not isinstance(value, str):
     raise Complaint(f'is {shown(value)}, wanted text')
-  # isprintable is quick and true of nearly every text.
+  # isprintable is fast and true for nearly every text.
   if not value.isprintable() and (found := _NOT_TEXT.search(value)):
     what = ('half characters (\\ud800 to \\udfff alone)' if found[0] >= '\ud800' else
             'control characters')
@@ -59,33 +59,33 @@ def text(value: Any) -> str:
 
 
 def trimmed(value: Any) -> str:
-  """Text, less the white space around it."""
+  """Text, stripped of surrounding white space."""
   return text(value).strip()
 
 
 def filled_text(value: Any) -> str:
-  """As trimmed, not empty."""
+  """As trimmed, but not empty."""
   if not (found := trimmed(value)):
     raise Complaint(f'is {shown(value)}, wanted text, not empty')
   return found
 
 
 def path(value: Any) -> str:
-  """Text that is not empty, as it is: spaces are part of a file's name."""
+  """Text that is not empty, unchanged: spaces are part of a file's name."""
   if not text(value):
     raise Complaint(f'is {shown(value)}, wanted the path of a file')
   return value
 
 
 def name(value: Any) -> str:
-  """As filled_text, on one line: what separates its words becomes one space. Equal names share
+  """As filled_text, on one line, with single spaces between words. Interned: equal names share
   one object."""
   return sys.intern(' '.join(filled_text(value).split()))
 
 
 def answer(value: Any) -> str:
-  """Text, or a number as people write it: 2.0 as '2'. Equal answers share one object: millions
-  of answers are a few thousand different ones."""
+  """Text, or a number as people write it: 2.0 as '2'. Interned: millions of answers are a few
+  thousand different ones."""
   if isinstance(value, str):
     return sys.intern(text(value))
   if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -104,7 +104,7 @@ def number(value: Any) -> float:
 
 
 def whole_number(value: Any) -> int:
-  """A whole number, also one that a program wrote as 7.0."""
+  """A whole number, including one written as 7.0."""
   if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_EXACT:
     return int(value)
   if isinstance(value, bool) or not isinstance(value, int):
@@ -113,7 +113,7 @@ def whole_number(value: Any) -> int:
 
 
 def identifier(value: Any) -> int | str:
-  """A whole number or text: what records of two files are joined by."""
+  """A whole number or text: the key that joins records of two files."""
   if isinstance(value, str):
     return text(value)
   try:
@@ -145,7 +145,7 @@ def list_of(check: Check) -> Check:
 
 
 def member(key: str, check: Check) -> Check:
-  """A JSON object, of which only what `check` makes of one field is kept."""
+  """Checks one field of a JSON object and keeps only its value."""
   def check_member(value):
     if not isinstance(value, dict):
       raise Complaint(f'is {shown(value)}, wanted an object with {key!r}')

@@ -1,19 +1,19 @@
-"""Examples that a model made (xmodal.augment): trained on beside people's, never evaluated on."""
+"""Examples labelled by a model (xmodal.augment): used for training, never for evaluation."""
 
 import bisect
-import itertools
 from collections.abc import Sequence
+import itertools
 
 from xmodal.data.example import Example, Source
 from xmodal.errors import UserError
 
 
 class Joined:
-  """Several sources, one after the other.
+  """A concatenation of several sources.
 
   Attributes:
     parts: the sources.
-    faults: of all of them.
+    faults: the faults of all of them.
   """
 
   def __init__(self, parts: Sequence[Source]):
@@ -32,19 +32,19 @@ class Joined:
 
 
 def count_made(source: Source) -> int:
-  """How many of its examples a model made; a generated source has none."""
+  """Number of examples that a model made; a generated source has none."""
   return sum(example.made for part in getattr(source, 'parts', (source,)) if isinstance(part, list)
              for example in part)
 
 
 def made_notes(use: str, source: Source) -> list[str]:
-  """What a run says of the examples that a model made."""
+  """A line with the number of examples that a model made; [] if none."""
   made = count_made(source)
   return [f'{use}: {made} of {len(source)} examples were made by a model'] if made else []
 
 
 def check_none_made(source: Source, name: str) -> None:
-  """Raises UserError if an example that is to be evaluated on was made by a model."""
+  """Raises UserError if a model made any of the examples to evaluate on."""
   if made := count_made(source):
     raise UserError(f'{name}: {made} of {len(source)} examples to evaluate on were made by a model '
                     '("made": true); leave them out, or set config.data.eval_split')

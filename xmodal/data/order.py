@@ -1,15 +1,15 @@
-"""Which records the batch at a step holds: a function of (seed, step) only.
+"""The order of records: the batch at a step is a function of (seed, step) only.
 
-Every epoch is a permutation of the records. It is computed element by element
-with a keyed Feistel network and cycle walking (Black and Rogaway, 'Ciphers
-with Arbitrary Finite Domains', 2002), so that starting at any step of any
-epoch of a data set of any size costs the same: one batch of arithmetic.
+Every epoch is a permutation of the records, computed element by element with a
+keyed Feistel network and cycle walking (Black and Rogaway, 'Ciphers with
+Arbitrary Finite Domains', 2002). Starting at any step of any epoch therefore
+costs the same for any data set: the arithmetic of one batch.
 """
 
 import numpy as np
 
-# With few index bits a Feistel network mixes poorly; twelve rounds let 5
-# records reach all 120 orders evenly (see the test), and cost microseconds.
+# With few index bits a Feistel network mixes poorly; with twelve rounds, all 120
+# orders of 5 records are equally frequent (see the test). They cost microseconds.
 _ROUNDS = 12
 
 
@@ -21,13 +21,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-  """Where a keyed permutation of 0..size-1 sends each index.
+  """Applies a keyed permutation of 0..size-1 to each index.
 
   Args:
     index: int64 [N], each in [0, size).
     size: number of records.
     seed: the run's seed.
-    epoch: number of the pass; each has an order of its own.
+    epoch: number of the epoch; each has its own permutation.
 
   Returns:
     int64 [N], each in [0, size); distinct indices give distinct values.
@@ -53,8 +53,8 @@ def positions(step: int, batch_size: int, rows: np.ndarray | None = None) -> np.
 
   Args:
     step: number of the step, from 0.
-    batch_size: examples in the batch over all hosts.
-    rows: int [N], which rows of the batch the host holds; None: all.
+    batch_size: global batch size, over all hosts.
+    rows: int [N], rows of the batch that the host holds; None: all.
 
   Returns:
     int64 [N].

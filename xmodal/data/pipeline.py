@@ -1,27 +1,29 @@
-"""From a source to batches of arrays, in an exact order."""
+"""Makes batches of arrays from a source, in a reproducible order."""
 
 import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
-from xmodal.data import augment, images, order
-from xmodal.data.boxes import BadBoxes, keep_inside
+from xmodal.data import order
 from xmodal.data.example import Example, Source
 from xmodal.data.made import Joined
-from xmodal.data.placement import Placement
+from xmodal.data.pictures import images
+from xmodal.data.pictures.augmentation import Augmentation, Transform
+from xmodal.data.pictures.box_checks import BadBoxes, keep_inside
+from xmodal.data.pictures.placement import Placement
 from xmodal.errors import UserError
 
 
 class BadPictures:
-  """Counts pictures that cannot be read, and stops a run that meets too many.
+  """Counts pictures that cannot be read, and stops a run that has too many.
 
   Attributes:
     reasons: record number -> why its picture cannot be read.
@@ -33,8 +35,8 @@ class BadPictures:
 
     Args:
       num_records, max_share: see above.
-      count: counts a record that several processes of a run may meet; returns how many they have
-        met. None: this process meets all.
+      count: counts a record across all processes of a run, and returns their total. None: this
+        process reads all records.
     """
     self._allowed = max_share * num_records
     self._num_records, self._max_share, self._count = num_records, max_share, count
@@ -42,8 +44,8 @@ class BadPictures:
     self._met: set[int] = set()
     self.reasons: dict[int, str] = {}
 
-  def told(self) -> list[str]:
-    """What is wrong with each picture, once however many records share it."""
+  def lines(self) -> list[str]:
+    """A line on each unreadable picture, once even if several records share it."""
     return sorted(set(self.reasons.values()))
 
   def add(self, record: int, reason: str) -> None:
@@ -55,7 +57,7 @@ class BadPictures:
       if met > self._allowed:
         raise UserError(
             f'{met} of {self._num_records} pictures cannot be read, more than the '
-            f'{self._max_share:.1%} allowed; the last: {reason}; mend them (python -m '
+            f'{self._max_share:.1%} allowed; the last: {reason}; repair them (python -m '
             'xmodal.data.check lists all) or raise config.data.max_bad_share')
 
 
@@ -64,51 +66,54 @@ class BatchMaker:
   """Turns record numbers into one batch of arrays.
 
   Attributes:
-    source: where Examples come from.
+    source: source of the Examples.
     tasks: task name -> object with encode(example, placement) -> dict of arrays.
     image_size: (height, width) in pixels of the model's input.
-    bad: tally of pictures that could not be read; None: the first raises UserError.
+    bad: counter of unreadable pictures; None: the first one raises UserError.
     augmentation: None for evaluation.
-    blank: 'image' or 'question' hides that input from the model (for baselines).
-    seed: of the augmentation.
-    decode: images.decode, or one that remembers.
-    keep_aspect: whether the picture keeps its ratio of sides: it then lies at the top left, and
-      the rest is padding, black; otherwise it is squashed to the input.
-    bad_boxes: where boxes that are not inside their pictures are noted. They are cut at the edge,
-      and left out if nothing of them is inside.
+    blank: 'image' or 'question': the input to hide from the model (for baselines).
+    seed: seed of the augmentation.
+    decode: images.decode, or a version with a cache.
+    keep_aspect: if true, the picture keeps its aspect ratio and lies at the top left; the rest is
+      black padding. Otherwise it is stretched to the input.
+    bad_boxes: collects boxes that are not inside their pictures. They are clipped to the picture,
+      and removed if nothing of them is inside.
+    senses: name of a sense beside pictures and text -> function that encodes an example for it.
   """
 
   source: Source
   tasks: dict
   image_size: tuple[int, int]
   bad: BadPictures | None
-  augmentation: augment.Augmentation | None = None
+  augmentation: Augmentation | None = None
   blank: str = ''
   seed: int = 0
   decode: Callable[..., images.Decoded] = images.decode
   keep_aspect: bool = False
   bad_boxes: BadBoxes = dataclasses.field(default_factory=BadBoxes)
+  senses: Mapping[str, Callable[[Example], dict]] = dataclasses.field(default_factory=dict)
 
   def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
     """One batch.
 
     Args:
-      records: int [B], -1 for a filler that counts nowhere.
-      positions: int [B], places in the training stream: the augmentation of an
-        example depends on (seed, position) alone.
+      records: int [B], record numbers; -1 for a filler, which is not valid.
+      positions: int [B], positions in the training stream: the augmentation of an
+        example depends on (seed, position) only.
 
     Returns:
-      {'image': uint8 [B, H, W, 3], 'valid': bool [B], task name: {feature: [B, ...]}}.
-      What could not be read has black pixels and valid False. With keep_aspect also
-      'extent': int32 [B, 2], the (height, width) in pixels of the input, from its top
-      left corner, that is not padding.
+      {'image': uint8 [B, H, W, 3], 'valid': bool [B], name of another sense: its arrays [B, ...],
+      task name: {feature: [B, ...]}}.
+      Unreadable pictures are black and have valid False. With keep_aspect also 'extent':
+      int32 [B, 2], the (height, width) in pixels of the part that is not padding, which
+      starts at the top left corner.
     """
     pixels = np.zeros((len(records), *self.image_size, 3), np.uint8)
     rows = [self._row(int(r), int(p), out) for r, p, out in zip(records, positions, pixels)]
     return {'image': pixels, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows)}
 
   def _row(self, record, position, out):
-    """All of an example but its picture, which is written to out, uint8 [H, W, 3]."""
+    """An example's features; its picture is written to out, uint8 [H, W, 3]."""
     example = self.source[max(record, 0)]
     if self.blank == 'question':
       example = dataclasses.replace(example, question='')
@@ -123,23 +128,25 @@ class BatchMaker:
     else:
       placement = Placement(self.image_size[1], self.image_size[0])
     valid = readable and record >= 0
-    if not valid:  # nothing is known of it, also where tasks compare examples of a batch
+    if not valid:  # no annotations, also for tasks that compare the examples of a batch
       example = Example(example.image)
     if self.blank == 'image':
-      out[:], extent = 0, self.image_size  # the shape of a picture would tell of it too
+      out[:], extent = 0, self.image_size  # the extent would reveal the picture's shape
     row = {'valid': np.bool_(valid)}
     if self.keep_aspect:
       row['extent'] = np.array(extent, np.int32)
+    for name, encode in self.senses.items():
+      row[name] = encode(example)
     for name, task in self.tasks.items():
       row[name] = task.encode(example, placement)
     return row
 
   def _picture(self, example, record, position, out):
     """Writes an example's picture to out; returns its Placement (None: unreadable) and extent."""
-    plan = augment.Plan()
+    transform = Transform()
     if self.augmentation is not None:
       rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-      plan = self.augmentation.plan(example, rng)
+      transform = self.augmentation.draw(example, rng)
     try:
       picture = self.decode(example.image, self._decoded_size)
     except UserError as error:
@@ -148,12 +155,12 @@ class BatchMaker:
       if record >= 0:
         self.bad.add(record, str(error))
       return None, self.image_size
-    return plan.apply(picture, out, self.keep_aspect)
+    return transform.apply(picture, out, self.keep_aspect)
 
   @functools.cached_property
   def _decoded_size(self):
-    """(height, width) to decode to, whatever the plan: what is decoded can then be remembered."""
-    left = 1 - (self.augmentation.crop if self.augmentation else 0)  # of a side, by a crop
+    """(height, width) to decode to, the same for every transform so that pictures can be cached."""
+    left = 1 - (self.augmentation.crop if self.augmentation else 0)  # share that a crop keeps
     return tuple(math.ceil(side / left) for side in self.image_size)
 
 
@@ -166,17 +173,20 @@ def train_records(make: BatchMaker, batch_size: int, number: int,
 
 def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
                   rows: np.ndarray | None = None) -> Iterator[dict]:
-  """This host's rows (None: all) of the batches start..stop-1, made ahead of time.
+  """This host's rows (None: all) of the batches start..stop-1, computed ahead of time.
 
-  A batch depends on (make, batch_size, its number) only, and starting late costs nothing.
+  A batch depends on (make, batch_size, its number) only; a later start costs nothing.
   """
   return ahead(lambda number: make(*train_records(make, batch_size, number, rows)), start, stop)
 
 
-def eval_batches(make: BatchMaker, batch_size: int,
-                 rows: np.ndarray | None = None) -> Iterator[dict]:
-  """This host's rows (None: all) of batches that hold every record once, in order, then fillers."""
-  size = len(make.source)
+def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = None,
+                 most: int = 0) -> Iterator[dict]:
+  """This host's rows (None: all) of batches that hold every record once, in order, then fillers.
+
+  With `most` above 0, only the first `most` records.
+  """
+  size = min(len(make.source), most or len(make.source))
 
   def at(step):
     records = order.positions(step, batch_size, rows)
@@ -186,11 +196,11 @@ def eval_batches(make: BatchMaker, batch_size: int,
 
 
 def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
-  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads, or in Python's own
-  where TensorFlow is not installed (images for GPUs often come without)."""
-  # Of those this process may use; a cluster gives out parts of a machine.
+  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads, or in Python
+  threads if TensorFlow is not installed (container images for GPUs often lack it)."""
+  # Only the CPUs this process may use: a cluster may assign part of a machine.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  # TensorFlow computes nothing here; its note on oneDNN would only puzzle.
+  # TensorFlow computes nothing here; its note on oneDNN would only confuse.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   try:
     import tensorflow as tf  # takes seconds and 600 MB: only where data is read
@@ -215,32 +225,29 @@ def _in_threads(at, start, stop, workers):
 
 def _in_tf_data(tf, at, start, stop, workers):
   tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
-  made, raised = {}, collections.deque(maxlen=1)
+  made = {}  # step -> (its batch, or what making it raised)
 
   def make(step):
-    # Beside TensorFlow, not through it: it wants the same arrays of every step.
+    # Results bypass TensorFlow, which requires the same arrays at every step. So do exceptions: it
+    # logs a traceback of each, hundreds of lines.
     try:
-      made[int(step)] = at(int(step))
-    except Exception as error:
-      raised.append(error)
-      raise
+      made[int(step)] = at(int(step)), None
+    except BaseException as error:
+      made[int(step)] = None, error
     return step
 
   dataset = tf.data.Dataset.range(start, stop).map(
       lambda step: tf.numpy_function(make, [step], tf.int64, stateful=False),
       num_parallel_calls=workers, deterministic=True).prefetch(2)
-  try:
-    for step in dataset.as_numpy_iterator():
-      yield made.pop(int(step))
-  except tf.errors.OpError:
-    # TensorFlow reports the text of an exception; raise the exception itself.
-    if raised:
-      raise raised[0] from None
-    raise
+  for step in dataset.as_numpy_iterator():
+    batch, error = made.pop(int(step))
+    if error is not None:
+      raise error
+    yield batch
 
 
 def sample(source: Source, count: int = 4096) -> Sequence[Example]:
-  """What vocabularies are learned from: all of a list, the first records of a generated source."""
+  """Examples to learn vocabularies from: all of a list, the first `count` of a generated source."""
   if isinstance(source, list):
     return source
   if isinstance(source, Joined):

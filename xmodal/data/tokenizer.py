@@ -1,33 +1,41 @@
-"""Text to token numbers and back, from files in the HuggingFace layout."""
+"""Converts text to token ids and back, with tokenizer files in the HuggingFace layout."""
 
+import collections
+from collections.abc import Iterable, Sequence
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from xmodal import paths
+from xmodal.data.merges import learn_merges
 from xmodal.errors import UserError
+from xmodal.options import Option
 
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
-# What those tokens are called where no file names them: published GPT-2 and BERT folders.
-_USUAL = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
-_NAMED = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
-# What tokenizer_config.json holds where `Tokenizer.save` wrote it: tokenizer.json says the rest.
+# Usual names of these tokens if no file states them: published GPT-2 and BERT folders.
+_USUAL_TOKENS = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]', '<|endoftext|>')}
+_TOKEN_KEYS = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
+# Contents of a tokenizer_config.json written by `Tokenizer.save`; the rest is in tokenizer.json.
 _OUR_CLASS, _OUR_KEYS = 'PreTrainedTokenizerFast', {'tokenizer_class', *_SPECIAL}
-_HIDDEN = '\U0010ffff'  # no character, and so in no text
+_HIDDEN = '\U0010ffff'  # a noncharacter, which no text contains
+
+OPTIONS = {
+    'tokenizer': Option('', "Folder of a HuggingFace tokenizer; '': learned from the data."),
+    'vocab_size': Option(8000, 'Largest vocabulary of a learned tokenizer.', low=1)}
 
 
 class Tokenizer:
-  """Encodes texts to fixed-length rows that end in an end-of-text token.
+  """Encodes texts as fixed-length rows of token ids, each text closed by an end token.
 
-  A special token that is written in a text ("</s>") is text like any other.
+  A special token written out in a text ("</s>") is ordinary text.
 
   Attributes:
-    vocab_size: one more than the highest token number, special ones included.
-    pad_id, eos_id: the numbers that fill a row up and that end a text.
+    vocab_size: one more than the highest token id, special tokens included.
+    pad_id, eos_id: ids of the padding and of the end-of-text token.
   """
 
   def __init__(self, backend: tokenizers.Tokenizer, pad_token: str, eos_token: str):
@@ -35,7 +43,7 @@ class Tokenizer:
     self._backend = backend
     self._eos_token = eos_token
     self._reader = _without_specials(backend, {pad_token, eos_token})
-    # Not the number of entries: a vocabulary with gaps has numbers beyond it.
+    # Not the number of entries: a vocabulary with gaps has higher ids.
     self.vocab_size = _size(backend)
     self.pad_id = self._number_of(pad_token)
     self.eos_id = self._number_of(eos_token)
@@ -46,12 +54,17 @@ class Tokenizer:
       raise _unknown(token, self.vocab_size)
     return number
 
+  @property
+  def vocabulary(self) -> dict[str, int]:
+    """Numbers of all tokens by their strings, special ones included."""
+    return self._backend.get_vocab(with_added_tokens=True)
+
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
-    """Number of tokens of each text, the end token included: int64 [N]."""
+    """Number of tokens of each text, including the end token: int64 [N]."""
     return np.array([len(ids) for ids in self._encode(texts)], np.int64)
 
   def encode(self, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Token numbers, int32 [N, max_length]; what is too long loses its tail, not its end token."""
+    """Token ids, int32 [N, max_length]; texts that are too long are cut before the end token."""
     rows = np.full((len(texts), max_length), self.pad_id, np.int32)
     for row, ids in zip(rows, self._encode(texts)):
       ids = ids if len(ids) <= max_length else ids[:max_length - 1] + [self.eos_id]
@@ -64,12 +77,39 @@ class Tokenizer:
       yield ids if ids and ids[-1] == self.eos_id else ids + [self.eos_id]
 
   def decode(self, tokens: np.ndarray) -> list[str]:
-    """Texts of token rows [N, L], each read up to its first end token."""
+    """Decodes rows of token ids [N, L], each up to its first end token."""
     texts = []
     for row in np.asarray(tokens):
       ends = np.flatnonzero(row == self.eos_id)
       texts.append(row[:ends[0]].tolist() if ends.size else row.tolist())
     return [t.strip() for t in self._backend.decode_batch(texts, skip_special_tokens=True)]
+
+  def grown(self, texts: Iterable[str], vocab_size: int) -> 'Tokenizer':
+    """One that `train_tokenizer` might have gone on to, had it met these texts after its own.
+
+    Its tokens keep their numbers. It reads a text of tokens alone that this one has as this one
+    does, where this one had no more to join; words that this one spells in pieces become tokens.
+
+    Args:
+      texts: to learn from. Every letter in them becomes a token.
+      vocab_size: most tokens, letters apart.
+    """
+    state = json.loads(self._backend.to_str())
+    model, words = state['model'], collections.Counter()
+    for text in texts:
+      text = self._backend.normalizer.normalize_str(text)
+      words.update(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text))
+    number = itertools.count(self.vocab_size)
+    for letter in sorted({letter for word in words for letter in word} - model['vocab'].keys()):
+      model['vocab'][letter] = next(number)
+    spelled = tokenizers.Tokenizer.from_str(json.dumps(state)).model
+    merges = learn_merges({tuple(piece.value for piece in spelled.tokenize(word)): count
+                           for word, count in words.items()},
+                          model['vocab'].keys(), vocab_size - len(model['vocab']))
+    model['vocab'] |= {a + b: next(number) for a, b in merges}
+    model['merges'] = [*_pairs(model['merges']), *merges]
+    pad = self._backend.id_to_token(self.pad_id)
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)), pad, self._eos_token)
 
   def save(self, folder: str) -> None:
     """Writes a folder that `transformers.AutoTokenizer.from_pretrained` loads."""
@@ -78,8 +118,8 @@ class Tokenizer:
     names = {'pad_token': self._backend.id_to_token(self.pad_id), 'eos_token': self._eos_token}
     if self._backend.token_to_id(_SPECIAL['unk_token']) is not None:
       names['unk_token'] = _SPECIAL['unk_token']
-    # The class that transformers gives a bare `tokenizers` file; the longest
-    # text is the model's business, so no limit is claimed.
+    # The class that transformers uses for a bare `tokenizers` file. No maximum
+    # length is stated: that depends on the model.
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', **names}
     with open(os.path.join(folder, 'tokenizer_config.json'), 'w', encoding='utf-8') as f:
       json.dump(config, f, indent=2)
@@ -95,15 +135,15 @@ def _unknown(token, size):
 
 
 def _without_specials(backend, named):
-  """The same tokenizer, to which special tokens in a text are text.
+  """A copy of a tokenizer that reads special tokens in a text as ordinary text.
 
-  `encode_special_tokens` alone (split_special_tokens of transformers) keeps Unigram and WordLevel
-  models from nothing: their vocabulary has "</s>" too. So special tokens get names there that no
-  text has, under their own numbers, as sentencepiece keeps its control symbols out of texts.
+  `encode_special_tokens` (split_special_tokens of transformers) does not suffice for Unigram and
+  WordLevel models, whose vocabulary has "</s>" too. So special tokens are renamed to strings that
+  no text contains and keep their ids, as sentencepiece keeps its control symbols out of texts.
 
   Args:
-    backend: of `tokenizers`; unchanged.
-    named: special tokens, beside those that it marks as such.
+    backend: tokenizer of the `tokenizers` library; unchanged.
+    named: special tokens besides those that the tokenizer marks as special.
   """
   state = json.loads(backend.to_str())
   special = named | {added['content'] for added in state['added_tokens'] if added['special']}
@@ -118,23 +158,28 @@ def _without_specials(backend, named):
   if model.get('unk_token') is not None:
     model['unk_token'] = hidden.get(model['unk_token'], model['unk_token'])
   if 'merges' in model:
-    pairs = [merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges']]
-    model['merges'] = [pair for pair in pairs if special.isdisjoint((*pair, ''.join(pair)))]
+    model['merges'] = [pair for pair in _pairs(model['merges'])
+                       if special.isdisjoint((*pair, ''.join(pair)))]
   reader = tokenizers.Tokenizer.from_str(json.dumps(state))
   reader.encode_special_tokens = True
   return reader
 
 
+def _pairs(merges):
+  """Merges as pairs, which files of other years write as texts."""
+  return [merge.split(' ') if isinstance(merge, str) else merge for merge in merges]
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
   """Learns a lower-casing byte-pair vocabulary (Sennrich et al., 2016) from a data set's own text.
 
-  Frequent words become one token each, rare ones are spelled in pieces; the
-  same texts always give the same vocabulary. Numbers as in T5: pad 0, end 1,
+  Frequent words become one token each, rare ones are split into pieces; the
+  same texts always give the same vocabulary. Ids as in T5: pad 0, end 1,
   unknown 2.
   """
   backend = tokenizers.Tokenizer(models.BPE(unk_token=_SPECIAL['unk_token']))
   backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-  # Punctuation stands alone; the mark before a word tells where spaces go back.
+  # Punctuation is split off; a mark before each word tells the decoder where spaces belong.
   backend.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
   backend.decoder = decoders.Metaspace()
@@ -150,24 +195,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
 def load_tokenizer(folder: str) -> Tokenizer:
   """Loads any tokenizer from its HuggingFace files.
 
-  `transformers.AutoTokenizer` reads them: `tokenizer_config.json`, `added_tokens.json` and
-  `config.json` may say other things than `tokenizer.json`. That file is read alone where no other
-  is there, or only what `Tokenizer.save` writes. Where there is no end token
-  (BERT), the separator ends a text; a pad token that is not there
-  (GPT-2, LLaMA) is added, and one more number with it.
+  `transformers.AutoTokenizer` reads them, because `tokenizer_config.json`, `added_tokens.json` and
+  `config.json` may contradict `tokenizer.json`. `tokenizer.json` is read directly if it is the only
+  file, or if `Tokenizer.save` wrote the others. Without an end token (BERT), the separator ends a
+  text. A missing pad token (GPT-2, LLaMA) is added, with a new id.
 
   Raises:
-    UserError: the folder holds no tokenizer, or one with no vocabulary, or its
+    UserError: the folder holds no tokenizer, or one without vocabulary, or its
       files name a token that the vocabulary lacks.
   """
   folder = paths.local(folder, 'tokenizer')
   if not os.path.isdir(folder):
     raise UserError(f'tokenizer: no folder {folder}; give one that holds tokenizer.json')
-  stated = {file: _read_object(os.path.join(folder, file)) for file in _BESIDE
+  stated = {file: _read_object(os.path.join(folder, file)) for file in _OTHER_FILES
             if os.path.exists(os.path.join(folder, file))}
   path = os.path.join(folder, 'tokenizer.json')
   whole = os.path.exists(path)
-  if whole and _says_all(stated):
+  if whole and _is_self_contained(stated):
     backend, names = _load_alone(path, stated)
   else:
     backend, names = _load_any(folder, whole)
@@ -175,28 +219,29 @@ def load_tokenizer(folder: str) -> Tokenizer:
       raise _unknown(end, _size(backend))
   backend.no_padding()
   backend.no_truncation()
-  eos = names['eos_token'] or names['sep_token'] or _usual(backend, 'eos_token')
+  eos = names['eos_token'] or names['sep_token'] or _usual_token(backend, 'eos_token')
   pad = names['pad_token']
-  # Padding is hidden from the model and the loss: what ends a text, or stands in it, cannot serve.
+  # Padding is masked in the model and the loss, so the end token or a text token cannot serve.
   if pad in (None, eos, names['unk_token']):
-    pad = _usual(backend, 'pad_token')
+    pad = _usual_token(backend, 'pad_token')
   return Tokenizer(backend, pad, eos)
 
 
-def _usual(backend, key):
-  """The first usual token that the vocabulary has; added to it if it has none."""
-  for token in _USUAL[key]:
+def _usual_token(backend, key):
+  """The first usual token in the vocabulary; if it has none, one is added."""
+  for token in _USUAL_TOKENS[key]:
     if backend.token_to_id(token) is not None:
       return token
   backend.add_special_tokens([_SPECIAL[key]])
   return _SPECIAL[key]
 
 
-_BESIDE = ('config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
+_OTHER_FILES = (
+    'config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
 
 
-def _says_all(stated):
-  """Whether the files beside tokenizer.json, {name: content}, add nothing to it but two names."""
+def _is_self_contained(stated):
+  """Whether the files beside tokenizer.json, {name: content}, only add names of special tokens."""
   config = stated.get('tokenizer_config.json')
   if config is None:
     return not stated
@@ -207,7 +252,7 @@ def _says_all(stated):
 def _load_alone(path, stated):
   """(backend, {key: token or None}) of a tokenizer.json."""
   config = stated.get('tokenizer_config.json', {})
-  return _read_backend(path), {key: config.get(key) for key in _NAMED}
+  return _read_backend(path), {key: config.get(key) for key in _TOKEN_KEYS}
 
 
 def _read_backend(path):
@@ -218,7 +263,7 @@ def _read_backend(path):
 
 
 def _is_known(token, backend, stated):
-  """Whether a token has a number in the files; transformers gives one to any that is named."""
+  """Whether the files give a token an id; transformers adds one for any token they name."""
   decoder = stated.get('tokenizer_config.json', {}).get('added_tokens_decoder') or {}
   added = [t.get('content') if isinstance(t, dict) else t for t in decoder.values()]
   return (backend.token_to_id(token) is not None or token in added
@@ -226,7 +271,7 @@ def _is_known(token, backend, stated):
 
 
 def _read_object(path):
-  """The object in a JSON file, in which special tokens are text or have a content that is."""
+  """Reads a JSON object whose special tokens must be text, or objects with a text `content`."""
   try:
     with open(path, encoding='utf-8') as f:
       config = json.load(f)
@@ -234,7 +279,7 @@ def _read_object(path):
     raise UserError(f'tokenizer: {path} cannot be read ({error}); copy it again') from error
   if not isinstance(config, dict):
     raise UserError(f'tokenizer: {path} holds no JSON object; copy it again')
-  for key in _NAMED:
+  for key in _TOKEN_KEYS:
     token = config.get(key)
     token = token.get('content') if isinstance(token, dict) else token
     if token is not None and not isinstance(token, str):
@@ -243,19 +288,22 @@ def _read_object(path):
 
 
 def _load_any(folder, whole):
-  """(backend, {key: token or None}) as transformers reads a folder; whole: with tokenizer.json."""
+  """(backend, {key: token or None}) as transformers reads a folder.
+
+  whole: whether it holds tokenizer.json.
+  """
   from transformers import AutoTokenizer  # 5 s to import
   try:
-    # Without trust in remote code it would ask on the terminal.
+    # If trust_remote_code were not set, it would prompt on the terminal.
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-  except Exception as error:  # of every kind, the bare ones of `tokenizers` included
+  except Exception as error:  # of any type, including bare ones from `tokenizers`
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f'tokenizer: {folder} holds none that can be loaded ({reason}); wanted '
                     'tokenizer.json or spiece.model with tokenizer_config.json') from error
   backend = getattr(loaded, 'backend_tokenizer', None)
-  # T5Tokenizer without its vocabulary file silently becomes a stand-in of
-  # little more than its 100 sentinels.
+  # T5Tokenizer without its vocabulary file silently becomes a stub with little
+  # more than its 100 sentinels.
   if backend is None or not whole and len(loaded) - len(loaded.all_special_ids) < 16:
     raise UserError(f'tokenizer: {folder} holds no vocabulary; wanted tokenizer.json or '
                     'spiece.model')
-  return backend, {key: getattr(loaded, key) for key in _NAMED}
+  return backend, {key: getattr(loaded, key) for key in _TOKEN_KEYS}

@@ -1,1 +1,1 @@
-"""Official metrics, in numpy: predictions and truths in, numbers out."""
+"""Metrics in numpy, as officially defined: from predictions and ground truth to scores."""

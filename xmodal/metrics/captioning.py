@@ -1,28 +1,28 @@
 """Scores of captions: BLEU, ROUGE-L, CIDEr and METEOR, as COCO's evaluation defines them.
 
-Microsoft COCO Captions (arXiv:1504.00325) and the code its authors publish
-(tylin/coco-caption, on PyPI as pycocoevalcap). That package is 104 MB and splits
-text with a Java program, so all but METEOR is written here; METEOR is a Java
-program itself, and is there where that package and Java are.
+Follows Microsoft COCO Captions (arXiv:1504.00325) and its authors' code
+(tylin/coco-caption, on PyPI as pycocoevalcap). That package is 104 MB and tokenizes
+with a Java program, so everything except METEOR is implemented here. METEOR is itself
+a Java program, and is available if that package and Java are installed.
 """
 
 import collections
+from collections.abc import Sequence
 import importlib.util
 import math
 import re
 import shutil
-from collections.abc import Sequence
 
 import numpy as np
 
-from xmodal.data.letters import FORMATS, MARKS, WORD
+from xmodal.letters import FORMATS, MARKS, WORD
 
-_ORDER = 4  # of the longest n-grams
-_SIGMA = 6.0  # of CIDEr's penalty on lengths, in 2-grams
-_BETA = 1.2  # of ROUGE-L: how much recall counts beside precision
+_ORDER = 4  # length of the longest n-grams
+_SIGMA = 6.0  # width of CIDEr's penalty on length differences, in 2-grams
+_BETA = 1.2  # weight of recall relative to precision in ROUGE-L
 
 _ABBREVIATIONS = 'mr mrs ms dr prof st mt ft jr sr vs etc inc ltd co corp ave blvd rd gen lt col al'
-# What the Treebank splits although no apostrophe stands there.
+# Words without an apostrophe that the Treebank splits.
 _TWO_WORDS = {'cannot': 'can not', 'gonna': 'gon na', 'gotta': 'got ta', 'wanna': 'wan na',
               'gimme': 'gim me', 'lemme': 'lem me'}
 _BRACKETS = {'(': '-lrb-', ')': '-rrb-', '[': '-lsb-', ']': '-rsb-', '{': '-lcb-', '}': '-rcb-'}
@@ -49,17 +49,16 @@ _REPLACED = str.maketrans('\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATI
 
 
 def tokenize(text: str) -> list[str]:
-  """Lower case words without punctuation, as the Penn Treebank splits them ("is n't").
+  """Lower-case words without punctuation, as the Penn Treebank splits them ("is n't").
 
-  Of ordinary captions these are the tokens of coco-caption, which calls Stanford's
-  PTBTokenizer; of 20,000 lines of software documentation 99.4% came out alike (not
-  web addresses, file names, versions). A bracket stays a token ('-lrb-'), as there.
+  On ordinary captions these are the tokens of coco-caption, which calls Stanford's
+  PTBTokenizer; on 20,000 lines of software documentation 99.4% were equal (all but web
+  addresses, file names and versions). A bracket remains a token ('-lrb-'), as there.
 
-  Words of other languages are those of PTBTokenizer too, vowel signs and accents
-  included, in the scripts that it knows whole. It drops some or all vowel signs of
-  Kannada, Malayalam, Sinhala, Gurmukhi, Khmer, Burmese and Tibetan; here they stay
-  in their words. Chinese, Japanese and Thai are split at spaces and punctuation
-  only, as there.
+  Words of other languages also match PTBTokenizer, with their vowel signs and accents,
+  in the scripts that it fully supports. It drops some or all vowel signs of Kannada,
+  Malayalam, Sinhala, Gurmukhi, Khmer, Burmese and Tibetan; they are kept here.
+  Chinese, Japanese and Thai are split at spaces and punctuation only, as there.
   """
   tokens = []
   for token in _TOKEN.findall(text.lower().translate(_REPLACED)):
@@ -70,16 +69,16 @@ def tokenize(text: str) -> list[str]:
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]
                    ) -> dict[str, float]:
-  """Scores of N captions as coco-caption gives them, and how many are word for word right.
+  """Scores of N captions as in coco-caption, and the share of exact matches.
 
   Args:
-    captions: one a picture.
-    references: of each picture, what people wrote: one text at least.
+    captions: N captions, one per picture.
+    references: N lists of captions by people, at least one per picture.
 
   Returns:
-    BLEU-1 to BLEU-4, ROUGE-L and METEOR (if `meteor` can), 0..1; CIDEr, 0..10,
-    which weighs n-grams by how few pictures have them and is 0 for a single
-    picture; exact, the share of captions that equal a reference but for case
+    BLEU-1 to BLEU-4, ROUGE-L and METEOR (if available, see `meteor`), 0..1; CIDEr,
+    0..10, which weights n-grams by their rarity over pictures and is 0 for a single
+    picture; exact, the share of captions that equal a reference except for case
     and punctuation.
 
   Raises:
@@ -94,32 +93,35 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]
   scores |= {'ROUGE-L': rouge_l(ours, theirs), 'CIDEr': cider(ours, theirs)}
   if (score := meteor(ours, theirs)) is not None:
     scores['METEOR'] = score
-  # A caption without words says nothing right, also where a reference has none either.
+  # A caption without words is wrong, even if a reference has none either.
   return scores | {'exact': float(np.mean([bool(words) and words in texts
                                            for words, texts in zip(ours, theirs)]))}
 
 
 def bleu(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
-  """BLEU-1 to BLEU-4 of the whole (Papineni et al., ACL 2002), each with its nearest reference's
-  length; words in, see caption_scores."""
+  """BLEU-1 to BLEU-4 of the corpus (Papineni et al., ACL 2002).
+
+  The brevity penalty uses the length of the reference nearest in length. Arguments as in
+  caption_scores, tokenized.
+  """
   correct, guessed, length, wanted = np.zeros(_ORDER), np.zeros(_ORDER), 0, 0
   for words, texts in zip(captions, references):
     known = collections.Counter()
     for text in texts:
-      known |= _ngrams(text)  # the largest count of any text
+      known |= _ngrams(text)  # the largest count in any text
     for ngram, count in _ngrams(words).items():
       correct[len(ngram) - 1] += min(count, known[ngram])
     guessed += [max(0, len(words) - n) for n in range(_ORDER)]
     length += len(words)
     wanted += min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
-  # The official code's own way round a division by 0.
+  # The constants avoid division by 0 as in the official code.
   precision = np.cumprod((correct + 1e-15) / (guessed + 1e-9)) ** (1 / np.arange(1, _ORDER + 1))
   ratio = (length + 1e-15) / (wanted + 1e-9)
   return (precision * math.exp(min(0, 1 - 1 / ratio))).tolist()
 
 
 def rouge_l(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> float:
-  """ROUGE-L (Lin, 2004), the mean over captions; words in, see caption_scores."""
+  """ROUGE-L (Lin, 2004), the mean over captions; arguments as in caption_scores, tokenized."""
   scores = []
   for words, texts in zip(captions, references):
     common = [_longest_common(words, text) for text in texts]
@@ -142,20 +144,22 @@ def _longest_common(one, other):
 
 
 def cider(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> float:
-  """CIDEr (arXiv:1411.5726), with the clipping and the penalty on lengths that the official code
-  has, 0..10; words in, see caption_scores."""
+  """CIDEr (arXiv:1411.5726), 0..10, with the official code's clipping and length penalty (CIDEr-D).
+
+  Arguments as in caption_scores, tokenized.
+  """
   counts = [[_ngrams(text) for text in texts] for texts in references]
   pictures = collections.Counter(ngram for texts in counts for ngram in set().union(*texts))
   scores = []
   for words, texts in zip(captions, counts):
-    ours = _Weighed(_ngrams(words), pictures, len(captions))
-    theirs = (_Weighed(text, pictures, len(captions)) for text in texts)
+    ours = _TfIdf(_ngrams(words), pictures, len(captions))
+    theirs = (_TfIdf(text, pictures, len(captions)) for text in texts)
     scores.append(np.mean([ours.likeness(text) for text in theirs]))
   return 10 * float(np.mean(scores))
 
 
-class _Weighed:
-  """A text's n-grams, each with its count times the logarithm of (pictures / those with it)."""
+class _TfIdf:
+  """A text's n-grams with TF-IDF weights: count times log(pictures / pictures with the n-gram)."""
 
   def __init__(self, counts, pictures, total):
     self._weights = {ngram: count * (math.log(total) - math.log(max(pictures[ngram], 1)))
@@ -167,7 +171,7 @@ class _Weighed:
     self._norm = np.sqrt(squares)
 
   def likeness(self, other):
-    """The mean over n of the cosines of n-grams, less for lengths that differ."""
+    """Cosine similarity, averaged over n, times a penalty for a difference in length."""
     common = np.zeros(_ORDER)
     for ngram, weight in self._weights.items():
       there = other._weights.get(ngram, 0.0)
@@ -184,10 +188,10 @@ def _ngrams(words):
 
 def meteor(captions: Sequence[list[str]], references: Sequence[Sequence[list[str]]]
            ) -> float | None:
-  """METEOR 1.5 (Denkowski and Lavie, 2014), 0..1; words in, see caption_scores.
+  """METEOR 1.5 (Denkowski and Lavie, 2014), 0..1; arguments as in caption_scores, tokenized.
 
-  None where pycocoevalcap, which has its Java program, is not installed, or
-  there is no Java that runs it.
+  None if pycocoevalcap, which contains its Java program, is not installed, or if
+  no suitable Java is.
   """
   if not (importlib.util.find_spec('pycocoevalcap') and shutil.which('java')):
     return None
@@ -196,5 +200,5 @@ def meteor(captions: Sequence[list[str]], references: Sequence[Sequence[list[str
   known = {i: [' '.join(text) for text in texts] for i, texts in enumerate(references)}
   try:
     return Meteor().compute_score(known, found)[0]
-  except (OSError, ValueError):  # a Java too old, or without the 2 GB it asks for
+  except (OSError, ValueError):  # Java is too old, or cannot get the 2 GB it requests
     return None

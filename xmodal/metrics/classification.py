@@ -1,4 +1,4 @@
-"""Accuracy, precision, recall and F1 of labels; accuracy by group and its baseline."""
+"""Accuracy, precision, recall and F1 of labels; accuracy by group and a constant baseline."""
 
 import collections
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def classification_scores(predictions: Sequence[str], truths: Sequence[str]) -> 
   counts all examples together, which for one label each equals the accuracy.
 
   Args:
-    predictions: N labels, compared as they are: normalise them first.
+    predictions: N labels, compared unchanged: normalise them first.
     truths: N labels.
 
   Returns:
@@ -59,10 +59,10 @@ def accuracy_by_group(
 
 def constant_baseline(truths: Sequence[Sequence[str]],
                       groups: Sequence[str]) -> dict[str, tuple[str, float]]:
-  """What a model reaches that knows only which group a question is of.
+  """Accuracy of the best constant answer in each group of questions.
 
   Args:
-    truths: N questions' answers, one entry a person, at least one each.
+    truths: answers to N questions, one entry per person, at least one each.
     groups: N names, such as question types.
 
   Returns:
@@ -74,7 +74,7 @@ def constant_baseline(truths: Sequence[Sequence[str]],
 
 
 def _best_constant(truths):
-  """The best of all answers given: soft scores bound what any spelling of one can reach."""
+  """The best of all answers; soft scores are an upper bound for every spelling of an answer."""
   bounds, spellings = collections.Counter(), collections.defaultdict(dict)
   for answers in truths:
     for key, score in soft_scores(answers).items():

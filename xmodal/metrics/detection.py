@@ -4,12 +4,12 @@ Boxes are (x, y, width, height) in pixels of the picture as stored, x to the rig
 """
 
 import collections
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,8 +17,14 @@ from xmodal.data.example import Example
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-  """A thing that a model found: its name, its box, and how sure the model is."""
+class DetectedBox:
+  """A detected object.
+
+  Attributes:
+    name: what it is, or the expression that it matches.
+    box: (x, y, width, height) in pixels of the picture as stored, see xmodal.data.example.Object.
+    score: confidence, 0..1.
+  """
 
   name: str
   box: tuple[float, float, float, float]
@@ -28,21 +34,21 @@ class Found:
 def number_categories(names: Sequence[str], examples: Sequence[Example],
                       known: Mapping[str, int | str] | None = None
                       ) -> dict[str, int | str | None]:
-  """A number for each name, to be written into files about these examples.
+  """Assigns category numbers to names, for files about these examples.
 
-  Categories of different files are joined by name, never by number: val may number
-  anew what train has numbered.
+  Categories of different files are matched by name, never by number, because val may
+  use other numbers than train.
 
   Args:
-    names: of the categories.
-    examples: of one split; `categories`, if they have them, are the numbers of all names
-      that its files list (xmodal.data.faults.Examples).
+    names: names of the categories.
+    examples: the examples of one split; their attribute `categories`, if present, has the
+      numbers of all names listed in its files (xmodal.data.faults.Examples).
     known: numbers from elsewhere (another split), for examples without any.
 
   Returns:
-    The examples' own numbers if every one of the names that occurs in them has one, and no
-    two share one; None for a name that they neither have nor list. Otherwise the known
-    numbers, and after them new ones, from 1.
+    The examples' own numbers if every name that occurs in them has one and no two share
+    one, with None for a name that they neither have nor list. Otherwise the known
+    numbers, and new ones after them, from 1.
   """
   own, there = _own_numbers(examples), _names_in(examples)
   if own and own.keys() >= there & set(names):
@@ -65,7 +71,7 @@ def _own_numbers(examples):
     for thing in example.objects or ():
       if thing.category_id is not None:
         counts[thing.name][thing.category_id] += 1
-  # A file may list a name twice: its number is the one that most of its objects have.
+  # A file may list a name under two numbers: the one that most of its objects have counts.
   own = dict(getattr(examples, 'categories', {})) | {
       name: numbers.most_common(1)[0][0] for name, numbers in counts.items()}
   if len(set(own.values())) < len(own) or len(set(map(type, own.values()))) > 1:
@@ -73,32 +79,32 @@ def _own_numbers(examples):
   return own
 
 
-def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found]],
+def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[DetectedBox]],
                category_ids: Mapping[str, int | str | None]) -> tuple[dict, list[dict]]:
-  """Truths and predictions in COCO's formats (cocodataset.org, format-data and format-results).
+  """Ground truth and predictions in COCO's formats (cocodataset.org, format-data, format-results).
 
-  A picture that nobody looked at (objects None) is in neither, as what is found
-  there may be right; but where that is so of all, as in a test set, all are in both,
-  so that the results can be sent to whoever has the truth. A name without a number
-  counts neither as truth nor as found. A box or score that is not finite is left out of
-  what was found: pycocotools would match it with any truth.
+  Pictures without annotations (objects None) are in neither, because detections there may
+  be right. If no picture has annotations, as in a test set, all are in both, so that
+  the results can be submitted for evaluation. Names without a number are ignored in both.
+  Detections with a box or score that is not finite are left out: pycocotools would match
+  them with any ground truth.
 
   Args:
     examples: N pictures. They keep their image_id if each has one, all different and of one
-      type; otherwise each is called by its place in `examples`, from 0.
-    predictions: what was found in each of them, in any order.
-    category_ids: name -> number of each category that is judged, None for others.
+      type; otherwise the id is the index in `examples`, from 0.
+    predictions: the detections in each picture, in any order.
+    category_ids: name -> number of each category to evaluate, None for others.
 
   Returns:
     instances: images, annotations (iscrowd is 1 for an object to be ignored) and categories.
-    results: one dict of image_id, category_id, bbox (to 0.01 pixel) and score for each Found.
+    results: one dict of image_id, category_id, bbox (to 0.01 pixel) and score for each DetectedBox.
 
   Raises:
-    ValueError: as many predictions as examples were wanted.
+    ValueError: the numbers of examples and predictions differ.
   """
   if len(examples) != len(predictions):
-    raise ValueError(f'wanted what was found in each of {len(examples)} examples, found '
-                     f'{len(predictions)} predictions')
+    raise ValueError(f'wanted predictions for each of {len(examples)} examples, found '
+                     f'{len(predictions)}')
   category_ids = {name: number for name, number in category_ids.items() if number is not None}
   looked = [i for i, e in enumerate(examples) if e.objects is not None] or range(len(examples))
   ids = [examples[i].image_id for i in looked]
@@ -111,7 +117,7 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Found
       if thing.name in category_ids:
         box = [float(side) for side in thing.box]
         annotations.append({
-            # pycocotools takes a match with number 0 for none.
+            # From 1: pycocotools treats a match with id 0 as no match.
             'id': len(annotations) + 1, 'image_id': image_id,
             'category_id': category_ids[thing.name], 'bbox': box,
             'area': box[2] * box[3] if thing.area is None else float(thing.area),
@@ -137,20 +143,20 @@ def coco_scores(instances: Mapping, results: Sequence[Mapping],
   """Average precision as COCO defines it, computed by pycocotools.
 
   Args:
-    instances, results: as coco_files gives them; they are not changed.
-    names: the categories to judge; None for all.
+    instances, results: from coco_files; not modified.
+    names: names of the categories to evaluate; None for all.
 
   Returns:
     mAP (mean over categories and over IoU .50, .55, ... .95), mAP50, mAP75, mAP_small,
-    mAP_medium and mAP_large (areas up to 32 x 32, up to 96 x 96, and from there),
-    recall100 (mean over the same IoUs, of at most 100 boxes of a category in a picture), and of
-    each category AP/name and AP50/name; all 0..1. What no truth can be found for is
-    left out: {} if there is no truth at all.
+    mAP_medium and mAP_large (areas up to 32 x 32, up to 96 x 96, and above),
+    recall100 (mean over the same IoUs, for at most 100 boxes per category and picture), and
+    AP/name and AP50/name for each category; all 0..1. Scores without any ground truth are
+    left out: {} if there is none at all.
   """
-  from pycocotools.cocoeval import COCOeval  # Needed only where boxes are scored.
+  from pycocotools.cocoeval import COCOeval  # Needed only to score boxes.
 
   categories = [c for c in instances['categories'] if names is None or c['name'] in names]
-  # loadRes of pycocotools adds the same two fields, but fails where nothing was found.
+  # loadRes of pycocotools adds the same two fields, but fails if there are no detections.
   found = [{**result, 'id': i, 'area': result['bbox'][2] * result['bbox'][3]}
            for i, result in enumerate(results, 1)]
   with contextlib.redirect_stdout(io.StringIO()):
@@ -160,7 +166,7 @@ def coco_scores(instances: Mapping, results: Sequence[Mapping],
     judge.evaluate()
     judge.accumulate()
   # [10 IoUs, 101 recalls, categories, 4 areas, 1] and [10 IoUs, categories, 4 areas, 1]; a
-  # category without truth is -1. evaluate() sorts the categories by number.
+  # category without ground truth has -1. evaluate() sorts the categories by number.
   precision, recall = judge.eval['precision'][..., 0], judge.eval['recall'][..., 0]
   parts = {'mAP': precision[..., 0], 'mAP50': precision[0, ..., 0], 'mAP75': precision[5, ..., 0],
            'mAP_small': precision[..., 1], 'mAP_medium': precision[..., 2],
@@ -172,7 +178,7 @@ def coco_scores(instances: Mapping, results: Sequence[Mapping],
 
 
 def _index(instances, annotations):
-  """pycocotools writes its marks into annotations: it gets copies."""
+  """A pycocotools index of copies of the annotations, which pycocotools modifies."""
   from pycocotools.coco import COCO
   coco = COCO()
   coco.dataset = {**instances, 'annotations': [dict(a) for a in annotations]}
@@ -181,24 +187,24 @@ def _index(instances, annotations):
 
 
 def referring_accuracy(boxes: Sequence, truths: Sequence, threshold: float = 0.5) -> list[float]:
-  """RefCOCO's rule: an expression is understood if the best box has IoU 0.5 or more.
+  """Per-example accuracy on referring expressions: RefCOCO counts a box with IoU 0.5 or more.
 
   Args:
-    boxes: N boxes, the best for each expression.
-    truths: N boxes of what was meant.
+    boxes: N boxes, the best one for each expression.
+    truths: N boxes of the targets.
     threshold: the least IoU.
 
   Returns:
-    N times 1.0 or 0.0; their mean is the accuracy.
+    N values, 1.0 or 0.0; their mean is the accuracy.
   """
   return (iou(boxes, truths) >= threshold).astype(float).tolist()
 
 
 def iou(a: Sequence, b: Sequence) -> np.ndarray:
-  """Intersection over union of N pairs of boxes, float64 [N]; 0 where both have no area.
+  """Intersection over union of N pairs of boxes, float64 [N]; 0 if both have no area.
 
   Raises:
-    ValueError: as many of one as of the other were wanted.
+    ValueError: the numbers of boxes differ.
   """
   a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a, b))
   if len(a) != len(b):

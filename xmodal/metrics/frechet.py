@@ -1,7 +1,7 @@
-"""Frechet distance of sets of pictures, by fixed features that nobody trained.
+"""Frechet distance of sets of pictures, with fixed random features.
 
-The formula is that of FID (arXiv:1706.08500); the features are not: numbers compare with each other
-where extractor, size of the pictures and number of them are the same, and with no published FID.
+The formula is that of FID (arXiv:1706.08500), but the features are not. Values are comparable only
+for the same extractor, picture size and number of pictures, and never with a published FID.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 
 EXTRACTOR = 'random patch features'
-LEAST_SIDE = 20  # pixels: below, nothing is left of the smallest scale
+LEAST_SIDE = 20  # pixels; in smaller pictures the smallest scale has no pixels inside its edge
 _FILTERS, _WIDTH, _SCALES = 8, 5, 3
-_LEVEL = 2  # filters of each scale that see how bright and of which colour all is
+_LEVEL = 2  # filters of each scale that respond to brightness and colour (mean not 0)
 
 
 def features(pictures: np.ndarray) -> np.ndarray:
   """Random patch features of pictures, uint8 [N, S, S, 3]: float64 [N, 24].
 
-  At the whole, half and quarter size: 8 fixed random filters of 5x5 pixels with
-  a rectifier, averaged over the picture. Six of them see nothing where all is
-  of one colour. They tell edges and textures, and know nothing of what is shown,
-  nor where. S is LEAST_SIDE or more.
+  At full, half and quarter size: 8 fixed random filters of 5x5 pixels with a ReLU,
+  averaged over the picture. Six of them are 0 where the colour is constant. The
+  features describe edges and textures, not content or position. S is LEAST_SIDE
+  or more.
   """
   rng = np.random.default_rng(0)
   kernels = rng.normal(size=(_SCALES, _FILTERS, _WIDTH, _WIDTH, 3)).astype(np.float32)
@@ -33,7 +33,7 @@ def features(pictures: np.ndarray) -> np.ndarray:
 
 def _of_picture(picture, kernels):
   means = []
-  edge = _WIDTH // 2  # what is beyond the picture is not to count
+  edge = _WIDTH // 2  # excludes filter outputs that reach beyond the picture
   for of_scale in kernels:
     for kernel in of_scale:
       seen = sum(cv2.filter2D(picture[..., c], -1, kernel[..., c]) for c in range(3))
@@ -44,7 +44,7 @@ def _of_picture(picture, kernels):
 
 def frechet(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov: np.ndarray
             ) -> float:
-  """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two Gaussians (Dowson and Landau, 1982)."""
+  """Distance of two Gaussians: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Dowson, Landau, 1982)."""
   # The trace of (C C')^(1/2) is that of the symmetric (C^(1/2) C' C^(1/2))^(1/2).
   values, vectors = np.linalg.eigh(cov)
   root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -53,10 +53,10 @@ def frechet(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_cov
 
 
 def frechet_distance(pictures: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> float:
-  """Frechet distance of EXTRACTOR between two sets of two pictures or more, uint8 [S, S, 3].
+  """Frechet distance of `features` between two sets of at least two pictures, uint8 [S, S, 3].
 
-  In units of each feature's standard deviation over the real ones, so that no
-  filter outweighs others.
+  Each feature is divided by its standard deviation over the real pictures, so that no
+  filter dominates.
   """
   found, truth = features(np.stack(pictures)), features(np.stack(real))
   unit = truth.std(0) + 1e-6

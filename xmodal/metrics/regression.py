@@ -1,4 +1,4 @@
-"""Errors of predicted numbers, all together and by group."""
+"""Errors of predicted numbers, overall and by group."""
 
 import collections
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def regression_scores(predictions: Sequence[float], truths: Sequence[float]) -> dict[str, float]:
-  """Scores of N numbers, as scikit-learn defines those that it has.
+  """Scores of N predicted numbers; MAE, RMSE and R2 as in scikit-learn.
 
   Returns:
     MAE and RMSE, in the numbers' own unit; R2 (1 - squared error / variance of the
-    truths; not there if they are all equal); within_10% and within_0.5, the shares
-    whose error is at most a tenth of the truth, or at most 0.5; constant_MAE, of
-    always saying the truths' mean.
+    truths; missing if all truths are equal); within_10% and within_0.5, the shares
+    with an error of at most a tenth of the truth, or at most 0.5; constant_MAE, the
+    MAE of always predicting the truths' mean.
 
   Raises:
     ValueError: the lengths differ, or there is nothing to score.

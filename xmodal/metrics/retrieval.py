@@ -1,11 +1,11 @@
 """Recall@k and median rank of retrieval between pictures and captions.
 
 As Flickr30k and COCO are evaluated (VSE++, arXiv:1707.05612, evaluation.py):
-a picture counts once, however many captions it has; a picture's rank is the best
-of its captions', and each caption is a query of its own. Two things are stricter
-or fairer than there: what is as similar as the truth is ranked before it, and a
-caption that is worded as a right one is right too (of several pictures described
-by the same words none is more right than another).
+a picture counts once, however many captions it has; the rank of a picture query is
+that of its best caption, and each caption is a query of its own. Two differences:
+candidates as similar as the right one are ranked before it (stricter), and a caption
+with the same words as a right one is right too (fairer: several pictures described
+by the same words are equally right).
 """
 
 import collections
@@ -16,22 +16,22 @@ import unicodedata
 import numpy as np
 
 RECALLS = (1, 5, 10)
-# Similarities of float32 embeddings that differ by less are equal.
+# Similarities of float32 embeddings that differ by less count as equal.
 _TIE = 1e-6
 _CHUNK = 512  # queries ranked at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-  """The different pictures and the captions among which both are looked for.
+  """The distinct pictures and captions, which are both queries and candidates.
 
   Attributes:
-    picture_of: of each example, the number of its picture; None: it has no caption.
-    captions_of: of each example, the numbers of its captions.
-    pictures: of each picture, the first example that shows it.
-    captions: of each caption, (example, place in its captions).
-    right_captions: of each picture, int64 [R], the numbers of captions that describe it.
-    right_pictures: of each caption, int64 [R], the numbers of pictures it describes.
+    picture_of: for each example, the number of its picture; None: it has no caption.
+    captions_of: for each example, the numbers of its captions.
+    pictures: for each picture, the index of the first example that shows it.
+    captions: for each caption, (example, index in its captions).
+    right_captions: for each picture, int64 [R], the numbers of captions that describe it.
+    right_pictures: for each caption, int64 [R], the numbers of pictures it describes.
   """
 
   picture_of: list[int | None]
@@ -43,12 +43,12 @@ class Gallery:
 
 
 def make_gallery(pictures: Sequence[Hashable], captions: Sequence[Sequence[str]]) -> Gallery:
-  """What examples hold together; pictures without any caption are left out.
+  """Collects the distinct pictures and captions of examples, without uncaptioned pictures.
 
   Args:
-    pictures: of each example, equal for the same picture.
-    captions: of each example. One that an earlier example of the same picture has
-      already is not counted again.
+    pictures: a key for each example, equal for the same picture.
+    captions: the captions of each example. A caption that an earlier example of the same
+      picture has is not counted again.
   """
   numbers, picture_from, caption_from, picture_of, captions_of = {}, [], [], [], []
   places = collections.defaultdict(dict)  # picture -> wording -> number of the caption
@@ -88,18 +88,18 @@ def make_gallery(pictures: Sequence[Hashable], captions: Sequence[Sequence[str]]
 
 
 def _wording(text):
-  # One letter may be written in two ways, as itself or with an accent of its own.
+  # NFC: an accented letter may be one character or a letter with a combining mark.
   return ' '.join(unicodedata.normalize('NFC', text.lower()).split())
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-  """Candidates in the order of their similarity to queries.
+  """Candidates ranked by their similarity to queries.
 
   Attributes:
-    ranks: int64 [Q], of the first right candidate, 1 for the best.
+    ranks: int64 [Q], rank of the first right candidate, from 1.
     best: int64 [Q, K], the most similar candidates, best first.
-    similarity: float32 [Q, K], of those.
+    similarity: float32 [Q, K], the similarity of those.
   """
 
   ranks: np.ndarray
@@ -111,14 +111,14 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
          best: int = 1) -> Ranking:
   """Ranks candidates for each query; wrong ones as similar as a right one go before it.
 
-  A similarity that is not finite is the lowest of all, so that a right candidate with such a one
-  comes last.
+  A similarity that is not finite counts as the lowest, so that a right candidate with one comes
+  last.
 
   Args:
-    queries: float32 [Q, D], of length 1.
-    candidates: float32 [N, D], of length 1.
-    right: of each query, the numbers of its right candidates, at least one.
-    best: K, how many of the most similar to give (all, if there are fewer).
+    queries: float32 [Q, D], of unit length.
+    candidates: float32 [N, D], of unit length.
+    right: for each query, the numbers of its right candidates, at least one.
+    best: K, number of most similar candidates to return (at most N).
   """
   best = min(best, len(candidates))
   parts = []
@@ -140,12 +140,12 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
 
 def recall_scores(ranks: np.ndarray, num_right: Sequence[int],
                   num_candidates: int) -> dict[str, float]:
-  """Recall at 1, 5 and 10, what chance would reach, and the median rank.
+  """Recall at 1, 5 and 10, their values at chance, and the median rank.
 
   Args:
-    ranks: int [Q], of the first right candidate, from 1.
-    num_right: of each query, how many candidates are right.
-    num_candidates: how many there are.
+    ranks: int [Q], rank of the first right candidate, from 1.
+    num_right: number of right candidates for each query.
+    num_candidates: number of candidates.
 
   Returns:
     recall_at_K and chance_at_K, 0..1, and median_rank (rounded down, as VSE++ does).

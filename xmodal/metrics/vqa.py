@@ -1,14 +1,14 @@
-"""VQA accuracy: agreement of an answer with what people answered.
+"""VQA accuracy: agreement of an answer with people's answers.
 
-VQA: Visual Question Answering (Antol et al., ICCV 2015), section 5, and the
-evaluation code its authors publish (GT-Vision-Lab/VQA, vqaEval.py), followed
-to the letter where it differs from the paper.
+Follows VQA: Visual Question Answering (Antol et al., ICCV 2015), section 5, and
+its authors' evaluation code (GT-Vision-Lab/VQA, vqaEval.py), exactly as the code
+does where it differs from the paper.
 """
 
 import collections
+from collections.abc import Sequence
 import functools
 import re
-from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {'none': '0'} | {
@@ -16,9 +16,9 @@ _NUMBERS = {'none': '0'} | {
         'zero one two three four five six seven eight nine ten'.split())}
 _ARTICLES = {'a', 'an', 'the'}
 
-# The official table maps each of these, written with one apostrophe left out,
-# to itself. Its entries with capitals ("Im") can never match lower-cased text
-# and are not here.
+# The official table maps each of these words with one apostrophe missing to the
+# full word. Its entries with capitals ("Im") can never match lower-cased text and
+# are left out.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
 haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't
@@ -33,7 +33,7 @@ you've
 _CONTRACTIONS = {
     word[:i] + word[i + 1:]: word
     for word in _CONTRACTED for i, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": 'somebodyd'}  # as in the official table, which has this one reversed
+} | {"somebody'd": 'somebodyd'}  # reversed, as in the official table
 
 
 @functools.lru_cache(maxsize=1 << 17)
@@ -48,22 +48,22 @@ def normalize_answer(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-  """How far people agree with a prediction, 0..1.
+  """Agreement of people with a prediction, 0..1.
 
   Each person is left out in turn; against the others the prediction scores
   min(1, matches / 3); the result is the mean over the people. As in the
-  official code, both sides are normalised only where the answers differ: what
-  all wrote alike (a sign, a brand) must be matched as written.
+  official code, both sides are normalised only if the answers differ: an answer
+  that all people wrote identically (a sign, a brand) must match as written.
 
-  The official code knows ten answers. Here the same rule serves any number
-  from four. With two or three answers 3 is replaced by the number of the
-  others, so that an answer all gave scores 1; the result is then the share of
-  people who gave it. One answer is an exact match of the normal forms, as one
-  person's spelling proves nothing.
+  The official code assumes ten answers. Here the same rule is used for four or
+  more. With two or three answers, 3 is replaced by the number of the others, so
+  that a unanimous answer scores 1; the result is then the share of people who
+  gave the answer. With one answer, the normal forms must match exactly, because
+  one person's spelling is not conclusive.
 
   Args:
     prediction: one answer.
-    answers: what people answered, one entry a person.
+    answers: people's answers, one entry per person.
 
   Raises:
     ValueError: no answers.
@@ -78,11 +78,11 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-  """Soft targets: normalised answer -> the accuracy of giving it, in the order answered.
+  """Soft targets: normalised answer -> its VQA accuracy, in the order of the answers.
 
-  Spellings of one answer are one key, also where all people wrote the same
-  ('t-shirt' is 't shirt'), though vqa_accuracy then asks for their spelling: an
-  answer list that says 't-shirt' for this key is right in both cases. An
+  All spellings of an answer share one key, even if all people wrote the same
+  ('t-shirt' has the key 't shirt'), although vqa_accuracy then requires their
+  spelling: an answer list with 't-shirt' for this key is right in both cases. An
   article on its own ('A' of a multiple choice) is its own key, never ''.
   No answers give {}.
   """
@@ -92,7 +92,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 
 def _agreement(matches, people):
-  """Mean over leaving each person out of min(1, matches among the others / 3)."""
+  """min(1, matches among the others / 3), averaged over leaving each person out."""
   if people == 1:
     return float(matches)
   needed = min(3, people - 1)
@@ -106,19 +106,19 @@ def _clean(text):
 
 
 def answer_key(text: str) -> str:
-  """What makes two spellings one answer: the normal form, or the text itself if that is empty."""
+  """Key shared by all spellings of an answer: the normal form, or the text if that is empty."""
   return normalize_answer(text) or _clean(text).lower()
 
 
 def _strip_punctuation(text):
-  """Marks next to a space are dropped, others become a space; all are dropped after '1,000'."""
+  """Drops marks next to a space and turns others into a space; drops all if it has '1,000'."""
   has_number_comma = re.search(r'\d,\d', text)
   stripped = text
   for mark in _PUNCTUATION:
     if mark in text:
       drop = has_number_comma or f'{mark} ' in text or f' {mark}' in text
       stripped = stripped.replace(mark, '' if drop else ' ')
-  # The official pattern means to look behind for a digit but tests for a literal
-  # '<=', which is never there; and its flag re.UNICODE lands in the place of the
-  # count, so that at most 32 full stops go.
+  # The official pattern intends a lookbehind for a digit but tests for a literal
+  # '<=', which never occurs; and it passes re.UNICODE as the count, so that at most
+  # 32 full stops are removed.
   return re.sub(r'\.(?!\d)', '', stripped, count=int(re.UNICODE))

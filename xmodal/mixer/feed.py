@@ -1,41 +1,49 @@
-"""Where tasks read: each from a source of its own, or several from one.
+"""Data feeds: the sources that tasks read from.
 
 Tasks with the same data share one source and one stream of pictures, so that the
-towers see each picture once for all of them. A batch of one source is flat:
-{'image', 'valid', task name: features}; a batch of several is {feed name: flat batch}.
+towers encode each picture once for all of them. A batch of one feed is flat: {'image', 'valid',
+name of another sense: its arrays, task name: features}. A batch of several is
+{feed name: flat batch}.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import re
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from xmodal import config as configs
 from xmodal.data import pipeline
-from xmodal.data.augment import Augmentation, language_notes
-from xmodal.data.boxes import BadBoxes, size_notes
 from xmodal.data.example import Source
 from xmodal.data.faults import fault_notes
-from xmodal.data.images import Decoded
 from xmodal.data.made import made_notes
-from xmodal.data.sources import check_flags, open_source
+from xmodal.data.open import OF_THE_RUN, check_flags, open_source
+from xmodal.data.open import OPTIONS as DATA_OPTIONS
+from xmodal.data.pictures import augmentation
+from xmodal.data.pictures.augmentation import Augmentation, language_notes
+from xmodal.data.pictures.box_checks import BadBoxes, size_notes
+from xmodal.data.pictures.images import Decoded
+from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
-from xmodal.mixer.sampling import Sampling
+from xmodal.mixer.sampling.sampling import Sampling
+from xmodal.options import Option
 from xmodal.sharding import hosts
-from xmodal.tasks import task_class
-from xmodal.tasks.task import Task
+from xmodal.tasks.task import TASKS, Task, senses_of
 
-_SAMPLED = 500  # of a generated source, to know its language
-_MOST_BOXES = 20  # that are not inside their pictures and are shown
+_SAMPLED = 500  # examples of a generated source from which its language is detected
+_MOST_BOXES = 20  # maximum number of listed boxes that are not inside their pictures
+
+OPTIONS = {
+    'tasks': Option(('vqa',), 'Names of the tasks.'),
+    'weights': Option((1.0,), "Weight of each task's loss; see "
+                      'xmodal/mixer/balance/balance.py.')}
 
 
 def task_config(config: ConfigDict, task: str) -> ConfigDict:
-  """The config as one task reads it: config.mixer.data has what differs from config.data.
+  """The config of one task: config.data, overridden by config.mixer.data.TASK.
 
   Raises:
-    UserError: a key that data does not have, or a value that it cannot have.
+    UserError: a key is unknown, or a value is invalid.
   """
   own = config.copy_and_resolve_references()
   _override(own.data, config.mixer.data.get(task) or {}, f'config.mixer.data.{task}')
@@ -44,9 +52,9 @@ def task_config(config: ConfigDict, task: str) -> ConfigDict:
 
 def _override(data, changes, where):
   for key, value in changes.items():
-    if key not in data or key in configs.DATA_OF_THE_RUN:
+    if key not in data or key in OF_THE_RUN:
       raise UserError(f'{where}.{key}: wanted one of '
-                      f'{", ".join(k for k in data if k not in configs.DATA_OF_THE_RUN)}')
+                      f'{", ".join(k for k in data if k not in OF_THE_RUN)}')
     if isinstance(data[key], ConfigDict):
       _override(data[key], value or {}, f'{where}.{key}')
     elif value is not None:
@@ -61,12 +69,12 @@ class Feed:
   """One source of examples, and the tasks that read it.
 
   Attributes:
-    name: the tasks', such as 'vqa and objects'.
+    name: names of the tasks, such as 'vqa and objects'.
     tasks: their names.
     config: the whole config, with the data of these tasks.
-    sources: one a use, 'train' and 'eval' (or the latter alone).
-    bad: tally of the pictures that cannot be read, by use.
-    bad_boxes: of the boxes that are not inside their pictures, by use.
+    sources: one per use, 'train' and 'eval' (or only 'eval').
+    bad: pictures that cannot be read, by use.
+    bad_boxes: boxes that are not inside their pictures, by use.
   """
 
   name: str
@@ -77,12 +85,12 @@ class Feed:
   bad_boxes: dict[str, BadBoxes]
 
   def split(self, use: str) -> str:
-    """What the source calls the split of a use."""
+    """Name of a use's split in the source."""
     return self.config.data[f'{use}_split']
 
   def notes(self, use: str) -> list[str]:
-    """What a run says of a split: how much of it a model made, what is wrong with its files, and
-    what is not augmented."""
+    """Notes on a split: its share of generated examples, faults in its files, and examples that are
+    not augmented."""
     source, flags = self.sources[use], check_flags(self.config, self.split(use))
     notes = [*made_notes(use, source), *fault_notes(use, source, flags),
              *size_notes(source, use, flags)]
@@ -93,20 +101,21 @@ class Feed:
 
   def maker(self, use: str, tasks: Mapping[str, Task],
             decode: Callable[..., Decoded]) -> pipeline.BatchMaker:
-    """What turns records of a use into flat batches; of `tasks`, those that read here count."""
+    """The function that makes flat batches of a use, for those of `tasks` that read this feed."""
     data = self.config.data
     return pipeline.BatchMaker(
         self.sources[use], {name: tasks[name] for name in self.tasks},
         (data.image_size, data.image_size), self.bad[use],
         Augmentation(**data.augment.to_dict()) if use == 'train' else None, data.blank,
-        self.config.seed, decode, data.keep_aspect, self.bad_boxes[use])
+        self.config.seed, decode, data.keep_aspect, self.bad_boxes[use],
+        senses=senses_of({name: tasks[name] for name in self.tasks}))
 
 
 def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]) -> list[Feed]:
-  """The sources of tasks, each opened once.
+  """Opens the feeds of tasks, each source once.
 
   Raises:
-    UserError: config.mixer.data has what cannot be, or a source cannot be used.
+    UserError: config.mixer.data is invalid, or a source cannot be used.
   """
   if unknown := [task for task, changes in config.mixer.data.items()
                  if task not in config and changes]:
@@ -119,13 +128,13 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
 
 
 def unread(config: ConfigDict, tasks: tuple[str, ...]) -> Iterator[str]:
-  """A line on each part of config.mixer.data that is of no task of the run."""
+  """A line for each section of config.mixer.data that belongs to no task of the run."""
   for task, changes in config.mixer.data.items():
     if task not in tasks and _has_values(changes):
       yield f'config.mixer.data.{task} is not read: {task} is none of config.mixer.tasks'
 
 
-_OF_A_TASK = re.compile(rf'config\.data\.(?!{"|".join(configs.DATA_OF_THE_RUN)})')
+_OF_A_TASK = re.compile(rf'config\.data\.(?!{"|".join(OF_THE_RUN)})')
 
 
 def _has_values(changes):
@@ -133,17 +142,26 @@ def _has_values(changes):
              for value in (changes or {}).values())
 
 
+def _check_data(config):
+  """Checks the ranges of the data options, which tasks may override."""
+  for section, options in ((config.data, DATA_OPTIONS | SOURCES.options()),
+                           (config.data.augment, augmentation.OPTIONS)):
+    where = 'config.data' if section is config.data else 'config.data.augment'
+    for key, option in options.items():
+      option.check(f'{where}.{key}', section[key])
+
+
 def _open(config, names, uses):
   name = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
   try:
-    configs.check(config)
+    _check_data(config)
     sources = {use: open_source(config, config.data[f'{use}_split'], train=use == 'train',
-                                only_answered=all('answers' in task_class(n).needs for n in names))
+                                only_answered=all('answers' in TASKS[n].make.needs for n in names))
                for use in uses}
   except UserError as error:
     text = str(error)
     if any(_has_values(config.mixer.data[task]) for task in names):
-      # The keys that would change it.
+      # Name the keys that would change it.
       text = _OF_A_TASK.sub(f'config.mixer.data.{names[0]}.', text)
     raise UserError(f'data of {name}: {text}') from error
   return Feed(name, names, config, sources,
@@ -155,28 +173,28 @@ def _open(config, names, uses):
 
 
 def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
-  """(what to call it, feed, use) of each split that feeds read."""
+  """(label, feed, use) of each split that feeds read."""
   for feed in feeds:
     for use in feed.sources:
       yield use if len(feeds) == 1 else f'{use} data of {feed.name}', feed, use
 
 
 def left_out(feeds: Sequence[Feed]) -> list[str]:
-  """Lines on the pictures that could not be read, and on those whose boxes are not in them."""
+  """Lines on pictures that could not be read, and on boxes outside their pictures."""
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (
                f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were left out, '
-               'their pictures cannot be read:', *(f'  {reason}' for reason in bad.told()))]
+               'their pictures cannot be read:', *(f'  {reason}' for reason in bad.lines()))]
   for name, feed, use in each_split(feeds):
     if sizes := sorted(feed.bad_boxes[use].of_size.values()):
       lines.append(f'{name}: {len(sizes)} pictures have another size than the files of their boxes '
                    'state:')
       lines += _first(sizes)
-    if told := feed.bad_boxes[use].told_boxes():
-      lines.append(f'{name}: {len(told)} boxes in {len(feed.bad_boxes[use].of_record)} of '
+    if boxes := feed.bad_boxes[use].box_lines():
+      lines.append(f'{name}: {len(boxes)} boxes in {len(feed.bad_boxes[use].of_record)} of '
                    f'{len(feed.sources[use])} examples are not inside their pictures; they were '
                    'cut at the edge, or left out where nothing of them is inside:')
-      lines += _first(told)
+      lines += _first(boxes)
   return lines
 
 
@@ -186,14 +204,14 @@ def _first(lines):
 
 
 class Stream:
-  """The batches of a run: of each step, the tasks that it trains, from all feeds that they read."""
+  """The batches of a run. A step's batch has the tasks that it trains, from all their feeds."""
 
   def __init__(self, makers: Mapping[str, pipeline.BatchMaker]):
-    """makers: what makes the flat batches of each feed, by its name."""
+    """makers: the maker of flat batches of each feed, by the feed's name."""
     self._makers = dict(makers)
 
   def batch(self, tasks: tuple[str, ...], records: Callable[[pipeline.BatchMaker], tuple]) -> dict:
-    """One batch of some tasks; records: (records, positions) that a maker is given."""
+    """One batch of some tasks; records: function of a maker that returns (records, positions)."""
     parts = {}
     for name, make in self._makers.items():
       if chosen := {task: make.tasks[task] for task in make.tasks if task in tasks}:
@@ -201,22 +219,22 @@ class Stream:
     return parts if len(self._makers) > 1 else next(iter(parts.values()))
 
   def filler(self, tasks: tuple[str, ...]) -> dict:
-    """A batch of one example that counts nowhere, to see shapes."""
+    """A batch of one padding example, to get shapes."""
     return self.batch(tasks, lambda make: (np.array([-1]), np.array([0])))
 
   def at(self, tasks: tuple[str, ...], sampling: Sampling, step: int, batch_size: int,
          rows: np.ndarray | None = None) -> dict:
-    """This host's rows (None: all) of a batch of some tasks, as far as each feed is at a step.
+    """This host's rows (None: all) of the batch of some tasks at a step.
 
-    A feed moves on with the steps in which it is read, so that each of its
-    examples comes once in an epoch of its own.
+    A feed advances only in steps that read it, so that each of its examples occurs once
+    per epoch of the feed.
     """
     return self.batch(tasks, lambda make: pipeline.train_records(
         make, batch_size, sampling.taken(make.tasks, step), rows))
 
   def batches(self, sampling: Sampling, batch_size: int, start: int, stop: int,
               rows: np.ndarray | None = None) -> Iterator[dict]:
-    """This host's rows of the batches of steps start..stop-1, made ahead of time."""
+    """This host's rows of the batches of steps start..stop-1, prefetched."""
     return pipeline.ahead(
         lambda step: self.at(sampling.kinds[sampling.kind(step)].tasks, sampling, step, batch_size,
                              rows), start, stop)
@@ -224,4 +242,4 @@ class Stream:
 
 def parts(batch: Mapping) -> tuple[Mapping, ...]:
   """The flat batches in a batch."""
-  return (batch,) if 'image' in batch else tuple(batch.values())
+  return (batch,) if 'valid' in batch else tuple(batch.values())

@@ -1,41 +1,50 @@
-"""Attention: one function that picks the kernel, and the multi-head layer around it."""
+"""Attention: a function that selects the kernel, and the multi-head layer that uses it."""
 
 from collections.abc import Callable
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
 
 from xmodal.errors import UserError
+from xmodal.models.capture import offer
 
 IMPLEMENTATIONS = ('xla', 'cudnn')
 
+# Broadcastable to [B, H, Q, K]; True where a query may attend to a key.
+AttentionMask = Bool[Array, '#B #H #Q #K'] | Bool[Array, '#Q #K']
+AttentionBias = Float[Array, '#B #H #Q K']
 
-def attention(query, key, value, *, bias=None, mask=None, scale=None, dropout_rate=0.,
-              dropout_rng=None, implementation='xla'):
+
+def attention(query: Float[Array, 'B Q H D'], key: Float[Array, 'B K H D'],
+              value: Float[Array, 'B K H D'], *, bias: AttentionBias | None = None,
+              mask: AttentionMask | None = None, scale: float | None = None,
+              dropout_rate: float = 0., dropout_rng: Key[Array, ''] | None = None,
+              implementation: str = 'xla') -> Float[Array, 'B Q H D']:
   """Scaled dot-product attention, softmax(q k^T * scale + bias) v (arXiv:1706.03762, eq. 1).
 
-  The softmax is in float32 whatever the dtype of the inputs. A query that may
-  look at no key at all gets zeros.
+  The softmax is computed in float32 for any input dtype. A query whose keys are
+  all masked gets zeros.
 
   Args:
     query: [B, Q, H, D].
     key: [B, K, H, D].
     value: [B, K, H, D].
     bias: float [1 or B, 1 or H, 1 or Q, K], added to the scaled logits.
-    mask: bool, broadcastable to [B, H, Q, K]; True where a query may look.
-    scale: what the logits are multiplied by; 1/sqrt(D) by default.
+    mask: bool, broadcastable to [B, H, Q, K]; True where a query may attend.
+    scale: factor of the logits; 1/sqrt(D) by default.
     dropout_rate: share of the attention weights set to zero.
-    dropout_rng: key for the dropout; wanted if dropout_rate > 0.
+    dropout_rng: key for the dropout; required if dropout_rate > 0.
     implementation: 'xla' (any device) or 'cudnn' (flash attention on NVIDIA
-      GPUs, 16-bit floats, no dropout; a single query, as when decoding, has
-      nothing to gain and goes to 'xla').
+      GPUs, 16-bit floats, no dropout). A single query, as in decoding, always
+      uses 'xla': flash attention would not be faster.
 
   Returns:
     [B, Q, H, D] in the dtype of value.
 
   Raises:
-    UserError: the implementation is unknown or cannot compute what is asked.
+    UserError: the implementation is unknown or does not support the arguments.
   """
   if scale is None:
     scale = query.shape[-1] ** -0.5
@@ -48,8 +57,8 @@ def attention(query, key, value, *, bias=None, mask=None, scale=None, dropout_ra
                     f'use one of {IMPLEMENTATIONS}')
   if mask is None:
     return output
-  # With every key masked both kernels return a mean of the values. This costs
-  # [B, Q, H, D]; a second mask over the weights would cost [B, H, Q, K].
+  # If all keys are masked, both kernels return the mean of the values. Masking the
+  # output costs [B, Q, H, D]; masking the weights again would cost [B, H, Q, K].
   sees_any = jnp.moveaxis(jnp.any(_as_4d(mask), axis=-1, keepdims=True), 1, 2)
   return jnp.where(sees_any, output, 0)
 
@@ -59,9 +68,26 @@ def _as_4d(mask):
 
 
 def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
-  # Heads first: XLA's CPU products are twice as fast on this layout.
-  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-  # The scale would round a query of 16 bits; a float32 one has fewer numbers than the logits.
+  weights = _weights(query, key, bias, mask, scale)
+  if dropout_rate > 0:
+    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
+    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+  value = value.swapaxes(1, 2)
+  return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(value.dtype), value).swapaxes(1, 2)
+
+
+def attention_weights(query: Float[Array, 'B Q H D'], key: Float[Array, 'B K H D'], *,
+                      bias: AttentionBias | None = None, mask: AttentionMask | None = None,
+                      scale: float | None = None) -> Float[Array, 'B H Q K']:
+  """The softmax weights of `attention`, without dropout: float32 [B, H, Q, K]."""
+  weights = _weights(query, key, bias, mask, query.shape[-1] ** -0.5 if scale is None else scale)
+  return weights if mask is None else jnp.where(_as_4d(mask), weights, 0)
+
+
+def _weights(query, key, bias, mask, scale):
+  # Heads first: XLA's matrix products on CPU are twice as fast in this layout.
+  query, key = query.swapaxes(1, 2), key.swapaxes(1, 2)
+  # Scale a float32 query, which is smaller than the logits; scaling would round a 16-bit one.
   scale_query = query.dtype == jnp.float32
   logits = jnp.einsum('bhqd,bhkd->bhqk', query * scale if scale_query else query, key,
                       preferred_element_type=jnp.float32)
@@ -71,11 +97,7 @@ def _xla(query, key, value, bias, mask, scale, dropout_rate, dropout_rng):
     logits += bias.astype(jnp.float32)
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1)
-  if dropout_rate > 0:
-    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, weights.shape)
-    weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
-  return jnp.einsum('bhqk,bhkd->bhqd', weights.astype(value.dtype), value).swapaxes(1, 2)
+  return jax.nn.softmax(logits, axis=-1)
 
 
 def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
@@ -93,14 +115,14 @@ def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
   if dropout_rate > 0:
     raise UserError(f'cudnn attention: dropout_rate is {dropout_rate}, only 0 is possible; '
                     "use implementation='xla' or no attention dropout")
-  # JAX refuses odd lengths in the backward pass: add a query that is dropped
-  # again, and a key that the stated lengths hide.
+  # JAX refuses odd lengths in the backward pass. Pad with a query, which is dropped
+  # again, and a key, which key_value_seq_lengths masks.
   pad_query, pad_key = query_length % 2, key_length % 2
 
   def pad(x, length):
     return jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0)))
 
-  def full(x):  # [1 or B, 1 or H, Q, K]: cuDNN broadcasts no further.
+  def full(x):  # [1 or B, 1 or H, Q, K]: cuDNN does not broadcast Q and K.
     x = _as_4d(x)
     x = jnp.broadcast_to(x, x.shape[:2] + (query_length, key_length))
     return jnp.pad(x, ((0, 0), (0, 0), (0, pad_query), (0, pad_key)))
@@ -115,36 +137,36 @@ def _cudnn(query, key, value, bias, mask, scale, dropout_rate):
 
 
 def usable(implementation: str) -> str:
-  """What to compute an implementation's attention with on this machine.
+  """The implementation if this machine has a GPU, else 'xla'.
 
-  Kernels give the same numbers: what was trained on a GPU is used anywhere.
+  Both kernels give the same results, so a model trained on a GPU runs anywhere.
   """
   return implementation if jax.default_backend() == 'gpu' else 'xla'
 
 
 class MultiHeadAttention(nn.Module):
-  """Multi-head attention over the inputs themselves or over a context.
+  """Multi-head self-attention, or cross-attention to a context.
 
   Parameters: `query`, `key`, `value` (kernels [D, H * head_dim]) and `out`
   ([H * head_dim, D]), each with a bias if use_bias.
 
-  To decode with a cache, take `keys_values` of the new tokens, write them into
-  the cached arrays, and call `attend` with those.
+  To decode with a cache: compute `keys_values` of the new tokens, write them into
+  the cached arrays, and call `attend` with these arrays.
 
   Attributes:
     num_heads: H.
     head_dim: width of a head; H * head_dim need not equal the model's width.
     out_dim: D, the width of the output.
     use_bias: whether the four projections have biases.
-    out_bias: whether `out` has one, if other than the three.
-    scale: what the logits are multiplied by; 1/sqrt(head_dim) by default.
+    out_bias: whether `out` has a bias; None: as use_bias.
+    scale: factor of the logits; 1/sqrt(head_dim) by default.
     dropout_rate: share of the attention weights set to zero in training.
     dtype: of the computation; parameters are float32.
     implementation: see `attention`.
-    kernel_init: initialiser of all four kernels.
-    query_init, key_init, out_init: initialisers of those kernels, if others.
-    query_key_norm: RMS norms over each head of queries and keys (arXiv:2010.04245), `query_norm`
-      and `key_norm`.
+    kernel_init: initialiser of the kernels.
+    query_init, key_init, out_init: initialisers of these kernels; None: kernel_init.
+    query_key_norm: whether each head's queries and keys pass RMS norms (arXiv:2010.04245),
+      `query_norm` and `key_norm`.
   """
 
   num_heads: int
@@ -176,23 +198,39 @@ class MultiHeadAttention(nn.Module):
       self.query_norm = nn.RMSNorm(dtype=self.dtype)
       self.key_norm = nn.RMSNorm(dtype=self.dtype)
 
-  def __call__(self, inputs, context=None, *, values=None, bias=None, mask=None, query_scale=None,
-               rotate=None, deterministic=True):
+  def __call__(self, inputs: Float[Array, 'B Q D'], context: Float[Array, 'B K C'] | None = None,
+               *, values: Float[Array, 'B K V'] | None = None, bias: AttentionBias | None = None,
+               mask: AttentionMask | None = None, query_scale: Float[Array, ''] | None = None,
+               rotate: Callable | None = None, deterministic: bool = True
+               ) -> Float[Array, 'B Q {self.out_dim}']:
     """Attends from inputs [B, Q, D] to context [B, K, C] (default: the inputs).
 
-    values, rotate: as `keys_values`; bias, mask: as `attention` takes them; query_scale: as
-    `attend`. Returns [B, Q, out_dim].
+    Args:
+      inputs: the queries' source.
+      context: the keys' source, and the values' unless `values` is given.
+      values, rotate: see `keys_values`.
+      bias, mask: see `attention`.
+      query_scale: see `attend`.
+      deterministic: no dropout.
+
+    Returns:
+      [B, Q, out_dim].
     """
     key, value = self.keys_values(inputs if context is None else context, values, rotate)
     return self.attend(inputs, key, value, bias=bias, mask=mask, query_scale=query_scale,
                        rotate=rotate, deterministic=deterministic)
 
-  def keys_values(self, context, values=None, rotate=None):
+  def keys_values(self, context: Float[Array, 'B K C'],
+                  values: Float[Array, 'B K V'] | None = None, rotate: Callable | None = None
+                  ) -> tuple[Float[Array, 'B K {self.num_heads} {self.head_dim}'],
+                             Float[Array, 'B K {self.num_heads} {self.head_dim}']]:
     """Projects [B, K, C] to key and value, each [B, K, H, head_dim].
 
-    values: [B, K, C] that the values are made of, where it is not the context
-    (a context with positions, which say where to look and not what is there).
-    rotate: a function of queries and of keys that turns each by its position, or None.
+    Args:
+      context: source of the keys.
+      values: source of the values, if not the context. With a context to which position
+        embeddings are added, the values can thus omit them.
+      rotate: function that rotates keys [B, K, H, head_dim] by their positions, or None.
     """
     key = self._heads(self.key(context))
     if self.query_key_norm:
@@ -201,13 +239,21 @@ class MultiHeadAttention(nn.Module):
       key = rotate(key)
     return key, self._heads(self.value(context if values is None else values))
 
-  def attend(self, inputs, key, value, *, bias=None, mask=None, query_scale=None, rotate=None,
-             deterministic=True):
-    """Attends from inputs [B, Q, D] to ready keys and values [B, K, H, head_dim].
+  def attend(self, inputs: Float[Array, 'B Q D'], key: Float[Array, 'B K H head_dim'],
+             value: Float[Array, 'B K H head_dim'], *, bias: AttentionBias | None = None,
+             mask: AttentionMask | None = None, query_scale: Float[Array, ''] | None = None,
+             rotate: Callable | None = None, deterministic: bool = True
+             ) -> Float[Array, 'B Q {self.out_dim}']:
+    """Attends from inputs [B, Q, D] to projected keys and values [B, K, H, head_dim].
 
-    query_scale: a scalar that the queries are multiplied by, or None. Unlike
-    `scale` it may be an array, another in each of the layers that share a scan.
-    rotate: as the keys were given it.
+    Args:
+      inputs: the queries' source.
+      key, value: from `keys_values`.
+      bias, mask: see `attention`.
+      query_scale: scalar factor of the queries, or None. Unlike `scale` it may be
+        an array, with a different value in each layer of a scan.
+      rotate: the function that rotated the keys.
+      deterministic: no dropout.
     """
     query = self._heads(self.query(inputs))
     if self.query_key_norm:
@@ -216,6 +262,8 @@ class MultiHeadAttention(nn.Module):
       query = rotate(query)
     if query_scale is not None:
       query = query * query_scale.astype(query.dtype)
+    offer(self, 'weights', lambda: attention_weights(query, key, bias=bias, mask=mask,
+                                                     scale=self.scale))
     dropout_rate = 0. if deterministic else self.dropout_rate
     output = attention(
         query, key, value, bias=bias, mask=mask, scale=self.scale,

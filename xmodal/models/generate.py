@@ -10,54 +10,62 @@
                          pad_token=0, max_length=32)[0][:, 0]           # int32 [B, 32]
 
 With num_beams=1 the same two lines serve `greedy(step_fn, cache, ...)` and
-`sample(step_fn, cache, jax.random.key(0), ..., top_p=0.9)`; `models.t5` has
-start_writing. A loop ends when every row has. What all three take:
+`sample(step_fn, cache, jax.random.key(0), ..., top_p=0.9)`; start_writing is in
+`models.towers.t5`. A loop ends when every row has ended. Arguments of all three:
 
-  step_fn: (token int32 [N], cache) -> (logits [N, V] about the next token, cache).
-  cache: pytree, as step_fn takes it first.
-  start_token: int32 [B], what each row's decoder begins with.
-  eos_token: int, ends a text; -1: nothing does.
+  step_fn: (token int32 [N], cache) -> (logits [N, V] of the next token, cache).
+  cache: pytree, the initial cache of step_fn.
+  start_token: int32 [B], the first input token of each row's decoder.
+  eos_token: int, the token that ends a text; -1: none.
   pad_token: int, fills a row after its end.
-  max_length: T, the most tokens of a text, its end token among them.
+  max_length: T, maximum number of tokens of a text, including its end token.
 
-N is B, or B * W in a search with W beams. There the cache is a dict and its
-`ancestors`, int32 [B, W, T], say which beam wrote each token of a beam's text: as
-beams go on from others, `beam_search` reorders these few numbers, and keys and
-values stay where they are.
+N is B, or B * W in a search with W beams. For a search the cache is a dict, and its
+`ancestors`, int32 [B, W, T], give the beam that wrote each token of a beam's text.
+When beams continue other beams, `beam_search` reorders only these indices, and keys
+and values are not moved.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Shaped
 import numpy as np
 
 from xmodal.errors import UserError
 
-# Below every sum of log-probabilities; transformers' own number, which its results depend on.
+# Below every sum of log-probabilities. The same value as in transformers, whose results depend on
+# it.
 _NEVER = -1e9
 
 
-def greedy(step_fn, cache, *, start_token, eos_token, pad_token, max_length):
-  """The most probable token at each step; see the top of this file.
+def greedy(step_fn: Callable, cache, *, start_token: Shaped[Array, ' B'], eos_token: int,
+           pad_token: int, max_length: int
+           ) -> tuple[Int[Array, 'B {max_length}'], Float[Array, ' B']]:
+  """Takes the most probable token at each step; see the top of this file.
 
   Returns:
     (tokens, log_probability): tokens int32 [B, T] without the start token;
-    float32 [B], the sum over the row's tokens, its end token among them.
+    float32 [B], the sum over the row's tokens, including its end token.
   """
   return _write(step_fn, cache, lambda logits, _: _argmax(logits), start_token, eos_token,
                 pad_token, max_length)
 
 
-def sample(step_fn, cache, rng, *, start_token, eos_token, pad_token, max_length,
-           temperature=1., top_k=0, top_p=1.):
-  """Tokens drawn at random; see the top of this file, and `filter_logits` for the last three.
+def sample(step_fn: Callable, cache, rng: Key[Array, ''] | Key[Array, ' B'], *,
+           start_token: Shaped[Array, ' B'], eos_token: int, pad_token: int, max_length: int,
+           temperature: float = 1., top_k: int = 0, top_p: float = 1.
+           ) -> tuple[Int[Array, 'B {max_length}'], Float[Array, ' B']]:
+  """Samples tokens; see the top of this file, and `filter_logits` for the last three arguments.
 
   Args:
-    rng: jax.random key, or one for each row [B], whose tokens then do not depend on the other
-      rows; each step draws with its own, folded from these.
+    rng: jax.random key, or one key per row [B], which makes a row's tokens independent of the
+      other rows. Each step uses a key folded from it.
 
   Returns:
-    (tokens, log_probability) as of `greedy`; the probability is the model's
-    own, before temperature and filters.
+    (tokens, log_probability) as in `greedy`; the probability is the model's, without
+    temperature and filters.
   """
   def choose(logits, step):
     logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -69,14 +77,15 @@ def sample(step_fn, cache, rng, *, start_token, eos_token, pad_token, max_length
   return _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length)
 
 
-def filter_logits(logits, *, temperature=1., top_k=0, top_p=1.):
-  """Logits [B, V] over temperature, -inf where a token is out; as transformers' warpers do.
+def filter_logits(logits: Float[Array, 'B V'], *, temperature: float = 1., top_k: int = 0,
+                  top_p: float = 1.) -> Float[Array, 'B V']:
+  """Logits [B, V] / temperature, -inf for excluded tokens, like the warpers of transformers.
 
   Args:
     logits: float [B, V].
     temperature: above 0; below 1 sharpens.
-    top_k: keeps the k likeliest, and whatever equals the last of them; 0: all.
-    top_p: of those, keeps the fewest that hold this probability
+    top_k: keeps the k most probable tokens, and any ties with the last; 0: all.
+    top_p: of these, keeps the fewest tokens whose total probability reaches top_p
       (arXiv:1904.09751), at least one; 1: all.
 
   Raises:
@@ -103,7 +112,7 @@ def filter_logits(logits, *, temperature=1., top_k=0, top_p=1.):
 
 
 def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length):
-  """The loop of one text a row; choose(logits [B, V], step) -> int32 [B]."""
+  """Decoding loop with one text per row; choose(logits [B, V], step) -> int32 [B]."""
   start_token = jnp.asarray(start_token, jnp.int32)
   batch = start_token.shape[0]
   tokens = jnp.full((batch, max_length), pad_token, jnp.int32)
@@ -130,25 +139,28 @@ def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length
 
 
 def _argmax(x):
-  """jnp.argmax over the last axis; on a CPU XLA's own takes four times as long."""
+  """jnp.argmax over the last axis, four times as fast as XLA's on a CPU."""
   places = jnp.arange(x.shape[-1], dtype=jnp.int32)
   best = jnp.where(x == x.max(-1, keepdims=True), places, x.shape[-1] - 1)
   return best.min(-1)
 
 
-def beam_search(step_fn, cache, *, start_token, eos_token, pad_token, max_length, num_return=1,
-                length_penalty=1., early_stopping=False):
-  """The likeliest texts that a search finds with the cache's W beams; see the top of this file.
+def beam_search(step_fn: Callable, cache: dict, *, start_token: Shaped[Array, ' B'],
+                eos_token: int, pad_token: int, max_length: int, num_return: int = 1,
+                length_penalty: float = 1., early_stopping: bool | str = False
+                ) -> tuple[Int[Array, 'B {num_return} {max_length}'],
+                           Float[Array, 'B {num_return}'], Float[Array, 'B {num_return}']]:
+  """Beam search with the cache's W beams; see the top of this file.
 
-  Token for token what transformers' `generate(num_beams=W, do_sample=False)`
-  gives. A text's score is its log-probability / its length ** length_penalty.
+  Gives the same tokens as `generate(num_beams=W, do_sample=False)` of transformers.
+  A text's score is its log-probability / its length ** length_penalty.
 
   Args:
-    num_return: R, texts of each row, 1 to W.
+    num_return: R, texts per row, 1 to W.
     length_penalty: above 0 favours long texts, below 0 short ones.
-    early_stopping: True: a row ends when it has W whole texts. False: when the
-      best running beam, ended here, would not be among them. 'never': when it
-      could not be, however it went on.
+    early_stopping: when a row ends. True: once it has W finished texts. False: once
+      the best running beam, if it ended now, would not be among them. 'never': once
+      no continuation of it could be among them.
 
   Returns:
     (tokens, score, log_probability): int32 [B, R, T] without the start token,
@@ -172,17 +184,17 @@ def beam_search(step_fn, cache, *, start_token, eos_token, pad_token, max_length
 
 
 class _BeamSearch:
-  """One row's texts: those still running, and the best W of those that are whole."""
+  """State of a search per row: the running beams and the best W finished texts."""
 
   def __init__(self, step_fn, eos_token, pad_token, max_length, beams, length_penalty,
                early_stopping):
     self._step_fn, self._beams = step_fn, beams
     self._eos_token, self._pad_token, self._max_length = eos_token, pad_token, max_length
     self._early_stopping = early_stopping
-    # In float64 and rounded, as Python's ** does: a power in float32 would be off by a bit.
+    # In float64, then rounded, to equal Python's **: a float32 power would differ in the last bit.
     lengths = np.maximum(np.arange(max_length + 1), 1).astype(np.float64)
     self.norms = jnp.asarray(lengths ** length_penalty, jnp.float32)
-    # Where longer texts score higher, the best case is the longest.
+    # If longer texts score higher, the best case is the maximum length.
     self._longest = early_stopping == 'never' and length_penalty > 0
 
   def start(self, cache, start_token):
@@ -192,7 +204,7 @@ class _BeamSearch:
     return {
         'step': jnp.int32(0), 'goes_on': jnp.bool_(self._max_length > 0), 'cache': cache,
         'token': jnp.repeat(start_token, beams),
-        # All beams begin alike: only the first counts.
+        # All beams start equal: only the first counts.
         'running': texts, 'log_probability': nothing.at[:, 0].set(0.),
         'whole': texts, 'score': nothing, 'length': jnp.zeros((batch, beams), jnp.int32),
         'is_whole': jnp.zeros((batch, beams), bool), 'hopeful': jnp.ones((batch, 1), bool)}
@@ -220,12 +232,12 @@ class _BeamSearch:
     return state | {'goes_on': goes_on}
 
   def _continuations(self, logits, log_probability):
-    """The best 2 W of all beams' next tokens: log-probability, beam and token, [B, 2 W].
+    """The best 2 W next tokens of all beams: log-probability, beam and token, [B, 2 W].
 
-    At most W of them end, so that W can go on.
+    At most W of them end a text, so that W beams can continue.
     """
     logits, beams = logits.astype(jnp.float32), self._beams
-    # Each beam's best first: over all beams at once the sort is several times as long.
+    # Select per beam first: sorting all beams at once is several times slower.
     count = min(2 * beams, logits.shape[-1])
     top, token = jax.lax.top_k(logits, count)
     top = (top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)).reshape(-1, beams, count)
@@ -235,9 +247,9 @@ class _BeamSearch:
         token.reshape(-1, beams * count), place, axis=1)
 
   def _keep_best(self, state, log_probability, texts, ends):
-    """The best W of the whole texts so far and of those that end now."""
+    """The best W of the finished texts so far and those that end now."""
     beams, length = self._beams, state['step'] + 1
-    # The other W are there to run on only.
+    # The other W candidates may only continue, not end.
     ends = ends & (jnp.arange(2 * beams) < beams)
     score = log_probability / self.norms[length]
     if self._early_stopping is True:
@@ -255,7 +267,7 @@ class _BeamSearch:
             'length': pick(state['length'], jnp.full_like(ends, length, jnp.int32))}
 
   def _may_improve(self, state):
-    """bool [B, 1]: whether the best running beam may yet beat a row's worst whole text."""
+    """bool [B, 1]: whether the best running beam can still beat a row's worst finished text."""
     length = self._max_length if self._longest else state['step']
     best = state['log_probability'][:, :1] / self.norms[length]
     worst = jnp.where(state['is_whole'], state['score'].min(1, keepdims=True), _NEVER)

@@ -1,12 +1,14 @@
-"""What every transformer tower is made of besides attention: the MLP and the scan over layers."""
+"""Shared parts of the transformer towers besides attention: the MLP and the scan over layers."""
 
 from collections.abc import Callable
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from xmodal.errors import UserError
+from xmodal.models.capture import COLLECTION, offer
 from xmodal.models.layout import keep_rows
 
 ACTIVATIONS = {
@@ -16,10 +18,10 @@ ACTIVATIONS = {
     'silu': jax.nn.silu,
 }
 
-# What the backward pass keeps instead of computing it again.
+# Activations that the backward pass keeps; it recomputes the others.
 REMAT_POLICIES = {
-    'full': None,  # Nothing but each layer's input.
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Results of linear layers.
+    'full': None,  # Only each layer's input.
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Outputs of linear layers.
 }
 REMAT = ('none', *REMAT_POLICIES)
 
@@ -27,12 +29,12 @@ _LARGEST = 2 ** 31 - 1
 
 
 def check_sizes(tower: str, module, *sizes: str) -> None:
-  """Raises UserError for fields of a module that mean nothing.
+  """Raises UserError if a field of a module is out of range.
 
   Args:
-    tower: what the message calls it.
+    tower: its name in the message.
     module: has dropout_rate, and perhaps layer_norm_eps or layer_norm_epsilon.
-    *sizes: fields that are whole numbers from 1, or tuples of them.
+    *sizes: names of fields that must be integers from 1 on, or tuples of them.
   """
   for field in sizes:
     value = getattr(module, field)
@@ -47,33 +49,33 @@ def check_sizes(tower: str, module, *sizes: str) -> None:
 
 
 def check_heads(tower: str, hidden_dim: int, num_heads: int) -> None:
-  """Raises UserError unless the heads divide the width."""
+  """Raises UserError unless num_heads divides hidden_dim."""
   if hidden_dim % num_heads:
     raise UserError(f'{tower}: hidden_dim {hidden_dim} does not divide into {num_heads} heads')
 
 
 def check_length(tower: str, length: int, max_positions: int) -> None:
-  """Raises UserError if texts are longer than the table of their positions."""
+  """Raises UserError if texts are longer than the position table."""
   if length > max_positions:
     raise UserError(f'{tower}: texts are {length} tokens long, at most its max_positions='
                     f'{max_positions} are possible; cut them shorter')
 
 
 class Mlp(nn.Module):
-  """Two linear layers with an activation between, [..., D] -> [..., D].
+  """Two linear layers with an activation between them, [..., C] -> [..., D].
 
   Gated (arXiv:2002.05202): activation(gate(x)) * up(x) goes into `down`.
 
   Attributes:
-    mlp_dim: width between the two.
+    mlp_dim: hidden width.
     out_dim: D.
     activation: a key of ACTIVATIONS ('gelu' is the exact one).
-    gated: adds the `gate` kernel.
+    gated: whether the MLP is gated; adds the `gate` kernel.
     use_bias: whether the linear layers have biases.
-    dropout_rate: dropout between the two, in training.
+    dropout_rate: dropout on the hidden activations, in training.
     dtype: of the computation; parameters are float32.
     kernel_init: initialiser of the kernels.
-    down_init: of the last one, if another.
+    down_init: initialiser of the last kernel; None: kernel_init.
   """
 
   mlp_dim: int
@@ -87,7 +89,8 @@ class Mlp(nn.Module):
   down_init: Callable | None = None
 
   @nn.compact
-  def __call__(self, x, *, deterministic=True):
+  def __call__(self, x: Float[Array, '*B C'], *, deterministic: bool = True
+               ) -> Float[Array, '*B {self.out_dim}']:
     def dense(features, name, kernel_init=self.kernel_init):
       return nn.Dense(features, use_bias=self.use_bias, dtype=self.dtype,
                       kernel_init=kernel_init, name=name)
@@ -102,51 +105,56 @@ class Mlp(nn.Module):
     return dense(self.out_dim, 'down', self.down_init or self.kernel_init)(hidden)
 
 
-def rematerialized(body, policy: str, **kwargs):
-  """A function of a module and more, or a module, whose backward pass computes it again.
+def rematerialized(body: Callable, policy: str, **kwargs):
+  """The same function or module, whose activations the backward pass recomputes.
 
   Args:
-    body: the function or the module's class.
+    body: a function whose first argument is a module, or a module's class.
     policy: 'none', 'full' or 'dots', see REMAT_POLICIES.
-    **kwargs: as nn.remat.
+    **kwargs: as nn.remat takes them.
 
   Raises:
-    UserError: no such policy.
+    UserError: the policy is unknown.
   """
   if policy not in REMAT:
     raise UserError(f'remat policy {policy!r} is unknown; use one of {REMAT}')
   return body if policy == 'none' else nn.remat(body, policy=REMAT_POLICIES[policy], **kwargs)
 
 
-def scan_layers(body, layer, carry, xs=None, *, num_layers, remat='none', unroll=1):
+def scan_layers(body: Callable, layer: nn.Module, carry, xs=None, *, num_layers: int,
+                remat: str = 'none', unroll: int = 1):
   """Runs body(layer, carry, x) -> (carry, y) over num_layers copies of a layer.
 
-  The layer's parameters get a leading axis [L, ...]; each copy has its own
-  dropout. Whatever all layers share (masks, biases), body closes over.
+  The layer's parameters get a leading axis [L, ...]. Each copy has its own
+  dropout. Values that all layers share (masks, biases) belong in body's closure.
 
   Args:
-    body: the function; calls any method of the layer.
-    layer: a Linen module, one layer, bound to the caller (from its setup).
-    carry: pytree that goes through the layers.
-    xs: pytree of arrays [L, ...], one slice a layer, or None.
+    body: the function; it may call any method of the layer.
+    layer: one layer, a Linen module bound to the caller (from its setup).
+    carry: pytree passed from layer to layer.
+    xs: pytree of arrays [L, ...], one slice per layer, or None.
     num_layers: L.
-    remat: 'none', 'full' or 'dots', what the backward pass computes again.
-    unroll: how many layers one turn of the loop holds. The whole of L compiles
-      longer and runs faster on a CPU.
+    remat: 'none', 'full' or 'dots', see REMAT_POLICIES.
+    unroll: layers per loop iteration. unroll=L takes longer to compile and runs
+      faster on a CPU.
 
   Returns:
-    The last carry, and the ys stacked [L, ...].
+    The last carry, and the ys stacked to [L, ...].
 
   Raises:
-    UserError: no such remat policy.
+    UserError: the remat policy is unknown.
   """
-  # A loop already keeps the compiler from merging the two computations; an unrolled one does not.
+  # A loop keeps the compiler from merging the recomputation with the forward pass; an unrolled
+  # loop does not.
   body = rematerialized(body, remat, prevent_cse=unroll > 1)
 
   def between_layers(layer, carry, x):
     carry, y = body(layer, jax.tree.map(keep_rows, carry), x)
-    return jax.tree.map(keep_rows, carry), y
+    carry = jax.tree.map(keep_rows, carry)
+    offer(layer, 'tokens', lambda: carry)
+    return carry, y
 
   return nn.scan(
-      between_layers, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-      length=num_layers, unroll=unroll)(layer, carry, xs)
+      between_layers, variable_axes={'params': 0, COLLECTION: 0},
+      split_rngs={'params': True, 'dropout': True}, length=num_layers, unroll=unroll)(
+          layer, carry, xs)

@@ -1,7 +1,7 @@
-"""Where activations lie on a mesh of devices, where XLA would not place them well.
+"""Sharding constraints for activations that XLA would place badly.
 
-The mesh is the one that the program is traced for (see sharding.mesh.over). Without one, as in a
-program of one device, nothing here does anything.
+They apply to the mesh for which the program is traced (see sharding.mesh.over). Without a mesh, as
+on one device, they do nothing.
 """
 
 import math
@@ -9,23 +9,24 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
 
-# The axes of sharding.mesh over which a batch is split.
+# The axes of sharding.mesh that split a batch.
 _ROW_AXES = ('data', 'fsdp')
 
 
 def _axes():
-  """Those of the mesh over which rows are split, and how many devices they have."""
+  """The mesh axes that split rows, and the number of devices along them."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(axis for axis in _ROW_AXES if axis in mesh.axis_names)
   return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
-def split_rows(x: jax.Array) -> jax.Array:
-  """Rows [N, ...] split over the devices: [N', ...], of which the first N are x.
+def split_rows(x: Shaped[Array, 'N ...']) -> Shaped[Array, 'M ...']:
+  """Splits rows [N, ...] over the devices: [M, ...], the first N rows of which are x.
 
-  N' is the next multiple of the number of devices; the rest are copies of the first row, because
-  a row of zeros may have no gradient.
+  M is the next multiple of the number of devices. The other rows are copies of the first one,
+  because a row of zeros may have no gradient.
   """
   axes, count = _axes()
   if not axes:
@@ -35,11 +36,11 @@ def split_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
-def keep_rows(x: jax.Array) -> jax.Array:
-  """Activations [B, ...] between layers, where they are: split by rows.
+def keep_rows(x: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
+  """Keeps activations [B, ...] split by rows between layers.
 
-  Where parameters are split over `fsdp`, XLA would rather gather the activations of all rows and
-  compute a part of their width with the part of the parameters that a device has.
+  If parameters are split over `fsdp`, XLA would otherwise gather the activations of all rows, and
+  each device would compute a part of their width with its part of the parameters.
   """
   axes, count = _axes()
   if jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1 or x.shape[0] % count:
@@ -47,6 +48,6 @@ def keep_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
-def whole(x: jax.Array) -> jax.Array:
-  """The same array, all of it on every device."""
+def whole(x: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
+  """Replicates an array on every device."""
   return jax.lax.with_sharding_constraint(x, PartitionSpec()) if _axes()[0] else x

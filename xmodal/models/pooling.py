@@ -1,23 +1,25 @@
-"""One vector from the tokens of a picture or a text."""
+"""Pooling: one vector from the tokens of a picture or a text."""
 
 import math
 
 from flax import linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp
 
 
 class AttentionPool(nn.Module):
-  """A learned query that looks at the tokens, and an MLP: SigLIP's pooling (arXiv:2303.15343).
+  """SigLIP's pooling (arXiv:2303.15343): a learned query attends to the tokens; then an MLP.
 
-  In up to eight heads, as many as divide the width.
+  The number of heads is the greatest common divisor of the width and 8.
   """
 
   @nn.compact
-  def __call__(self, tokens, mask=None):
-    """tokens [B, N, D], mask bool [B, N] (False for padding) or None -> [B, D]."""
+  def __call__(self, tokens: Float[Array, 'B N D'], mask: Bool[Array, 'B N'] | None = None
+               ) -> Float[Array, 'B D']:
+    """Pools tokens [B, N, D] to [B, D]; mask: bool [B, N], False for padding, or None."""
     width, dtype = tokens.shape[-1], tokens.dtype
     num_heads = math.gcd(width, 8)
     query = self.param('query_embedding', nn.initializers.normal(width ** -0.5), (1, 1, width))

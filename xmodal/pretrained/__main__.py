@@ -1,4 +1,4 @@
-"""Gives a trained tower back, or shows what a checkpoint holds: python -m xmodal.pretrained."""
+"""Exports a trained tower, or shows the contents of a checkpoint: xmodal export, xmodal show."""
 
 import argparse
 import sys
@@ -7,8 +7,8 @@ from xmodal import errors, paths
 
 
 def main(argv=None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
-  parser = argparse.ArgumentParser(prog='python -m xmodal.pretrained', description=__doc__)
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
+  parser = argparse.ArgumentParser(prog='xmodal', description=__doc__)
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   export = commands.add_parser('export', help='writes a folder that transformers loads')
   export.add_argument('--checkpoint', required=True, metavar='DIR',
@@ -18,7 +18,7 @@ def main(argv=None) -> int:
                       help='a folder that is new or empty')
   export.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
   export.set_defaults(run=_export)
-  show = commands.add_parser('show', help='says what a checkpoint holds, and whether it is whole')
+  show = commands.add_parser('show', help='shows what a checkpoint holds, and if it is complete')
   show.add_argument('name', help="a folder, or a checkpoint's name on the HuggingFace hub")
   show.set_defaults(run=_show)
   options = parser.parse_args(argv)
@@ -26,8 +26,8 @@ def main(argv=None) -> int:
 
 
 def _export(options):
-  # What a run leaves is read by the code that predicts with it.
-  from xmodal.predict import Predictor
+  # The Predictor reads the checkpoint of a run.
+  from xmodal.predictor import Predictor
   from xmodal.pretrained.export import check_new, save
   options.output = paths.local(options.output, '--output')
   check_new(options.output)

@@ -4,21 +4,21 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xmodal.models.bert import Bert
+from xmodal.models.towers.bert import Bert
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, linear, norm, require
 
 MODULE = Bert
 PART = 'text'
 PREFIXES = ('bert.',)
-# TensorFlow's names, in files that were converted from it.
+# TensorFlow's names, in files converted from TensorFlow.
 RENAMES = ((r'LayerNorm\.gamma$', 'LayerNorm.weight'), (r'LayerNorm\.beta$', 'LayerNorm.bias'))
 NAMESPACE = ('embeddings', 'encoder')
-IGNORE = r'embeddings\.(position_ids|token_type_ids)'  # they are counted
+IGNORE = r'embeddings\.(position_ids|token_type_ids)'  # constant index buffers
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> Bert:
-  """The BERT that a checkpoint's config.json describes; raises UserError if none does."""
+  """The BERT that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   require(config, 'position_embedding_type', ('absolute',))
   require(config, 'is_decoder', (False,))
@@ -31,7 +31,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> Bert:
 
 
 def tied(config: Mapping) -> dict:
-  """The table of words may be saved as the output layer of the masked language model."""
+  """The token embedding may be saved as the output layer of the masked language model."""
   return ({'embeddings.word_embeddings.weight': ('cls.predictions.decoder.weight',)}
           if config['tie_word_embeddings'] else {})
 

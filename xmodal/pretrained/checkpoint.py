@@ -1,4 +1,4 @@
-"""A checkpoint folder of a known family: its module, its variables, its preprocessing."""
+"""Reads a checkpoint folder of a known family: its module, variables and preprocessing."""
 
 import collections
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from xmodal.pretrained.tensors import Match, match_variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """What became of the tensors of a checkpoint.
+class LoadReport:
+  """The outcome of loading the tensors of a checkpoint.
 
   Attributes:
     loaded: names of the tensors in the model.
-    fitted: a line for each variable that was made to fit (positions of another picture size).
-    ignored: names of the tensors that the model has no place for.
+    fitted: a line for each variable that was resized (positions of another picture size).
+    ignored: names of the tensors that the model does not use.
   """
 
   loaded: tuple[str, ...]
@@ -42,7 +42,7 @@ class Report:
 
 
 def _modules(names, most=6):
-  """Names as they are if they are few; else those of their modules, 'bert.pooler.* (2)'."""
+  """The names themselves if few; otherwise those of their modules, 'bert.pooler.* (2)'."""
   if len(names) <= most:
     return names
   counts = collections.Counter('.'.join(name.split('.')[:-1][:2]) or name for name in names)
@@ -55,22 +55,22 @@ def _some(names, most=6):
 
 
 class Checkpoint:
-  """A tower in the files that people have: `config.json`, safetensors, preprocessing.
+  """A tower in published files: `config.json`, safetensors, preprocessing.
 
   Attributes:
-    folder: where the files are.
-    config: config.json, what it leaves out filled in with the family's defaults.
+    folder: path of the files.
+    config: config.json, with missing keys set to the family's defaults.
     part: 'vision', 'text' or 'detector'.
     module: the Flax module that the config describes.
-    preprocessing: of a vision tower's pictures; None for text, and for a detector, which takes
-      any size: see `detections.pad_pictures`.
+    preprocessing: preprocessing of a vision tower's pictures; None for text, and for a detector,
+      which takes any size: see `detections.pad_pictures`.
   """
 
   def __init__(self, name: str):
-    """Reads the config and the tensors' names of a folder, or of a checkpoint on the hub.
+    """Reads the config and the names of tensors of a folder, or of a checkpoint on the hub.
 
     Raises:
-      UserError: it is not there, of an unknown family, or not whole.
+      UserError: it does not exist, is of an unknown family, or is incomplete.
     """
     self.folder = find_folder(name)
     self._files = TensorFiles(self.folder)
@@ -94,17 +94,17 @@ class Checkpoint:
         self.folder, self.config, self._family.PREPROCESSING,
         getattr(self.module, 'image_size', None)) if self.part == 'vision' else None
 
-  def plan(self, module: nn.Module | None = None, shapes=None) -> 'Plan':
-    """Finds the tensors that a module wants; reads their shapes alone.
+  def plan(self, module: nn.Module | None = None, shapes=None) -> 'LoadPlan':
+    """Matches tensors to a module's variables; reads only their shapes.
 
     Args:
       module: `self.module`, or a clone of it with another image_size, dtype or
         vocab_size.
-      shapes: pytree of jax.ShapeDtypeStruct of the variables wanted, where not
-        all are (a T5 without its decoder).
+      shapes: pytree of jax.ShapeDtypeStruct of the variables to load, if not all
+        (a T5 without its decoder).
 
     Raises:
-      UserError: a tensor is missing, has another shape, or has no place.
+      UserError: a tensor is missing, has another shape, or is unknown to the model.
     """
     module = module or self.module
     entries, files = list(self._family.entries(module, self.module)), self._names.files
@@ -117,16 +117,16 @@ class Checkpoint:
     used = {name for match in matches.values() for name in match.names}
     loaded = {files[name] for name in used}
     self._check_dtypes(loaded)
-    # Parts that nobody asked for (a decoder) are no mistake, layers too many are.
-    known = used | _spoken_of([e for e in entries if e.path not in matches], files)
+    # Parts that are not requested (a decoder) are allowed; surplus layers are not.
+    known = used | _named_by([e for e in entries if e.path not in matches], files)
     paths = traverse_util.flatten_dict(whole, sep='/')
     modules = {entry.name.split('.')[0] for entry in entries if entry.path in paths}
     if unknown := [files[name] for name in self._names.within(modules)
                    if name not in known and not re.fullmatch(self._family.IGNORE, name)]:
       raise UserError(f'{self.folder}: {len(unknown)} tensors have no place in the model: '
-                      f'{_some(sorted(unknown))}; does config.json belong to them? (Adapters are '
-                      'to be merged, and quantised weights to be dequantised, before.)')
-    return Plan(self._tensors, matches, Report(
+                      f'{_some(sorted(unknown))}; does config.json belong to them? (Merge adapters '
+                      'and dequantise quantised weights first.)')
+    return LoadPlan(self._tensors, matches, LoadReport(
         loaded=tuple(sorted(loaded)),
         fitted=tuple(match.note for match in matches.values() if match.note),
         ignored=tuple(sorted(set(self._files) - loaded))))
@@ -137,29 +137,29 @@ class Checkpoint:
         raise UserError(f'{self.folder}: tensor {name} is {self._files.dtype(name)}, wanted one of '
                         f'{", ".join(FLOATS)}; dequantise it first')
 
-  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, Report]:
-    """The variables for module.apply, and what became of the tensors; see `plan`."""
+  def load(self, module: nn.Module | None = None, shapes=None) -> tuple[dict, LoadReport]:
+    """The variables for module.apply, and the report on the tensors; see `plan`."""
     plan = self.plan(module, shapes)
     return plan.read(), plan.report
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """Variables and the tensors they will be made of.
+class LoadPlan:
+  """Variables, and the tensors to read them from.
 
   Attributes:
-    report: what will become of each tensor.
+    report: which tensors are loaded, fitted and ignored.
   """
 
   _tensors: Mapping[str, np.ndarray]
   _matches: Mapping[str, Match]
-  report: Report
+  report: LoadReport
 
   def read(self) -> dict:
-    """The variables, {'params': ..., ...}, one after the other.
+    """Reads the variables, {'params': ..., ...}, one after the other.
 
-    Those whose shape was given with a sharding become jax.Arrays laid out so,
-    each device getting its own part; the others numpy arrays.
+    Variables whose struct has a sharding become jax.Arrays, of which each device
+    gets its own shard; the others are numpy arrays.
     """
     return traverse_util.unflatten_dict(
         {path: _placed(match.read(self._tensors), match.struct)
@@ -167,7 +167,7 @@ class Plan:
 
 
 class _Renamed(Mapping[str, np.ndarray]):
-  """Tensors under the tower's own names for them."""
+  """Tensors by the tower's own names."""
 
   def __init__(self, files: TensorFiles, names: Mapping[str, str]):
     self._files, self._names = files, names
@@ -191,20 +191,20 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
       t5, variables = load('google/flan-t5-base')
       encoded = t5.apply(variables, tokens, mask, method='encode')   # [B, L, D]
 
-  Vision towers take normalised float images [B, H, W, 3] (Checkpoint.preprocessing
-  says how), text towers int32 tokens and a bool mask [B, L], detectors what
-  `detections.pad_pictures` gives.
+  Vision towers take float images [B, H, W, 3], normalised as in
+  Checkpoint.preprocessing; text towers take int32 tokens and a bool mask [B, L];
+  detectors take the output of `detections.pad_pictures`.
 
   Args:
-    name: folder with config.json and model.safetensors, or the hub's name of one.
-    **fields: of the module, to be other than the checkpoint's: dtype, image_size
-      (positions are interpolated as the family does), dropout_rate, remat, ...
+    name: folder with config.json and model.safetensors, or a name on the hub.
+    **fields: fields of the module to override: dtype, image_size (positions are
+      interpolated as the family does), dropout_rate, remat, ...
 
   Returns:
     The Flax module and its variables, float32 arrays.
 
   Raises:
-    UserError: it is not there, of an unknown family, or not whole.
+    UserError: it does not exist, is of an unknown family, or is incomplete.
   """
   checkpoint = Checkpoint(name)
   module = checkpoint.module.clone(**fields)
@@ -212,13 +212,13 @@ def load(name: str, **fields) -> tuple[nn.Module, dict]:
 
 
 def _placed(array, struct):
-  """On the devices that the struct says; make_array_from_callback asks for local parts only."""
+  """The array on the struct's devices; the callback is called for local shards only."""
   if getattr(struct, 'sharding', None) is None:
     return array
   return jax.make_array_from_callback(array.shape, struct.sharding, lambda index: array[index])
 
 
-def _spoken_of(entries, names):
-  """Of some names, those that entries speak of, read or not (a decoder that nobody uses)."""
+def _named_by(entries, names):
+  """The names that match any entry, whether it is loaded or not (an unused decoder)."""
   known = re.compile('|'.join(re.escape(entry.name).replace(r'\{\}', r'\d+') for entry in entries))
   return {name for name in names if known.fullmatch(name)}

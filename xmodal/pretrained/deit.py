@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import vit
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.tensors import Entry
@@ -18,7 +18,7 @@ variable_shapes = vit.variable_shapes
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
-  """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
+  """The ViT that a checkpoint's config.json describes; UserError if it is not supported."""
   return vit.module_from_config(config, tensors).clone(use_distillation_token=True)
 
 
@@ -35,5 +35,5 @@ def writes(module: ViT) -> bool:
 
 
 def config_from_module(module: ViT) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such DeiT."""
+  """config.json for this module; UserError if transformers has no such DeiT."""
   return {**vit.config_from_module(module), 'architectures': ['DeiTModel'], 'model_type': 'deit'}

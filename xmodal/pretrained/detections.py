@@ -1,4 +1,4 @@
-"""Pictures for a detector, and what it found in them.
+"""Prepares pictures for a detector, and decodes its detections.
 
     module, variables = pretrained.load('facebook/detr-resnet-50')
     images, mask = pad_pictures(pictures)
@@ -18,20 +18,20 @@ from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 def pad_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int] | None = None, *,
                  mean: Sequence[float] = IMAGENET_MEAN,
                  std: Sequence[float] = IMAGENET_STD) -> tuple[np.ndarray, np.ndarray]:
-  """Normalises pictures of any sizes and pads them right and below to one.
+  """Normalises pictures of any sizes, and pads them on the right and below to one size.
 
-  Resizes nothing: the published DETRs were trained on pictures with a shorter
-  side of 800 pixels, or a longer one of 1333 where that is less.
+  Does not resize them: the published DETRs were trained on pictures with a shorter
+  side of 800 pixels, or a longer side of 1333 if that makes them smaller.
 
   Args:
     pictures: uint8 [H, W, 3] each.
-    size: (height, width) of the batch, pixels; the least that holds all, if not
-      given. The same size for all batches compiles once.
+    size: (height, width) of the batch in pixels; default: the smallest that holds
+      all. With the same size for all batches the model compiles once.
     mean, std: of each colour channel, for pixels in 0..1.
 
   Returns:
-    Images float32 [B, height, width, 3], 0 where padded, and a mask bool
-    [B, height, width], False there.
+    Images float32 [B, height, width, 3], 0 in the padding, and a mask bool
+    [B, height, width], False in the padding.
 
   Raises:
     UserError: a picture is larger than the size.
@@ -49,13 +49,13 @@ def pad_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int] | None = 
   return images, mask
 
 
-class Detection(NamedTuple):
+class DetectedObject(NamedTuple):
   """An object in a picture.
 
   Attributes:
-    name: of its class.
+    name: name of its class.
     score: probability of that class, 0..1.
-    box: left, top, right, bottom in pixels; may reach out of the picture.
+    box: left, top, right, bottom in pixels; may extend beyond the picture.
   """
 
   name: str
@@ -64,18 +64,19 @@ class Detection(NamedTuple):
 
 
 def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_names: Sequence[str],
-               threshold: float = 0.5) -> list[list[Detection]]:
-  """What a Detr found in each picture: the likeliest class of each query, if likely enough.
+               threshold: float = 0.5) -> list[list[DetectedObject]]:
+  """Decodes a Detr's outputs: the most probable class of each query, if above a threshold.
 
   Args:
     logits: [B, Q, C + 1], the last for "no object".
     boxes: [B, Q, 4], centre x, centre y, width and height in 0..1.
-    image_sizes: (height, width) of each picture without padding, pixels; boxes come out in these.
+    image_sizes: (height, width) of each picture without padding, in pixels; the unit of the
+      returned boxes.
     class_names: the C names.
-    threshold: of the probability, which counts "no object" in; what is above it is given.
+    threshold: a detection's probability, with "no object" as a class, must be above it.
 
   Returns:
-    A list a picture, the surest first.
+    One list for each picture, the highest score first.
   """
   logits, boxes = np.asarray(logits, np.float32), np.asarray(boxes, np.float32)
   odds = np.exp(logits - logits.max(-1, keepdims=True))
@@ -84,6 +85,6 @@ def detections(logits, boxes, image_sizes: Sequence[tuple[int, int]], class_name
   centres, halves = boxes[..., :2] * sides, boxes[..., 2:] * sides / 2
   corners = np.concatenate([centres - halves, centres + halves], axis=-1)
   best, labels = scores.max(-1), scores.argmax(-1)
-  return [[Detection(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
+  return [[DetectedObject(class_names[label[i]], float(score[i]), tuple(map(float, box[i])))
            for i in np.argsort(-score, kind='stable') if score[i] > threshold]
           for score, label, box in zip(best, labels, corners)]

@@ -1,4 +1,4 @@
-"""DETR checkpoints with a ResNet as backbone, as transformers names its tensors or as timm does."""
+"""DETR checkpoints with a ResNet backbone, with the tensor names of transformers or of timm."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,15 +6,15 @@ import re
 
 import jax.numpy as jnp
 
-from xmodal.models.detr import Detr
-from xmodal.models.resnet import ResNet
+from xmodal.models.detector.detr import Detr
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained import resnet
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
 MODULE = Detr
 PART = 'detector'
-PREFIXES = ('detr.',)  # where a segmentation head sits on top
+PREFIXES = ('detr.',)  # in models with a segmentation head
 _BACKBONE = 'model.backbone.conv_encoder.model.'
 
 
@@ -28,10 +28,10 @@ def _from_timm(match):
 
 
 RENAMES = (
-    # The names that transformers 5 has in memory, to those that it writes.
+    # transformers 5: names in memory -> names in files.
     (r'^model\.backbone\.model\.', _BACKBONE), (r'\.o_proj\.', '.out_proj.'),
     (r'\.mlp\.fc', '.fc'),
-    # timm's names, which most published ones have.
+    # timm's names, as in most published checkpoints.
     (rf'(?<={re.escape(_BACKBONE)})(?:layer(\d)\.(\d+)\.)?(conv|bn|downsample\.)(\d)\.',
      _from_timm))
 NAMESPACE = ('model', 'class_labels_classifier', 'bbox_predictor')
@@ -45,10 +45,10 @@ TIMM = {'resnet18': ResNet('basic', (2, 2, 2, 2), _BASIC),
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> Detr:
-  """The Detr that a checkpoint's config.json describes; raises UserError if none does."""
+  """The Detr that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   require(config, 'position_embedding_type', ('sine',))
-  # With it, transformers' decoder has a norm between its layers too, which the paper's has not.
+  # With it, transformers' decoder also has a norm between its layers, unlike the paper's.
   require(config, 'auxiliary_loss', (False,))
   names = {int(key): name for key, name in config['id2label'].items()}
   return Detr(
@@ -65,11 +65,11 @@ def module_from_config(config: Mapping, tensors: Mapping) -> Detr:
 def _backbone_from_config(config):
   require(config, 'model_type', ('resnet', 'timm_backbone'))
   if config['model_type'] == 'resnet':
-    # The last one is what the encoder sees.
+    # The last one is the encoder's input.
     require({'out_features': config['out_features'][-1]}, 'out_features',
             (f'stage{len(config["depths"])}',))
     return resnet.module_from_config(config, {})
-  name = config['backbone'].split('.')[0]  # without the recipe of its training
+  name = config['backbone'].split('.')[0]  # without the suffix for its training recipe
   require({'backbone': name}, 'backbone', tuple(TIMM))
   require(config, 'output_stride', (None, 32, 16))
   return TIMM[name].clone(dilate_last_stage=config.get('output_stride') == 16)
@@ -98,7 +98,7 @@ def entries(module: Detr, source: Detr):
 
 
 def _stack(stack, attentions):
-  """The entries of the encoder or decoder; attentions: our names to the file's."""
+  """The entries of the encoder or decoder; attentions: our names -> the file's."""
   ours, theirs = f'params/{stack}_layers', f'model.{stack}.layers.{{}}'
   for path, name in attentions.items():
     for part in ('query', 'key', 'value', 'out'):
@@ -111,7 +111,7 @@ def _stack(stack, attentions):
 
 
 def config_from_module(module: Detr) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such DETR."""
+  """config.json for this module; UserError if transformers has no such DETR."""
   backbone = {**resnet.config_from_module(module.backbone),
               'out_features': [f'stage{len(module.backbone.stage_sizes)}']}
   return {

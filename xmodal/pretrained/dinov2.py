@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import vit
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -15,18 +15,18 @@ from xmodal.pretrained.tensors import Entry, linear, norm
 PART = 'vision'
 MODULE = ViT
 PREFIXES = ('dinov2.', 'dinov2_with_registers.')
-# The names that transformers 5 has in memory, to those that it writes.
+# transformers 5: names in memory -> names in files.
 RENAMES = ((r'\.q_proj\.', '.attention.query.'), (r'\.k_proj\.', '.attention.key.'),
            (r'\.v_proj\.', '.attention.value.'), (r'\.o_proj\.', '.output.dense.'))
 NAMESPACE = ('embeddings', 'encoder', 'layernorm')
-IGNORE = r'embeddings\.mask_token'  # of pretraining
+IGNORE = r'embeddings\.mask_token'  # used in pretraining only
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 variable_shapes = vit.variable_shapes
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
-  """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
+  """The ViT that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   num_registers = config.get('num_register_tokens', 0)
   if config['model_type'] == 'dinov2_with_registers' and num_registers < 1:
@@ -42,7 +42,8 @@ def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
 
 def _mlp_dim(hidden_dim, ratio, swiglu):
   mlp_dim = int(hidden_dim * ratio)
-  # A third matrix, and as many parameters: two thirds of the width, in eights.
+  # SwiGLU has a third matrix: two thirds of the width, rounded up to a multiple of 8, keeps the
+  # number of parameters.
   return (int(mlp_dim * 2 / 3) + 7) // 8 * 8 if swiglu else mlp_dim
 
 
@@ -55,7 +56,7 @@ def entries(module: ViT, source: ViT):
       Entry('params/cls_token', 'embeddings.cls_token'),
       *registers,
       Entry('params/position_embedding', 'embeddings.position_embeddings', 'batched',
-            # What came with the registers samples its positions in another way.
+            # Models with registers interpolate their positions with antialiasing.
             fit=resize_positions(source, module, antialias=source.num_registers > 0)),
       *vit.patches('embeddings.patch_embeddings.projection'),
       *norm('params/layers/attention_norm', layer + 'norm1'),
@@ -87,12 +88,12 @@ def writes(module: ViT) -> bool:
 
 
 def extra_tensors(module: ViT) -> dict[str, np.ndarray]:
-  """The token that stands for masked patches in pretraining; zero is its first value."""
+  """The token that replaces masked patches in pretraining, at its initial value 0."""
   return {'embeddings.mask_token': np.zeros((1, module.hidden_dim), np.float32)}
 
 
 def config_from_module(module: ViT) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such DINOv2."""
+  """config.json for this module; UserError if transformers has no such DINOv2."""
   vit.check_square(module, 'DINOv2')
   if module.layer_scale is None:
     raise UserError('ViT: layer_scale is None, but the DINOv2 of transformers has one; swiglu or '
@@ -101,7 +102,7 @@ def config_from_module(module: ViT) -> dict:
                 if _mlp_dim(module.hidden_dim, r, module.swiglu) == module.mlp_dim), None)
   if ratio is None:
     raise UserError(f'ViT: mlp_dim {module.mlp_dim} comes of no whole mlp_ratio of hidden_dim '
-                    f'{module.hidden_dim}, which the DINOv2 of transformers wants; it cannot be '
+                    f'{module.hidden_dim}, which the DINOv2 of transformers requires; it cannot be '
                     'exported')
   config = {
       'architectures': ['Dinov2Model'], 'model_type': 'dinov2', 'mlp_ratio': ratio,

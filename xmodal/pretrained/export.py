@@ -1,4 +1,4 @@
-"""A tower of ours in a folder that transformers loads."""
+"""Writes a tower to a folder that transformers loads."""
 
 import json
 import os
@@ -19,18 +19,18 @@ DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocessing | None = None,
          save_tokenizer=None, dtype: str = 'float32') -> None:
-  """Writes config.json, model.safetensors and what else a tower is used with.
+  """Writes config.json, model.safetensors, and the preprocessing or tokenizer of a tower.
 
   Args:
-    folder: made, whole or not at all; must not exist, or be empty.
+    folder: created completely or not at all; must not exist, or be empty.
     module: a tower.
-    variables: {'params': ..., ...} of it; what is not there (a decoder) is left out.
-    preprocessing: of a vision tower's pictures.
-    save_tokenizer: of a text tower: (folder) -> None, writes its files there.
-    dtype: 'float32' or 'bfloat16', of the tensors in the file.
+    variables: its variables, {'params': ..., ...}; missing parts (a decoder) are left out.
+    preprocessing: preprocessing of a vision tower's pictures.
+    save_tokenizer: for a text tower, a function (folder) -> None that writes its tokenizer.
+    dtype: dtype of the tensors in the file, 'float32' or 'bfloat16'.
 
   Raises:
-    UserError: there is something in the folder, or transformers has no such tower.
+    UserError: the folder is not empty, or transformers has no such tower.
   """
   check_new(folder)
   family = family_of_module(module)
@@ -46,7 +46,7 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
   os.makedirs(part)
   try:
     _write_json(os.path.join(part, 'config.json'), config)
-    # The metadata that transformers wants to see.
+    # transformers requires this metadata.
     save_file(tensors, os.path.join(part, 'model.safetensors'), metadata={'format': 'pt'})
     if preprocessing is not None:
       _write_json(os.path.join(part, FILE), preprocessing.to_config())
@@ -61,7 +61,7 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
 
 
 def check_new(folder: str) -> None:
-  """Raises UserError if there is something in the folder."""
+  """Raises UserError if the folder exists and is not empty."""
   if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
     raise UserError(f'{folder}: is there already; name a folder that is new or empty')
 

@@ -1,4 +1,4 @@
-"""The families of checkpoints that are known, and which of them a config or a module is of."""
+"""The supported families of checkpoints, and the family of a config or a module."""
 
 import importlib
 import os
@@ -9,23 +9,23 @@ from flax import linen as nn
 from xmodal.errors import UserError
 from xmodal.pretrained.files import read_json
 
-# What config.json calls a family, and the file that knows it. Each such file has
-#   PART      'vision', 'text' or, for what is no tower but a whole model, 'detector'
-#   NAMESPACE first parts of the tower's own names of tensors: all else is other tasks' heads
-#   PREFIXES  what files usually put before every tensor's name (any other is found, too)
-#   RENAMES   (regex, replacement) for the names that files of other years use
+# model_type in config.json -> the file for the family. Each such file has
+#   PART      'vision', 'text', or 'detector' for a whole model
+#   NAMESPACE first parts of the tower's own tensor names; all others are heads of other tasks
+#   PREFIXES  usual prefixes of every tensor's name (any other is found, too)
+#   RENAMES   (regex, replacement) for the names in files of other versions
 #   IGNORE    regex of the tensors in its modules that it does not need
-#   tied(config) -> {own name: other names that the same tensor may be saved under}, if any
+#   tied(config) -> {own name: other names that the same tensor may be saved under}, optional
 #   module_from_config(config, tensors) -> the Flax module
 #   variable_shapes(module) -> pytree of all variables that it may have
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
-#             source is the module that the files are of, where sizes may differ
-#   PREPROCESSING  of a vision tower's pictures, where no file states it
-#   MODULE    the class of its modules; where families share one, writes(module) says
+#             source is the module of the files, whose sizes may differ
+#   PREPROCESSING  default preprocessing of a vision tower's pictures
+#   MODULE    the class of its modules; if families share one, writes(module) tells
 #             whether a module is of this family
-#   trimmed(module, variables), where variables may be of a part: the module of that part
-#   extra_tensors(module) -> {name: array}, if it has one: what others look for in a file, and
-#             no variable of ours is
+#   trimmed(module, variables) -> the module for variables of a part only, optional
+#   extra_tensors(module) -> {name: array}, optional: tensors that other readers expect and
+#             that are not variables of ours
 #   config_from_module(module) -> config.json, so that transformers loads what we save
 FAMILIES = {
     't5': 't5', 'mt5': 't5', 'bert': 'bert', 'gpt2': 'gpt2', 'vit': 'vit', 'deit': 'deit',
@@ -33,10 +33,35 @@ FAMILIES = {
     'dinov2_with_registers': 'dinov2', 'resnet': 'resnet', 'vgg': 'vgg', 'detr': 'detr'}
 
 
+_MODULES: dict[str, str] = {}  # of families that plugins add
+
+
+def add_family(name: str, model_types: tuple[str, ...], module: str) -> None:
+  """Makes a family of checkpoints known, from a plugin's module (pass `__name__`).
+
+  Args:
+    name: of the family, written into the runs that start from it.
+    model_types: what config.json calls it.
+    module: full name of the module, which has what the comment on FAMILIES lists.
+
+  Raises:
+    UserError: another module has that name or one of those types.
+  """
+  if _MODULES.get(name, module) != module or name in FAMILIES.values() and name not in _MODULES or (
+      any(FAMILIES.get(kind, name) != name for kind in model_types)):
+    raise UserError(f'{module}: the family {name!r} of checkpoints, or one of its model types '
+                    f'{", ".join(model_types)}, is taken; give it another name')
+  _MODULES[name] = module
+  FAMILIES.update(dict.fromkeys(model_types, name))
+
+
 def read_config(folder: str, tensors) -> dict:
-  """config.json with the family's defaults filled in; {'model_type': 'vgg'} where timm has none."""
+  """config.json, completed with the family's defaults.
+
+  Without a config.json, a VGG recognised by its tensors gives {'model_type': 'vgg'}.
+  """
   path = os.path.join(folder, 'config.json')
-  # torchvision's networks come without a config: their tensors say all.
+  # torchvision's networks have no config: their tensors are sufficient.
   if not os.path.exists(path) and any(
       f'.{name}'.endswith('.features.0.weight') for name in tensors):
     return {'model_type': 'vgg'}
@@ -47,37 +72,39 @@ def read_config(folder: str, tensors) -> dict:
   if not isinstance(model_type, str) or model_type not in FAMILIES or model_type == 'vgg':
     return config
   from transformers import CONFIG_MAPPING  # seconds to import
-  # What transformers 4 said of a timm backbone with these, 5 asks the hub about.
+  if model_type not in CONFIG_MAPPING:  # a plugin's
+    return config
+  # transformers 4 writes backbone_kwargs for timm backbones; for them, 5 would query the hub.
   known = {key: value for key, value in config.items() if key != 'backbone_kwargs'}
   kind = CONFIG_MAPPING[model_type]
-  known = _of_near_types(known, kind().to_dict(), kind.attribute_map)
+  known = _convert_numbers(known, kind().to_dict(), kind.attribute_map)
   try:
     filled = kind.from_dict(known).to_dict()
-  except Exception as error:  # the library checks types, and raises whatever it meets
+  except Exception as error:  # the library checks types and raises errors of any kind
     raise UserError(f'{path}: {" ".join(str(error).split())}; correct it, or copy it '
                     'again') from error
-  # transformers sets T5's tie_word_embeddings to True whatever the file says.
+  # transformers always sets T5's tie_word_embeddings to True, so the file's flags win.
   return {**filled, **{key: value for key, value in config.items() if isinstance(value, bool)}}
 
 
-def _of_near_types(config, defaults, other_names):
-  """Numbers that other tools wrote as text ("1e-12" of YAML) or as 64.0, as what they mean."""
-  return {key: _near(value, defaults.get(other_names.get(key, key), ''))
+def _convert_numbers(config, defaults, other_names):
+  """Converts numbers written as text ("1e-12" in YAML) or as 64.0 to the type of the default."""
+  return {key: _convert(value, defaults.get(other_names.get(key, key), ''))
           for key, value in config.items()}
 
 
-def _near(value, default):
+def _convert(value, default):
   if isinstance(value, dict) and isinstance(default, dict):
-    return _of_near_types(value, default, {})
+    return _convert_numbers(value, default, {})
   if isinstance(value, list):
     number = default[0] if isinstance(default, list | tuple) and default else default
-    return [_near(item, number) for item in value]
+    return [_convert(item, number) for item in value]
   if isinstance(default, bool) or not isinstance(default, int | float | None):
     return value
   if isinstance(value, str):
     try:
       value = float(value) if re.search(r'[.eE]', value) else int(value)
-    except ValueError:  # no number: the library says what it wants instead
+    except ValueError:  # not a number: the library reports the expected type
       return value
   if isinstance(default, float):
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -85,7 +112,7 @@ def _near(value, default):
 
 
 def family_of(config: dict, where: str):
-  """The file of FAMILIES that knows a config; UserError if none does."""
+  """The family file for a config; UserError if there is none."""
   model_type = config.get('model_type')
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
@@ -94,12 +121,12 @@ def family_of(config: dict, where: str):
 
 
 def family_module(name: str):
-  """The file of a family, by a value of FAMILIES."""
-  return importlib.import_module(f'xmodal.pretrained.{name}')
+  """The module of a family, for a value of FAMILIES."""
+  return importlib.import_module(_MODULES.get(name, f'xmodal.pretrained.{name}'))
 
 
 def family_of_module(module: nn.Module):
-  """The file of FAMILIES that writes a tower; UserError if none does."""
+  """The family file that can write a tower; UserError if there is none."""
   for name in dict.fromkeys(FAMILIES.values()):
     family = family_module(name)
     if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):

@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder in the layout of the HuggingFace hub."""
+"""Reads a checkpoint folder in the layout of the HuggingFace hub."""
 
 from collections.abc import Iterator, Mapping
 import json
@@ -11,27 +11,27 @@ from safetensors import SafetensorError, safe_open
 from xmodal.errors import UserError
 
 _WHOLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
-# Safetensors' names of what its numpy reader does not know.
+# Safetensors' names of the dtypes that its numpy reader does not support.
 _FLOAT8 = {'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2,
            'F8_E4M3FNUZ': ml_dtypes.float8_e4m3fnuz, 'F8_E5M2FNUZ': ml_dtypes.float8_e5m2fnuz}
-FLOATS = ('F64', 'F32', 'F16', 'BF16', *_FLOAT8)  # dtypes of weights that can be read
-# Unpickling one of these runs whatever code it holds.
+FLOATS = ('F64', 'F32', 'F16', 'BF16', *_FLOAT8)  # supported dtypes of weights
+# Unpickling these files runs any code they contain.
 _PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
-  """The tensors of a folder by name; each is read from disk when it is asked for.
+  """The tensors of a folder by name; each is read from disk on access.
 
-  Holds `model.safetensors`, or the shards that `model.safetensors.index.json`
-  names. Arrays have the file's dtype (bfloat16 and those of 8 bits are ml_dtypes').
+  Reads `model.safetensors`, or the shards named by `model.safetensors.index.json`.
+  Arrays have the file's dtype (bfloat16 and 8-bit floats are ml_dtypes).
   """
 
   def __init__(self, folder: str):
     """Opens the files and reads their headers.
 
     Raises:
-      UserError: there are none, one is cut short, or the index names a file or
-        tensor that is not there.
+      UserError: there are none, one is truncated, or the index names a file or
+        tensor that does not exist.
     """
     self.folder = folder
     index = os.path.join(folder, _INDEX)
@@ -73,7 +73,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
     return self._files[name].get_tensor(name)
 
   def _read_float8(self, name):
-    """A tensor by the file's own header: 8 bytes of its length, JSON, then the data."""
+    """Reads a tensor through the file's header: its length (8 bytes), JSON, then the data."""
     with open(os.path.join(self.folder, self._paths[name]), 'rb') as f:
       length = int.from_bytes(f.read(8), 'little')
       first, end = json.loads(f.read(length))[name]['data_offsets']
@@ -88,7 +88,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
     return len(self._files)
 
   def dtype(self, name: str) -> str:
-    """The dtype of a tensor as the file calls it ('F32'), without reading it."""
+    """The dtype of a tensor by the file's name for it ('F32'), without reading the tensor."""
     return self._files[name].get_slice(name).get_dtype()
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ def _nothing_to_read(folder):
 
 
 def read_json(path: str) -> dict:
-  """The object in a JSON file; UserError if it is not there or none."""
+  """The object in a JSON file; UserError if the file is missing or holds no object."""
   try:
     with open(path, encoding='utf-8') as f:
       value = json.load(f)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from xmodal.models.gpt2 import Gpt2
+from xmodal.models.towers.gpt2 import Gpt2
 from xmodal.pretrained.activations import read_activation, write_activation
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, norm, require
 
@@ -13,11 +13,11 @@ PART = 'text'
 PREFIXES = ('transformer.',)
 RENAMES = ()
 NAMESPACE = ('wte', 'wpe', 'h', 'ln_f')
-IGNORE = r'h\.\d+\.attn\.(bias|masked_bias)'  # causal masks that older files hold as tensors
+IGNORE = r'h\.\d+\.attn\.(bias|masked_bias)'  # causal masks, stored in older files
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> Gpt2:
-  """The GPT-2 that a checkpoint's config.json describes; raises UserError if none does."""
+  """The GPT-2 that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   require(config, 'add_cross_attention', (False,))
   return Gpt2(
@@ -31,7 +31,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> Gpt2:
 
 
 def tied(config: Mapping) -> dict:
-  """The table of words may be saved as the output layer."""
+  """The token embedding may be saved as the output layer."""
   return {'wte.weight': ('lm_head.weight',)} if config['tie_word_embeddings'] else {}
 
 
@@ -60,7 +60,7 @@ def entries(module: Gpt2, source: Gpt2):
 
 
 def _conv1d(path, name, part=(0, 1)):
-  """The entries of what transformers calls Conv1D: a linear layer, its weight [in, out]."""
+  """The entries of transformers' Conv1D: a linear layer with weight [in, out]."""
   return [Entry(f'{path}/kernel', f'{name}.weight', 'kernel', part),
           Entry(f'{path}/bias', f'{name}.bias', part=part)]
 
@@ -69,7 +69,7 @@ def config_from_module(module: Gpt2) -> dict:
   """config.json of a checkpoint of this module."""
   return {
       'architectures': ['GPT2Model'], 'model_type': 'gpt2',
-      # Which tokens begin and end a text is the tokenizer's to say.
+      # The tokenizer defines the begin and end tokens.
       'bos_token_id': None, 'eos_token_id': None, 'vocab_size': module.vocab_size,
       'n_embd': module.hidden_dim, 'n_inner': module.mlp_dim, 'n_head': module.num_heads,
       'n_layer': module.num_layers, 'n_positions': module.max_positions,

@@ -1,21 +1,21 @@
-"""From the name of a checkpoint on the HuggingFace hub to a folder on this machine."""
+"""Resolves the name of a checkpoint on the HuggingFace hub to a local folder."""
 
 import os
 
 from xmodal import paths
 from xmodal.errors import UserError
 
-# Weights, config, and tokenizer in whichever layout: no pickles, no copies for other libraries.
-_WANTED = ['config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
+# Files to download: weights, config and tokenizer; no pickles, no copies for other libraries.
+_FILES = ['config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
            'model.safetensors.index.json', 'model-?????-of-?????.safetensors', 'tokenizer.json',
            'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
            'spiece.model', 'sentencepiece.bpe.model', 'vocab.txt', 'vocab.json', 'merges.txt']
-# Each names where the hub's library keeps what it downloads; else it is in the home folder.
+# Environment variables for the hub library's download cache; its default is the home folder.
 _CACHES = {'HF_HOME', 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'XDG_CACHE_HOME'}
 
 
 def find_folder(name: str) -> str:
-  """A folder as it is; else the hub's repository of that name, in its usual cache.
+  """A local folder itself; otherwise the hub's repository of that name, downloaded to its cache.
 
   Raises:
     UserError: no such folder, no such repository, or no network.
@@ -34,9 +34,13 @@ def find_folder(name: str) -> str:
                     'HuggingFace hub sends; set HF_HOME to a folder, or give that of a copy')
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import (
-      HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError)
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+  )
   try:
-    return snapshot_download(name, allow_patterns=_WANTED)
+    return snapshot_download(name, allow_patterns=_FILES)
   except (HFValidationError, RepositoryNotFoundError) as error:
     raise UserError(f'{name}: neither a folder here nor a checkpoint on the HuggingFace hub that '
                     'you may read; check the name, or `hf auth login` if it is gated') from error

@@ -1,4 +1,4 @@
-"""Which tensors of a file are a tower's, and what the tower itself calls them."""
+"""Finds a tower's tensors in a file, and maps their names to the tower's own."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -6,7 +6,7 @@ import re
 
 from xmodal.errors import UserError
 
-# Beside a tower's modules, and yet part of what it computes: not a head that can be left out.
+# Tensors outside the tower's modules that change its outputs, so they cannot be ignored.
 _CHANGES_OUTPUTS = re.compile(
     r'lora_|prefix_(encoder|tuning)|prompt_(encoder|embedding|token)|invertible_adapters')
 
@@ -16,30 +16,33 @@ class TowerNames:
   """The names of a file's tensors.
 
   Attributes:
-    files: the tower's own name of a tensor to the file's; names outside the tower's prefix stand
-      for themselves.
-    inside: own names of what lies under the tower's prefix, its heads included.
+    files: the tower's own name of a tensor -> the file's; names outside the tower's prefix map to
+      themselves.
+    inside: own names of the tensors under the tower's prefix, including its heads.
   """
 
   files: Mapping[str, str]
   inside: frozenset[str]
 
   def within(self, modules: Iterable[str]) -> list[str]:
-    """Own names in modules of the tower, or of what else changes its outputs (adapters)."""
+    """Own names in these modules of the tower, or of other tensors that change its outputs.
+
+    Those are adapters, such as LoRA.
+    """
     return [name for name in self.inside
             if name.split('.')[0] in modules or _CHANGES_OUTPUTS.search(name)]
 
 
 def tower_names(names: Iterable[str], family, tied: Mapping[str, tuple[str, ...]]) -> TowerNames:
-  """Finds a tower among the tensors of a file, under whichever prefix it lies.
+  """Finds a tower among the tensors of a file, under any prefix.
 
   Args:
-    names: of all tensors.
+    names: names of all tensors.
     family: see families.FAMILIES.
-    tied: own names to those that the same tensor may be saved under instead.
+    tied: own name -> other names that the same tensor may be saved under.
 
   Raises:
-    UserError: there are several such towers, or a tensor twice.
+    UserError: there are several such towers, or a tensor occurs twice.
   """
   names = list(names)
   prefix = _prefix(names, family)
@@ -61,7 +64,7 @@ def tower_names(names: Iterable[str], family, tied: Mapping[str, tuple[str, ...]
 
 
 def _prefix(names, family):
-  """What stands before the names of the tower's modules: where the most of them are together."""
+  """The prefix of the tower's modules: the one under which most of them occur."""
   found = {}
   for name in names:
     parts = name.split('.')
@@ -73,7 +76,7 @@ def _prefix(names, family):
   if len(best) < 2:
     return best[0] if best else ''
   usual = [prefix for prefix in ('', *family.PREFIXES) if prefix in best]
-  if not usual and most == 1 < len(family.NAMESPACE):  # another model's names, which meet by chance
+  if not usual and most == 1 < len(family.NAMESPACE):  # chance matches in another model's names
     return ''
   if not usual:
     raise UserError(f'{len(best)} towers, under the names {", ".join(sorted(best)[:4])}; '

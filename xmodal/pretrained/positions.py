@@ -1,25 +1,25 @@
-"""Position tables for pictures of another size than they were learned at."""
+"""Resizes position embeddings to another picture size than they were learned at."""
 
 import numpy as np
 
 from xmodal.errors import UserError
 
-# Of the cubic kernel (Keys, 1981), as PyTorch has it, and where it antialiases as Pillow does.
+# Parameter of the cubic kernel (Keys, 1981): PyTorch's, and with antialiasing Pillow's.
 _SHARPNESS, _SHARPNESS_ANTIALIASED = -0.75, -0.5
 
 
 def resize_positions(source, module, antialias=False):
-  """Makes a table of `source`'s grid of places fit `module`'s, as transformers does.
+  """Returns a function that resizes a position table from `source`'s grid to `module`'s.
 
-  Bicubic, corners not aligned; tokens before the grid (class, distillation)
+  As in transformers: bicubic, corners not aligned; tokens before the grid (class, distillation)
   keep their rows.
 
   Args:
     source, module: ViTs, with image_size (height, width) and patch_size.
-    antialias: whether a smaller grid takes means of more places.
+    antialias: whether to antialias when the grid becomes smaller.
 
   Returns:
-    (table float [P + N, D], the shape wanted) -> float32 table of that shape.
+    (table float [P + N, D], target shape) -> float32 table of that shape.
   """
   grids = [tuple(side // m.patch_size for side in m.image_size) for m in (source, module)]
 
@@ -41,7 +41,7 @@ def resize_positions(source, module, antialias=False):
 
 
 def cubic_weights(length: int, new_length: int) -> np.ndarray:
-  """float32 [new_length, length]: what each old place gives to each new one."""
+  """float32 [new_length, length]: the weight of each old position in each new one."""
   centers = (np.arange(new_length) + 0.5) * (length / new_length) - 0.5
   first = np.floor(centers).astype(int) - 1
   weights = np.zeros((new_length, length))
@@ -53,7 +53,7 @@ def cubic_weights(length: int, new_length: int) -> np.ndarray:
 
 
 def antialiased_weights(length: int, new_length: int) -> np.ndarray:
-  """As cubic_weights, of a kernel as wide as the new places lie apart."""
+  """As cubic_weights, with the kernel scaled to the spacing of the new positions."""
   scale = length / new_length
   centers = (np.arange(new_length) + 0.5) * scale
   distance = np.abs(np.arange(length) + 0.5 - centers[:, None]) / max(scale, 1)

@@ -1,5 +1,5 @@
-"""How a vision tower's pictures were made ready: preprocessor_config.json, processor_config.json of
-transformers 5, or timm's pretrained_cfg."""
+"""Reads a vision tower's preprocessing: preprocessor_config.json, processor_config.json
+(transformers 5), or timm's pretrained_cfg."""
 
 import math
 import os
@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-  """What pictures a tower was trained on.
+  """Size and normalisation of the pictures that a tower was trained on.
 
   Attributes:
     image_size: (height, width), pixels.
@@ -35,18 +35,18 @@ class Preprocessing(NamedTuple):
 
 def read_preprocessing(folder: str, config: dict, default: Preprocessing,
                        image_size: tuple[int, int] | None) -> Preprocessing:
-  """The preprocessing that the files of a checkpoint state.
+  """Reads the preprocessing from the files of a checkpoint.
 
   Args:
-    folder: of the checkpoint.
+    folder: folder of the checkpoint.
     config: its config.json.
-    default: the family's, for what the files leave open.
-    image_size: (height, width) of the tower's position table, if it has one; it has the last word.
+    default: the family's defaults for values that the files do not state.
+    image_size: (height, width) of the tower's position table, if it has one; takes precedence.
 
   Raises:
-    UserError: the file states what cannot be followed.
+    UserError: a stated value is invalid or not supported.
   """
-  path, stated = _stated(folder, config)
+  path, stated = _read_settings(folder, config)
   for key in ('rescale_offset', 'do_flip_channel_order'):
     if stated.get(key):
       raise UserError(f'{path}: {key} is {stated[key]!r}, which is not known here; choose another '
@@ -66,8 +66,8 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   return Preprocessing(size, tuple(m / scale for m in mean), tuple(s / scale for s in std))
 
 
-def _stated(folder, config):
-  """(file, what it states) of pictures: transformers lets a processor's own settings go first."""
+def _read_settings(folder, config):
+  """(file, its settings for pictures); as in transformers, processor_config.json comes first."""
   path = os.path.join(folder, _PROCESSOR_FILE)
   if os.path.exists(path) and 'image_processor' in (processor := read_json(path)):
     stated = processor['image_processor']
@@ -86,13 +86,13 @@ def _stated(folder, config):
 
 
 def _with_defaults(stated):
-  """What a file states, and what its class of transformers has for the keys that it leaves out."""
+  """The stated settings, with missing keys set to the defaults of the processor's class."""
   kind = stated.get('image_processor_type') or stated.get('feature_extractor_type')
   if not isinstance(kind, str):
     return stated
   import transformers  # seconds to import
   kind = kind.removesuffix('Fast').replace('FeatureExtractor', 'ImageProcessor')
-  # That of Pillow is there without torchvision; a class alone holds its defaults.
+  # The Pillow variant does not need torchvision; defaults are class attributes.
   known = getattr(transformers, f'{kind}Pil', None)
   return {key: value for key in ('image_mean', 'image_std', 'size', 'crop_size', 'do_center_crop',
                                  'do_normalize', 'do_rescale', 'rescale_factor', 'rescale_offset',
@@ -101,7 +101,7 @@ def _with_defaults(stated):
 
 
 def _channels(path, stated, key, preset):
-  """Three numbers, or one for all."""
+  """Three finite numbers; a single number is used for all channels."""
   value = stated.get(key)
   if value is None:
     return preset
@@ -129,7 +129,7 @@ def _rescale_factor(path, stated):
 
 
 def _size(path, stated):
-  """(height, width) of the ways in which files of several years state it; None if they do not."""
+  """(height, width) from any of the formats in use; None if it is not stated."""
   size = stated
   if isinstance(size, dict):
     side = size.get('shortest_edge')

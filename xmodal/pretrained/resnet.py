@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.resnet import ResNet
+from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, norm, require
 
@@ -15,12 +15,12 @@ PART = 'vision'
 PREFIXES = ('resnet.',)
 RENAMES = ()
 NAMESPACE = ('embedder', 'encoder')
-IGNORE = r'.*\.num_batches_tracked'  # of no use with a fixed momentum
+IGNORE = r'.*\.num_batches_tracked'  # unused with a fixed momentum
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ResNet:
-  """The ResNet that a checkpoint's config.json describes; raises UserError if none does."""
+  """The ResNet that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   require(config, 'hidden_act', ('relu',))
   require(config, 'num_channels', (3,))
@@ -63,19 +63,19 @@ def _conv(where, part, name):
 
 
 def extra_tensors(module: ResNet) -> dict[str, np.ndarray]:
-  """The counters of batches, which PyTorch keeps beside the statistics."""
+  """The batch counters that PyTorch stores with the running statistics."""
   return batch_counters(entries(module, module))
 
 
 def batch_counters(table) -> dict[str, np.ndarray]:
-  """A zero for each running variance of a table."""
+  """A batch counter of 0 for each running variance of a table."""
   ending = '.running_var'
   return {entry.name.removesuffix(ending) + '.num_batches_tracked': np.zeros((), np.int64)
           for entry in table if entry.name.endswith(ending)}
 
 
 def config_from_module(module: ResNet) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such ResNet."""
+  """config.json for this module; UserError if transformers has no such ResNet."""
   if module.norm != 'batch' or module.stem != 'imagenet' or module.dilate_last_stage:
     raise UserError(f'ResNet: norm {module.norm!r}, stem {module.stem!r} and dilate_last_stage '
                     f'{module.dilate_last_stage} have no counterpart in transformers, which has '

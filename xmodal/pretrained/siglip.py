@@ -1,9 +1,9 @@
-"""SigLIP's vision tower, alone or out of a checkpoint of both towers."""
+"""SigLIP's vision tower, alone or from a checkpoint of both towers."""
 
 from collections.abc import Mapping
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained import vit
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing
@@ -14,14 +14,14 @@ MODULE = ViT
 PREFIXES = ('vision_model.',)
 RENAMES = ()
 NAMESPACE = ('embeddings', 'encoder', 'post_layernorm')
-IGNORE = r'embeddings\.position_ids'  # they are counted
+IGNORE = r'embeddings\.position_ids'  # a constant index buffer
 PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
 
 variable_shapes = vit.variable_shapes
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
-  """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
+  """The ViT that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   config = config.get('vision_config', config)
   return ViT(mlp_dim=config['intermediate_size'], use_cls_token=False, **vit.shared_fields(config))
@@ -49,7 +49,7 @@ def writes(module: ViT) -> bool:
 
 
 def config_from_module(module: ViT) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such SigLIP."""
+  """config.json for this module; UserError if transformers has no such SigLIP."""
   vit.check_square(module, 'SigLIP')
   if not module.qkv_bias:
     raise UserError('ViT: qkv_bias is False, but the SigLIP of transformers has these biases; it '

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.t5 import T5
+from xmodal.models.towers.t5 import T5
 from xmodal.pretrained.tensors import Entry, grow_rows, init_shapes, require
 
 MODULE = T5
@@ -16,23 +16,22 @@ PREFIXES = ('transformer.',)
 RENAMES = ()
 NAMESPACE = ('shared', 'encoder', 'decoder')
 _COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-# Copies of `shared` in files of other years, and a bias that no model reads.
+# Copies of `shared` in files of other versions, and a bias that no model uses.
 IGNORE = '|'.join(map(re.escape, (
     *_COPIES, 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight')))
 
 
 def tied(config: Mapping) -> dict:
-  """The embedding may be saved under the name of a stack's, or as the output layer."""
+  """The embedding may be saved as that of a stack, or as the output layer."""
   return {'shared.weight': (*_COPIES, *(('lm_head.weight',) if config['tie_word_embeddings']
                                         else ()))}
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> T5:
-  """The T5 that a checkpoint's config.json describes; raises UserError if none does.
+  """The T5 that a checkpoint's config.json describes; UserError if it is not supported.
 
-  The tensors say whether the output layer is the embedding: they hold an
-  `lm_head.weight` of its own or not, while `tie_word_embeddings` has meant
-  different things in different years.
+  The output layer is tied to the embedding unless the tensors hold a different
+  `lm_head.weight`; the meaning of `tie_word_embeddings` has changed between versions.
   """
   require(config, 'feed_forward_proj', ('relu', 'gated-gelu'))
   shared = tensors.get('shared.weight')
@@ -44,7 +43,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
   if 'lm_head.weight' in tensors:
     tied_output = np.array_equal(tensors['lm_head.weight'], shared)
   else:
-    # transformers 5 writes True always: this is an older file that has lost its output layer.
+    # transformers 5 always writes True, so False means an older file without its output layer.
     tied_output = config['tie_word_embeddings'] or not decodes
   return T5(
       vocab_size=config['vocab_size'], hidden_dim=config['d_model'], head_dim=config['d_kv'],
@@ -58,7 +57,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
 
 
 def _decodes(config, tensors):
-  """Whether a T5 has a decoder that can write: not where it never had an output layer."""
+  """Whether a T5 has a usable decoder: not if it never had an output layer."""
   kinds = config['architectures'] or ()
   if any(name.endswith(('EncoderModel', 'ForTokenClassification')) for name in kinds):
     return False
@@ -69,7 +68,7 @@ def _decodes(config, tensors):
 
 
 def variable_shapes(module: T5):
-  """Shapes of all variables; of the decoder and the output layer if there are decoder layers."""
+  """Shapes of all variables; without decoder layers, no decoder and no output layer."""
   tokens, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
   if not module.num_decoder_layers:
     return init_shapes(module, tokens, mask, method='encode')
@@ -93,7 +92,7 @@ def _grow_columns(kernel, shape):
 
 
 def _stack(stack, attentions, gated):
-  """The entries of the encoder or decoder; attentions: our names to the file's, in order."""
+  """The entries of the encoder or decoder; attentions: our names -> the file's, in order."""
   ours, block = f'params/{stack}_layers', f'{stack}.block.{{}}.layer'
   for i, (path, name) in enumerate(attentions.items()):
     yield Entry(f'{ours}/{path}_norm/scale', f'{block}.{i}.layer_norm.weight')
@@ -110,12 +109,12 @@ def _stack(stack, attentions, gated):
 
 
 def trimmed(module: T5, variables) -> T5:
-  """The module without decoder layers if the variables have none (no task wrote with it)."""
+  """The module without decoder layers if the variables have none (no task generated text)."""
   return module if 'decoder_layers' in variables['params'] else module.clone(num_decoder_layers=0)
 
 
 def config_from_module(module: T5) -> dict:
-  """config.json of a checkpoint of this module; mT5 becomes a T5 1.1, which it is but for words."""
+  """config.json for this module; mT5 becomes T5 1.1, which differs only in the vocabulary."""
   kind = 'T5ForConditionalGeneration' if module.num_decoder_layers else 'T5EncoderModel'
   return {
       'architectures': [kind], 'model_type': 't5',

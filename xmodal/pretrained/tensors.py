@@ -1,4 +1,4 @@
-"""One table a model family, read in both directions: which tensors of a file make a variable."""
+"""Maps tensors of a file to variables and back, by one table for each model family."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -13,17 +13,17 @@ from xmodal.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One variable and the tensors it is made of.
+  """One variable and the tensors it is read from.
 
   Attributes:
-    path: of the variable, 'params/layers/mlp/up/kernel'.
-    name: of the tensor. '{}' stands for the layer: the variable is then the
-      stack [L, ...] of a tensor for each.
+    path: path of the variable, 'params/layers/mlp/up/kernel'.
+    name: name of the tensor. '{}' is the number of the layer: the variable is
+      then the stack [L, ...] of one tensor per layer.
     layout: a key of LAYOUTS.
-    part: (number, count): the variable is the number-th of count equal parts of
-      the tensor, along the output axis (query, key and value in one).
-    fit: makes an array of another size fit a shape (positions of another
-      picture size), or raises UserError; None: sizes must be equal.
+    part: (index, count): the variable is this one of count equal parts of the
+      tensor, along the output axis (query, key and value in one tensor).
+    fit: resizes an array to a shape (positions of another picture size), or
+      raises UserError; None: sizes must be equal.
   """
 
   path: str
@@ -46,12 +46,12 @@ def norm(path, name):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How the file orders the axes of a tensor.
+  """The order of a tensor's axes in the file.
 
   Attributes:
-    file_shape: the file's shape for a shape of ours.
-    to_flax, to_file: an array of the file in our order, and back.
-    output_axis: of the file's array; what `Entry.part` divides.
+    file_shape: the shape in the file for a shape of ours.
+    to_flax, to_file: convert an array from the file's order to ours, and back.
+    output_axis: axis of the file's array that `Entry.part` divides.
   """
 
   file_shape: Callable[[tuple], tuple]
@@ -88,13 +88,13 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A variable, and the tensors that were found for it.
+  """A variable, and its tensors in the file.
 
   Attributes:
-    entry: of the family's table.
+    entry: its entry in the family's table.
     struct: jax.ShapeDtypeStruct of the variable.
-    names: of the tensors: one, or one a layer.
-    note: what has to be made fit, or ''.
+    names: names of the tensors: one, or one per layer.
+    note: a line on a tensor that has to be resized, or ''.
   """
 
   entry: Entry
@@ -103,7 +103,7 @@ class Match:
   note: str
 
   def read(self, tensors: Mapping) -> np.ndarray:
-    """The variable as the tensors have it, in its own dtype."""
+    """The variable's value from the tensors, in the variable's dtype."""
     stacked = '{}' in self.entry.name
     shape = self.struct.shape[1:] if stacked else self.struct.shape
     layout, (number, count) = LAYOUTS[self.entry.layout], self.entry.part
@@ -113,19 +113,19 @@ class Match:
       if count > 1:
         array = np.split(array, count, axis=layout.output_axis)[number]
       array = layout.to_flax(array)
-      # Also where the shapes are equal: a grid of 4 x 4 places has that of one of 2 x 8.
+      # Even if the shapes are equal: grids of 4 x 4 and of 2 x 8 positions have the same shape.
       target[...] = self.entry.fit(array, shape) if self.entry.fit else array
     return value
 
 
 def match_variables(file_shapes: Mapping[str, tuple], entries: Iterable[Entry],
                     shapes) -> dict[str, Match]:
-  """Finds the tensors of a checkpoint that make a model's variables; reads none.
+  """Matches the tensors of a checkpoint to a model's variables, without reading them.
 
   Args:
-    file_shapes: name to shape of each tensor.
-    entries: the family's table; more entries than variables are no mistake.
-    shapes: pytree of jax.ShapeDtypeStruct, what the model's init would give.
+    file_shapes: name -> shape of each tensor.
+    entries: the family's table; it may have more entries than there are variables.
+    shapes: pytree of jax.ShapeDtypeStruct, as from the model's init.
 
   Returns:
     A Match for the path of each variable.
@@ -161,9 +161,9 @@ def _match(file_shapes, entry, struct):
 
 
 def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes):
-  """A model's variables out of the tensors of a checkpoint: pytree like shapes of numpy arrays.
+  """Reads a model's variables from the tensors of a checkpoint: pytree of numpy arrays as `shapes`.
 
-  Arguments and errors as of `match_variables`, but tensors: name to array.
+  Arguments and errors as in `match_variables`, except tensors: name -> array.
   """
   matches = match_variables({name: x.shape for name, x in tensors.items()}, entries, shapes)
   return traverse_util.unflatten_dict(
@@ -171,11 +171,11 @@ def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes):
 
 
 def write_tensors(variables, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
-  """The tensors of a checkpoint out of a model's variables: `read_variables` the other way.
+  """Converts a model's variables to the tensors of a checkpoint: the inverse of `read_variables`.
 
   Args:
     variables: pytree of arrays.
-    entries: the family's table; entries of variables that are not there are left out.
+    entries: the family's table; entries without a variable are skipped.
   """
   flat = traverse_util.flatten_dict(variables, sep='/')
   tensors, parts = {}, {}
@@ -198,10 +198,10 @@ def write_tensors(variables, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
 
 
 def grow_rows(array, shape):
-  """A table with more rows: the new ones are the mean of the others.
+  """Appends rows to a table; the new rows are the mean of the others.
 
-  A token that a tokenizer has and its checkpoint has not (a pad token for
-  GPT-2) is then as far from all words as can be.
+  They are for tokens of a tokenizer that its checkpoint lacks (a pad token for
+  GPT-2); the mean is close to no particular word.
 
   Raises:
     UserError: the table would shrink, or its width differs.
@@ -214,12 +214,12 @@ def grow_rows(array, shape):
 
 
 def init_shapes(module, *inputs, **kwargs):
-  """Shapes of the variables module.init makes for these inputs; computes nothing."""
+  """Shapes of the variables of module.init for these inputs, without computing them."""
   return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **kwargs))
 
 
 def require(config: Mapping, key, wanted):
-  """Raises UserError unless config[key] is absent or one of wanted."""
+  """Raises UserError unless config[key] is missing or one of `wanted`."""
   if key in config and config[key] not in wanted:
     raise UserError(f'checkpoint config.json: {key} is {config[key]!r}, only '
                     f'{" or ".join(map(repr, wanted))} can be read; choose another checkpoint')

@@ -1,4 +1,4 @@
-"""VGG checkpoints of torchvision and timm, which name their tensors alike."""
+"""VGG checkpoints of torchvision and timm, which use the same tensor names."""
 
 from collections.abc import Mapping
 import re
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.vgg import VGG
+from xmodal.models.towers.vgg import VGG
 from xmodal.pretrained.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from xmodal.pretrained.resnet import batch_counters
 from xmodal.pretrained.tensors import Entry, init_shapes, norm
@@ -17,7 +17,7 @@ MODULE = VGG
 PREFIXES = ()
 RENAMES = ()
 NAMESPACE = ('features',)
-IGNORE = r'.*\.num_batches_tracked'  # of no use with a fixed momentum
+IGNORE = r'.*\.num_batches_tracked'  # unused with a fixed momentum
 PREPROCESSING = Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD)
 
 STAGE_SIZES = {'vgg11': (1, 1, 2, 2, 2), 'vgg13': (2, 2, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3),
@@ -27,10 +27,10 @@ MODULES = {name + suffix: VGG(sizes, batch_norm=bool(suffix))
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> VGG:
-  """The VGG whose tensors these are; UserError if the config says that it is another.
+  """The VGG that these tensors belong to; UserError if the config states another.
 
-  Of the known ones, that with the most alike names: what is missing or too
-  many then comes to light by name.
+  It is the known VGG with the most similar tensor names; missing or surplus tensors
+  are then reported by name.
   """
   found = {int(match[1]) for name in tensors.keys()
            if (match := re.fullmatch(r'features\.(\d+)\.weight', name))}
@@ -43,13 +43,13 @@ def module_from_config(config: Mapping, tensors: Mapping) -> VGG:
 
 
 def _weights(module):
-  """Numbers of the layers that have weights."""
+  """Indices of the layers that have weights."""
   step = 1 if module.batch_norm else 0
   return {n + i for _, n in _convolutions(module) for i in range(step + 1)}
 
 
 def _convolutions(module):
-  """(our name, number in torch's Sequential) of each convolution."""
+  """(our name, index in torch's Sequential) of each convolution."""
   number = 0
   for i, num_convs in enumerate(module.stage_sizes):
     for j in range(num_convs):
@@ -76,12 +76,12 @@ def entries(module: VGG, source: VGG):
 
 
 def extra_tensors(module: VGG) -> dict[str, np.ndarray]:
-  """The counters of batches, which PyTorch keeps beside the statistics."""
+  """The batch counters that PyTorch stores with the running statistics."""
   return batch_counters(entries(module, module))
 
 
 def config_from_module(module: VGG) -> dict:
-  """config.json as timm writes it; UserError if it has no such VGG."""
+  """config.json as timm writes it; UserError if timm has no such VGG."""
   name = next((name for name, known in MODULES.items()
                if (known.stage_sizes, known.widths, known.batch_norm)
                == (tuple(module.stage_sizes), tuple(module.widths), module.batch_norm)), None)

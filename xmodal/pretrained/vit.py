@@ -1,11 +1,11 @@
-"""ViT checkpoints, and what the other families of ViTs have in common with them."""
+"""ViT checkpoints, and the code that the other families of ViTs share with them."""
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from xmodal.errors import UserError
-from xmodal.models.vit import ViT
+from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.positions import resize_positions
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
@@ -13,28 +13,28 @@ from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 MODULE = ViT
 PART = 'vision'
 PREFIXES = ('vit.',)
-# The names that transformers 5 has in memory, to those that it writes.
+# transformers 5: names in memory -> names in files.
 RENAMES = ((r'^layers\.', 'encoder.layer.'),
            (r'\.attention\.([qkv])_proj\.', r'.attention.attention.\1_proj.'),
            (r'\.q_proj\.', '.query.'), (r'\.k_proj\.', '.key.'), (r'\.v_proj\.', '.value.'),
            (r'\.o_proj\.', '.output.dense.'),
            (r'\.mlp\.fc1\.', '.intermediate.dense.'), (r'\.mlp\.fc2\.', '.output.dense.'))
 NAMESPACE = ('embeddings', 'encoder', 'layernorm', 'layers')
-IGNORE = r'embeddings\.mask_token'  # of pretraining
+IGNORE = r'embeddings\.mask_token'  # used in pretraining only
 PREPROCESSING = Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3)
 
 GELU = {'gelu': 'exact', 'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh'}
 
 
 def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
-  """The ViT that a checkpoint's config.json describes; raises UserError if none does."""
+  """The ViT that a checkpoint's config.json describes; UserError if it is not supported."""
   del tensors
   return ViT(mlp_dim=config['intermediate_size'], dropout_rate=config['hidden_dropout_prob'],
              qkv_bias=config['qkv_bias'], **shared_fields(config))
 
 
 def shared_fields(config: Mapping) -> dict:
-  """The fields of a ViT that all its families call alike; raises UserError if none could be."""
+  """The fields with the same config keys in all ViT families; UserError if not supported."""
   require(config, 'hidden_act', GELU)
   require(config, 'num_channels', (3,))
   patch_size = pair(config['patch_size'])
@@ -49,7 +49,7 @@ def shared_fields(config: Mapping) -> dict:
 
 
 def pair(size) -> tuple[int, int]:
-  """(height, width) of a number or a pair."""
+  """(height, width) from a number or a pair."""
   if isinstance(size, int):
     return size, size
   if len(size) != 2:
@@ -81,7 +81,7 @@ def entries(module: ViT, source: ViT):
 
 
 def patches(name):
-  """The entries of the patches' convolution."""
+  """The entries of the patch embedding, a convolution."""
   return [Entry('params/stem/projection/kernel', f'{name}.weight', 'patch'),
           Entry('params/stem/projection/bias', f'{name}.bias')]
 
@@ -101,19 +101,19 @@ def writes(module: ViT) -> bool:
 
 
 def is_dinov2(module: ViT) -> bool:
-  """Whether a ViT has what only DINOv2 has."""
+  """Whether a ViT has features that only DINOv2 has."""
   return bool(module.swiglu or module.num_registers or module.layer_scale is not None)
 
 
 def config_from_module(module: ViT) -> dict:
-  """config.json of a checkpoint of this module; UserError if transformers has no such ViT."""
+  """config.json for this module; UserError if transformers has no such ViT."""
   return {'architectures': ['ViTModel'], 'model_type': 'vit', 'intermediate_size': module.mlp_dim,
           'hidden_dropout_prob': module.dropout_rate, 'qkv_bias': module.qkv_bias,
           **shared_config(module)}
 
 
 def shared_config(module: ViT) -> dict:
-  """What `shared_fields` reads; UserError if the patches' stem has no counterpart."""
+  """The config keys that `shared_fields` reads; UserError if the stem has no counterpart."""
   if module.stem != 'patch':
     raise UserError(f"ViT: stem {module.stem!r} has no counterpart in transformers, which has "
                     "'patch'; it cannot be exported")
@@ -127,7 +127,7 @@ def shared_config(module: ViT) -> dict:
 
 
 def check_square(module: ViT, family: str) -> None:
-  """Raises UserError for a picture size that transformers' model of a family cannot have."""
+  """Raises UserError for a picture that is not square, which the family does not support."""
   if module.image_size[0] != module.image_size[1]:
     raise UserError(f'ViT: image_size is {module.image_size}, but the {family} of transformers '
                     'knows square pictures alone; it cannot be exported')

@@ -1,4 +1,4 @@
-"""Parameters split over `fsdp` are gathered where a layer uses them, and only there."""
+"""Gathers parameters sharded over `fsdp` where a layer uses them, and only there."""
 
 import functools
 
@@ -11,19 +11,19 @@ from xmodal.sharding.rules import path_name, spec_for
 
 
 def gather_when_used(params):
-  """The same parameters, each to be gathered over `fsdp` by the module that reads it.
+  """Wraps parameters so that the module that reads one gathers it over `fsdp`.
 
-  This is ZeRO's third stage (arXiv:1910.02054): a device holds its share of a layer until the layer
-  runs, and gradients are summed into shares again. Left to choose, XLA gathers the activations of
-  the whole batch instead; and with more than one device along each of `data`, `fsdp` and `tensor`
-  its partitioner (jaxlib 0.10.2 and 0.12.0) gets gradients wrong where a product with a parameter
-  split over `fsdp` meets a part of an array: see tests/test_sharding.py.
+  This is ZeRO's third stage (arXiv:1910.02054): a device holds its shard of a layer until the layer
+  runs, and gradients are reduced into shards again. By default, XLA gathers the activations of the
+  whole batch instead; and with more than one device along each of `data`, `fsdp` and `tensor` its
+  partitioner (jaxlib 0.10.2 and 0.12.0) computes wrong gradients where a product with a parameter
+  sharded over `fsdp` meets a slice of an array: see tests/test_sharding.py.
 
   Args:
     params: nested dicts of arrays, in a function traced for a mesh (see sharding.mesh.over).
 
   Returns:
-    Variables for Module.apply. Without a mesh, or without devices along `fsdp`: `params`.
+    Variables for Module.apply. Without a mesh, or with a single device along `fsdp`: `params`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.shape.get('fsdp', 1) == 1:
@@ -33,7 +33,7 @@ def gather_when_used(params):
 
 
 class _Share(flax.struct.PyTreeNode, meta.AxisMetadata):
-  """A parameter [..., *dims] with the specification of all its dimensions before a scan took some."""
+  """A parameter [..., *dims] with the PartitionSpec of all dimensions, including scanned ones."""
 
   value: jax.Array
   spec: PartitionSpec = flax.struct.field(pytree_node=False)
@@ -57,7 +57,8 @@ def _gather(x, spec):
 
 
 def _backward(spec, _, gradient):
-  # Summed as the parameter was used and then split; else activations would be split like it.
+  # Reduced in the layout in which the parameter was used, then sharded; otherwise XLA would shard
+  # activations like the parameter.
   gradient = jax.lax.with_sharding_constraint(gradient, _without_fsdp(spec))
   return (jax.lax.with_sharding_constraint(gradient, spec),)
 

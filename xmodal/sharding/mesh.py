@@ -1,4 +1,4 @@
-"""The device mesh, and batches laid over it."""
+"""The device mesh, and batches sharded over it."""
 
 from collections.abc import Callable
 import functools
@@ -8,19 +8,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from xmodal.errors import UserError
+from xmodal.options import Option
 
 AXES = ('data', 'fsdp', 'tensor')
-# A batch is split over both: fsdp shards parameters, and examples as well.
+# A batch is split over both axes: fsdp shards examples as well as parameters.
 BATCH_AXES = ('data', 'fsdp')
+
+OPTIONS = {
+    'data': Option(-1, 'Devices over which a batch is split; -1: all devices left by the others.',
+                   low=-1, may_change=True),
+    'fsdp': Option(1, 'Devices over which batch and parameters are split.', low=1,
+                   may_change=True),
+    'tensor': Option(1, 'Devices over which each layer is split.', low=1, may_change=True)}
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   """A mesh over all devices of all hosts.
 
   Args:
-    data: copies of the model; -1 for as many as the devices allow.
-    fsdp: ways each parameter is split, gathered where it is used (arXiv:1910.02054, stage 3).
-    tensor: ways each layer's width is split (arXiv:1909.08053).
+    data: number of model replicas; -1 for as many as the devices allow.
+    fsdp: number of shards of each parameter, gathered where used (arXiv:1910.02054, stage 3).
+    tensor: number of shards of each layer's width (arXiv:1909.08053).
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
@@ -42,8 +50,8 @@ def batch_ways(mesh: Mesh) -> int:
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises UserError if a batch does not divide into micro-batches, devices and hosts."""
   if batch_size < 1 or accumulation < 1:
-    raise UserError(f'config.train.batch_size={batch_size}, config.train.accumulation={accumulation}: '
-                    'wanted 1 or more of each')
+    raise UserError(f'config.train.batch_size={batch_size}, '
+                    f'config.train.accumulation={accumulation}: wanted 1 or more of each')
   ways = batch_ways(mesh)
   if batch_size % (ways * accumulation):
     raise UserError(f'config.train.batch_size={batch_size} does not divide into {accumulation} '
@@ -52,8 +60,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
 
 
 def over(mesh: Mesh, function: Callable) -> Callable:
-  """A function to be compiled for a mesh: the model knows the mesh while it is traced, and says
-  where activations lie (see models.layout)."""
+  """Wraps a function so that it is traced with a mesh, on which the model lays out activations
+  (see models.layout)."""
   @functools.wraps(function)
   def traced(*args, **options):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -63,20 +71,20 @@ def over(mesh: Mesh, function: Callable) -> Callable:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Arrays [B, ...] split over the devices by their examples."""
+  """The sharding of arrays [B, ...] by examples."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A whole copy on every device."""
+  """The sharding with a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Which rows of a batch this host's devices hold, in rising order: int64 [N].
+  """The rows of a batch that this host's devices hold, in ascending order: int64 [N].
 
-  Not always a share of its own: where a host's devices hold parts of one copy
-  of the model, other hosts hold the same rows.
+  Hosts may share rows: if a model replica spans several hosts, they all hold the
+  same rows.
   """
   slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows, in slices.values()]))
@@ -84,14 +92,6 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def put_batch(batch, mesh: Mesh, batch_size: int):
   """This host's rows of a batch (numpy [N, ...], see local_rows) as arrays over the mesh."""
-  sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
-
-  def put(x):
-    def of_device(index):
-      wanted = range(batch_size)[index[0]]
-      start = np.searchsorted(rows, wanted.start)
-      return x[start:start + len(wanted)]
-
-    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, of_device)
-
-  return jax.tree.map(put, batch)
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(
+      sharding, x, (batch_size, *x.shape[1:])), batch)

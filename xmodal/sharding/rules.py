@@ -1,10 +1,10 @@
-"""One table that says how every parameter is split.
+"""Rules for how each parameter is sharded over the mesh.
 
-A rule names the axes of a parameter's last dimensions (two axes where both
-split one dimension); dimensions before those (the layers of a scanned stack)
-are never split. The first rule whose pattern is found in the parameter's path
-holds. A parameter that no rule names is an error: a silent copy on every device
-is how a large model runs out of memory.
+A rule names the mesh axes of a parameter's last dimensions (two axes may split one dimension);
+dimensions before those (the layers of a scanned stack) are never split. The first rule whose
+pattern is found in the parameter's path applies: first the rules that parts declare for their own
+parameters ('sharding' where they register), then RULES, for layers that many parts have. A
+parameter without a rule is an error: silent replication would make a large model run out of memory.
 """
 
 import math
@@ -12,6 +12,8 @@ import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xmodal.registry import declared
 
 # Megatron's split (arXiv:1909.08053): heads and MLP width over `tensor`, so that
 # each pair of linear layers needs one sum; the other side over `fsdp`.
@@ -24,10 +26,7 @@ RULES = (
     (r'(answers|lm_head|class_head)/kernel$', ('fsdp', 'tensor')),
     (r'(answers|lm_head|class_head)/bias$', ('tensor',)),
     (r'token_embedding/embedding$', ('tensor', 'fsdp')),
-    (r'relative_bias/embedding$', ()),
-    # A patch of 14 x 14 x 3 values divides by little; the width does.
-    (r'stem/projection/kernel$', (None, ('tensor', 'fsdp'))),
-    # Adapters lie as their kernels do; those of convolutions are small.
+    # Adapters are sharded like their kernels; those of convolutions are small.
     (r'(conv\w*|stem|shortcut)/lora_[ab]$', ()),
     (r'(out|down)/lora_a$', ('tensor', None)),
     (r'(out|down)/lora_b$', (None, 'fsdp')),
@@ -35,38 +34,34 @@ RULES = (
     (r'/lora_b$', (None, 'tensor')),
     (r'_projection/kernel$|/projection/kernel$', ('fsdp', 'tensor')),
     (r'_projection/bias$|/projection/bias$', ()),
-    # On (data, fsdp, tensor) meshes XLA's partitioner gets gradients of convolutions
-    # wrong that are split over two axes (jaxlib 0.10.2): see test_sharding.
+    # On (data, fsdp, tensor) meshes XLA's partitioner computes wrong gradients of
+    # convolutions split over two axes (jaxlib 0.10.2): see test_sharding.
     (r'(conv\w*|stem|shortcut)/kernel$', (None, None, None, 'fsdp')),
     (r'conv\w*/bias$', ()),
     (r'norm\w*/(scale|bias|mean|var)$', ()),
     (r'position_embedding$', (None, 'fsdp')),
-    (r'(type_embedding|row_embedding|column_embedding|log_scale|score_bias)$', ()),
-    (r'(objectness|number|(box|proposal)_change)/(kernel|bias)$', ()),
-    (r'(query_embedding|context_embedding|reference_points)$', ()),
-    (r'modulation/kernel$', ('fsdp', 'tensor')),
-    (r'modulation/bias$', (('tensor', 'fsdp'),)),
-    (r'(cls_token|distillation_token|registers|attention_scale|mlp_scale)$', ()),
+    (r'(row_embedding|column_embedding|log_scale|score_bias)$', ()),
 )
 
 
 def path_name(path) -> str:
-  """A key path of a tree as 'a/b/c'."""
+  """Formats a key path of a tree as 'a/b/c'."""
   return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))))
                   for key in path)
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """How a parameter of this path and shape is split; KeyError if no rule names it.
+  """The PartitionSpec of a parameter by its path and shape; KeyError if no rule matches.
 
-  A dimension that the devices of its axis do not divide stays whole.
+  A dimension that is not divisible by the devices of its axis is not split.
   """
-  for pattern, axes in RULES:
+  for pattern, axes in (*declared('sharding'), *RULES):
     if re.search(pattern, name):
       axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
       return PartitionSpec(*(axis if axis and size % _devices(axis, mesh) == 0 else None
                              for axis, size in zip(axes, shape)))
-  raise KeyError(f'parameter {name} {shape}: no rule in xmodal/sharding/rules.py names it')
+  raise KeyError(f'parameter {name} {shape}: no rule names it; the part that owns it declares one '
+                 "with 'sharding' where it registers, see xmodal/sharding/rules.py")
 
 
 def _devices(axis, mesh):

@@ -1,36 +1,57 @@
-"""Captioning: the T5 decoder writes what a picture shows."""
+"""Captioning: the T5 decoder generates a description of a picture."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
-from xmodal.tasks import card, writing
-from xmodal.tasks.task import Task
+from xmodal.options import Option
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
+from xmodal.tasks.task import TASKS, Task
+
+OPTIONS = {
+    'caption_length': Option(32, 'Tokens of a caption.', low=2),
+    'max_captions': Option(5, 'Maximum number of captions per picture in training.', low=1),
+    'beams': Option(1, 'Beams of the search; 1: greedy.', low=1, may_change=True),
+    'temperature': Option(0.0, 'Above 0: tokens are sampled at this temperature.', low=0,
+                          may_change=True),
+    'top_k': Option(0, 'Sample from the k most probable tokens; 0: from all.', low=0,
+                    may_change=True),
+    'top_p': Option(1.0, 'Sample from the fewest tokens of this total probability; 1: from all.',
+                    low=0, high=1, may_change=True)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-  """A caption and the probability that the model gives it, the product over its tokens."""
+class Caption:
+  """A caption.
+
+  Attributes:
+    caption: the text.
+    probability: 0..1, under the model: the product over its tokens.
+  """
 
   caption: str
   probability: float
 
 
+@TASKS.register('captioning', options=OPTIONS)
 class Captioning(Task):
   """Describes pictures.
 
-  An example's loss is the mean over its captions of each one's cross-entropy
-  per token: every visit to a picture learns from all that people wrote of it
-  (up to config.captioning.max_captions), and the vision tower runs once for them.
+  The per-example loss is the mean over its captions of the cross-entropy per token.
+  Each training step uses all captions of a picture (up to
+  config.captioning.max_captions), and the vision tower runs once for them.
   """
 
   name = 'captioning'
@@ -39,13 +60,13 @@ class Captioning(Task):
   main_score = 'CIDEr'
 
   def __init__(self, config, tokenizer: Tokenizer, max_captions: int, seed: int = 0):
-    """A task whose training looks at up to max_captions texts of each picture.
+    """Creates the task.
 
     Args:
       config: config.captioning.
-      tokenizer: of captions.
-      max_captions: see from_data.
-      seed: of captions that are drawn at random.
+      tokenizer: tokenizer of captions.
+      max_captions: captions per picture used in training.
+      seed: seed of sampled captions.
     """
     if config.temperature and config.beams > 1:
       raise UserError(f'config.captioning.beams={config.beams} searches and '
@@ -113,18 +134,18 @@ class Captioning(Task):
         eos_id=self._tokenizer.eos_id, beams=own.beams, temperature=own.temperature,
         top_k=own.top_k, top_p=own.top_p, seed=self._seed)
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'gen': features['weight']}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     pad_id, captions = self._tokenizer.pad_id, features['captions']
-    of_caption = jax.vmap(lambda logits, tokens: writing.token_loss(logits, tokens, pad_id),
-                          in_axes=1, out_axes=1)(outputs, captions)
+    caption_losses = jax.vmap(lambda logits, tokens: writing.token_loss(logits, tokens, pad_id),
+                              in_axes=1, out_axes=1)(outputs, captions)
     count = (captions != pad_id).any(-1).sum(-1)
-    return {'gen': of_caption.sum(-1) / jnp.maximum(count, 1)}
+    return {'gen': caption_losses.sum(-1) / jnp.maximum(count, 1)}
 
   def progress(self, outputs, features):
-    """Share of the captions' tokens that are the likeliest ones."""
+    """Accuracy of the captions' tokens."""
     tokens = features['captions']
     is_text = tokens != self._tokenizer.pad_id
     right = (outputs.argmax(-1) == tokens) & is_text
@@ -133,7 +154,7 @@ class Captioning(Task):
   # ---- host: predictions
 
   def decode(self, arrays):
-    return [Prediction(*pair) for pair in writing.read_texts(self._tokenizer, arrays)]
+    return [Caption(*pair) for pair in writing.read_texts(self._tokenizer, arrays)]
 
   def score(self, examples, predictions):
     pairs = [(e, p) for e, p in zip(examples, predictions) if e.captions]
@@ -156,12 +177,15 @@ class Captioning(Task):
     return '\n'.join(rows)
 
   def record(self, example, prediction):
-    return {'image_id': example.image_id, 'caption': prediction.caption,
-            'probability': float(f'{prediction.probability:.6g}'),
+    return {'image_id': example.image_id, **self.plain(prediction),
             'captions': list(example.captions)}
 
+  def plain(self, prediction):
+    return {'caption': prediction.caption,
+            'probability': float(f'{prediction.probability:.6g}')}
+
   def files(self, examples, predictions):
-    """COCO's results file; a picture that several examples show is in it once."""
+    """COCO's results file, with one caption per image id."""
     captions = {e.image_id: p.caption for e, p in zip(examples, predictions)
                 if e.image_id is not None}
     return {'results': [{'image_id': image_id, 'caption': caption}
@@ -172,7 +196,7 @@ class Captioning(Task):
 
   def draw(self, example, pixels, prediction):
     known = [metrics.tokenize(text) for text in example.captions]
-    # In other words it may be as true: nothing here can tell.
+    # A caption in other words may be as correct, so it is not marked wrong.
     colour = card.RIGHT if metrics.tokenize(prediction.caption) in known else card.PLAIN
     lines = [(f'model: {self.describe(prediction)}', colour)]
     lines += [(f'truth: {text}', card.PLAIN) for text in example.captions[:1]]
@@ -180,14 +204,14 @@ class Captioning(Task):
 
 
 class CaptioningHead(nn.Module):
-  """The decoder over a picture that was joined with no text; it has no parameters of its own.
+  """The decoder on a picture fused with an empty text; has no parameters of its own.
 
   Attributes:
-    caption_length: longest caption, in tokens.
-    pad_id, eos_id: token numbers.
-    beams: of the search; 1: none.
-    temperature, top_k, top_p: of tokens drawn at random; temperature 0: none are.
-    seed: of what is drawn, with the seed of each picture.
+    caption_length: maximum length of a caption, in tokens.
+    pad_id, eos_id: token ids.
+    beams: beams of the search; 1: no search.
+    temperature, top_k, top_p: of sampling; temperature 0: no sampling.
+    seed: seed of sampling, combined with each picture's seed.
   """
 
   caption_length: int
@@ -199,29 +223,27 @@ class CaptioningHead(nn.Module):
   top_p: float = 1.0
   seed: int = 0
 
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns logits, float32 [B, N, T, V], of each of N captions."""
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> Float[Array, 'B N T V']:
+    """Returns logits, float32 [B, N, T, V], of N captions per picture."""
     del deterministic
     captions = features['captions']
     batch, number, length = captions.shape
-    # Each caption is written about the same tokens.
+    # All captions share the same fused tokens.
     fused = self._fused(towers).repeat(number)
-    logits = writing.read_along(towers, fused, captions.reshape(-1, length), self.pad_id)
+    logits = writing.teacher_forced_logits(towers, fused, captions.reshape(-1, length), self.pad_id)
     return logits.reshape(batch, number, length, -1)
 
   def _fused(self, towers):
     vision = towers.vision().tokens
     return towers.fused(jnp.full((vision.shape[0], 1), self.pad_id, jnp.int32))
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns a caption of each picture, see writing.write."""
-    drawn = {}
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns one caption per picture, see writing.write."""
+    sampling = {}
     if self.temperature:
-      # A key of each picture, so that its caption does not depend on the others of the batch.
+      # Per-picture keys, so that a caption does not depend on the other pictures of the batch.
       rng = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), features['seed'])
-      drawn = dict(rng=rng, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+      sampling = dict(rng=rng, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
     return writing.write(towers, self._fused(towers), self.caption_length, pad_id=self.pad_id,
-                         eos_id=self.eos_id, beams=self.beams, **drawn)
-
-
-TASK = Captioning
+                         eos_id=self.eos_id, beams=self.beams, **sampling)

@@ -1,39 +1,50 @@
-"""Naming the object at each image token: a second task that teaches towers what words look like.
+"""Names of the objects at each image token: an auxiliary task that grounds words in pictures.
 
-Questions alone say little about a picture, and a model trained on them from
-nothing stays at what the words of the question give away. Objects' names and
-places say much: each image token tells which names' objects have their centre
-in it. A token is scored by how well it matches the text tower's embedding of
-the name, in the space in which the cross-modal layers compare the two, so that
-a question's words find what they speak of.
+Questions alone give little supervision about a picture: a model trained on them from
+scratch learns only what the words of the question reveal. Names and places of objects
+give much more. For each image token, the task predicts the names of the objects
+whose centre is in it. A token's logit is its match with the text tower's embedding of
+the name, in the space where the cross-modal layers compare the two, so that a
+question's words attend to the objects that they name.
 """
 
 import collections
+from collections.abc import Mapping, Sequence
 import json
 import os
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 import numpy as np
 import optax
 
 from xmodal.data.example import Example
 from xmodal.data.faults import count_kinds
-from xmodal.data.placement import visible_objects
+from xmodal.data.pictures.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names, names_present, sample_names
-from xmodal.tasks import card
-from xmodal.tasks.task import Task
+from xmodal.options import Option
+from xmodal.tasks.drawing import card
+from xmodal.tasks.task import TASKS, Task
 
 _TOP = 10
-_LIKELY = 0.5  # a name's probability, from which it counts as said
+_LIKELY = 0.5  # probability from which a name counts as predicted
+
+OPTIONS = {
+    'max_names': Option(200, 'Maximum number of names; the most frequent are kept.', low=1),
+    'sampled_names': Option(256, 'Maximum number of names per training step, see '
+                            'detection.sampled_names.',
+                            low=1),
+    'max_objects': Option(16, 'Maximum number of objects per picture in training.', low=1)}
 
 
+@TASKS.register('objects', options=OPTIONS)
 class Objects(Task):
-  """Predicts, for each image token, the names of the objects at it."""
+  """Predicts the names of the objects at each image token."""
 
   name = 'objects'
   needs = ('objects',)
@@ -42,13 +53,13 @@ class Objects(Task):
 
   def __init__(self, tokenizer: Tokenizer, names: Sequence[str], *, max_objects: int,
                sampled_names: int = 256):
-    """A task over a fixed list of names.
+    """Creates the task for a fixed list of names.
 
     Args:
-      tokenizer: of the names.
+      tokenizer: tokenizer of the names.
       names: the objects' names, in the order of the logits.
-      max_objects: objects of one picture that count; more are left out, and said.
-      sampled_names: that a training step looks for, see models.names.sample_names.
+      max_objects: maximum number of objects per picture; `survey` reports any excess.
+      sampled_names: names per training step, see models.names.sample_names.
     """
     self.names = tuple(names)
     self._name_tokens = tokenizer.encode(self.names, int(tokenizer.lengths(self.names).max()))
@@ -59,10 +70,10 @@ class Objects(Task):
     boxes = np.zeros((self._max_objects, 4), np.float32)
     names = np.full(self._max_objects, -1, np.int32)
     known = [o for o in example.objects or () if o.name in self._index]
-    seen, their_boxes = visible_objects(known, placement)
-    count = min(len(seen), self._max_objects)
-    boxes[:count] = their_boxes[:count]
-    names[:count] = [self._index[o.name] for o in seen[:count]]
+    visible, visible_boxes = visible_objects(known, placement)
+    count = min(len(visible), self._max_objects)
+    boxes[:count] = visible_boxes[:count]
+    names[:count] = [self._index[o.name] for o in visible[:count]]
     return {'boxes': boxes, 'names': names, 'weight': np.float32(example.objects is not None)}
 
   def survey(self, examples):
@@ -90,55 +101,61 @@ class Objects(Task):
     with open(os.path.join(folder, 'names.json'), 'w', encoding='utf-8') as f:
       json.dump(self.names, f, ensure_ascii=False, indent=0)
 
-  def asked(self):
+  def vocabulary(self):
     return Names(self._name_tokens)
 
-  def asked_in_step(self, features, key):
-    names = self.asked()
+  def sampled_vocabulary(self, features, key):
+    names = self.vocabulary()
     present = names_present(features['names'], len(names.tokens))
     return sample_names(names, present, self._sampled_names, key)
 
   def head(self):
     return ObjectsHead()
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features['weight'] for term in self.loss_weights}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     targets = token_targets(features['boxes'], features['names'], outputs.shape[1:3],
                             len(self.names))
     is_picture = ~jnp.isneginf(outputs[..., :1])
     losses = optax.sigmoid_binary_cross_entropy(jnp.where(is_picture, outputs, 0), targets)
-    if 'asked' in features and features['asked'].counts is not None:  # those left out of a step
-      losses = jnp.where(features['asked'].counts, losses, 0)
-    # Summed over names and averaged over tokens: names that are absent nearly
-    # everywhere must not thin the loss out.
+    # Exclude names that this step does not sample.
+    if 'vocabulary' in features and features['vocabulary'].counts is not None:
+      losses = jnp.where(features['vocabulary'].counts, losses, 0)
+    # Summed over names and averaged over tokens: a mean over names, most of which are absent,
+    # would dilute the loss.
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
-    present = arrays['present'][:, :len(self.names)]  # not of rows that fill the names up
+    """For each picture up to ten (name, probability 0..1 of its presence), most probable first."""
+    present = arrays['present'][:, :len(self.names)]  # without padding rows
     ranked = np.argsort(-present, axis=-1, kind='stable')[:, :_TOP]
     return [tuple((self.names[i], float(row[i])) for i in order)
             for row, order in zip(present, ranked)]
 
   def score(self, examples, predictions):
-    """Precision, recall and F1 of the names said, over all pictures at once (micro).
+    """Micro-averaged precision, recall and F1 of the predicted names.
 
-    Where no picture has an object there is nothing to recall, and so no score.
+    If no picture has an object, recall is undefined and there is no score.
     """
-    pairs = [({o.name for o in e.objects}, {name for name, chance in said if chance >= _LIKELY})
-             for e, said in zip(examples, predictions) if e.objects is not None]
+    pairs = [({o.name for o in e.objects}, {name for name, chance in named if chance >= _LIKELY})
+             for e, named in zip(examples, predictions) if e.objects is not None]
     if not pairs:
       return {}
-    there, told, right = (sum(map(len, sets)) for sets in (
-        *zip(*pairs), [truth & said for truth, said in pairs]))
-    if not there:
+    positives, predicted, right = (sum(map(len, sets)) for sets in (
+        *zip(*pairs), [truth & named for truth, named in pairs]))
+    if not positives:
       return {'examples': len(pairs)}
-    return {'f1': 2 * right / (there + told), 'precision': right / max(told, 1),
-            'recall': right / there, 'examples': len(pairs)}
+    return {'f1': 2 * right / (positives + predicted), 'precision': right / max(predicted, 1),
+            'recall': right / positives, 'examples': len(pairs)}
 
   def headline(self, scores):
     return f'F1 of names {scores["f1"]:.1%}' if 'f1' in scores else ''
+
+  def plain(self, prediction):
+    return {'names': [{'name': name, 'probability': round(probability, 6)}
+                      for name, probability in prediction]}
 
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
@@ -155,37 +172,37 @@ class Objects(Task):
 
 
 class ObjectsHead(nn.Module):
-  """Matches image tokens with names; its own parameters are a scale and a bias (arXiv:2303.15343).
-  """
+  """Matches image tokens with names; parameters: only a scale and a bias (arXiv:2303.15343)."""
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
-    """Returns logits, float32 [B, rows, columns, K]; -inf in the padding of a picture."""
-    vision, names = towers.vision(), towers.names(features['asked'])
-    seen = towers.seen(vision)
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> Float[Array, 'B rows columns K']:
+    """Returns logits, float32 [B, rows, columns, K]; -inf in a picture's padding."""
+    vision, names = towers.vision(), towers.names(features['vocabulary'])
+    tokens = towers.align_vision(vision)
     rows, columns = vision.grid
-    seen = seen[:, seen.shape[1] - rows * columns:]  # no class token
+    tokens = tokens[:, tokens.shape[1] - rows * columns:]  # no class token
     scale = self.param('log_scale', nn.initializers.zeros, ())
-    # Most names are absent at most tokens: begin there.
+    # Start with low probabilities: most names are absent at most tokens.
     bias = self.param('score_bias', nn.initializers.constant(-4.0), ())
-    logits = jnp.einsum('bnd,kd->bnk', seen, names, preferred_element_type=jnp.float32)
-    logits = logits * (jnp.exp(scale) * seen.shape[-1] ** -0.5) + bias
+    logits = jnp.einsum('bnd,kd->bnk', tokens, names, preferred_element_type=jnp.float32)
+    logits = logits * (jnp.exp(scale) * tokens.shape[-1] ** -0.5) + bias
     if vision.mask is not None:
       logits = jnp.where(vision.mask[:, -rows * columns:, None], logits, -jnp.inf)
     return logits.reshape(-1, rows, columns, len(names))
 
-  def predict(self, towers, features):
-    """Returns the probability of each name being somewhere in the picture: [B, K]."""
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the probability that each name is anywhere in the picture: [B, K]."""
     return {'present': jax.nn.sigmoid(self(towers, features, deterministic=True)).max((1, 2))}
 
 
-def token_targets(boxes: jax.Array, names: jax.Array, grid: tuple[int, int],
-                  num_names: int) -> jax.Array:
-  """In which token of a grid each object's centre lies.
+def token_targets(boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M'], grid: tuple[int, int],
+                  num_names: int) -> Float[Array, 'B {grid[0]} {grid[1]} {num_names}']:
+  """Targets of the grid's tokens: the names of the objects whose centre is in a token.
 
   Args:
     boxes: float32 [B, M, 4], (x0, y0, x1, y1) in 0..1 of the picture.
-    names: int32 [B, M], -1 for none.
+    names: int32 [B, M], -1 for no object.
     grid: (rows, columns) of tokens.
     num_names: K.
 
@@ -197,14 +214,14 @@ def token_targets(boxes: jax.Array, names: jax.Array, grid: tuple[int, int],
     return jax.nn.one_hot(cell.astype(jnp.int32), cells)
 
   x0, y0, x1, y1 = jnp.moveaxis(boxes, -1, 0)
-  # An object without a name (-1) is all zeros in its one-hot row.
+  # The one-hot row of a padded object (-1) is all zeros.
   counts = jnp.einsum('bmr,bmc,bmk->brck', middle(y0, y1, grid[0]), middle(x0, x1, grid[1]),
                       jax.nn.one_hot(names, num_names))
   return jnp.minimum(counts, 1)
 
 
 def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
-  """The objects' names met most often, commonest first.
+  """The `size` most frequent names of objects, by decreasing frequency.
 
   Raises:
     UserError: no example has an object.
@@ -218,6 +235,3 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
                     'config.mixer.tasks')
   ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return tuple(name for name, _ in ranked[:size])
-
-
-TASK = Objects

@@ -1,12 +1,12 @@
-"""The texts in what a person writes for --text: one rule for all tasks that take several."""
+"""Splits --text into several texts, with one rule for all tasks."""
 
-import re
 from collections.abc import Iterable
+import re
 
 # Full stops of Chinese and Japanese, Hindi, Urdu and Amharic, and their semicolons.
 _STOPS = '\u3002\uff0e\uff61\u0964\u06d4\u1362\uff1b\u061b'
 _END = rf'(?:\.+(?=\s|$)|[;\n{_STOPS}])'
-# Those after which a text goes on: 'etc.' and 'Inc.' often end one.
+# Abbreviations after which a text continues; 'etc.' and 'Inc.' often end one.
 _ABBREVIATED = r"""(?:
     \b(?i:mr|mrs|ms|dr|prof|st|mt|gen|lt|col|vs)\.(?=\s+\S)
   | \b(?i:no)\.(?=\s+\d)
@@ -16,17 +16,17 @@ _ABBREVIATED = r"""(?:
 
 
 def split_texts(text: str, known: Iterable[str] = ()) -> tuple[str, ...]:
-  """The different texts in one, in their order, without what ends them.
+  """Splits a text into distinct texts, in their order, without the characters that end them.
 
-  A text ends with a full stop before a space or at the end of all, a full stop of another script,
-  a semicolon, or the end of a line. A full stop within a word ('usb 3.0 cable') or of an
+  A text ends with a full stop before a space or at the end, a full stop of another script, a
+  semicolon, or the end of a line. A full stop within a word ('usb 3.0 cable') or of an
   abbreviation ('U.S. flag', 'Mt. Fuji') ends none.
 
   Args:
-    text: what a person wrote.
-    known: names that are taken whole, whatever stands in them.
+    text: the user's text.
+    known: names that are never split.
   """
-  # The longest first, so that 'No. 5 sign' is not 'No. 5' and more.
+  # The longest first, so that 'No. 5 sign' does not match 'No. 5'.
   names = '|'.join(re.escape(name) for name in sorted(known, key=len, reverse=True) if name)
   taken = rf'(?:{names})(?=\s*(?:{_END}|$)|(?<=\.)\s)|' if names else ''
   pattern = re.compile(rf'\s*(?P<text>{taken}(?:{_ABBREVIATED}|(?!{_END})[\s\S])+){_END}?', re.X)

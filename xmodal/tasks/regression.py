@@ -1,42 +1,59 @@
-"""Regression: a number that answers a question about a picture."""
+"""Regression: answers a question about a picture with a number."""
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 import optax
 
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
-from xmodal.tasks import card, writing
-from xmodal.tasks.task import Task
+from xmodal.options import Option
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
+from xmodal.tasks.task import TASKS, Task
 
-# Of the standard deviation: smaller errors count by their squares, so that l_reg has no corner.
+# In standard deviations: smaller errors are squared, so that l_reg is smooth at 0.
 _SMOOTH = 0.1
 _SHOWN = ('MAE', 'RMSE', 'R2', 'within_10%', 'within_0.5', 'constant_MAE')
 
+OPTIONS = {
+    'generation_weight': Option(0.1, 'lambda of l_reg + lambda * l_gen; 0: no decoder.', low=0),
+    'question_length': Option(24, 'Tokens of a question.', low=2),
+    'number_length': Option(8, 'Tokens of a written number.', low=2),
+    'beams': Option(1, 'Beams of the search for the written number; 1: greedy.', low=1,
+                    may_change=True)}
+
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-  """A number, and what the decoder wrote for it, with its probability."""
+class Number:
+  """A number that answers a question.
+
+  Attributes:
+    number: in the unit of the training numbers.
+    written: (text, probability 0..1) of the decoder, the product over its tokens; None without a
+      decoder.
+  """
 
   number: float
   written: tuple[str, float] | None = None
 
 
+@TASKS.register('regression', options=OPTIONS, sharding=((r'number/(kernel|bias)$', ()),))
 class Regression(Task):
   """Answers questions with numbers.
 
   loss = l_reg + lambda * l_gen. l_reg is the smooth L1 loss (Girshick, 2015) of
-  numbers in units of the training numbers' standard deviation: their absolute
-  difference, but for a rounded tip below a tenth. l_gen is the T5 decoder's
-  cross-entropy on the number written as text.
+  standardised numbers: the absolute difference in standard deviations of the training
+  numbers, quadratic below 0.1. l_gen is the T5 decoder's cross-entropy on the number as
+  text.
   """
 
   name = 'regression'
@@ -45,13 +62,13 @@ class Regression(Task):
 
   def __init__(self, config, tokenizer: Tokenizer, mean: float, std: float,
                dropout_rate: float = 0.0):
-    """A task on numbers of about this mean and standard deviation.
+    """Creates the task.
 
     Args:
       config: config.regression.
-      tokenizer: of questions and written numbers.
-      mean, std: of the training numbers.
-      dropout_rate: before the number.
+      tokenizer: tokenizer of questions and written numbers.
+      mean, std: mean and standard deviation of the training numbers.
+      dropout_rate: dropout before the output layer.
     """
     self._config, self._tokenizer = config, tokenizer
     self._mean, self._std, self._dropout_rate = mean, std, dropout_rate
@@ -66,7 +83,7 @@ class Regression(Task):
     if not len(numbers):
       raise UserError(f'regression: none of {len(examples)} training examples has a number; it '
                       'needs the field "number" (of the embedded data: config.data.numbers=True)')
-    # Numbers that are all alike have no unit of their own.
+    # If all numbers are equal, the unit is 1.
     return cls(config.regression, tokenizer, float(numbers.mean()), float(numbers.std()) or 1.0,
                config.model.dropout_rate)
 
@@ -126,17 +143,17 @@ class Regression(Task):
         pad_id=self._tokenizer.pad_id, eos_id=self._tokenizer.eos_id, beams=self._config.beams,
         dropout_rate=self._dropout_rate)
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features['weight'] for term in self.loss_weights}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     losses = {'reg': optax.huber_loss(outputs['reg'], features['number'], delta=_SMOOTH) / _SMOOTH}
     if 'gen' in self.loss_weights:
       losses['gen'] = writing.token_loss(outputs['gen'], features['text'], self._tokenizer.pad_id)
     return losses
 
   def progress(self, outputs, features):
-    """Absolute error, in the numbers' own unit."""
+    """Absolute error, in the unit of the numbers."""
     error = jnp.abs(outputs['reg'] - features['number']) * self._std
     return {'MAE': error * features['weight']}
 
@@ -145,7 +162,7 @@ class Regression(Task):
   def decode(self, arrays):
     numbers = (arrays['number'].astype(np.float64) * self._std + self._mean).tolist()
     written = writing.read_texts(self._tokenizer, arrays) if 'tokens' in arrays else None
-    return [Prediction(number, written[i] if written else None)
+    return [Number(number, written[i] if written else None)
             for i, number in enumerate(numbers)]
 
   def score(self, examples, predictions):
@@ -157,7 +174,7 @@ class Regression(Task):
     if known[0][1].written:
       read = [(number, e.number) for e, p in known
               if (number := writing.read_number(p.written[0])) is not None]
-      scores['written_share'] = len(read) / len(known)  # of texts that are numbers at all
+      scores['written_share'] = len(read) / len(known)  # share of texts that are numbers
       if read:
         scores['written_MAE'] = metrics.regression_scores(*zip(*read))['MAE']
     kinds = [e.question_type or 'other' for e, _ in known]
@@ -168,8 +185,8 @@ class Regression(Task):
   def headline(self, scores):
     if 'MAE' not in scores:
       return ''
-    return (f'mean error {scores["MAE"]:.3g} ({scores["constant_MAE"]:.3g} if their mean is always '
-            f'said), {scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
+    return (f'mean error {scores["MAE"]:.3g} ({scores["constant_MAE"]:.3g} when always predicting '
+            f'the mean), {scores["within_10%"]:.1%} of {scores["examples"]} within 10%')
 
   def table(self, scores):
     groups = [key.removeprefix('examples/') for key in scores if key.startswith('examples/')]
@@ -188,8 +205,11 @@ class Regression(Task):
     if not example.question:
       return None
     line = {'question_id': example.question_id, 'question': example.question,
-            'question_type': example.question_type, 'number': example.number,
-            'predicted': float(f'{prediction.number:.6g}')}
+            'question_type': example.question_type, 'number': example.number}
+    return line | self.plain(prediction)
+
+  def plain(self, prediction):
+    line = {'predicted': float(f'{prediction.number:.6g}')}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line
@@ -217,13 +237,13 @@ class Regression(Task):
 
 
 class RegressionHead(nn.Module):
-  """A number from the fused vector of picture and question, and a T5 decoder that writes it.
+  """Predicts a number from the pooled picture and question, and generates it with the T5 decoder.
 
   Attributes:
-    number_length: longest written number, in tokens; 0: none is written.
-    pad_id, eos_id: token numbers.
-    beams: of the search for the written number; 1: greedy.
-    dropout_rate: before the number.
+    number_length: maximum length of a written number, in tokens; 0: no decoder.
+    pad_id, eos_id: token ids.
+    beams: beams of the search for the written number; 1: greedy.
+    dropout_rate: dropout before the output layer.
   """
 
   number_length: int
@@ -233,28 +253,26 @@ class RegressionHead(nn.Module):
   dropout_rate: float = 0.0
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> dict[str, Array]:
     """Returns {'reg': float32 [B], standardised, 'gen': logits [B, T, V] if there is a decoder}."""
     fused = towers.fused(features['question'])
     pooled = fused.pooled
     hidden = nn.Dense(pooled.shape[-1], dtype=pooled.dtype, name='hidden')(pooled)
     hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
-    # Begins at the mean of the training numbers.
+    # Zero kernel: starts at the mean of the training numbers.
     number = nn.Dense(1, dtype=jnp.float32, name='number',
                       kernel_init=nn.initializers.zeros)(hidden)
     outputs = {'reg': number[:, 0]}
     if 'text' in features and self.number_length:
-      outputs['gen'] = writing.read_along(towers, fused, features['text'], self.pad_id)
+      outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['text'], self.pad_id)
     return outputs
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns the standardised number, [B], and what is written, see writing.write."""
-    question = {'question': features['question']}  # the text is the truth's
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the standardised number, [B], and the generated text, see writing.write."""
+    question = {'question': features['question']}  # without the target text
     arrays = {'number': self(towers, question, deterministic=True)['reg']}
     if self.number_length:
       arrays |= writing.write(towers, towers.fused(features['question']), self.number_length,
                               pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
-
-
-TASK = Regression

@@ -1,36 +1,44 @@
-"""What a task is: everything that is particular to it, in one object."""
+"""The interface of a task: everything specific to it, in one object."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float
 import numpy as np
 from PIL import Image
 
 from xmodal.data.example import Example
-from xmodal.data.placement import Placement
+from xmodal.data.pictures.placement import Placement
+from xmodal.data.sense import SENSES
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names
+from xmodal.registry import Registry
+
+# All tasks by name. A task registers with the options of its section of the config, config.NAME.
+TASKS = Registry('task', 'config.mixer.tasks', 'xmodal.tasks')
 
 
 class Task(abc.ABC):
-  """One thing the model learns to do.
+  """A task that the model learns.
 
-  The trainer, the evaluator and `predict` know tasks by this interface only.
+  The trainer, the evaluator and `predict` use tasks through this interface only.
   Host side (numpy, no device): encode, decode, score, draw. Device side (pure
   JAX): the head's calls, weights, losses, progress.
 
   Attributes:
-    name: how configs, metrics and the batch's features call it.
-    needs: fields of Example that training needs filled.
+    name: its key in configs, metrics and the batch's features.
+    needs: fields of Example that training requires.
     loss_weights: weight of each loss term in the task's loss.
-    main_score: which number of `score` says how good it is, higher for better; '': it has none.
-    takes_folders: whether `ask` takes a folder of pictures for a picture.
-    draws: whether its predictions are pictures; `ask` then needs none (None).
-    options: names of what `ask` takes beside picture and text, each as a keyword.
+    main_score: key of the main metric in `score`, higher is better; '': none.
+    takes_folders: whether `query` ranks: it accepts a folder or a list of pictures as image, or a
+      list of texts as text.
+    draws: whether its predictions are pictures; `query` then accepts image=None.
+    senses: names of its inputs besides pictures and text, see data.sense.
+    query_options: names of the additional keywords of `query`.
   """
 
   name: str
@@ -39,56 +47,66 @@ class Task(abc.ABC):
   main_score: str = ''
   takes_folders: bool = False
   draws: bool = False
-  options: tuple[str, ...] = ()
+  senses: tuple[str, ...] = ()
+  query_options: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def encode(self, example: Example, placement: Placement) -> dict[str, np.ndarray]:
-    """Features of one example, each of a fixed shape and dtype."""
+    """The features of one example, with fixed shapes and dtypes."""
 
-  def asked(self) -> Names | None:
-    """Names that the task looks for in every picture, as numpy arrays; None: it looks for none.
+  def vocabulary(self) -> Names | None:
+    """The names to look for in every picture, as numpy arrays; None: no names.
 
-    The head finds them as features['asked'].
+    The head gets them as features['vocabulary'].
     """
     return None
 
-  def asked_in_step(self, features: Mapping[str, jax.Array], key: jax.Array) -> Names | None:
-    """Those of `asked` that a training step learns from, by the features of its whole batch and a
-    key for random choices, which is the same on every host (device side)."""
-    return self.asked()
+  def sampled_vocabulary(self, features: Mapping[str, Any], key: jax.Array) -> Names | None:
+    """The names of `vocabulary` that a training step uses (device side).
+
+    Args:
+      features: of the whole batch.
+      key: random key, equal on all hosts.
+    """
+    return self.vocabulary()
 
   @abc.abstractmethod
   def head(self) -> nn.Module:
-    """The part of the model that is the task's own.
+    """The task-specific part of the model.
 
-    Called as head(towers, features, deterministic=...) it gives what the losses
-    need; head.predict(towers, features) gives arrays [B, ...] for decode.
-    `towers` is a models.backbone.SharedTowers.
+    head(towers, features, deterministic=...) returns the `outputs` of the losses;
+    head.predict(towers, features) returns arrays [B, ...] for decode.
+    `towers` is a models.joint.SharedTowers.
     """
 
   @abc.abstractmethod
-  def weights(self, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """How much each example counts in each loss term: float32 [B], 0 for not at all."""
+  def weights(self, features: Mapping[str, Any]) -> dict[str, Float[Array, '*B']]:
+    """Weight of each example in each loss term: float32 [B], 0 to exclude it.
 
-  @abc.abstractmethod
-  def losses(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Loss of each example by term: float32 [B], finite wherever its weight is 0.
-
-    features['asked'] are the names of asked_in_step, where the task has any.
+    For the features of a single example, a scalar.
     """
 
-  def progress(self, outputs: Any, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the progress bar shows beside the loss: float32 [B], averaged over what counts for it."""
+  @abc.abstractmethod
+  def losses(self, outputs: Any, features: Mapping[str, Any]
+             ) -> dict[str, Float[Array, ' B']]:
+    """Per-example losses by term: float32 [B], finite even if the weight is 0.
+
+    features['vocabulary'] has the names of sampled_vocabulary, if the task has names.
+    """
+
+  def progress(self, outputs: Any, features: Mapping[str, Any]
+               ) -> dict[str, Float[Array, ' B']]:
+    """Metrics for the progress bar, beside the loss: float32 [B], averaged by weight."""
     return {}
 
   @abc.abstractmethod
   def decode(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-    """Predictions for people, one an example, from what head.predict gave."""
+    """Converts the arrays of head.predict to predictions, one per example."""
 
   def relate(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Sequence[Any]:
-    """Predictions that hang on each other (a ranking, say), from those of a whole split.
+    """Adds information that depends on the whole split (such as a ranking) to predictions.
 
-    What score, draw, record and files are given.
+    score, draw, record and files get the result.
     """
     return predictions
 
@@ -97,83 +115,124 @@ class Task(abc.ABC):
     return {}
 
   def headline(self, scores: Mapping[str, float]) -> str:
-    """What to say of the scores on one line, in the middle of training; '' for nothing."""
+    """The scores in one line, for evaluations during training; '' for none."""
     if 'accuracy' not in scores:
       return ''
     return f'accuracy {scores["accuracy"]:.1%} of {scores["examples"]}'
 
   def table(self, scores: Mapping[str, float]) -> str:
-    """The scores as a table to be read on a terminal; '' if there is nothing to say."""
+    """The scores as a table for the terminal; '' for none."""
     return ''
 
   def draw(self, example: Example, pixels: np.ndarray, prediction: Any) -> Image.Image | None:
-    """A picture of input (uint8 [H, W, 3]), prediction and truth; None if it has none."""
+    """A picture of input (uint8 [H, W, 3]), prediction and ground truth, or None."""
     return None
 
   def describe(self, prediction: Any) -> str:
-    """A prediction in words, for the terminal."""
+    """A prediction as text for the terminal."""
     return str(prediction)
 
   def notes(self, example: Example) -> list[str]:
-    """What to tell a person whose example cannot be taken just as it is (a text too long, say)."""
+    """Notes for the user if an example is not used as it is (such as a text that is too long)."""
     return []
 
   def record(self, example: Example, prediction: Any) -> dict[str, Any] | None:
-    """One line of predictions.jsonl (plain JSON values); None if it has none."""
+    """One line of predictions.jsonl (plain JSON values), or None."""
     return None
 
   def files(self, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, Any]:
-    """Predictions as other programs read them: {name of a JSON file: its content}."""
+    """Predictions in formats of other programs: {name of a JSON file: its content}."""
     return {}
+
+  def plain(self, prediction: Any) -> dict[str, Any]:
+    """A prediction as plain JSON values, for `record` and the answers of xmodal.predict."""
+    return {'answer': self.describe(prediction)}
+
+  @property
+  def asked(self) -> Hashable:
+    """What `query` changed in the task: examples of tasks with equal values can share a batch."""
+    return None
 
   @property
   def copies(self) -> int:
-    """How many times the work of one example `predict` does at once, at most: for each of its
-    beams, captions, or pictures of guidance. Evaluation predicts as many fewer examples at once."""
+    """Maximum number of copies of an example that `predict` processes at once (beams, captions,
+    or pictures for guidance). Evaluation divides its batch size by this number."""
     return 1
 
-  def asked_of(self, examples: Sequence[Example]) -> 'Task':
-    """The task as these examples ask it (they may name more than training did).
+  def for_split(self, examples: Sequence[Example]) -> 'Task':
+    """The task adapted to these examples, which may have names that training lacked.
 
     Its head has the same parameters.
     """
     return self
 
-  def ask(self, image: str, text: str) -> tuple['Task', list[Example]]:
-    """What a person's text asks of a picture: the task that answers it, and the examples to give
-    it; UserError if the text asks nothing, and the task needs a question. See takes_folders."""
+  def query(self, image: str, text: str) -> tuple['Task', list[Example]]:
+    """Converts a user's picture and text to a task and the examples to predict.
+
+    Args:
+      image: path of a picture, or a folder (see takes_folders).
+      text: the user's text.
+
+    Raises:
+      UserError: the text is empty and the task needs a question.
+    """
     if 'question' in self.needs and not text.strip():
       raise UserError(f'--text is empty; {self.name} wants the question to ask of the picture')
     return self, [Example(image, question=text)]
 
   def join(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Any:
-    """One prediction of those for the examples that `ask` gave."""
+    """Joins the predictions of the examples from `query` into one."""
     return predictions[0]
 
   def survey(self, examples: Sequence[Example]) -> list[str]:
-    """What to tell before training on these examples; UserError if they cannot be trained on."""
+    """Notes for the user before training on these examples.
+
+    Raises:
+      UserError: no example has the fields in `needs`.
+    """
     if not any(e.has(*self.needs) for e in examples):
-      # As they are called in files: jsonl has one "caption", or several of them.
+      # The field's name in jsonl files is "caption".
       fields = ' and '.join(f'"{field}"'.replace('captions', 'caption') for field in self.needs)
       raise UserError(f'{self.name}: none of {len(examples)} examples has {fields}; add that to '
                       f'the data, or take {self.name!r} out of config.mixer.tasks')
     return []
 
   @classmethod
+  def check_options(cls, own) -> None:
+    """Raises UserError if options, config[name], do not fit together."""
+    del own
+
+  @classmethod
   @abc.abstractmethod
   def from_data(cls, config, tokenizer: Tokenizer, examples: Sequence[Example]) -> 'Task':
-    """A task that learns its lists (of answers, say) from training examples.
+    """Creates the task, with its lists (such as answers) from training examples.
 
     Args:
       config: the whole config; the task's own options are config[name].
       tokenizer: of the model's text tower.
-      examples: from the training split.
+      examples: examples of the training split.
     """
 
   @classmethod
   @abc.abstractmethod
   def from_files(cls, config, tokenizer: Tokenizer, folder: str) -> 'Task':
-    """A task as `save` left it in a folder."""
+    """Restores the task from a folder written by `save`."""
+
+  def labels(self) -> Mapping[str, Sequence[Hashable]]:
+    """What the last axis of some of its parameters counts: {name of a layer of the head: a label
+    for each place}. A run that begins with another's parameters finds its places by them."""
+    return {}
 
   def save(self, folder: str) -> None:
-    """Writes what the task learned from the data into a folder."""
+    """Writes what from_data learned into a folder; the default writes nothing."""
+    del folder
+
+
+def senses_of(tasks: Mapping[str, Task]) -> dict[str, Callable[[Example], dict]]:
+  """The tasks' senses besides pictures and text: {name: function that encodes an example}.
+
+  Raises:
+    UserError: a sense is unknown.
+  """
+  names = dict.fromkeys(name for task in tasks.values() for name in getattr(task, 'senses', ()))
+  return {name: SENSES[name].make for name in names}

@@ -1,34 +1,51 @@
-"""Visual question answering: a classifier over an answer list, and a written answer."""
+"""Visual question answering: a classifier over an answer list, and a generated answer."""
 
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
-from xmodal.metrics import classification, vqa as vqa_metric
-from xmodal.tasks import card, writing
-from xmodal.tasks.task import Task
+from xmodal.metrics import classification
+from xmodal.metrics import vqa as vqa_metric
+from xmodal.options import Option
+from xmodal.tasks import writing
+from xmodal.tasks.drawing import card
+from xmodal.tasks.task import TASKS, Task
 
 _TOP = 5
 
+OPTIONS = {
+    'classifier': Option(True, 'Whether to classify over the answer list.'),
+    'generation_weight': Option(0.1, 'lambda of l_cls + lambda * l_gen; 0: no decoder.', low=0),
+    'max_answers': Option(3129, "Maximum size of the answer list; 3129 is VQAv2's usual number.",
+                          low=1),
+    'question_length': Option(24, 'Tokens of a question.', low=2),
+    'answer_length': Option(6, 'Tokens of a written answer.', low=2),
+    'beams': Option(1, 'Beams of the search for the written answer; 1: greedy.', low=1,
+                    may_change=True)}
+
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-  """What the model answers.
+class Answer:
+  """An answer of the model.
 
   Attributes:
-    answer: the answer, from the classifier if there is one, else as written.
-    top: (answer, probability) of the likeliest of the answer list, best first.
-    written: the answer as the decoder wrote it, and its probability.
+    answer: the answer of the classifier if there is one, else of the decoder.
+    top: (answer, probability 0..1) of up to five most probable answers of the answer list, best
+      first; () without a classifier.
+    written: (text, probability 0..1) of the decoder, the product over its tokens; None without a
+      decoder.
   """
 
   answer: str
@@ -37,16 +54,17 @@ class Prediction:
 
   @property
   def probability(self) -> float:
-    """Of the answer."""
+    """Probability of the answer."""
     return self.top[0][1] if self.top else self.written[1]
 
 
+@TASKS.register('vqa', options=OPTIONS)
 class VQA(Task):
   """Answers questions about pictures.
 
   loss = l_cls + lambda * l_gen: softmax cross-entropy against the answers'
   soft scores (several people may answer differently), and the T5 decoder's
-  cross-entropy on the text of the commonest answer.
+  cross-entropy on the text of the most frequent answer.
   """
 
   name = 'vqa'
@@ -56,17 +74,17 @@ class VQA(Task):
   def __init__(self, tokenizer: Tokenizer, answers: Sequence[str], *, question_length: int,
                answer_length: int, classifier: bool = True, generation_weight: float = 0.0,
                beams: int = 1, dropout_rate: float = 0.0):
-    """A task over a fixed answer list.
+    """Creates the task for a fixed answer list.
 
     Args:
-      tokenizer: of questions and written answers.
+      tokenizer: tokenizer of questions and written answers.
       answers: the classifier's answers in the order of its logits.
-      question_length: tokens a question is cut to, its end token included.
+      question_length: maximum number of tokens of a question, including its end token.
       answer_length: likewise for written answers.
       classifier: whether there is a classifier.
-      generation_weight: lambda of the joint loss; 0 leaves the decoder out.
-      beams: of the search for the written answer; 1 takes the likeliest token each time.
-      dropout_rate: before the classifier's logits.
+      generation_weight: lambda of the joint loss; 0: no decoder.
+      beams: beams of the search for the written answer; 1: greedy.
+      dropout_rate: dropout before the classifier's logits.
     """
     if not classifier and not generation_weight:
       raise UserError('vqa: both heads are off; set config.vqa.classifier=True or '
@@ -139,6 +157,9 @@ class VQA(Task):
     with open(os.path.join(folder, 'answers.json'), 'w', encoding='utf-8') as f:
       json.dump(self.answers, f, ensure_ascii=False, indent=0)
 
+  def labels(self):
+    return {'answers': tuple(self._index)}
+
   # ---- device: model and losses
 
   @property
@@ -151,10 +172,10 @@ class VQA(Task):
                    pad_id=self.tokenizer.pad_id, eos_id=self.tokenizer.eos_id, beams=self._beams,
                    dropout_rate=self._dropout_rate)
 
-  def weights(self, features):
+  def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {term: features[f'{term}_weight'] for term in self.loss_weights}
 
-  def losses(self, outputs, features):
+  def losses(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     losses = {}
     if 'cls' in self.loss_weights:
       log_probabilities = jax.nn.log_softmax(outputs['cls'].astype(jnp.float32))
@@ -184,8 +205,8 @@ class VQA(Task):
     if 'top_index' in arrays:
       top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
              for row in zip(arrays['top_index'], arrays['top_probability'])]
-    # Logits that are not finite order nothing: their first answer is not the model's.
-    return [Prediction(answer=_answer(top[i]) if top else written[i][0],
+    # Logits that are not finite have no order, so there is no answer.
+    return [Answer(answer=_answer(top[i]) if top else written[i][0],
                        top=top[i] if top else (), written=written[i] if written else None)
             for i in range(count)]
 
@@ -252,8 +273,11 @@ class VQA(Task):
     if not example.question:
       return None
     line = {'question_id': example.question_id, 'question': example.question,
-            'question_type': example.question_type, 'answers': list(example.answers),
-            'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
+            'question_type': example.question_type, 'answers': list(example.answers)}
+    return line | self.plain(prediction)
+
+  def plain(self, prediction):
+    line = {'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
     if prediction.written:
       line['written'] = prediction.written[0]
     return line
@@ -265,7 +289,7 @@ def _answer(top):
 
 
 def _commonest(answers):
-  """The answer that most people gave, in the spelling that most of them used."""
+  """The most frequent answer, in its most frequent spelling."""
   keys = collections.Counter(map(vqa_metric.answer_key, answers))
   key = keys.most_common(1)[0][0]
   spellings = collections.Counter(a.strip() for a in answers if vqa_metric.answer_key(a) == key)
@@ -273,7 +297,7 @@ def _commonest(answers):
 
 
 def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
-  """The answers that people gave most often, each in its commonest spelling, commonest first.
+  """The `size` most frequent answers, each in its most frequent spelling, most frequent first.
 
   Raises:
     UserError: no example has an answer.
@@ -283,7 +307,7 @@ def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   for example in examples:
     for answer in example.answers:
       key = vqa_metric.answer_key(answer)
-      # One vote a question: an answer that one of ten gave counts a tenth.
+      # One vote per question: an answer given by one of ten people counts a tenth.
       votes[key] += 1 / len(example.answers)
       spellings[key][answer.strip().lower()] += 1
   if not votes:
@@ -294,15 +318,15 @@ def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
 
 
 class VQAHead(nn.Module):
-  """Classifier and T5 decoder over the fused tokens of picture and question.
+  """Classifier and T5 decoder on the fused tokens of picture and question.
 
   Attributes:
-    num_answers: size of the answer list; 0 for no classifier.
-    written: whether the decoder writes the answer too.
-    answer_length: longest written answer, in tokens.
-    pad_id, eos_id: token numbers; the pad token starts a text, as in T5.
-    beams: of the search for the written answer; 1: greedy.
-    dropout_rate: before the classifier's logits.
+    num_answers: size of the answer list; 0: no classifier.
+    written: whether the decoder generates an answer.
+    answer_length: maximum length of a written answer, in tokens.
+    pad_id, eos_id: token ids; the pad token starts a text, as in T5.
+    beams: beams of the search for the written answer; 1: greedy.
+    dropout_rate: dropout before the classifier's logits.
   """
 
   num_answers: int
@@ -314,7 +338,8 @@ class VQAHead(nn.Module):
   dropout_rate: float = 0.0
 
   @nn.compact
-  def __call__(self, towers, features: Mapping[str, jax.Array], *, deterministic: bool):
+  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
+               ) -> dict[str, Array]:
     """Returns {'cls': logits [B, A], 'gen': logits [B, T, V]}, each only if its head is on."""
     fused = towers.fused(features['question'])
     outputs = {}
@@ -322,15 +347,15 @@ class VQAHead(nn.Module):
       pooled = fused.pooled
       hidden = nn.Dense(pooled.shape[-1], dtype=pooled.dtype, name='hidden')(pooled)
       hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
-      # Begins undecided: no answer has to be unlearned first.
+      # Zero kernel: starts with equal probabilities.
       outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',
                                 kernel_init=nn.initializers.zeros)(hidden)
     if self.written:
-      outputs['gen'] = writing.read_along(towers, fused, features['answer'], self.pad_id)
+      outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['answer'], self.pad_id)
     return outputs
 
-  def predict(self, towers, features: Mapping[str, jax.Array]):
-    """Returns the likeliest answers (index and probability, [B, 5]) and the written one."""
+  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the most probable answers (index and probability, [B, 5]) and the written one."""
     arrays = {}
     if self.num_answers:
       logits = self(towers, features, deterministic=True)['cls']
@@ -340,6 +365,3 @@ class VQAHead(nn.Module):
       arrays |= writing.write(towers, towers.fused(features['question']), self.answer_length,
                               pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
     return arrays
-
-
-TASK = VQA

@@ -1,6 +1,6 @@
-"""What tasks that write share: a text's loss, and the writing of it by the T5 decoder.
+"""Text generation shared by tasks: the loss of texts, and decoding with the T5 decoder.
 
-Texts are token numbers, int32 [B, T], with an end token and then padding; the
+Texts are token ids, int32 [B, T], with an end token and then padding; the
 pad token starts a text, as in T5.
 """
 
@@ -8,34 +8,41 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.models.generate import beam_search, greedy, sample
 
 
-def read_along(towers, fused, tokens: jax.Array, pad_id: int) -> jax.Array:
-  """Logits [B, T, V] of the decoder, at each token told those before it."""
+def teacher_forced_logits(towers, fused, tokens: Int[Array, 'B T'], pad_id: int
+                          ) -> Float[Array, 'B T V']:
+  """Decoder logits [B, T, V] of each token, given the true tokens before it."""
   start = jnp.full_like(tokens[:, :1], pad_id)
   return towers.decode(jnp.concatenate([start, tokens[:, :-1]], axis=1), fused)
 
 
-def token_loss(logits: jax.Array, tokens: jax.Array, pad_id: int) -> jax.Array:
-  """Cross-entropy of texts, the mean over each one's tokens: float32 [B], 0 for an empty one."""
+def token_loss(logits: Float[Array, 'B T V'], tokens: Int[Array, 'B T'], pad_id: int
+               ) -> Float[Array, ' B']:
+  """Per-text cross-entropy, averaged over its tokens: float32 [B], 0 for an empty text."""
   log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-  of_token = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+  token_log_probability = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
   is_text = tokens != pad_id
-  return -(of_token * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
+  return -(token_log_probability * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
 
 
 def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 1,
-          rng: jax.Array | None = None, **filters) -> dict[str, jax.Array]:
-  """Texts of up to `length` tokens about what was fused.
+          rng: Key[Array, '*B'] | None = None, **filters) -> dict[str, Array]:
+  """Generates texts of up to `length` tokens from fused tokens.
 
   Args:
-    beams: of a search; 1: the likeliest token each time, or a drawn one.
-    rng: draws tokens at random, through `filters` (temperature, top_k, top_p; see
-      models.generate.filter_logits); None: nothing is drawn.
+    towers: a models.joint.SharedTowers.
+    fused: a models.joint.Fused.
+    length: maximum number of tokens.
+    pad_id, eos_id: token ids.
+    beams: beams of the search; 1: greedy, or sampling if rng is given.
+    rng: samples tokens with `filters` (temperature, top_k, top_p; see
+      models.generate.filter_logits); None: no sampling.
 
   Returns:
     {'tokens': int32 [B, length], 'log_probability': float32 [B]}, as read_texts takes them.
@@ -53,12 +60,12 @@ def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 
 
 
 def read_texts(tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:
-  """(text, probability) of each text that `write` gave."""
+  """(text, probability) of each text from `write`."""
   return list(zip(tokenizer.decode(arrays['tokens']), np.exp(arrays['log_probability']).tolist()))
 
 
 def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key: str) -> list[str]:
-  """One line if any of these texts is longer than `limit` tokens, which config.`key` sets."""
+  """One line if any text is longer than `limit` tokens, the value of config.`key`."""
   lengths = tokenizer.lengths(texts)
   if not (cut := int((lengths > limit).sum())):
     return []
@@ -67,12 +74,12 @@ def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key:
 
 
 def number_text(number: float) -> str:
-  """A number as it is written: four digits that count, no exponent ('0.25', '12350')."""
+  """A number as text: four significant digits, no exponent ('0.25', '12350')."""
   return np.format_float_positional(number, precision=4, fractional=False, trim='-')
 
 
 def read_number(text: str) -> float | None:
-  """The number that a text is; None if it is none."""
+  """Parses a finite number from a text; None if it is not one."""
   try:
     number = float(text.replace(' ', ''))
   except ValueError:

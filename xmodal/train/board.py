@@ -1,8 +1,8 @@
 """TensorBoard's view of a run: the numbers of metrics.jsonl, each step once.
 
-A killed run leaves numbers that the resumed run writes again. TensorBoard can be told to drop
-all from a step on, but not what readers of the files show twice, and it loses the numbers of
-that step itself. So a start writes what is still true into a new file, and removes the old ones.
+A killed run leaves numbers that the resumed run writes again. TensorBoard can drop all numbers from
+a step on, but then it loses those of that step, and other readers still show steps twice. So each
+start writes the numbers that are still valid into a new file and removes the old files.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,20 +24,20 @@ class Board:
   """Writes an event file, each event at once."""
 
   def __init__(self, folder: str, lines: Iterable[Mapping], keep: Callable[[int, str], bool]):
-    """Starts a file with what the run has told so far.
+    """Starts a file with the numbers logged so far.
 
     Args:
       folder: of event files; made if there is none.
-      lines: of metrics.jsonl, to be shown.
-      keep: of a step and a split, whether numbers that only TensorBoard has are still true.
+      lines: lines of metrics.jsonl to show.
+      keep: (step, split) -> whether numbers that only TensorBoard has are still valid.
     """
     os.makedirs(folder, exist_ok=True)
     old = {name: int(found[1]) for name in os.listdir(folder) if (found := _NAME.match(name))}
     # TensorBoard reads files in the order of their names.
     second = max([int(time.time()), *(then + 1 for then in old.values())])
     self._path = os.path.join(folder, f'events.out.tfevents.{second}.{socket.gethostname()}')
-    told = _told([os.path.join(folder, name) for name in sorted(old)])
-    values = {place: found for place, found in told.items()
+    shown = _shown([os.path.join(folder, name) for name in sorted(old)])
+    values = {place: found for place, found in shown.items()
               if keep(place[1], place[0].partition('/')[0])}
     now = time.time()
     for line in lines:
@@ -46,7 +46,7 @@ class Board:
     part = os.path.join(folder, 'history.part')
     with open(part, 'wb') as f:
       f.write(_record(Event(wall_time=now, file_version='brain.Event:2')))
-      if old:  # a TensorBoard that runs drops what it has read of them
+      if old:  # a running TensorBoard then drops the numbers of the old files
         f.write(_record(Event(wall_time=now, step=0,
                               session_log=SessionLog(status=SessionLog.START))))
       ordered = sorted(values.items(), key=lambda item: item[0][1])
@@ -69,7 +69,7 @@ class Board:
 
 
 def _numbers(line):
-  """The numbers of a line of metrics.jsonl by their names: task/name, or name where of all."""
+  """The numbers of a line of metrics.jsonl by name: 'TASK/NAME', or 'NAME' for all tasks."""
   task = '' if line['task'] == 'all' else f'{line["task"]}/'
   return {f'{task}{key}': float('nan') if number is None else number
           for key, number in line.items() if key not in ('step', 'split', 'task')}
@@ -88,20 +88,20 @@ def _record(event):
                    data, struct.pack('<I', masked_crc32c(data))))
 
 
-def _told(paths):
-  """What event files show: {(tag, step): (wall time, value)}."""
-  told = {}
+def _shown(paths):
+  """The numbers of event files: {(tag, step): (wall time, value)}."""
+  shown = {}
   for path in paths:
     for event in _events(path):
       if event.HasField('session_log') and event.session_log.status == SessionLog.START:
-        told = {place: found for place, found in told.items() if place[1] < event.step}
+        shown = {place: found for place, found in shown.items() if place[1] < event.step}
       for value in event.summary.value:
-        told[value.tag, event.step] = (event.wall_time, value)
-  return told
+        shown[value.tag, event.step] = (event.wall_time, value)
+  return shown
 
 
 def _events(path):
-  """The events of a file, up to where it was cut or is damaged."""
+  """The events of a file, up to its first damage."""
   with open(path, 'rb') as f:
     data = f.read()
   place = 0

@@ -1,24 +1,24 @@
 """From a config to tasks and a model."""
 
+from collections.abc import Callable, Mapping, Sequence
 import os
-from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from xmodal import config as configs
 from xmodal.data.example import Example
+from xmodal.data.open import IMAGE_SIZE
 from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
+from xmodal.models import parts
 from xmodal.models.attention import usable
-from xmodal.models.backbone import Backbone, MultiTask
-from xmodal.models.cross_modal import CrossModal
-from xmodal.models.layers import REMAT
+from xmodal.models.joint import Backbone, MultiTask
 from xmodal.models.lora import Lora
-from xmodal.tasks import task_class
-from xmodal.tasks.task import Task
+from xmodal.options import ABOVE_ZERO, HIGHEST
+from xmodal.tasks.task import TASKS, Task, senses_of
 from xmodal.tasks.writing import number_text
-from xmodal.train.towers import decoder_tower, stack, text_tower, vision_tower
+from xmodal.train.towers import decoder_tower, text_tower, vision_tower
 from xmodal.train.weights import Tower, save_towers
 
 
@@ -27,18 +27,20 @@ def settle(config, towers: Mapping[str, Tower]):
   config = config.copy_and_resolve_references()
   if config.data.image_size is None:
     config.data.image_size = (max(towers['vision'].preprocessing.image_size)
-                              if 'vision' in towers else configs.IMAGE_SIZE)
+                              if 'vision' in towers else IMAGE_SIZE)
   return config
 
 
 def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
-          tokenizer_folder: str = '') -> tuple[Tokenizer, dict[str, Task]]:
+          tokenizer_folder: str = '', make_tokenizer: Callable[..., Tokenizer] = train_tokenizer
+          ) -> tuple[Tokenizer, dict[str, Task]]:
   """Tokenizer and tasks, with their vocabularies learned from training examples.
 
   Args:
     config: the whole config.
     examples: of the training split; by task where they have sources of their own.
     tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer goes before it.
+    make_tokenizer: makes one of texts and a size, where there is no folder.
   """
   names = task_names(config)
   if not isinstance(examples, Mapping):
@@ -47,10 +49,10 @@ def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
     tokenizer = load_tokenizer(folder)
   else:
     different = {id(of_source): of_source for of_source in examples.values()}.values()
-    tokenizer = train_tokenizer(
+    tokenizer = make_tokenizer(
         (text for of_source in different for e in of_source for text in _texts(e) if text),
         config.model.text.vocab_size)
-  return tokenizer, {name: task_class(name).from_data(config, tokenizer, examples[name])
+  return tokenizer, {name: TASKS[name].make.from_data(config, tokenizer, examples[name])
                      for name in names}
 
 
@@ -76,7 +78,7 @@ def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
   tokenizer = load_tokenizer(os.path.join(folder, 'tokenizer'))
   try:
     return tokenizer, {
-        name: task_class(name).from_files(config, tokenizer, os.path.join(folder, name))
+        name: TASKS[name].make.from_files(config, tokenizer, os.path.join(folder, name))
         for name in task_names(config)}
   except (OSError, ValueError) as error:
     raise UserError(f'{folder} is damaged ({error}): take the assets folder of another '
@@ -87,7 +89,7 @@ def task_weights(config) -> dict[str, float]:
   """Weight of each task's loss; UserError if they are not one a task, above 0 and finite."""
   names, weights = task_names(config), tuple(config.mixer.weights)
   if len(names) != len(weights) or not all(
-      type(weight) in (int, float) and configs.ABOVE_ZERO <= weight <= configs.HIGHEST
+      type(weight) in (int, float) and ABOVE_ZERO <= weight <= HIGHEST
       for weight in weights):
     raise UserError(f'config.mixer.weights={weights}: wanted a finite number above 0 for each of '
                     f'config.mixer.tasks={names}')
@@ -100,7 +102,7 @@ def task_names(config) -> tuple[str, ...]:
   if not names or len(set(names)) != len(names):
     raise UserError(f'config.mixer.tasks={names}: wanted one or more different names')
   for name in names:
-    task_class(name)
+    TASKS[name]  # raises UserError if there is none
   return names
 
 
@@ -109,8 +111,6 @@ def compute_dtype(config):
   name = config.model.dtype
   if name == 'auto':
     name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  if name not in ('float32', 'bfloat16'):
-    raise UserError(f'config.model.dtype={name!r}: wanted auto, float32 or bfloat16')
   return jnp.dtype(name)
 
 
@@ -118,14 +118,9 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
                towers: Mapping[str, Tower] | None = None) -> MultiTask:
   """The towers, pretrained ones (by part) or as the config says, under the tasks' heads."""
   model, towers = config.model, towers or {}
-  if model.cross.variant not in ('co_attention', 'merged'):
-    raise UserError(f'config.model.cross.variant={model.cross.variant!r}: wanted co_attention or '
-                    'merged')
   if model.attention == 'cudnn' and model.dropout_rate:
     raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
                     f'{model.dropout_rate}; set it to 0 or take config.model.attention=xla')
-  if model.remat not in REMAT:
-    raise UserError(f'config.model.remat={model.remat!r}: wanted one of {", ".join(REMAT)}')
   shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=usable(model.attention),
                 dropout_rate=model.dropout_rate)
   pictures = {}
@@ -136,11 +131,12 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   backbone = Backbone(
       vision_tower=vision_tower(config, shared, towers.get('vision')),
       text_tower=text,
-      cross_modal=CrossModal(variant=model.cross.variant,
-                             **stack(configs.tower_sizes(config, 'cross'), shared)),
+      cross_modal=parts.build('cross', parts.fields(model, 'cross'), **shared),
       decoder_tower=decoder_tower(config, text, tokenizer.vocab_size, shared),
-      pad_id=tokenizer.pad_id, **pictures)
+      pad_id=tokenizer.pad_id, **pictures,
+      more_towers={name: parts.build(parts.family(model, name), parts.fields(model, name), **shared)
+                   for name in senses_of(tasks)})
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
                    Lora(**model.lora),
                    {name: names for name, task in tasks.items()
-                    if (names := task.asked()) is not None})
+                    if (names := task.vocabulary()) is not None})

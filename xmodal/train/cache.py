@@ -10,16 +10,16 @@ import jax
 
 from xmodal import paths
 
-# JAX writes an entry in place: a kill leaves part of one. It warns of that at every start, compiles
-# anew, and never puts a whole one there.
+# JAX writes a cache entry in place. A killed process leaves a part of it: JAX then warns at every
+# start, compiles again, and never replaces the entry.
 _CUT = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
 def enable_compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, so that a second start is quick.
 
-  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 turns it off. A
-  user without a home folder that can be written to has none.
+  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+  Without a writable home folder there is no cache.
   """
   if jax.config.jax_compilation_cache_dir is None and (folder := _folder()):
     jax.config.update('jax_compilation_cache_dir', folder)
@@ -28,15 +28,14 @@ def enable_compilation_cache() -> None:
 
 
 def _without_cut_entries(show):
-  """Removes what cannot be read, in one line; other warnings are shown as before."""
+  """Removes unreadable entries and prints one line; shows other warnings as before."""
   def showwarning(message, *args, **kwargs):
     found = _CUT.match(str(message))
     folder = jax.config.jax_compilation_cache_dir
     if not found or not folder or not os.path.isdir(folder):
       show(message, *args, **kwargs)
       return
-    # JAX tells the name of the program, which others of other shapes have too: they are compiled
-    # once more.
+    # The warning names the program, not its shapes: entries of all shapes are removed.
     for path in glob.glob(f'{glob.escape(os.path.join(folder, found[1]))}-*-cache'):
       try:
         os.remove(path)

@@ -1,14 +1,16 @@
-"""Checkpoints that are found whole or not at all, and carry all that `predict` needs.
+"""Checkpoints: written completely or not at all, with everything that prediction needs.
 
-checkpoints/STEP/ holds three items: `model` (parameters, running statistics,
-moving average), `training` (optimiser state, weights of tasks, step, random key:
-with the seed, the step is the position in the data), and `assets` (config.json,
-tokenizer/, a folder a task), each with files.json, a list of its files with their checksums.
+checkpoints/STEP/ holds three items: `model` (parameters, running statistics, moving average),
+`training` (optimiser state, task weights, step, random key; seed and step give the position in the
+data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a list
+of its files with their checksums.
 Orbax writes to a temporary folder and renames it.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -17,14 +19,21 @@ import sys
 from absl import logging as absl_logging
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from xmodal import paths
 from xmodal.errors import UserError, disk_is_full, mendable
+from xmodal.options import Option
 from xmodal.train import alias, damage, reading, together
 from xmodal.train.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
+BEST = 'best.json'  # see train.around.best
+
+OPTIONS = {
+    'checkpoint_every': Option(500, 'Steps between checkpoints.', low=1, may_change=True),
+    'keep_checkpoints': Option(2, 'Newest checkpoints that are kept.', low=1, may_change=True)}
 
 
 class _FolderHandler(ocp.CheckpointHandler):
@@ -48,7 +57,7 @@ class _Folder(ocp.args.CheckpointArgs):
 
 
 class _ArraysHandler(ocp.StandardCheckpointHandler):
-  """Orbax's, with a list of the files that it wrote."""
+  """Orbax's handler, which also writes a list of its files."""
 
   def finalize(self, directory):
     super().finalize(directory)
@@ -57,12 +66,12 @@ class _ArraysHandler(ocp.StandardCheckpointHandler):
 
 @ocp.args.register_with_handler(_ArraysHandler, for_save=True)
 class _Arrays(ocp.args.StandardSave):
-  """What is saved by that handler."""
+  """Arguments for saving with that handler."""
 
 
 @ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
 class _ArraysBack(ocp.args.StandardRestore):
-  """Orbax wants one for each handler."""
+  """Arguments for restoring, which Orbax requires for each handler."""
 
 
 def _split(state: TrainState):
@@ -75,15 +84,27 @@ def _split(state: TrainState):
   return model, training
 
 
+@dataclasses.dataclass
+class _KeepBest(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint of one step."""
+
+  best: Callable[[], int | None]
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [checkpoint.step == self.best() for checkpoint in checkpoints]
+
+
 class Checkpoints:
   """Saves and restores the state of one run; every process of the run makes the same calls."""
 
-  def __init__(self, workdir: str, keep: int):
-    """Checkpoints in workdir/checkpoints, the newest `keep` of them."""
+  def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None):
+    """Checkpoints in workdir/checkpoints: the newest `keep`, and that of the step `best()`."""
     _quieten()
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
-    self._keep = keep
+    self._policy = preservation_policy.AnyPreservationPolicy(
+        [preservation_policy.LatestN(keep), _KeepBest(best)])
     self._closing = contextlib.ExitStack()
     self._usable = os.path.join(
         self._closing.enter_context(alias.Usable(self._workdir)), 'checkpoints')
@@ -91,7 +112,7 @@ class Checkpoints:
 
   def _open(self):
     return ocp.CheckpointManager(self._usable, options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, enable_async_checkpointing=True))
+        preservation_policy=self._policy, enable_async_checkpointing=True))
 
   def save(self, state: TrainState, assets: str) -> None:
     """Writes a checkpoint in the background; the state may be changed once this returns.
@@ -108,7 +129,7 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(**items, assets=_Folder(assets)))
 
   def wait(self) -> None:
-    """Returns when what was saved lies on disk; raises UserError if it could not be written."""
+    """Waits until all checkpoints are on disk; raises UserError if one could not be written."""
     with self._disk_errors():
       self._manager.wait_until_finished()
 
@@ -129,9 +150,9 @@ class Checkpoints:
           'from there') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
-    """The newest checkpoint that is whole, on the devices that `abstract` says; None if none is.
+    """The newest undamaged checkpoint, with the shardings of `abstract`; None if there is none.
 
-    A damaged one is moved to workdir/damaged and told to `warn(line)`.
+    A damaged checkpoint is moved to workdir/damaged and reported with `warn(line)`.
 
     Raises:
       UserError: the checkpoint is of another model, or cannot be read now, or all are damaged.
@@ -156,7 +177,7 @@ class Checkpoints:
 
   def _set_aside(self, folder, step):
     target, number = os.path.join(self._workdir, DAMAGED, str(step)), 1
-    while os.path.lexists(target):  # another was trained in place of one that was damaged before
+    while os.path.lexists(target):  # an earlier checkpoint of this step was damaged, too
       number += 1
       target = os.path.join(self._workdir, DAMAGED, f'{step}-{number}')
     os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -164,15 +185,17 @@ class Checkpoints:
     return target
 
   def close(self) -> None:
-    """Waits for what is being written, and lets go of the folder."""
+    """Waits for unfinished writes and releases the folder."""
     with self._closing:
       self.wait()
       self._manager.close()
 
 
 def check_not_all_damaged(workdir: str) -> None:
-  """Raises UserError where all checkpoints of a run were damaged: to start over would write over
-  what there is to learn from it, and is for a person to decide."""
+  """Raises UserError if all checkpoints of a run are damaged.
+
+  Starting over would overwrite the rest of the run, so a person decides.
+  """
   folder = os.path.join(workdir, DAMAGED)
   if os.path.isdir(folder) and os.listdir(folder) and not saved_steps(workdir):
     raise UserError(f'no checkpoint in {workdir} can be read: all are in {folder}; to start over, '
@@ -181,7 +204,7 @@ def check_not_all_damaged(workdir: str) -> None:
 
 
 def find(folder: str) -> str:
-  """The step folder meant by a step folder or a workdir: of a workdir, the newest.
+  """The step folder meant by a step folder, a workdir (its newest) or WORKDIR/best.
 
   Raises:
     UserError: there is no checkpoint.
@@ -189,6 +212,9 @@ def find(folder: str) -> str:
   folder = paths.local(folder, 'checkpoint folder')
   if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
+  workdir, name = os.path.split(folder)
+  if name == 'best' and os.path.exists(os.path.join(workdir, BEST)):
+    return _find_best(workdir)
   if not (numbers := saved_steps(folder)):
     check_not_all_damaged(folder)
     raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
@@ -196,8 +222,21 @@ def find(folder: str) -> str:
   return os.path.join(folder, 'checkpoints', str(max(numbers)))
 
 
+def _find_best(workdir):
+  path = os.path.join(workdir, BEST)
+  try:
+    with open(path, encoding='utf-8') as f:
+      step = json.load(f)['step']
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is damaged; take one of {workdir}/checkpoints') from error
+  if step not in saved_steps(workdir):
+    raise UserError(f'{path} names step {step}, and there is no checkpoint of it in {workdir}; '
+                    f'take one of {workdir}/checkpoints')
+  return os.path.join(workdir, 'checkpoints', str(step))
+
+
 def saved_steps(workdir: str) -> list[int]:
-  """The steps of which there are checkpoints, whole or damaged."""
+  """The steps of all checkpoints, undamaged or not."""
   folder = os.path.join(workdir, 'checkpoints')
   names = os.listdir(folder) if os.path.isdir(folder) else ()
   return [int(name) for name in names if name.isdigit()]
@@ -225,7 +264,7 @@ def load_variables(folder: str, abstract_variables, ema: bool):
 
 
 def _quieten():
-  """Keeps what Orbax has to say besides errors raised off the terminal."""
+  """Hides Orbax's log lines; errors are raised all the same."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('orbax').setLevel(logging.CRITICAL)
   # A full disk fails many writes at once; one line says so, not a traceback each.
@@ -235,7 +274,6 @@ def _quieten():
 
 
 def _without_echoes(unraisable):
-  # Once one write has failed Orbax ends its event loop; each array still under way then prints a
-  # traceback of that, up to the end of the process.
+  # After a failed write Orbax closes its event loop, and each unfinished array prints a traceback.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)

@@ -1,8 +1,8 @@
 """Proof that a folder of a checkpoint is damaged: a list of its files, with sizes and checksums.
 
-A read that fails says little: a file server that restarts fails it as well as a
-file that was cut. So the list is written with the files, and damage is what
-differs from it; a fault that it does not explain is one of the moment.
+A failed read proves little: it fails when a file server restarts, and when a file was cut. So a
+list of files is written with them, and damage is a difference from that list. A failure without
+such a difference is temporary.
 """
 
 import concurrent.futures
@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 
-from xmodal import whole
+from xmodal import atomic
 
 LIST = 'files.json'
 _BLOCK = 2**24
@@ -24,19 +24,19 @@ def seal(folder: str) -> None:
   """
   names = _names(folder)
   for name in names:
-    whole.sync(os.path.join(folder, name))
+    atomic.sync(os.path.join(folder, name))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     found = pool.map(_size_and_checksum, (os.path.join(folder, name) for name in names))
     listed = dict(zip(names, found))
-  with whole.written(os.path.join(folder, LIST)) as f:
+  with atomic.written(os.path.join(folder, LIST)) as f:
     json.dump(listed, f)
 
 
 def proof(folder: str) -> str:
-  """What is wrong with the files of a folder that was sealed, in words; '' if nothing is.
+  """The first fault of the files of a sealed folder, in words; '' if there is none.
 
   Raises:
-    OSError: they cannot be looked at now, which proves nothing.
+    OSError: the files cannot be read now, which proves nothing.
   """
   try:
     with open(os.path.join(folder, LIST), encoding='utf-8') as f:
@@ -64,11 +64,11 @@ def _fault(folder, name, size, checksum):
 
 
 def _proof_without_list(folder):
-  """Of a checkpoint of before there were lists, that something is missing is all one can prove."""
+  """The fault of an older checkpoint without a list: only a missing file can be proven."""
   try:
     names = os.listdir(folder)
   except (FileNotFoundError, NotADirectoryError):
-    os.listdir(os.path.dirname(folder))  # raises where it is the whole disk that has gone
+    os.listdir(os.path.dirname(folder))  # raises if the whole disk is gone
     return 'is missing'
   missing = [name for name in _ORBAX if name not in names]
   return f'{missing[0]} is missing' if missing else ''

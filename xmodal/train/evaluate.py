@@ -1,19 +1,28 @@
 """Evaluation that counts every example once, on any number of devices and hosts."""
 
-import os
 from collections.abc import Mapping, Sequence
+import os
 
 import jax
 import numpy as np
 from PIL import Image
 
-from xmodal import plain_json, whole
+from xmodal import atomic, strict_json
 from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
+from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.stop import Stop
+
+OPTIONS = {
+    'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),
+    'eval_batch_size': Option(0, 'Examples that evaluation predicts at once. 0: those of a '
+                              'micro-batch, divided by the beams, captions or guidance that '
+                              'multiply an example.', low=0, may_change=True),
+    'samples': Option(12, 'Pictures of predictions drawn at each evaluation.', low=0,
+                      may_change=True)}
 
 
 def make_predict_step(model, mesh):
@@ -25,24 +34,24 @@ def make_predict_step(model, mesh):
   return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.replicated(mesh))
 
 
-def check_batch_size(config, mesh) -> None:
-  """Raises UserError if config.train.eval_batch_size does not divide over the devices."""
-  size, ways = config.train.eval_batch_size, meshes.batch_ways(mesh)
+def check_batch_size(key: str, size: int, mesh) -> None:
+  """Raises UserError if a batch of evaluation does not divide over the devices.
+
+  key: of the config, that gives the size.
+  """
+  ways = meshes.batch_ways(mesh)
   if size % ways:
-    raise UserError(f'config.train.eval_batch_size={size} does not divide over {ways} devices '
-                    f'(mesh data x fsdp); take a multiple of {ways}, or 0 to have it chosen')
+    raise UserError(f'{key}={size} does not divide over {ways} devices (mesh data x fsdp); take a '
+                    f'multiple of {ways}, or 0 to have it chosen')
 
 
 def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
   """How many examples evaluation predicts at once, over all devices.
 
-  config.train.eval_batch_size, or where that is 0: as many as a micro-batch of training has,
-  divided by Task.copies of the task that makes the most. A step of training keeps more of an
-  example than a prediction does, so that what fits there fits here. It is a multiple of the
-  devices, and no result depends on it.
+  As many as a micro-batch of training has, divided by Task.copies of the task that makes the most.
+  A step of training keeps more of an example than a prediction does, so what fits there fits here.
+  It is a multiple of the devices, and no result depends on it.
   """
-  if config.train.eval_batch_size:
-    return config.train.eval_batch_size
   ways = meshes.batch_ways(mesh)
   fits = config.train.batch_size // max(1, config.train.accumulation) // max(
       task.copies for task in tasks.values())
@@ -50,7 +59,7 @@ def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
 
 
 def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
-                stop: Stop | None = None):
+                stop: Stop | None = None, most: int = 0):
   """Predictions of every record of a source.
 
   Args:
@@ -59,14 +68,15 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     make: of the source to evaluate.
     batch_size: over all devices; they divide it.
     mesh: the device mesh.
-    stop: asked after each batch; once reached, no more are read.
+    stop: read after each batch; once reached, no more are read.
+    most: records, from the first on; 0: all.
 
   Returns:
     int64 [N], the records whose picture could be read, and {task: N predictions};
     None if stopped.
   """
   records, predictions = [], {name: [] for name in make.tasks}
-  batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size))
+  batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size), most)
   for number, batch in enumerate(batches):
     batch = meshes.put_batch(batch, mesh, batch_size)
     try:
@@ -87,13 +97,13 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
 
 
 def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str,
-                    mesh, batch_size: int, step: int, stop: Stop | None = None
+                    mesh, batch_size: int, step: int, stop: Stop | None = None, most: int = 0
                     ) -> dict[str, dict] | None:
   """Scores the tasks of one source; writes predictions and sample pictures.
 
   Args:
-    predict_step, variables, make, batch_size, mesh, stop: see predict_all.
-    split: what the source calls it.
+    predict_step, variables, make, batch_size, mesh, stop, most: see predict_all.
+    split: in names of files.
     config: the whole config.
     workdir: of the run.
     step: that the variables are of.
@@ -101,7 +111,7 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
   Returns:
     {task: scores}, or None if it was stopped on the way.
   """
-  predicted = predict_all(predict_step, variables, make, batch_size, mesh, stop)
+  predicted = predict_all(predict_step, variables, make, batch_size, mesh, stop, most)
   if predicted is None:
     return None
   records, predictions = predicted
@@ -127,12 +137,12 @@ def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mappin
 
 def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
   """One JSON object a line: record number, what was asked, what was answered, the truth."""
-  lines = [plain_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
+  lines = [strict_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
            for number, example, prediction in zip(records, examples, predictions)
            if (line := task.record(example, prediction)) is not None]
   if not lines:
     return
-  with whole.written(path) as f:
+  with atomic.written(path) as f:
     f.writelines(lines)
 
 
@@ -140,8 +150,8 @@ def write_files(workdir: str, name: str, split: str, task: Task, examples, predi
   """What the task has for other programs: WORKDIR/{name}_{split}_{kind}.json."""
   for kind, content in task.files(examples, predictions).items():
     path = os.path.join(workdir, f'{name}_{split}_{kind}.json')
-    with whole.written(path) as f:
-      f.write(plain_json.dumps(content))
+    with atomic.written(path) as f:
+      f.write(strict_json.dumps(content))
 
 
 def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,
@@ -162,5 +172,5 @@ def write_samples(path: str, task: Task, make: BatchMaker, records, examples, pr
   for number, card in enumerate(cards):
     sheet.paste(card, ((number % columns) * width, (number // columns) * height))
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  with whole.written(path, 'wb') as f:
+  with atomic.written(path, 'wb') as f:
     sheet.save(f, 'PNG')

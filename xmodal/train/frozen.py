@@ -1,7 +1,6 @@
-"""Which parameters training leaves alone, and the tree of all in two: what is trained, and them.
+"""Frozen parameters: which they are, and the split of a tree into trained and frozen ones.
 
-Gradients are taken, summed and measured over what is trained, and the
-optimiser's state is of nothing else: the rest costs its forward pass.
+Gradients and optimiser state exist for trained parameters only; frozen ones cost a forward pass.
 """
 
 from collections.abc import Set
@@ -18,7 +17,7 @@ def frozen_names(pattern: str, params) -> frozenset[str]:
 
   Args:
     pattern: config.optimizer.frozen, a regular expression searched in paths; '' for none.
-    params: all parameters, or their shapes; adapters among them freeze what is around them.
+    params: all parameters, or their shapes. Adapters among them freeze the rest of their towers.
 
   Raises:
     UserError: the pattern matches nothing or everything, or an adapter.
@@ -40,7 +39,7 @@ def frozen_names(pattern: str, params) -> frozenset[str]:
 
 
 def split(params, frozen: Set[str]):
-  """(trained, frozen), nested dicts that hold each a part of the leaves of params."""
+  """Splits parameters into (trained, frozen), both nested dicts."""
   flat = traverse_util.flatten_dict(params, sep='/')
   return tuple(traverse_util.unflatten_dict(
       {name: x for name, x in flat.items() if (name in frozen) == is_frozen}, sep='/')
@@ -48,6 +47,6 @@ def split(params, frozen: Set[str]):
 
 
 def join(trained, frozen):
-  """The parameters that split took apart."""
+  """Joins what `split` gave."""
   return traverse_util.unflatten_dict(
       {**traverse_util.flatten_dict(trained), **traverse_util.flatten_dict(frozen)})

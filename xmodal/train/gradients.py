@@ -1,7 +1,7 @@
-"""Losses and gradients of one batch, whatever tasks, sources and micro-batches it has."""
+"""Losses and gradients of one batch, for any tasks, sources and micro-batches."""
 
-import itertools
 from collections.abc import Callable, Mapping, Set
+import itertools
 
 from flax import traverse_util
 import jax
@@ -13,7 +13,7 @@ from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 
-# Folded into the key of a step for what concerns its names; micro-batches fold in their numbers.
+# Folded into the key of a step for random choices of names; micro-batches fold in their numbers.
 _NAMES = 0x6e616d65
 
 
@@ -21,22 +21,22 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
                    accumulation: int = 1, separate: bool = False) -> Callable:
   """A pure function of a batch's gradients.
 
-  A task's loss = task_weight * (sum over its terms of term_weight * mean), where a
-  mean is over the examples that count for the term, of the whole batch, however
-  many micro-batches and devices it is split into.
+  A task's loss = task_weight * (sum over its terms of term_weight * mean). A mean is over the
+  examples of the whole batch that count for the term, independent of the number of micro-batches
+  and devices.
 
   Args:
     model: a models.backbone.MultiTask.
     tasks: those of the batch.
     task_weights: weight of each task's loss.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
-    separate: whether to give each task's gradient by itself. A forward pass is the same for all
-      tasks of a source; each has a backward pass of its own.
+    separate: whether to return each task's gradient by itself. Tasks of one source share the
+      forward pass; each has its own backward pass.
 
   Returns:
     (trained, fixed, collections, batch, rng, weigh) -> (gradients of `trained`, collections,
-    losses, metrics). weigh: of losses {task: scalar} their weights in the gradients, and with
-    several micro-batches it may not look at them. With `separate` it is not called, and
+    losses, metrics). weigh: (losses {task: scalar}) -> their weights in the gradients; with several
+    micro-batches the weights must not depend on the losses. With `separate` it is not called, and
     gradients are {task: tree}.
   """
   def weights_of(part):
@@ -54,10 +54,10 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return {**{key: jnp.maximum(weight.sum(), 1e-6) for key, weight in weights_of(part).items()},
             **{name: jnp.maximum(count.sum(), 1) for name, count in counts_of(part).items()}}
 
-  def asked_of(batch, key):
+  def vocabularies_of(batch, key):
     """The names that each task looks for in this step, {task: Names}."""
-    return {name: asked for part in parts(batch) for name, task in tasks.items()
-            if name in part and (asked := task.asked_in_step(part[name], key)) is not None}
+    return {name: names for part in parts(batch) for name, task in tasks.items()
+            if name in part and (names := task.sampled_vocabulary(part[name], key)) is not None}
 
   def read(trained, fixed, collections, names, rng):
     """See models.names.read_names: once a step, however many micro-batches it has."""
@@ -65,14 +65,14 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
         {'params': gather_when_used(join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
-  def forward(learned, fixed, collections, part, asked, totals, rng):
+  def forward(learned, fixed, collections, part, vocabularies, totals, rng):
     """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
     trained, vectors = learned
-    part = part | {name: part[name] | {'asked': names.replace(vectors=vectors[name])}
-                   for name, names in asked.items() if name in part}
+    part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
+                   for name, names in vocabularies.items() if name in part}
     outputs, collections = model.apply(
-        {'params': gather_when_used(join(trained, fixed)), **collections}, part, deterministic=False,
-        rngs={'dropout': rng}, mutable=list(collections))
+        {'params': gather_when_used(join(trained, fixed)), **collections}, part,
+        deterministic=False, rngs={'dropout': rng}, mutable=list(collections))
     weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
       task, loss = tasks[name], 0.0
@@ -85,13 +85,13 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       losses[name] = task_weights[name] * loss
     return losses, (collections, metrics)
 
-  def of_micro_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
+  def of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
     losses, metrics, pullbacks = {}, {}, []
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
       of_part, pullback, (collections, told) = jax.vjp(
-          lambda x: forward(x, fixed, collections, part, asked, totals[number], key), learned,
-          has_aux=True)
+          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key),
+          learned, has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
       metrics |= told
@@ -105,30 +105,31 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return (grads, losses, metrics), collections
 
   def gradients(trained, fixed, collections, batch, rng, weigh=None):
-    # Only from data, not from parameters: known before the first micro-batch.
+    # These depend on data alone, so they are known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
     choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
-    asked = asked_of(batch, choice)
+    vocabularies = vocabularies_of(batch, choice)
     vectors, read_backward = {}, {}
-    for name, names in asked.items():
+    for name, names in vocabularies.items():
       vectors[name], read_backward[name] = read(trained, fixed, collections, names, dropout)
     grads, collections, losses, metrics = of_batch(
-        (trained, vectors), fixed, collections, batch, asked, totals, rng, weigh)
+        (trained, vectors), fixed, collections, batch, vocabularies, totals, rng, weigh)
 
     def through_names(grads, tasks):
       of_params, of_vectors = grads
       return _sum([of_params, *(read_backward[name](of_vectors[name])[0] for name in tasks)])
 
-    if separate:  # a task's loss looks at its own names alone
-      grads = {name: through_names(grad, asked.keys() & {name}) for name, grad in grads.items()}
+    if separate:  # a task's loss depends on its own names only
+      grads = {name: through_names(grad, vocabularies.keys() & {name})
+               for name, grad in grads.items()}
     else:
-      grads = through_names(grads, asked)
+      grads = through_names(grads, vocabularies)
     return grads, collections, losses, metrics
 
-  def of_batch(learned, fixed, collections, batch, asked, totals, rng, weigh):
+  def of_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
     if accumulation == 1:
-      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals, rng,
-                                          weigh)
+      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
+                                          rng, weigh)
       return found[0], collections, *found[1:]
 
     # Every device keeps its own examples: micro-batch i takes each i-th of them.
@@ -138,13 +139,13 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     def add(carry, inputs):
       collections, summed = carry
       batch, index = inputs
-      found, collections = of_micro_batch(learned, fixed, collections, batch, asked, totals,
+      found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
                                           jax.random.fold_in(rng, index), weigh)
       return (collections, jax.tree.map(jnp.add, summed, found)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes, _ = jax.eval_shape(lambda: of_micro_batch(learned, fixed, collections, first, asked,
-                                                      totals, rng, weigh))
+    shapes, _ = jax.eval_shape(lambda: of_micro_batch(
+        learned, fixed, collections, first, vocabularies, totals, rng, weigh))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (collections, (grads, losses, metrics)), _ = jax.lax.scan(
         add, (collections, zeros), (micro, jnp.arange(accumulation)))
@@ -154,16 +155,16 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
 
 
 def at_step(batch: Mapping, step: jax.Array) -> dict:
-  """A batch with the step that it is trained in: 'step' int32 [B], like all that examples have."""
-  if 'image' not in batch:
+  """Adds the number of the training step to a batch: 'step', int32 [B]."""
+  if 'valid' not in batch:
     return {feed: at_step(part, step) for feed, part in batch.items()}
   return {**batch, 'step': jnp.full_like(batch['valid'], step, jnp.int32)}
 
 
 def _one_by_one(names, pullback):
   """{task: gradient of its loss alone}."""
-  # Each pass by itself and not in a loop, although that compiles sooner: XLA leaves out what gives
-  # zeros, and on a CPU a step of five tasks took a fifth of the time.
+  # Separate passes instead of a loop, which would compile sooner: XLA removes the parts whose
+  # gradients are zero. On a CPU a step of five tasks took a fifth of the time.
   return {name: pullback({other: jnp.float32(other == name) for other in names})[0]
           for name in names}
 

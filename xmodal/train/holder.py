@@ -1,11 +1,12 @@
 """One run at a time in a workdir: WORKDIR/running.json names the process that holds it.
 
-The file is made by an exclusive create, which NFS, too, allows to one process alone; locks of the
-system (flock, fcntl) hold there for one host only, or not at all. Its holder touches it every
-BEAT seconds. On the same machine a holder is gone when its process is; on another, when the file
-was not touched for LIMIT seconds. All processes of one run are one holder.
+The file is created exclusively, which works on NFS too; system locks (flock, fcntl) hold there for
+one host only, or not at all. The holder touches the file every BEAT seconds. A holder on the same
+machine has ended when its process has. A holder on another machine counts as ended when it has not
+touched the file for LIMIT seconds. All processes of one run are one holder.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -14,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 import uuid
 
 import jax
@@ -25,8 +25,8 @@ from xmodal.train import together
 
 FILE = 'running.json'
 BEAT, LIMIT = 5.0, 60.0
-_LOOKS = 10.0  # seconds in which a file that one host made is to be seen by all
-_mine: dict[str, str] = {}  # path of each file that this process made -> its token
+_LOOKS = 10.0  # seconds within which all hosts must see a file that one host made
+_mine: dict[str, str] = {}  # path of each file made by this process -> its token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class _Holder:
 
   Attributes:
     host, pid, since: for people.
-    machine: the boot and the namespace that pid belongs to; '' where that cannot be told.
-    started: when the process began, in ticks since the boot: another may have its pid by now.
-    token: of this hold alone.
+    machine: boot and namespace that pid belongs to; '' if unknown.
+    started: when the process began, in ticks since the boot: its pid may be in use again.
+    token: unique to this hold.
   """
 
   host: str = 'an unknown host'
@@ -79,8 +79,10 @@ def _let_go():
 
 
 def check_free(workdir: str) -> None:
-  """Raises UserError where another run is at work, or the hosts of this one do not share the
-  workdir: before the work that `hold` comes after. Leaves no file behind."""
+  """Raises UserError if another run uses the workdir, or the hosts of this run do not share it.
+
+  An early check, before the work that precedes `hold`. Leaves no file behind.
+  """
   together.agree(lambda: _check_held(workdir), lead=True)
   if jax.process_count() == 1:
     return
@@ -100,7 +102,7 @@ def _check_held(workdir):
   path = os.path.join(workdir, FILE)
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
     other, _ = _read(path)
-    # Of a holder on another host `hold` finds out; it may take LIMIT seconds.
+    # `hold` checks a holder on another host, which may take LIMIT seconds.
     if _is_here(other) and _runs(other):
       raise _held(workdir, other)
   return ''
@@ -141,8 +143,8 @@ def _create(path, holder):
 
 
 def _read(path) -> tuple[_Holder, float]:
-  """What the file says and when it was touched: of one being written, or cut, of nobody known."""
-  # Opening it, rather than asking for its time alone, makes NFS look at the server.
+  """The holder in the file (an unknown one if it is incomplete), and when it was touched."""
+  # Opening the file makes NFS fetch its attributes from the server.
   with open(path, encoding='utf-8', errors='replace') as f:
     touched = os.fstat(f.fileno()).st_mtime
     try:
@@ -152,10 +154,10 @@ def _read(path) -> tuple[_Holder, float]:
 
 
 def _remove(path, other):
-  """Takes the file of a holder that is gone away, and no other."""
+  """Removes the file of a holder that has ended, and no other file."""
   aside = f'{path}.{other.token or "cut"}'
   os.rename(path, aside)
-  if _read(aside)[0].token != other.token:  # another start was quicker: it is its file now
+  if _read(aside)[0].token != other.token:  # another run was quicker, and this is its file
     with contextlib.suppress(FileExistsError):
       os.link(aside, path)
   os.unlink(aside)
@@ -208,15 +210,15 @@ def _beating(path, holder):
 
   def beat():
     while not ended.wait(BEAT):
-      # What an outage of the disk does to the file, the next beat sees.
+      # After an outage of the disk the next beat looks again.
       with contextlib.suppress(OSError):
         try:
           other, _ = _read(path)
-        except FileNotFoundError:  # somebody has tidied up
+        except FileNotFoundError:  # a person removed it
           _create(path, holder)
           continue
         if other.token and other.token != holder.token:
-          # This process was suspended for longer than LIMIT. Two would write into one folder.
+          # This process was suspended for longer than LIMIT: now two would write into one folder.
           os.write(2, f'error: {path}: {other}, has taken this workdir over\n'.encode())
           os._exit(2)
         os.utime(path)
@@ -231,7 +233,7 @@ def _beating(path, holder):
 
 
 def _probe(workdir, made):
-  """Makes a file for all to see, in a folder that may be new; returns its name."""
+  """Makes a file that all hosts must see, in a folder that may be new; returns its name."""
   folder = workdir
   while not os.path.isdir(folder):
     made.append(folder)
@@ -243,7 +245,7 @@ def _probe(workdir, made):
 
 
 def _check_seen(workdir, name, token):
-  """Raises UserError if this process does not see the file that the first one made."""
+  """Raises UserError if this process does not see the file that process 0 made."""
   ends = time.monotonic() + _LOOKS
   while True:
     with contextlib.suppress(OSError):

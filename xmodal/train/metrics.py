@@ -1,10 +1,10 @@
 """metrics.jsonl: the numbers of a run, one JSON object a line, those of a step once."""
 
+from collections.abc import Iterable, Sequence
 import json
 import os
-from collections.abc import Iterable, Sequence
 
-from xmodal import plain_json, whole
+from xmodal import atomic, strict_json
 
 
 def read(path: str) -> tuple[list[dict], int]:
@@ -51,9 +51,9 @@ def append(path: str, lines: Iterable[dict]) -> None:
 
 def rewrite(path: str, lines: Sequence[dict]) -> None:
   """Puts lines in the place of all that the file has, at once."""
-  with whole.written(path, 'wb') as f:
+  with atomic.written(path, 'wb') as f:
     f.write(_text(lines))
 
 
 def _text(lines):
-  return ''.join(plain_json.dumps(line) + '\n' for line in lines).encode()
+  return ''.join(strict_json.dumps(line) + '\n' for line in lines).encode()

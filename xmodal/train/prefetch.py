@@ -1,8 +1,8 @@
-"""Batches on the devices before they are asked for."""
+"""Batches laid out over the devices ahead of time."""
 
+from collections.abc import Callable, Iterator
 import queue
 import threading
-from collections.abc import Callable, Iterator
 
 import jax
 
@@ -27,7 +27,7 @@ class Prefetch:
         if not self._put((meshes.put_batch(batch, mesh, batch_size), None)):
           return
       self._put((None, StopIteration()))
-    except BaseException as error:  # handed to whoever asks for the next batch
+    except BaseException as error:  # raised by `next`
       self._put((None, error))
 
   def _put(self, item):

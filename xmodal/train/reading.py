@@ -1,10 +1,13 @@
-"""Reading the items of a checkpoint: whole, or with what is wrong with it."""
+"""Reading the items of a checkpoint, and proving that one is damaged."""
 
+import contextlib
+import functools
 import os
 import sys
 import time
 
 from etils import epath
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
@@ -13,7 +16,7 @@ from xmodal.errors import UserError
 from xmodal.sharding.rules import path_name
 from xmodal.train import alias, damage, together
 
-# Seconds before each further try to read what could not be read.
+# Seconds to wait before each further attempt to read an item.
 PAUSES = (1, 5, 15)
 
 
@@ -21,8 +24,8 @@ PAUSES = (1, 5, 15)
 def fingerprint(tree):
   """One uint32 that changes with any bit of a tree of 4-byte arrays.
 
-  Orbax's checksums cover its index but not the arrays themselves, so a byte
-  that rotted on disk would come back as a wrong parameter.
+  Orbax's checksums cover its index but not the arrays: a flipped bit on disk would be read as a
+  wrong parameter.
   """
   total = jnp.zeros((), jnp.uint32)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
@@ -40,19 +43,67 @@ class Damaged(Exception):
 
 
 def read(folder, abstract):
-  """Items of a checkpoint by name, as `abstract` says; every process gets or raises the same.
+  """Reads items of a checkpoint, with the shapes and shardings of `abstract`, by name.
+
+  Every process returns or raises the same.
 
   Raises:
     Damaged: one is damaged.
     UserError: it is of another model, or cannot be read now.
   """
+  items = _read_together(folder, {
+      item: functools.partial(_read_once, folder, item, tree) for item, tree in abstract.items()})
+  for item, of_item in items.items():  # of arrays over all devices: together, or not at all
+    if int(fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
+      raise Damaged(f'{item}: an array has changed since it was written')
+  return {item: of_item['arrays'] for item, of_item in items.items()}
+
+
+def read_some(folder, item, abstract):
+  """Some arrays of an item; every process gets or raises the same.
+
+  Their fingerprint is of all arrays, and so does not tell: `damage.proof` of the files does.
+
+  Args:
+    folder: checkpoints/STEP.
+    item: its name.
+    abstract: {key: shape, dtype and sharding}, of keys that `stored` gives.
+
+  Raises:
+    Damaged: the item is damaged.
+    UserError: it cannot be read now.
+  """
+  return _read_together(folder, {
+      item: functools.partial(_read_some_once, folder, item, abstract)})[item]
+
+
+def stored(folder, item):
+  """{key, a tuple: shape and dtype} of the arrays of an item, as this process can read them.
+
+  Raises:
+    Damaged: the item is damaged.
+    UserError: it cannot be read now.
+  """
+  def look():
+    with alias.Usable(folder) as usable:
+      found = ocp.StandardCheckpointHandler().metadata(epath.Path(usable, item))
+    keys = {tuple(path_name(path).split('/')): leaf
+            for path, leaf in jax.tree_util.tree_flatten_with_path(_tree(found))[0]}
+    return {key[1:]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for key, leaf in keys.items() if key[0] == 'arrays'}
+
+  return _read_patiently(folder, item, look)
+
+
+def _read_together(folder, actions):
+  """What the actions read, by item."""
   items, proof = {}, ''
 
   def read_all():
     nonlocal proof
     try:
-      for item, tree in abstract.items():
-        items[item] = _read_patiently(folder, item, tree)
+      for item, action in actions.items():
+        items[item] = _read_patiently(folder, item, action)
     except Damaged as damaged:
       proof = str(damaged) + (f' (seen by {together.here()})' if jax.process_count() > 1 else '')
     return ''
@@ -60,18 +111,15 @@ def read(folder, abstract):
   together.agree(read_all)
   for found in filter(None, together.gather(proof)):
     raise Damaged(found)
-  for item, of_item in items.items():  # of arrays over all devices: together, or not at all
-    if int(fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
-      raise Damaged(f'{item}: an array has changed since it was written')
-  return {item: of_item['arrays'] for item, of_item in items.items()}
+  return items
 
 
-def _read_patiently(folder, item, abstract):
-  """One item of a checkpoint, as this process can read it; Damaged only if that is proven."""
+def _read_patiently(folder, item, action):
+  """Reads one item with an action, with retries; raises Damaged only if damage is proven."""
   path = os.path.join(folder, item)
   for pause in (*PAUSES, None):
     try:
-      return _read_once(folder, item, abstract)
+      return action()
     except (MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
@@ -96,27 +144,44 @@ def _read_patiently(folder, item, abstract):
 
 
 def _of_storage(error):
-  # The storage library's errors, too, are ValueErrors.
+  # The storage library raises ValueError, too.
   return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
 
 
 def _read_once(folder, item, abstract):
   one_number = jax.ShapeDtypeStruct((), jnp.uint32, sharding=_any_sharding(abstract))
   wanted = {'arrays': abstract, 'fingerprint': one_number}
-  # Orbax's reader threads print tracebacks of their own when a file is broken.
+  with _quiet_path(folder, item) as path:
+    handler = ocp.StandardCheckpointHandler()
+    _check_same_model(handler.metadata(path), wanted, folder)
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+      return reader.restore(path, args=ocp.args.StandardRestore(wanted))
+
+
+def _read_some_once(folder, item, abstract):
+  wanted = {'arrays': traverse_util.unflatten_dict(abstract)}
+  with _quiet_path(folder, item) as path, ocp.Checkpointer(
+      ocp.PyTreeCheckpointHandler(), multiprocessing_options=_alone()) as reader:
+    read = reader.restore(path, args=ocp.args.PyTreeRestore(
+        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True))
+  return traverse_util.flatten_dict(read['arrays'])
+
+
+@contextlib.contextmanager
+def _quiet_path(folder, item):
+  """A path of an item, during which nothing is printed."""
+  # Orbax's reader threads print their own tracebacks when a file is broken.
   hook, sys.excepthook = sys.excepthook, lambda *_: None
   try:
     with alias.Usable(folder) as usable:  # of the step, as the item may be missing
-      path, handler = epath.Path(usable, item), ocp.StandardCheckpointHandler()
-      _check_same_model(handler.metadata(path), wanted, folder)
-      with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-        return reader.restore(path, args=ocp.args.StandardRestore(wanted))
+      yield epath.Path(usable, item)
   finally:
     sys.excepthook = hook
 
 
 def _alone():
-  """Orbax waits for no other process: one that fails would not come to the barrier."""
+  """Options under which Orbax waits for no other process: a failed one would never arrive."""
   if jax.process_count() == 1:
     return ocp.options.MultiprocessingOptions()
   me = jax.process_index()
@@ -125,7 +190,7 @@ def _alone():
 
 
 def _wrapped(error):
-  """What Orbax, of an array it could not read, wraps in an exception of no narrower type."""
+  """The cause of an error that Orbax wraps in a plain Exception."""
   while type(error) is Exception and error.__cause__ is not None:
     error = error.__cause__
   return error
@@ -143,10 +208,15 @@ def _check_same_model(metadata, wanted, folder):
     return {path_name(path): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
-  stored, needed = shapes(getattr(metadata, 'item_metadata', metadata)), shapes(wanted)
-  for name in sorted(stored.keys() | needed.keys()):
-    if stored.get(name) != needed.get(name):
+  there, needed = shapes(_tree(metadata)), shapes(wanted)
+  for name in sorted(there.keys() | needed.keys()):
+    if there.get(name) != needed.get(name):
       raise UserError(
-          f'checkpoint {folder} is of another model: {name} is {stored.get(name, "missing")} there '
+          f'checkpoint {folder} is of another model: {name} is {there.get(name, "missing")} there '
           f'and {needed.get(name, "missing")} here; take the config and the version of xmodal that '
           'it was trained with, or another --workdir')
+
+
+def _tree(metadata):
+  """What Orbax says of the arrays of an item; some of its versions put it into another object."""
+  return getattr(metadata, 'item_metadata', metadata)

@@ -1,60 +1,67 @@
-"""What a run tells: the terminal, metrics.jsonl and TensorBoard."""
+"""Logging of a run: terminal, metrics.jsonl and TensorBoard."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import os
 import sys
 import time
+import types
 
 import jax
 from tqdm import tqdm
 
+from xmodal.options import Option
 from xmodal.train import metrics
-from xmodal.train.board import Board
+
+OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_change=True)}
 
 
 class Report:
-  """Writes numbers down and shows how training goes; silent on all hosts but the first.
+  """Logs metrics and progress; does nothing on all hosts but the first.
 
   Attributes:
-    owes_evaluation: whether the step that the run goes on from was to be evaluated, and was not
-      (False on all hosts but the first).
+    owed: names of evaluations that were due at the step that the run goes on from, and were not
+      made (empty on all hosts but the first).
   """
 
   def __init__(self, workdir: str, *, steps: int, start: int, batch_size: int,
-               scored: Collection[str] = ()):
+               scored: Mapping[str, Collection[str]] = types.MappingProxyType({}),
+               evaluates: bool = False):
     """A report on a run of `steps` steps that goes on from step `start`.
 
     Args:
       workdir: of the run.
       steps, start: see above.
       batch_size: examples of a step.
-      scored: tasks whose scores an evaluation of step `start` writes; none if it has none.
+      scored: tasks whose scores each evaluation that is due at step `start` writes, by its name.
+      evaluates: whether the run makes all evaluations of step `start` anew.
     """
     self._steps, self._batch_size = steps, batch_size
     self._active = jax.process_index() == 0
-    self._bar, self.owes_evaluation = None, False
+    self._bar, self.owed = None, frozenset()
     self._clock, self._clock_step = time.perf_counter(), start
     self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
     if not self._active:
       return
-    if sys.stderr.isatty():
+    if _has_terminal():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True, smoothing=0.1)
     self._path = os.path.join(workdir, 'metrics.jsonl')
     lines, unreadable = metrics.read(self._path)
     if unreadable:
       self.say(f'{self._path}: {unreadable} of its lines cannot be read and are dropped (a crash '
                'leaves lines cut short, or NUL bytes)')
-    told = {line['task'] for line in lines if (line['step'], line['split']) == (start, 'eval')}
-    self.owes_evaluation = start > 0 and not told.issuperset(scored)
-    again = self.owes_evaluation or start >= steps
+    written = {(line['split'], line['task']) for line in lines if line['step'] == start}
+    self.owed = frozenset(name for name, tasks in scored.items() if start > 0
+                          and any((name, task) not in written for task in tasks))
 
     def keep(step, split):
       """Whether a number stays: a killed run may have written some after its last checkpoint."""
-      return step < start or step == start and not (split == 'eval' and again)
+      again = split != 'train' and (evaluates or split in self.owed)
+      return step < start or step == start and not again
 
     kept = [line for line in lines if keep(line['step'], line['split'])]
     metrics.rewrite(self._path, kept)
+    from xmodal.train.board import Board  # imports torch where it is installed: seconds
     self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
 
   def say(self, line: str) -> None:
@@ -84,6 +91,8 @@ class Report:
     self._lap(step)
     yield
     self._clock = time.perf_counter()
+    if self._bar is not None:
+      self._bar.unpause()  # nor does the time left count it
 
   def _lap(self, step):
     now = time.perf_counter()
@@ -129,3 +138,11 @@ def _summary(numbers):
   if numbers['skipped']:
     parts.append(f'{numbers["skipped"]:.0f} steps skipped (gradients not finite)')
   return ', '.join(parts)
+
+
+def _has_terminal():
+  """Whether stderr is a terminal with room for a bar: some that are remote have no size."""
+  try:
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+  except (OSError, ValueError):
+    return False

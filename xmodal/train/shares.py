@@ -1,26 +1,26 @@
-"""What each kind of step leaves alone, what tasks share, how much of the data each step reads."""
+"""Parameters that a kind of step does not update, parameters that tasks share, data per step."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+import re
 
 from flax import traverse_util
 
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Feed
-from xmodal.mixer.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Kind, Sampling
 
 
 def resting(kind: Kind, used: Mapping[str, Set[str]], params, frozen: Set[str]) -> frozenset[str]:
-  """Paths of the parameters that a kind of step leaves alone though others train them.
+  """Paths of the parameters that a kind of step does not update although other kinds do.
 
   Args:
     kind: of the step.
     used: paths of the parameters that each task uses; {} where there is one task.
     params: all parameters, or their shapes.
-    frozen: those that no step trains.
+    frozen: paths of the parameters that no step trains.
 
   Raises:
-    UserError: its pattern leaves nothing to train.
+    UserError: the kind's pattern leaves no parameter to train.
   """
   trained = traverse_util.flatten_dict(params, sep='/').keys() - frozen
   moving = {name for name in trained if re.search(kind.updated, name)}
@@ -44,15 +44,17 @@ def shared(used: Mapping[str, Set[str]], frozen: Set[str]) -> frozenset[str]:
 
 
 def never_updated(of_kinds: Mapping[Kind, Set[str]]) -> Iterator[str]:
-  """A line on the parameters that rest in every kind of step."""
+  """A line if some parameters are updated by no kind of step."""
   if never := frozenset.intersection(*of_kinds.values()):
     yield (f'config.mixer.turns: none updates {len(never)} parameter arrays, such as {min(never)}: '
            'they stay as they begin')
 
 
 def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
-  """A line on how often each source is read, where there are several, or steps differ, or a batch
-  is larger than its source."""
+  """Lines on the number of epochs of each source, where that is not obvious.
+
+  That is with several sources or kinds of steps, or with a batch larger than its source.
+  """
   if 'train' not in feeds[0].sources:
     return
   for feed in feeds:
@@ -64,7 +66,7 @@ def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
 
 
 def of_steps(sampling: Sampling, tasks: Collection[str], step: int) -> dict[str, float]:
-  """Share of the steps up to `step` that trained each task, where some do not train all."""
+  """Share of the steps up to `step` that trained each task; {} if every step trains all tasks."""
   if len(tasks) == 1 or all(len(kind.tasks) == len(tasks) for kind in sampling.kinds):
     return {}
   return {f'{task}/share': sampling.taken((task,), step) / step for task in tasks}

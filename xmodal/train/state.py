@@ -1,4 +1,4 @@
-"""Everything that a step of training changes, born where it is to live."""
+"""The state of training: created with its shardings, changed by every step."""
 
 from collections.abc import Set
 from typing import Any
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from xmodal.mixer.balance import Balance
+from xmodal.mixer.balance.balance import Balance
 from xmodal.mixer.feed import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
 from xmodal.train.frozen import join, split
-from xmodal.train.optimizer import by_parameter
+from xmodal.train.optimizer.optimizer import by_parameter
 
 
 @flax.struct.dataclass
@@ -25,12 +25,12 @@ class TrainState:
     step: int32, steps taken; the batch of the next step depends on it.
     params: float32 parameters.
     collections: other Flax variables (running statistics of batch norm).
-    opt_state: of the optimiser; of the parameters that are trained.
+    opt_state: state of the optimiser, for the trained parameters only.
     ema: moving average of params, or None.
-    mixer: what the balance of the tasks has learned, see mixer.balance.
-    rng: key of the run; a step folds its number in.
+    mixer: state of the balance of the tasks, see mixer.balance.
+    rng: random key of the run; each step folds in its number.
     skipped: int32, steps whose gradients were not finite and changed nothing.
-    skipped_in_a_row: int32, of those, the ones since the last good step.
+    skipped_in_a_row: int32, how many of those came after the last good step.
   """
 
   step: jax.Array
@@ -51,13 +51,13 @@ class TrainState:
 
 def variables_fn(model, batch, seed: int):
   """A function without arguments that makes the model's variables; batch gives shapes only."""
-  @jax.jit  # traced once, though more than one looks at the shapes
+  @jax.jit  # traced once, although several callers need the shapes
   def variables():
     init_key, _ = jax.random.split(jax.random.key(seed))
     # Parameters do not depend on the batch: zeros of one example will do.
     dummy = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
     first, *others = (model.init(init_key, part, deterministic=True) for part in parts(dummy))
-    for other in others:  # of several sources, each with the parts of the model that it uses
+    for other in others:  # one for each source: each initialises the parts that it uses
       first = join(other, first)
     return first
   return variables
@@ -69,7 +69,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
 
   Args:
     variables: from variables_fn.
-    optimizer: of the parameters that are trained.
+    optimizer: for the trained parameters.
     seed: of the run.
     ema: whether to keep a moving average of the parameters.
     frozen: paths of the parameters that are not trained.
@@ -90,7 +90,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
 
 def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh,
                    frozen: Set[str] = frozenset()):
-  """A NamedSharding for each array of the state, by the rule table."""
+  """A NamedSharding for each array of the state, by the sharding rules."""
   whole = meshes.replicated(mesh)
   params = rules.shard_tree(abstract.params, mesh)
   return TrainState(
@@ -111,5 +111,5 @@ def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh,
 
 
 def create(init, abstract) -> TrainState:
-  """A new state; each device computes its own part of it."""
+  """A new state; each device computes its own shards."""
   return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()

@@ -6,13 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xmodal.mixer.balance import Balance
+from xmodal.mixer.balance.balance import Balance
+from xmodal.options import Option
 from xmodal.tasks.task import Task
 from xmodal.train.frozen import join, split
 from xmodal.train.gradients import at_step, make_gradients, products, weighted_sum
 from xmodal.train.measure import compared
-from xmodal.train.optimizer import by_parameter
+from xmodal.train.optimizer.optimizer import by_parameter
 from xmodal.train.state import TrainState
+
+OPTIONS = {
+    'steps': Option(1000, 'Steps of training.', low=1, may_change=True),
+    'batch_size': Option(64, 'Examples of a step, over all devices.', low=1),
+    'accumulation': Option(1, 'Micro-batches of a step: less memory, same result.', low=1),
+    'ema_decay': Option(0.0, 'Decay of the moving average of the parameters; 0: none.', low=0,
+                        high=0.999999)}
 
 
 def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float],
@@ -22,8 +30,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     shared: Set[str] = frozenset()) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
-  It descends the sum over tasks of weight * task_weight * loss, with the weights of the balance;
-  under PCGrad, of task_weight * loss. That sum is the 'loss' in the metrics.
+  It minimises the sum over tasks of weight * task_weight * loss, with the weights of the balance;
+  under PCGrad, the sum of task_weight * loss. That sum is the metric 'loss'.
 
   Args:
     model: a models.backbone.MultiTask.
@@ -31,22 +39,22 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     task_weights: weight of each task's loss.
     optimizer: the gradient transformation.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
-    ema_decay: of the moving average of the parameters; 0 for none.
-    frozen: paths of the parameters that stay as they are; the optimizer is of the others.
-    balance: of all tasks of the run, those that have other steps too; None: all weights are 1.
-    resting: paths of the parameters that this step leaves as they are, and the optimizer's moments
-      and counters of them, though other steps train them: a gradient of zero would move them.
+    ema_decay: decay of the moving average of the parameters; 0: none.
+    frozen: paths of the parameters that never change; the optimizer is for the others.
+    balance: of all tasks of the run, also those of other steps; None: all weights are 1.
+    resting: paths of the parameters that this step does not update although other steps do. Their
+      moments and counters in the optimizer stay, too: a gradient of zero would change them.
       PyTorch does the same where a gradient is None.
     shared: paths of the parameters at which the gradients of tasks are compared.
 
   Returns:
     The step. Its metrics are float32 scalars: 'loss', 'task/term' of each term,
-    'task/progress', of several tasks 'task/loss' and 'task/weight', 'gradient_norm' (of what is
-    trained), 'skipped' and 'skipped_in_a_row'. A step whose gradients are not all finite changes
-    nothing but the counters.
+    'task/progress', with several tasks 'task/loss' and 'task/weight', 'gradient_norm' (of trained
+    parameters), 'skipped' and 'skipped_in_a_row'. A step whose gradients are not all finite changes
+    the counters only.
   """
   balance = balance or Balance(tuple(tasks))
-  # The weights of several micro-batches cannot be known before the last one's losses are.
+  # With several micro-batches the weights are known only after the last one's losses.
   separate = balance.needs == 'gradients' or (balance.needs == 'losses' and accumulation > 1)
   gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation,
                              separate=separate)
@@ -76,7 +84,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     moving, still = split(trained, resting)
     grads, collections, losses, weights, gram, metrics = gradients_and_weights(
         state.mixer, moving, join(still, fixed), state.collections, batch, rng)
-    if balance.of_shared:  # those are of projected gradients, not of losses
+    if balance.of_shared:  # its weights apply to projected gradients, not to losses
       weights = dict.fromkeys(losses, 1.0)
     loss = sum(weights[name] * losses[name] for name in losses)
     norm = optax.tree.norm(grads)
@@ -89,7 +97,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
       opt_state = _keep_resting(optimizer, opt_state, state.opt_state, trained, resting)
     ema = state.ema
     if ema is not None:
-      # Young averages follow quickly, so that they do not remember the start.
+      # Early averages follow quickly, so that they forget the initial parameters.
       decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
       average, fixed_average = split(ema, frozen)
       average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, moved)
@@ -117,10 +125,10 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
 
 
 def _keep_resting(optimizer, new, old, params, resting):
-  """The optimiser's new state, but the old one of the parameters that rest.
+  """The optimiser's new state, with the old state of the resting parameters.
 
-  A counter rests if all parameters of its own state do: only make_optimizer's have one for each
-  group of parameters that rest together.
+  A counter rests if all parameters of its state do: make_optimizer makes a state for each group of
+  parameters that rest together.
   """
   moving, still = split(params, resting)
   rests = join(jax.tree.map(lambda _: False, moving), jax.tree.map(lambda _: True, still))

@@ -13,25 +13,25 @@ EXIT_CODE = 75  # of a program that was stopped and saved: EX_TEMPFAIL of sysexi
 
 
 class Stop:
-  """Whether a run is to stop; asked between steps, and between the batches of an evaluation."""
+  """A request to stop the run, checked between steps and between batches of an evaluation."""
 
   def __init__(self):
     self._listener = hosts.listener() if hosts.several() else None
-    self._asked = self._listener.asked if self._listener else threading.Event()
+    self._asked = self._listener.stop_requested if self._listener else threading.Event()
 
   def ask(self) -> None:
-    """Asks this process, and with it all of the run, to stop."""
+    """Requests that all processes of the run stop."""
     self._asked.set()
 
   def reached(self) -> bool:
-    """Whether to stop here. All processes of a run call this at the same places, and are told the
-    same."""
+    """Whether to stop here. All processes of a run call this at the same places and get the same
+    answer."""
     return self._listener.reached() if self._listener else self._asked.is_set()
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[Stop]:
-  """Gives a Stop that SIGTERM and the first SIGINT ask; the second SIGINT ends at once."""
+  """Yields a Stop that SIGTERM and the first SIGINT set; a second SIGINT ends the process."""
   stop = Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop

@@ -1,5 +1,7 @@
-"""Decisions that all processes of a run take together: one that fails or stops alone would leave
-the others waiting at a barrier for ever."""
+"""Decisions that all processes of a run take together.
+
+A process that failed or stopped alone would leave the others waiting at a barrier for ever.
+"""
 
 from collections.abc import Callable
 import socket
@@ -10,7 +12,7 @@ import numpy as np
 
 from xmodal.errors import UserError
 
-_BYTES = 2048  # longest text that is exchanged
+_BYTES = 2048  # of the longest text that processes exchange
 
 
 def gather(text: str) -> list[str]:

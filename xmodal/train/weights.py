@@ -1,9 +1,10 @@
 """Towers that begin with the weights people already have."""
 
+import collections
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
 
 from flax import linen as nn
 from flax import traverse_util
@@ -42,15 +43,20 @@ class Tower:
     return self.module.clone(**{key: value for key, value in fields.items() if key in own})
 
 
-def open_checkpoints(config) -> dict[str, Checkpoint]:
+def open_checkpoints(config, without: Collection[str] = ()) -> dict[str, Checkpoint]:
   """The checkpoints that config.model.vision.pretrained and .text.pretrained name, by part.
+
+  Args:
+    config: the whole config.
+    without: parts that an earlier run has, begun from the same.
 
   Raises:
     UserError: one cannot be read, is of the other part, or is no tower.
   """
   opened = {}
   for part in PARTS:
-    if name := config.model[part].pretrained:
+    name = config.model[part].pretrained
+    if name and part not in without:
       opened[part] = Checkpoint(name)
       found = opened[part].part
       if found not in PARTS:
@@ -104,20 +110,22 @@ def _tuples(fields):
 
 
 class Loader:
-  """Puts the weights of checkpoints into the towers of a model's state."""
+  """Puts the weights of checkpoints, and those of an earlier run, into a model's state."""
 
-  def __init__(self, checkpoints: Mapping[str, Checkpoint], backbone, abstract):
+  def __init__(self, checkpoints: Mapping[str, Checkpoint], backbone, abstract,
+               transfer=None):
     """Finds every tensor; reads none yet.
 
     Args:
       checkpoints: by part.
       backbone: the model's Backbone.
       abstract: TrainState of shapes and shardings.
+      transfer: a train.transfer.Transfer from an earlier run, or None; no tower has both.
 
     Raises:
       UserError: a tensor is missing, has another shape, or has no place.
     """
-    self._params = abstract.params
+    self._params, self._transfer = abstract.params, transfer
     self._plans = {part: checkpoint.plan(getattr(backbone, f'{part}_tower'),
                                          _tower_shapes(abstract, part))
                    for part, checkpoint in checkpoints.items()}
@@ -125,18 +133,22 @@ class Loader:
 
   def report(self) -> Iterator[str]:
     """What is loaded, fitted, ignored and new, a line each."""
-    if not self._plans:
+    if not self._plans and self._transfer is None:
       return
     for part, plan in self._plans.items():
       yield f'{part} tower from {self._names[part]}: {plan.report}'
+    if self._transfer:
+      yield from self._transfer.report()
     flat = traverse_util.flatten_dict(self._params, sep='/')
     loaded = tuple(f'backbone/{part}_tower/' for part in self._plans)
-    new = sorted({'/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
-                  for path in flat if not path.startswith(loaded) or is_adapter(path)})
-    yield f'newly initialised: {", ".join(new)}'
+    taken = self._transfer.taken if self._transfer else ()
+    new = [path for path in flat if path not in taken
+           and (not path.startswith(loaded) or is_adapter(path))]
+    if new:
+      yield f'newly initialised: {", ".join(_modules(new, flat))}; {len(new)} in all'
 
   def fill(self, state):
-    """A new TrainState with the weights in place of the towers' random ones."""
+    """A new TrainState with the weights in place of random ones."""
     params, collections = (traverse_util.flatten_dict(tree) for tree in
                            (state.params, state.collections))
     for part, plan in self._plans.items():
@@ -148,8 +160,20 @@ class Loader:
         else:
           collections[(collection, *path)] = array
     params, collections = map(traverse_util.unflatten_dict, (params, collections))
+    if self._transfer:
+      params, collections = self._transfer.fill(params, collections)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, collections=collections, ema=ema)
+
+
+def _modules(new, every):
+  """The modules of new parameters; where others of a module are not new, how many are."""
+  def module(path):
+    return '/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
+
+  counts, totals = (collections.Counter(map(module, paths)) for paths in (new, every))
+  return sorted(name if count == totals[name] else f'{name} ({count} of {totals[name]})'
+                for name, count in counts.items())
 
 
 def _tower_shapes(abstract, part):

@@ -1,0 +1,65 @@
+"""Imports point one way: what README's map of the code draws."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / 'xmodal'
+# From the ground up: a package may import those before it in the list, and itself.
+FREE = ('errors', 'paths', 'atomic', 'strict_json', 'options', 'registry', 'letters')
+GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained')
+# What these may import of each other.
+AMONG = {('pretrained', 'models'), ('metrics', 'data')}
+ABOVE = ('tasks', 'mixer', 'train')
+
+
+def imports(path):
+  """The packages and modules of xmodal that a file imports: 'data', 'errors'."""
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module == 'xmodal':
+        yield from (alias.name for alias in node.names)
+      elif node.module.startswith('xmodal.'):
+        yield node.module.split('.')[1]
+    elif isinstance(node, ast.Import):
+      yield from (alias.name.split('.')[1] for alias in node.names
+                  if alias.name.startswith('xmodal.'))
+
+
+def files(package):
+  # A package's __main__ is a command.
+  return [path for path in sorted((ROOT / package).rglob('*.py')) if path.stem != '__main__']
+
+
+@pytest.mark.parametrize('package', GROUND)
+def test_packages_on_the_ground_know_nothing_of_each_other(package):
+  for path in files(package):
+    for found in set(imports(path)) - {package, *FREE}:
+      assert (package, found) in AMONG, f'{path.relative_to(ROOT)} imports {found}'
+
+
+@pytest.mark.parametrize('package', ABOVE)
+def test_packages_above_import_only_what_is_below(package):
+  below = {*FREE, *GROUND, *ABOVE[:ABOVE.index(package) + 1]}
+  if package == 'train':
+    below.add('config')  # which train's own parts declare options for
+  for path in files(package):
+    assert set(imports(path)) <= below, f'{path.relative_to(ROOT)}: {set(imports(path)) - below}'
+
+
+def test_nothing_but_commands_imports_commands():
+  commands = {path.stem for path in ROOT.glob('*.py')} - {*FREE, 'config', '__init__', 'heap'}
+  for package in (*GROUND, *ABOVE):
+    for path in files(package):
+      assert not commands & set(imports(path)), path
+
+
+def test_tensorflow_and_torch_are_imported_where_they_are_used_alone():
+  for path in ROOT.rglob('*.py'):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    top = {alias.name.split('.')[0] for node in tree.body if isinstance(node, ast.Import)
+           for alias in node.names} | {node.module.split('.')[0] for node in tree.body
+                                       if isinstance(node, ast.ImportFrom) and node.module}
+    if 'bench' not in path.parts:
+      assert not top & {'tensorflow', 'torch', 'transformers'}, path

@@ -1,0 +1,1 @@
+"""Pictures: decoding, augmentation and resizing to the model's input, with their boxes."""

@@ -1,0 +1,118 @@
+"""Reads the files of a data set, and reports faults in one line."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+import json
+import os
+from typing import Any
+
+from xmodal import paths
+from xmodal.data.fields import Check, check_fields, shown
+from xmodal.errors import UserError
+
+
+class MissingSplit(UserError):
+  """The data set has no such split."""
+
+
+def existing_folder(root: str, wanted: str) -> str:
+  """The absolute path of a data folder; UserError if it is missing or empty."""
+  path = paths.local(root, 'data folder')
+  if not root or not os.path.isdir(path):
+    found = 'is a file' if os.path.isfile(path) else 'is not there'
+    raise UserError(f'data folder {root!r} {found}, wanted a folder with {wanted}; '
+                    'set config.data.root')
+  if not is_utf8(path):
+    raise UserError(f'data folder {path!r}: its name is not UTF-8; rename it')
+  try:
+    filled = os.listdir(path)
+  except OSError as error:
+    raise unreadable(path, error) from None
+  if not filled:
+    raise UserError(f'data folder {path} is empty, wanted {wanted}; set config.data.root')
+  return path
+
+
+def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None = None) -> Any:
+  """Parses a JSON file; object_pairs_hook as in json.load.
+
+  Raises:
+    UserError: no such file, or broken JSON (with its line and column).
+  """
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      return json.load(file, object_pairs_hook=object_pairs_hook)
+  except FileNotFoundError:
+    raise UserError(f'{path}: no such file, wanted it as distributed') from None
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path}:{error.lineno}: broken JSON ({error.msg} at column {error.colno}, '
+                    f'character {error.pos}); is the download complete?') from None
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path}: byte {error.start} is not UTF-8; is it the right file?') from None
+  except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, nesting of 1,000
+    raise UserError(f'{path}: not readable JSON ({error}); is it the right file?') from None
+  except OSError as error:
+    raise unreadable(path, error) from None
+
+
+def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[tuple]:
+  """Reads and checks the fields of each record of a JSON list (the list under key, if given).
+
+  Raises:
+    UserError: as read_json and take_records.
+  """
+  return take_records(path, read_json(path), checks, key)
+
+
+def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str = ''
+                 ) -> list[tuple]:
+  """As read_records, for a file that read_json has already parsed.
+
+  Args:
+    path: path of the file, for messages.
+    content: its parsed content.
+    checks: field -> its check, see xmodal.data.fields.
+    key: key of the list in the content.
+
+  Raises:
+    UserError: no such list, an empty list, or a record with an invalid field.
+  """
+  where = f'a list under {key!r}' if key else 'a list'
+  records = content
+  if key:
+    records = content.get(key) if isinstance(content, dict) else None
+  if not isinstance(records, list) or not records:
+    raise UserError(f'{path}: wanted {where} with at least one record, found {shown(records)}')
+  taken = []
+  for place, record in enumerate(records):
+    where = f'{path}: record {place} (from 0)'
+    if not isinstance(record, dict):
+      raise UserError(f'{where} is {shown(record)}, wanted the fields {", ".join(checks)}')
+    values, complaints = check_fields(record, checks)
+    if complaints:
+      raise UserError(f'{where}: {"; ".join(complaints)}')
+    taken.append(tuple(values.values()))
+  return taken
+
+
+def check_unique(path: str, field: str, values: Iterable[Hashable]) -> None:
+  """Raises UserError if two records have the same value in a field that other records refer to."""
+  first = {}
+  for place, value in enumerate(values):
+    if first.setdefault(value, place) != place:
+      raise UserError(f'{path}: records {first[value]} and {place} (from 0) both have {field} '
+                      f'{shown(value)}, wanted a unique one for each; references to it are '
+                      'ambiguous')
+
+
+def unreadable(path: str, error: OSError) -> UserError:
+  """The error for a file or folder that exists but cannot be read."""
+  return UserError(f'{path}: cannot be read ({error.strerror}); give this user permission')
+
+
+def is_utf8(name):
+  """Whether a file's name is valid UTF-8: Python decodes other bytes as lone surrogates."""
+  try:
+    name.encode()
+  except UnicodeEncodeError:
+    return False
+  return True

@@ -1,0 +1,18 @@
+"""The registry of data sources.
+
+A source is a function (root, split, **options) -> Source: root is config.data.root; options are
+the values in config.data of the options it declares. It raises UserError if the files cannot be
+used.
+
+    @SOURCES.register('csv', options={'delimiter': Option(',', 'Between the fields.')})
+    def read_csv(root, split, delimiter): ...
+
+Facts:
+  boxes: true if files hold boxes; a training split without any usable box is then an error.
+  embedded: true if it needs no files; the function is then
+    (split, *, train, image_size, **options) -> Source.
+"""
+
+from xmodal.registry import Registry
+
+SOURCES = Registry('source', 'config.data.source', 'xmodal.data.sources', 'xmodal.data.scenes')

@@ -1,0 +1,226 @@
+"""Visual Genome (Krishna et al., IJCV 2017): objects, and phrases for regions of a picture."""
+
+import array
+import hashlib
+import os
+
+import numpy as np
+
+from xmodal.data import fields
+from xmodal.data.example import Example, Object
+from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_box, usable_name
+from xmodal.data.fields import Complaint
+from xmodal.data.sources.files import existing_folder, read_json, take_records
+from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.source import SOURCES
+from xmodal.errors import UserError
+
+_SPLITS = ('train', 'val', 'test')
+_VAL_SHARE = _TEST_SHARE = 0.05
+_REGION_SIDES = ('x', 'y', 'width', 'height')
+_FOLDERS = ('VG_100K', 'VG_100K_2')
+_CONSUMED = object()  # replaces a picture's record once it is read
+
+
+@SOURCES.register('visual_genome', boxes=True)
+def read_visual_genome(root: str, split: str) -> 'VisualGenome':
+  """Reads objects.json and region_descriptions.json, or one of them, as distributed.
+
+  image_data.json lists the pictures and their sizes; they are in VG_100K/ and
+  VG_100K_2/. The data set has no official splits: by a hash of image_id, 5% of
+  its pictures are val, 5% test and the rest train. Half of the pictures are
+  COCO's, from both its train and val: a model evaluated on COCO may have seen
+  its pictures here.
+
+  Args:
+    root: the folder of the files.
+    split: 'train', 'val', 'test', or several joined by a plus.
+
+  Returns:
+    One Example per region description, whose phrase is the expression; one per
+    picture if there is no region_descriptions.json. An object's name is the first
+    of its names; without objects.json, objects is None in all Examples.
+
+  Raises:
+    UserError: a file or picture is missing or invalid, or no example is left.
+  """
+  if not set(split.split('+')) <= set(_SPLITS):
+    raise UserError(f'Visual Genome has no split {split!r}, wanted some of {", ".join(_SPLITS)}, '
+                    'joined by a plus')
+  root = existing_folder(root, 'image_data.json, objects.json, region_descriptions.json')
+  return VisualGenome(root, split)
+
+
+class VisualGenome:
+  """A split, as a sequence of Examples that are created on access.
+
+  The first region of each picture comes first, then the second of each, so that
+  the first few thousand examples are a sample of all pictures.
+
+  Attributes:
+    faults: everything that was left out or repaired, a line each.
+  """
+
+  def __init__(self, root: str, split: str):
+    faults: list[Fault] = []
+    self._images, self._image_ids, self._sizes = _read_pictures(root, split, faults)
+    numbers = {str(image_id): n for n, image_id in enumerate(self._image_ids)}
+    self._objects, self._regions = (
+        _read_boxes(os.path.join(root, file), split, kind, numbers, self._sizes, faults)
+        for file, kind in (('objects.json', 'objects'), ('region_descriptions.json', 'regions')))
+    if self._objects is None and self._regions is None:
+      raise UserError(f'{root} has neither objects.json nor region_descriptions.json, wanted one '
+                      'or both as distributed')
+    self.faults = tuple(faults)
+    if self._regions is not None:
+      self._order = self._regions.in_turn()
+    if not len(self):
+      raise UserError(f'{root}: region_descriptions.json has no region of {split!r} that can be '
+                      'used')
+
+  def __len__(self) -> int:
+    return len(self._images) if self._regions is None else len(self._order)
+
+  def __getitem__(self, index: int) -> Example:
+    picture, expression = range(len(self))[index], None
+    if self._regions is not None:
+      row = self._order[index]
+      picture, expression = self._regions.pictures[row], self._regions.row(row)
+    return Example(
+        image=self._images[picture], image_id=self._image_ids[picture], expression=expression,
+        recorded_size=known_size(self._sizes[picture]),
+        objects=None if self._objects is None else self._objects.of_picture(picture))
+
+
+class _Boxes:
+  """Names and boxes of many pictures in arrays: nine million Python objects would take gigabytes.
+
+  Attributes:
+    pictures: int32 [N], the picture number of each row, ascending after `pack`.
+  """
+
+  def __init__(self):
+    self._index: dict[str, int] = {}
+    self.pictures, self._named, self._boxes = (array.array(kind) for kind in 'iif')
+
+  def add(self, picture: int, name: str, box: tuple[float, float, float, float]) -> None:
+    self.pictures.append(picture)
+    self._named.append(self._index.setdefault(name, len(self._index)))
+    self._boxes.extend(box)
+
+  def pack(self, num_pictures: int) -> None:
+    """Sorts the rows by picture; call it once, after the last box."""
+    order = np.argsort(np.asarray(self.pictures), kind='stable')
+    self.pictures = np.asarray(self.pictures)[order]
+    self._named = np.asarray(self._named)[order]
+    self._boxes = np.asarray(self._boxes).reshape(-1, 4)[order]
+    self._names = list(self._index)
+    del self._index
+    self._starts = np.searchsorted(self.pictures, np.arange(num_pictures + 1))
+
+  def row(self, row: int) -> Object:
+    return Object(self._names[self._named[row]], tuple(self._boxes[row].tolist()))
+
+  def of_picture(self, picture: int) -> tuple[Object, ...]:
+    rows = slice(self._starts[picture], self._starts[picture + 1])
+    return tuple(Object(self._names[named], tuple(box)) for named, box in
+                 zip(self._named[rows].tolist(), self._boxes[rows].tolist()))
+
+  def in_turn(self) -> np.ndarray:
+    """Row numbers in round-robin order: the first of each picture, then the second, and so on."""
+    turn = np.arange(len(self.pictures)) - self._starts[self.pictures]
+    return np.argsort(turn, kind='stable')
+
+
+def _read_pictures(root, split, faults):
+  """Paths, image_ids and sizes of the pictures of a split."""
+  path = os.path.join(root, 'image_data.json')
+  content = read_json(path)
+  ids = take_records(path, content, {'image_id': fields.identifier})
+  files, found, missing = Pictures(root), {}, []
+  for (image_id,), record in zip(ids, content):
+    if _split_of(image_id) not in split.split('+'):
+      continue
+    if str(image_id) in found:
+      faults.append(fault(f'{path}: image_id {image_id}', 'is listed twice, kept once'))
+      continue
+    name = f'{image_id}.jpg'
+    paths = (files.find(os.path.join(folder, name)) for folder in _FOLDERS)
+    image = next((path for path in paths if path), None)
+    if image is None:
+      missing.append(name)
+    size = picture_size(record, f'{path}: image_id {image_id}', faults)
+    found[str(image_id)] = image, image_id, size
+  check_present(missing, len(found), f'{root} ({", ".join(_FOLDERS)})', files)
+  if not found:
+    raise UserError(f'{path}: none of {len(ids)} pictures is in {split!r}')
+  return tuple(zip(*found.values()))
+
+
+def _read_boxes(path, split, kind, numbers, sizes, faults):
+  """The objects or regions of a split as _Boxes; None if there is no such file."""
+  if not os.path.isfile(path):
+    return None
+  boxes, met = _Boxes(), set()
+
+  def take(pairs):
+    """Extracts a picture's boxes while parsing: the whole file would take gigabytes."""
+    record = dict(pairs)
+    if kind not in record:
+      return record
+    image_id = record.get('image_id', record.get('id'))
+    try:
+      image_id = fields.identifier(image_id)
+    except Complaint:
+      image_id = fields.shown(image_id)  # matches no listed picture
+    number = numbers.get(str(image_id))
+    if number in met:
+      faults.append(fault(path, 'image_id {} is listed twice, kept once', image_id))
+    elif number is not None:
+      met.add(number)
+      for name, box in _usable(path, kind, record[kind], sizes[number], faults):
+        boxes.add(number, name, box)
+    elif _split_of(image_id) in split.split('+'):
+      faults.append(fault(path, 'image_id {} is not in image_data.json, left out', image_id))
+    return _CONSUMED
+
+  content = read_json(path, take)
+  if not isinstance(content, list) or any(item is not _CONSUMED for item in content):
+    raise UserError(f'{path}: wanted a list of pictures with {kind}, as distributed')
+  boxes.pack(len(sizes))
+  return boxes
+
+
+def _usable(path, kind, items, size, faults):
+  """Yields (name, box) of the usable objects or regions of one picture."""
+  seen = set()
+  for item in items if isinstance(items, list) else [items]:
+    if not isinstance(item, dict):
+      faults.append(fault(f'{path}: one of {kind}', 'is {}, left out', item))
+      continue
+    if kind == 'objects':
+      item_id, names, sides = item.get('object_id'), item.get('names'), 'xywh'
+      name = names[0] if isinstance(names, list) and names else None
+    else:
+      item_id, name, sides = item.get('region_id'), item.get('phrase'), _REGION_SIDES
+    where = f'{path}: {kind[:-1]} {fields.shown(item_id)}'
+    if item_id is not None:
+      if (key := fields.shown(item_id)) in seen:
+        faults.append(fault(where, 'has the id of an earlier one, left out'))
+        continue
+      seen.add(key)
+    if not (name := usable_name(name, where, faults)):
+      continue
+    box = [item.get(side) for side in sides]
+    usable, what = usable_box(box, size)
+    if what:
+      faults.append(fault(where, what, box))
+    if usable:
+      yield name, usable
+
+
+def _split_of(image_id):
+  # A hash, so that the split depends on neither the order of the file nor a seed.
+  digest = hashlib.sha256(str(image_id).encode()).digest()
+  share = int.from_bytes(digest[:4], 'big') / 2**32
+  return 'val' if share < _VAL_SHARE else 'test' if share < _VAL_SHARE + _TEST_SHARE else 'train'

@@ -1,0 +1,12 @@
+"""Trains all tasks in every step."""
+
+from collections.abc import Mapping
+
+from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
+
+
+@SAMPLINGS.register('joint')
+def joint(sizes: Mapping[str, int], seed: int) -> Sampling:
+  """A single kind of step, with all tasks."""
+  del seed
+  return Sampling((Kind(tuple(sizes)),), ((0, 1),))

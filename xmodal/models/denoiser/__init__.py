@@ -1,0 +1,1 @@
+"""Image generation: the denoising transformer and flow matching."""

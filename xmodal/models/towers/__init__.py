@@ -1,0 +1,1 @@
+"""Towers: one family of encoders per file."""

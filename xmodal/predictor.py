@@ -1,0 +1,137 @@
+"""A trained model, from a checkpoint folder alone."""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import os
+
+import jax
+import numpy as np
+
+from xmodal import config as configs
+from xmodal.data.example import Example
+from xmodal.data.pictures import images
+from xmodal.data.pipeline import BatchMaker
+from xmodal.errors import UserError
+from xmodal.mixer.feed import task_config
+from xmodal.models import lora
+from xmodal.models.names import pad_names, program_size
+from xmodal.pretrained.preprocessing import Preprocessing
+from xmodal.tasks.task import Task, senses_of
+from xmodal.train import build, checkpoint
+from xmodal.train.weights import load_towers
+
+AT_ONCE = 32  # pictures, whatever the number in a folder
+
+
+class Predictor:
+  """A model with its parameters, from a checkpoint folder alone."""
+
+  def __init__(self, folder: str, decode: Callable[..., images.Decoded] = images.decode):
+    """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
+
+    Args:
+      folder: either of them.
+      decode: what opens pictures: images.decode, or one that remembers.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    self._step, self._decode = checkpoint.find(folder), decode
+    assets = os.path.join(self._step, checkpoint.ASSETS)
+    self.config = configs.load(os.path.join(assets, 'config.json'))
+    self.tokenizer, self.tasks = build.load_assets(self.config, assets)
+    self.towers = load_towers(assets)
+    self.model = build.make_model(self.config, self.tokenizer, self.tasks, self.towers)
+    batch = self.batch([])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
+    self.variables = checkpoint.load_variables(
+        self._step, abstract, ema=self.config.train.ema_decay > 0)
+    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
+
+  def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
+            least: int = 1) -> dict:
+    """The batch that the model is given for some examples, and fillers up to `least`.
+
+    Pictures are fitted to the model's input as those of the first of the tasks are.
+    """
+    size = self.config.data.image_size
+    # A filler is made of record 0: here a picture that costs nothing to open.
+    source = [Example(np.zeros((1, 1, 3), np.uint8)), *examples]
+    tasks = tasks or self.tasks
+    data = task_config(self.config, next(iter(tasks))).data
+    make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
+                      keep_aspect=data.keep_aspect, senses=senses_of(tasks))
+    records = np.arange(1, max(len(examples), least) + 1)
+    return make(np.where(records < len(source), records, -1), records)
+
+  def tower(self, part: str):
+    """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
+    into them), and its Preprocessing (None for text)."""
+    module = getattr(self.model.backbone, f'{part}_tower')
+    variables = {}
+    for collection, tree in self.variables.items():
+      if (of_tower := tree.get('backbone', {}).get(f'{part}_tower')) is not None:
+        variables[collection] = of_tower
+    if 'params' in variables:
+      variables['params'] = lora.merge(variables['params'], self.config.model.lora)
+    if not variables:
+      raise UserError(f'{self._step} has no {part} tower: none of its tasks uses one')
+    backbone, size = self.model.backbone, self.config.data.image_size
+    pictures = Preprocessing((size, size), backbone.image_mean, backbone.image_std)
+    return module, variables, pictures if part == 'vision' else None
+
+  def task(self, name: str) -> Task:
+    """One of the tasks; UserError if the model has none of that name."""
+    if name not in self.tasks:
+      raise UserError(f'{self._step} was not trained on task {name!r}; wanted one of '
+                      f'{", ".join(self.tasks)}')
+    return self.tasks[name]
+
+  def __call__(self, examples: list[Example], task: str | Task) -> tuple[np.ndarray, list]:
+    """Predictions of one task, by its name or as its `query` gave it, for some examples.
+
+    Returns:
+      The pictures as the model saw them, uint8 [N, H, W, 3], and N predictions.
+
+    Raises:
+      UserError: a picture cannot be read, or the model has no such task.
+    """
+    parts = list(self.batches(examples, task))
+    return (np.concatenate([pictures for pictures, _ in parts]),
+            [prediction for _, predictions in parts for prediction in predictions])
+
+  def batches(self, examples: list[Example], task: str | Task, *,
+              fixed: bool = False) -> Iterator[tuple[np.ndarray, list]]:
+    """Yields what `__call__` returns, of AT_ONCE examples at a time.
+
+    Args:
+      examples, task: see __call__.
+      fixed: whether a single batch is filled up to AT_ONCE too, so that one program serves any
+        number of examples. Tasks that draw get no fillers.
+    """
+    task = self.task(task) if isinstance(task, str) else task
+    asked = task.vocabulary()
+    if asked is not None:
+      text_tower = self.model.backbone.text_tower
+      asked = pad_names(asked, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
+    for start in range(0, len(examples), AT_ONCE):
+      some = examples[start:start + AT_ONCE]
+      # The last of several batches is as large as the others, and so compiled with them. A picture
+      # more to look at costs less than a program for each number of them; not one more to draw.
+      if start or (fixed and not task.draws):
+        least = AT_ONCE
+      else:
+        least = 1 if task.draws else program_size(len(some), least=1)
+      batch = self.batch(some, {task.name: task}, least)
+      if asked is not None:
+        batch[task.name]['vocabulary'] = asked
+      arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
+      yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
+
+  def _compile(self, name, head):
+    # What a text asks is in the batch: a program serves all texts that leave the head as it is.
+    model = self.model.clone(heads={name: head})
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))

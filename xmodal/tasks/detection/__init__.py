@@ -1,0 +1,3 @@
+"""Object detection by names, and referring expressions."""
+
+from xmodal.tasks.detection.task import Detection

@@ -1,0 +1,3 @@
+"""Image generation from text."""
+
+from xmodal.tasks.generation.task import Generation

@@ -1,0 +1,3 @@
+"""Retrieval between pictures and texts."""
+
+from xmodal.tasks.retrieval.task import Retrieval

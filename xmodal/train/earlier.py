@@ -1,0 +1,127 @@
+"""An earlier run that a new one begins with: what its checkpoint holds beside the arrays."""
+
+from collections.abc import Iterable, Mapping
+import os
+
+import jax
+
+from xmodal import config as configs
+from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xmodal.errors import UserError
+from xmodal.train import build, checkpoint, damage, reading, start, together
+from xmodal.train.fits import Meaning, counts_tokens
+from xmodal.train.towers import vision_tower
+from xmodal.train.weights import Tower, load_towers
+
+
+def open_earlier(train) -> 'EarlierRun | None':
+  """The run that config.train.start_from names; None if it names none.
+
+  Raises:
+    UserError: there is no such run, it is damaged, or it has no such parts.
+  """
+  if train.start_from:
+    return EarlierRun(train.start_from, train.start_parts)
+  if train.start_parts:
+    raise UserError(f'config.train.start_parts={train.start_parts!r} means nothing without '
+                    'config.train.start_from, the run that they are of')
+  return None
+
+
+class EarlierRun:
+  """One checkpoint of a run, and which of its parameters are to be taken.
+
+  Attributes:
+    folder: checkpoints/STEP.
+    config: of the run.
+    is_average: whether the run kept a moving average, which is what is taken then.
+    shapes: shape and dtype of all its variables, by (collection, path).
+    taken: of those, the keys of what is to be taken.
+    towers: pretrained towers that it began with and that are taken, by part.
+  """
+
+  def __init__(self, name: str, pattern: str):
+    """See open_earlier; reads no arrays."""
+    self.folder = together.agree(lambda: _find(name), lead=True)
+    self._assets = os.path.join(self.folder, checkpoint.ASSETS)
+    self.config = configs.load(os.path.join(self._assets, 'config.json'))
+    try:
+      stored = reading.stored(self.folder, 'model')
+    except reading.Damaged as proof:
+      raise _damaged(self.folder, proof) from proof
+    self.is_average = any(item == 'ema' for item, *_ in stored)
+    # As a checkpoint has them: params/..., collections/NAME/... and ema/...
+    self._keys = {}
+    for key in stored:
+      if key[0] == ('ema' if self.is_average else 'params'):
+        self._keys['params', '/'.join(key[1:])] = key
+      elif key[0] == 'collections':
+        self._keys[key[1], '/'.join(key[2:])] = key
+    self.shapes = {own: stored[key] for own, key in self._keys.items()}
+    names = start.select({path for _, path in self.shapes}, pattern, self.folder)
+    self.taken = frozenset(key for key in self.shapes if key[1] in names)
+    self._names = names
+    there = load_towers(self._assets)
+    self.towers: dict[str, Tower] = {part: tower for part, tower in there.items() if any(
+        name.startswith(f'backbone/{part}_tower/') for name in names)}
+    self._all_towers = there
+
+  def settle(self, config):
+    """The config of the new run, see start.settle.
+
+    Raises:
+      UserError: a tower is to be two things, or the sizes do not go together.
+    """
+    start.check_towers(config, self.config, self._names, self.towers)
+    return start.settle(config, self.config, self._names, self.towers)
+
+  def make_tokenizer(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """The tokenizer of the new run, where its config names none; as train_tokenizer.
+
+    The run's own, if a parameter is taken that counts its tokens; one that was learned learns on.
+    """
+    if not any(map(counts_tokens, self._names)):
+      return train_tokenizer(texts, vocab_size)
+    own = load_tokenizer(os.path.join(self._assets, 'tokenizer'))
+    is_learned = not self.config.model.text.tokenizer and 'text' not in self._all_towers
+    return own.grown(texts, vocab_size) if is_learned else own
+
+  def meaning(self) -> Meaning:
+    """What its parameters stand for; UserError if its assets are damaged."""
+    tokenizer, tasks = build.load_assets(self.config, self._assets)
+    return Meaning(vision_tower(self.config, {}, self._all_towers.get('vision')), tokenizer, tasks)
+
+  def read(self, wanted: Mapping[tuple[str, str], jax.ShapeDtypeStruct]) -> dict:
+    """Some of its variables, as `wanted` says, by (collection, path).
+
+    Raises:
+      UserError: they are damaged, or cannot be read.
+    """
+    try:
+      found = reading.read_some(self.folder, 'model', {
+          self._keys[own]: struct for own, struct in wanted.items()})
+    except reading.Damaged as proof:
+      raise _damaged(self.folder, proof) from proof
+    return {own: found[self._keys[own]] for own in wanted}
+
+
+def _find(name):
+  """The folder of a whole checkpoint."""
+  try:
+    folder = checkpoint.find(name)
+    for item in ('model', checkpoint.ASSETS):
+      path = os.path.join(folder, item)
+      # Assets that an older version wrote have no list.
+      if item == 'model' or os.path.exists(os.path.join(path, damage.LIST)):
+        if proof := damage.proof(path):
+          raise _damaged(folder, f'{item}: {proof}')
+  except OSError as error:
+    raise UserError(f'config.train.start_from={name!r} cannot be read: {error.strerror or error}'
+                    ) from error
+  except UserError as error:
+    raise UserError(f'config.train.start_from={name!r}: {error}') from error
+  return folder
+
+
+def _damaged(folder, proof):
+  return UserError(f'checkpoint {folder} is damaged ({proof}); take another of its run')

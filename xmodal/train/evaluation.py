@@ -1,0 +1,138 @@
+"""One evaluation of a run: a split, the tasks that score it, and how often."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from xmodal.data import pipeline
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.errors import UserError
+from xmodal.mixer.feed import Feed, open_feeds
+from xmodal.options import Option
+from xmodal.sharding import mesh as meshes
+from xmodal.tasks.task import Task
+from xmodal.train import evaluate
+from xmodal.train.stop import Stop
+
+# The evaluation of config.data.eval_split, every config.train.eval_every steps.
+DEFAULT = 'eval'
+# Of config.evaluations.NAME, for more evaluations than that one.
+OPTIONS = {
+    'split': Option('', "Split, as the source calls it; '': config.data.eval_split.",
+                    may_change=True),
+    'every': Option(0, 'Steps between evaluations; 0: config.train.eval_every.', low=0,
+                    may_change=True),
+    'examples': Option(0, 'Number of examples, the first of the split; 0: all.', low=0,
+                       may_change=True),
+    'batch_size': Option(0, 'Examples that are predicted at once; 0: config.train.eval_batch_size.',
+                         low=0, may_change=True)}
+
+
+class Evaluation:
+  """A split, the tasks that score it, and how often.
+
+  Attributes:
+    name: in metrics.jsonl, as 'split', and in names of files.
+    feeds: the sources.
+    tasks: by name, with the vocabulary of the split.
+    scored: names of the tasks of which the split has targets.
+    batch_size: examples that are predicted at once, over all devices.
+    predict_step: see evaluate.make_predict_step.
+  """
+
+  def __init__(self, name: str, own, config, feeds: Sequence[Feed], tasks: Mapping[str, Task],
+               samples: Mapping[str, Sequence], make_model: Callable, mesh, decode: KeepDecoded):
+    """
+    Args:
+      name: of the evaluation.
+      own: config.evaluations[name]; for the default one, None.
+      config: the whole config, with the data of this evaluation.
+      feeds: its sources.
+      tasks: as training has them.
+      samples: some examples by task.
+      make_model: of tasks, the model that predicts for them.
+      mesh: of devices.
+      decode: turns picture files into pixels.
+
+    Raises:
+      UserError: batch_size does not divide over the devices.
+    """
+    self.name, self.feeds, self._config, self._mesh = name, feeds, config, mesh
+    self._decode, self._most = decode, own.examples if own else 0
+    self.tasks = {task: tasks[task].for_split(samples[task]) for task in tasks}
+    self.scored = [task for task in tasks if any(e.has(*tasks[task].needs) for e in samples[task])]
+    self._every = own.every if own and own.every else config.train.eval_every
+    where, size = ((f'config.evaluations.{name}.batch_size', own.batch_size)
+                   if own and own.batch_size else
+                   ('config.train.eval_batch_size', config.train.eval_batch_size))
+    evaluate.check_batch_size(where, size, mesh)
+    self.batch_size = size or evaluate.choose_batch_size(config, self.tasks, mesh)
+    self.predict_step = evaluate.make_predict_step(make_model(self.tasks), mesh)
+
+  def is_due(self, step: int) -> bool:
+    """Whether it is made after a step."""
+    return step == self._config.train.steps or step % self._every == 0
+
+  def maker(self, feed: Feed | None = None) -> pipeline.BatchMaker:
+    """Makes batches of a feed; None: the first."""
+    return (feed or self.feeds[0]).maker('eval', self.tasks, self._decode)
+
+  def compile(self, feed: Feed, abstract_variables):
+    """The step on the pictures of a feed, compiled: (variables, batch) -> predictions."""
+    filler = self.maker(feed)(np.array([-1]), np.array([0]))
+    sharding = meshes.batch_sharding(self._mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        (self.batch_size, *x.shape[1:]), x.dtype, sharding=sharding), filler)
+    return self.predict_step.lower(abstract_variables, batch).compile()
+
+  def run(self, variables, step: int, workdir: str, stop: Stop | None = None
+          ) -> dict[str, dict] | None:
+    """Scores the split; writes predictions and sample pictures into the workdir.
+
+    Returns {task: scores}, or None if it was stopped on the way.
+    """
+    scores = {}
+    for feed in self.feeds:
+      name = feed.split('eval') if self.name == DEFAULT else self.name
+      of_feed = evaluate.evaluate_source(
+          self.predict_step, variables, self.maker(feed), name, self._config, workdir, self._mesh,
+          self.batch_size, step, stop, self._most)
+      if of_feed is None:
+        return None
+      scores |= of_feed
+    return scores
+
+  def table(self, scores: Mapping[str, Mapping]) -> str:
+    """The scores of all tasks, for the terminal."""
+    found = {name: task.table(scores[name]) or task.headline(scores[name])
+             for name, task in self.tasks.items() if scores[name]}
+    return '\n\n'.join(f'{name}\n{text}' if len(self.tasks) > 1 else text
+                       for name, text in found.items() if text)
+
+  def headlines(self, scores: Mapping[str, Mapping], step: int) -> list[str]:
+    """A line on the scores of each task that has one to say."""
+    where = 'evaluation' if self.name == DEFAULT else f'evaluation {self.name!r}'
+    return [f'{where} at step {step}: {name} {line}' for name, of_task in scores.items()
+            if (line := self.tasks[name].headline(of_task))]
+
+
+def open_more(config, names: tuple[str, ...]) -> dict[str, tuple]:
+  """The evaluations of config.evaluations: {name: (its section, the config with its data, feeds)}.
+
+  Raises:
+    UserError: a split is not there.
+  """
+  found = {}
+  for name, own in config.evaluations.items():
+    if name in (DEFAULT, 'train'):
+      raise UserError(f'config.evaluations.{name}: the name is taken; give it another')
+    with_split = config.copy_and_resolve_references()
+    if own.split:
+      with_split.data.eval_split = own.split
+      for task in with_split.mixer.data:
+        with_split.mixer.data[task].eval_split = own.split
+    if own.examples:
+      with_split.data.eval_examples = own.examples
+    found[name] = own, with_split, open_feeds(with_split, names, ('eval',))
+  return found

@@ -1,0 +1,242 @@
+"""What a config means: sources, tasks, model, abstract state. Compiles and writes nothing."""
+
+from collections.abc import Mapping
+import json
+import os
+import re
+
+from flax import traverse_util
+import jax
+
+from xmodal import config as configs
+from xmodal import paths
+from xmodal.data import pipeline
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.tokenizer import train_tokenizer
+from xmodal.errors import UserError
+from xmodal.mixer.balance.balance import make_balance
+from xmodal.mixer.feed import Feed, Stream, open_feeds, unread
+from xmodal.mixer.sampling.sampling import make_sampling
+from xmodal.models import lora
+from xmodal.sharding import mesh as meshes
+from xmodal.train import build, checkpoint, evaluation, holder, shares, start, weights
+from xmodal.train import state as states
+from xmodal.train.around.best import Best
+from xmodal.train.earlier import open_earlier
+from xmodal.train.fits import Meaning
+from xmodal.train.frozen import frozen_names, split
+from xmodal.train.optimizer.optimizer import make_optimizer
+from xmodal.train.optimizer.schedules import make_schedule
+from xmodal.train.towers import overruled
+from xmodal.train.transfer import Transfer
+
+
+class Plan:
+  """One model, its data and the shapes of its state, as a config says.
+
+  Attributes:
+    config: the whole config, with what it leaves to pretrained towers filled in.
+    workdir: absolute path of the folder of the run.
+    mesh: of devices.
+    feeds: sources to train on, and those of the default evaluation.
+    sampling, balance: of the tasks.
+    tokenizer, tasks, towers: see train.build; tasks by name.
+    is_new: whether tokenizer and tasks were learned from the data, as no run is in the workdir.
+    notes: lines for people on data and model.
+    evaluations: by name, the default one first.
+    best: of their scores.
+    model: a models.joint.MultiTask.
+    batch: shapes and dtypes of a batch of all tasks.
+    frozen: paths of parameters that never change.
+    resting: by kind of step, paths of parameters that it leaves alone.
+    shared: paths of the parameters at which gradients of tasks are compared.
+    optimizer: see train.optimizer.
+    init: see train.state.init_fn.
+    abstract: TrainState of shapes and shardings.
+    loader: of the weights that the model starts from.
+    task_weights: weight of each task's loss, by name.
+  """
+
+  def __init__(self, config, workdir: str, mode: str = 'train'):
+    """Checks the config and opens the data.
+
+    Args:
+      config: the whole config.
+      workdir: of the run.
+      mode: 'train'; 'eval' opens no training data; 'dry_run' may look at a workdir in use.
+
+    Raises:
+      UserError: the config, the data or the workdir cannot be used.
+    """
+    configs.check(config)
+    self.workdir = workdir = paths.local(workdir, '--workdir')
+    if mode != 'dry_run':
+      holder.check_free(workdir)
+    self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if mode != 'eval':
+      meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
+    self.assets = os.path.join(workdir, checkpoint.ASSETS)
+    self.task_weights = build.task_weights(config)
+    begun = self._begun(mode)
+    earlier, checkpoints = None, {}
+    if begun:
+      begun_config = configs.load(os.path.join(begun, 'config.json'))
+      config, self.towers = start.resume(config, begun_config), weights.load_towers(begun)
+    else:
+      if earlier := open_earlier(config.train):
+        config = earlier.settle(config)
+      self.towers = dict(earlier.towers) if earlier else {}
+      checkpoints = weights.open_checkpoints(config, without=self.towers)
+      self.towers |= weights.towers_of(checkpoints)
+    self.config = config = build.settle(config, self.towers)
+    if begun:
+      _check_continues(config, begun_config, workdir)
+    names = build.task_names(config)
+    uses = ('eval',) if mode == 'eval' else ('train', 'eval')
+    self.feeds = open_feeds(config, names, uses)
+    self.sampling = make_sampling(config, {
+        name: len(feed.sources[uses[0]]) for name in names for feed in self.feeds
+        if name in feed.tasks})
+    self.balance = make_balance(config, all(kind.tasks == names for kind in self.sampling.kinds))
+    samples = {use: _samples(self.feeds, use) for use in uses}
+    self.is_new = not begun
+    self.tokenizer, self.tasks = (
+        build.load_assets(config, begun) if begun else build.learn(
+            config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else '',
+            earlier.make_tokenizer if earlier else train_tokenizer))
+    self.notes = [*unread(config, names),
+                  *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
+    self.notes += _survey(self.tasks, samples)
+    self._decode = KeepDecoded(config.data.memory_mb * 2**20)
+    self.evaluations = self._open_evaluations(names, samples['eval'])
+    self.best = Best(config.train, self.evaluations, workdir)
+
+    self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
+    self.batch = self.batch_of(names)
+    variables = states.variables_fn(self.model, self.batch, config.seed)
+    params = jax.eval_shape(variables)['params']
+    lora.check(config.model.lora, params)
+    self.frozen = frozen_names(config.optimizer.frozen, params)
+    if self.frozen:
+      trained = split(params, self.frozen)[0]
+      self.notes.append(
+          f'{count(trained):,} of {count(params):,} parameters are trained')
+    used = {name: self._parameters_of(name) for name in names} if len(names) > 1 else {}
+    self.resting = {kind: shares.resting(kind, used, params, self.frozen)
+                    for kind in self.sampling.kinds}
+    self.shared = shares.shared(used, self.frozen)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    self.optimizer = make_optimizer(config.optimizer, schedule, params, self.resting.values())
+    self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
+                               self.frozen, self.balance)
+    self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
+    meaning = Meaning(self.model.backbone.vision_tower, self.tokenizer, self.tasks)
+    transfer = earlier and Transfer(earlier, self.abstract, meaning, self.model.lora, self.mesh)
+    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
+    self.notes += [*overruled(config, self.towers), *self.loader.report(),
+                   *shares.notes(self.feeds, self.sampling, config.train),
+                   *shares.never_updated(self.resting)]
+
+  def _begun(self, mode):
+    """The assets of the run in the workdir; None if there is none to go on with."""
+    if mode == 'eval':
+      return os.path.join(checkpoint.find(self.workdir), checkpoint.ASSETS)
+    # What a run left that came to no checkpoint is written over.
+    checkpoint.check_not_all_damaged(self.workdir)
+    return self.assets if checkpoint.saved_steps(self.workdir) else None
+
+  def _open_evaluations(self, names, samples):
+    def make_model(tasks):
+      return build.make_model(self.config, self.tokenizer, tasks, self.towers)
+
+    shared = dict(make_model=make_model, mesh=self.mesh, decode=self._decode)
+    found = {evaluation.DEFAULT: evaluation.Evaluation(
+        evaluation.DEFAULT, None, self.config, self.feeds, self.tasks, samples, **shared)}
+    for name, (own, config, feeds) in evaluation.open_more(self.config, names).items():
+      found[name] = evaluation.Evaluation(name, own, config, feeds, self.tasks,
+                                          _samples(feeds, 'eval'), **shared)
+    return found
+
+  @property
+  def evaluation(self) -> evaluation.Evaluation:
+    """The default one."""
+    return self.evaluations[evaluation.DEFAULT]
+
+  @property
+  def abstract_variables(self) -> dict:
+    """Shapes and shardings of the variables to apply the model with."""
+    return {'params': self.abstract.params, **self.abstract.collections}
+
+  @property
+  def rows(self) -> float:
+    """Examples of a step, on average."""
+    return self.config.train.batch_size * sum(self.sampling.share(f.tasks) for f in self.feeds)
+
+  def maker(self, use: str, feed: Feed | None = None) -> pipeline.BatchMaker:
+    """Makes batches of a feed (None: the first) from records of a use, 'train' or 'eval'."""
+    if use == 'eval':
+      return self.evaluation.maker(feed)
+    return (feed or self.feeds[0]).maker(use, self.tasks, self._decode)
+
+  def stream(self, use: str) -> Stream:
+    """Makes batches of all feeds."""
+    return Stream({feed.name: self.maker(use, feed) for feed in self.feeds})
+
+  def batch_of(self, tasks: tuple[str, ...]) -> Mapping:
+    """Shapes and dtypes of a batch of some tasks."""
+    # As training sees the tasks; there may be no training data.
+    stream = Stream({
+        feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),
+        stream.filler(tasks))
+
+  def _parameters_of(self, task):
+    """Paths of the parameters that a task uses: those that a model for it alone would have."""
+    variables = states.variables_fn(self.model, self.batch_of((task,)), self.config.seed)
+    return frozenset(traverse_util.flatten_dict(jax.eval_shape(variables)['params'], sep='/'))
+
+
+def count(params) -> int:
+  """Number of parameters in a tree."""
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _samples(feeds, use):
+  """Some examples of each task, by its name."""
+  return {name: examples for feed in feeds
+          for examples in [pipeline.sample(feed.sources[use])] for name in feed.tasks}
+
+
+def _survey(tasks, samples):
+  """What there is to say of the examples; UserError if they cannot be trained on."""
+  notes = []
+  for use, by_task in samples.items():
+    for name, task in tasks.items():
+      if use == 'train' or any(e.has(*task.needs) for e in by_task[name]):
+        notes += [f'{use}: {note}' for note in task.survey(by_task[name])]
+      else:
+        notes.append(f'{use}: {name}: no example has {" and ".join(task.needs)}; predictions are '
+                     'made but not scored')
+  return notes
+
+
+def _check_continues(config, begun, workdir):
+  """Raises UserError where a workdir's run was begun with another config."""
+  def flat(tree, prefix=''):
+    for key, value in tree.items():
+      if isinstance(value, dict):
+        yield from flat(value, f'{prefix}{key}.')
+      else:
+        yield f'{prefix}{key}', value
+
+  now, then = (dict(flat(json.loads(c.to_json()))) for c in (config, begun))
+  may_change = configs.may_change()
+  changed = [key for key in sorted(now.keys() | then.keys())
+             if now.get(key) != then.get(key) and not key.startswith('evaluations.')
+             and re.sub(r'^mixer\.data\.\w+', 'data', key) not in may_change]
+  if changed:
+    what = ', '.join(
+        f'{key}={then.get(key)!r} there and {now.get(key)!r} here' for key in changed[:3])
+    raise UserError(f'{workdir} holds a run with another config ({what}): give another --workdir, '
+                    'or delete that folder')

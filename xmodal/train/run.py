@@ -1,0 +1,150 @@
+"""A run from its start to its end, and the evaluation of one that has ended."""
+
+import contextlib
+import json
+import os
+import time
+
+import jax
+from jax.experimental import multihost_utils
+
+from xmodal import atomic, strict_json
+from xmodal import config as configs
+from xmodal.errors import UserError
+from xmodal.mixer import met
+from xmodal.mixer.feed import each_split, left_out
+from xmodal.sharding import mesh as meshes
+from xmodal.train import build, checkpoint, holder, together
+from xmodal.train import state as states
+from xmodal.train.around.evaluate import Evaluating
+from xmodal.train.around.save import Saving
+from xmodal.train.loop import run_steps
+from xmodal.train.optimizer.schedules import changed_rate
+from xmodal.train.plan import Plan, count
+from xmodal.train.prefetch import Prefetch
+from xmodal.train.report import Report
+from xmodal.train.stop import signals
+
+
+def train(plan: Plan) -> dict:
+  """Trains to the end; returns what final.json holds.
+
+  SIGTERM and SIGINT (Ctrl-C) save and end it early: {}.
+  """
+  with signals() as stop, holder.hold(plan.workdir):
+    together.agree(lambda: _check_unchanged(plan), lead=True)
+    final = _train(plan, stop)
+    # Until then each process may have to tell the others how far it is.
+    multihost_utils.sync_global_devices('all have ended')
+    return final
+
+
+def evaluate_newest(plan: Plan) -> dict[str, dict]:
+  """Scores the newest checkpoint of the workdir, which no other run may be in, by the default
+  evaluation; returns {task: scores}."""
+  with holder.hold(plan.workdir):
+    folder = checkpoint.find(plan.workdir)
+    lead = jax.process_index() == 0
+    if lead:
+      print('\n'.join([*plan.notes, f'scoring {folder}']), flush=True)
+    variables = checkpoint.load_variables(
+        folder, plan.abstract_variables, ema=plan.config.train.ema_decay > 0)
+    scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
+    met.exchange(plan.feeds)
+    if lead:
+      for line in left_out(plan.feeds):
+        print(line, flush=True)
+    return scores
+
+
+def _check_unchanged(plan):
+  if plan.is_new == bool(checkpoint.saved_steps(plan.workdir)):
+    raise UserError(f'{plan.workdir}: another run was there while this one started; run the same '
+                    'command again')
+  return ''
+
+
+def _train(plan, stop):
+  began, config, workdir = time.perf_counter(), plan.config, plan.workdir
+  os.makedirs(workdir, exist_ok=True)
+  best = plan.best
+  checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_checkpoints, lambda: best.step)
+  warnings = []
+  state = checkpoints.restore(plan.abstract, warnings.append)
+  start = 0 if state is None else int(state.step)
+  best.forget_after(start)
+  saved = os.path.join(workdir, 'checkpoints', str(start), checkpoint.ASSETS, 'config.json')
+  if state is not None and os.path.exists(saved):
+    warnings += changed_rate(config, configs.load(saved), start)
+  ends = start >= config.train.steps or best.is_exhausted
+  report = Report(workdir, steps=config.train.steps, start=start, batch_size=plan.rows, scored={
+      name: one.scored for name, one in plan.evaluations.items() if one.is_due(start)},
+                  evaluates=ends)
+  for line in [*warnings, *plan.notes]:
+    report.say(line)
+  # The other hosts look for the same files when they start.
+  multihost_utils.sync_global_devices('all have looked')
+  _write_assets(plan)
+  saving = Saving(plan, checkpoints)
+  if state is not None:
+    saving.load_left_out()
+  report.say(f'{"starting" if state is None else f"going on from step {start}"} in {workdir}: '
+             f'{count(plan.abstract.params) / 1e6:.2f}M parameters, {_sizes(plan, "train")} '
+             f'training examples, {_sizes(plan, "eval")} to evaluate on; '
+             f'{"nothing left to train, evaluating" if ends else "compiling"}')
+  batches = Prefetch(lambda: plan.stream('train').batches(
+      plan.sampling, config.train.batch_size, start, config.train.steps,
+      meshes.local_rows(plan.mesh, config.train.batch_size)), plan.mesh, config.train.batch_size)
+  with contextlib.ExitStack() as closing:  # each is closed, whatever befalls the others
+    for part in (checkpoints, report, batches):
+      closing.callback(part.close)
+    if state is None:
+      state = plan.loader.fill(states.create(plan.init, plan.abstract))
+    evaluating = Evaluating(plan, report, saving)
+    state, finished = run_steps(plan, state, batches.next, evaluating, saving, report, stop)
+  if not finished:
+    report.say(f'stopped after step {int(state.step)}: saved; the same command goes on')
+    return {}
+  saving.note_left_out()
+  return _finish(plan, state, evaluating, start, time.perf_counter() - began, report)
+
+
+def _write_assets(plan):
+  """Writes what checkpoints and predictions need beside the state."""
+  if jax.process_index() == 0:
+    if plan.is_new:
+      with atomic.written_folder(plan.assets) as folder:
+        build.save_assets(plan.config, plan.tokenizer, plan.tasks, plan.towers, folder)
+    configs.save(plan.config, os.path.join(plan.assets, 'config.json'))
+    configs.save(plan.config, os.path.join(plan.workdir, 'config.json'))
+
+
+def _sizes(plan, use):
+  return ' + '.join(str(len(feed.sources[use])) for feed in plan.feeds)
+
+
+def _finish(plan, state, evaluating, start, seconds, report):
+  path, feeds = os.path.join(plan.workdir, 'final.json'), plan.feeds
+  steps = int(state.step) - start
+  final = {
+      'step': int(state.step), **evaluating.final, 'seconds': round(seconds, 1),
+      'examples_per_second': round(report.examples_per_second, 1),
+      'resumed_from': start, 'skipped_steps': int(state.skipped),
+      'unreadable_pictures': {name: feed.bad[use].lines() for name, feed, use in each_split(feeds)},
+      'boxes_outside': {name: feed.bad_boxes[use].lines() for name, feed, use in each_split(feeds)},
+      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
+  # A run that had ended has reported its time already.
+  if jax.process_index() == 0 and (steps or not _is_json(path)):
+    with atomic.written(path) as f:
+      f.write(strict_json.dumps(final, indent=2))
+  for line in left_out(feeds):
+    report.say(line)
+  return final
+
+
+def _is_json(path):
+  try:
+    with open(path, encoding='utf-8') as f:
+      return isinstance(json.load(f), dict)
+  except (FileNotFoundError, ValueError):  # a crash may have cut it
+    return False
