@@ -2,12 +2,13 @@
 
 from typing import get_args
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 import jax
 import jaxtyping
 import numpy as np
 
 PACKAGES = ['xmodal.models', 'xmodal.tasks']
+_typed = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, too
 
 
 def install():
@@ -19,7 +20,7 @@ def install():
 def check(function):
   """A type checker for jaxtyping. Functions without array annotations are not checked."""
   hints = getattr(function, '__annotations__', {}).values()
-  return beartype(function) if any(map(_has_array, hints)) else function
+  return _typed(function) if any(map(_has_array, hints)) else function
 
 
 def _has_array(hint):

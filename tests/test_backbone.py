@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from xmodal import config as configs
 from xmodal.data.pipeline import BadPictures, BatchMaker
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
@@ -24,6 +25,7 @@ def examples():
 def make(examples, **values):
   """The model of a config, and a function that makes batches for it."""
   c = tiny.changed(**values)
+  configs.check(c)
   tokenizer, tasks = build.learn(c, examples)
 
   def batch(*records):
@@ -128,7 +130,7 @@ def test_unknown_choices_are_named(examples):
 
 
 def test_a_size_that_a_tower_does_not_have_is_named(examples):
-  with pytest.raises(UserError, match='model.vision.hidden_dim means nothing to resnet'):
+  with pytest.raises(UserError, match='model.vision.hidden_dim=16 means nothing to resnet'):
     make(examples, **{**vision('resnet'), 'model__vision__hidden_dim': 16})
   with pytest.raises(UserError, match='model.text.neighbor_bias=2.0 means nothing to bert'):
     make(examples, model__text__name='bert', model__text__head_dim=None,

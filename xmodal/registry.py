@@ -89,7 +89,7 @@ class Registry(Mapping[str, Part]):
     if name not in self._parts:
       near = did_you_mean(str(name), self._parts)
       raise UserError(f'{self._key}: no {self._kind} {name!r}{near}; wanted '
-                      f' one of {", ".join(sorted(self._parts))}')
+                      f'one of {", ".join(sorted(self._parts))}')
     return self._parts[name]
 
   def __contains__(self, name: object) -> bool:

@@ -98,7 +98,8 @@ def fields(model, slot: str) -> dict:
   """
   name, own = family(model, slot), own_fields(model, slot)
   if unknown := set(own) - set(PARTS[name].options):
-    raise UserError(f'config.model.{slot}.{min(unknown)} means nothing to {name}; leave it out')
+    key = min(unknown)
+    raise UserError(f'config.model.{slot}.{key}={own[key]!r} means nothing to {name}; leave it out')
   found = {**preset(name, model.size), **own}
   heads = found.get('num_heads', 1)
   if 'head_dim' not in found and found.get('hidden_dim', heads) % heads:

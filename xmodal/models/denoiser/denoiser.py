@@ -294,6 +294,8 @@ def check(sizes: Denoiser) -> None:
     raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
                     f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
                     'positions want')
+  if sizes.patches not in PATCHES:
+    raise UserError(f'config.generation.patches={sizes.patches!r}: wanted {" or ".join(PATCHES)}')
   if sizes.patches == 'overlap' and sizes.patch_size % 2:
     raise UserError("config.generation.patches='overlap' wants an even "
                     f"config.model.denoiser.patch_size, found {sizes.patch_size}; use 'plain'")

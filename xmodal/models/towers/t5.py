@@ -17,8 +17,8 @@ from xmodal.models.parts import PARTS, WIDTHS, WRITER, size
 from xmodal.options import Option
 
 
-def relative_position_buckets(relative: Int[np.ndarray, '*dims'], *, bidirectional: bool,
-                              num_buckets: int, max_distance: int) -> Int[np.ndarray, '*dims']:
+def relative_position_buckets(relative: np.ndarray | int, *, bidirectional: bool, num_buckets: int,
+                              max_distance: int) -> np.ndarray:
   """Bucket of each relative position (key minus query), section 2.1 of the paper.
 
   Half of the buckets hold one distance each, the others grow logarithmically up to
