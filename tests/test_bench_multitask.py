@@ -255,7 +255,7 @@ def test_cost_measures_real_steps(bench, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--tasks', 'vqa,detection'], "--tasks: 'detection' is none of vqa,objects"),
-    (['--samplings', 'all'], "--samplings: 'all' is none of joint,"),
+    (['--samplings', 'all'], "--samplings: 'all' is none of alternating,joint,"),
     (['--balances', 'none'], "--balances: 'none' is none of fixed,"),
     (['--steps', '0'], '--steps=0: wanted 1 or more'),
     (['--labels', '--tasks', 'objects'], "--labels compares vqa alone"),

@@ -214,7 +214,7 @@ def test_another_data_set_is_scored_by_its_own_names_and_numbers(own, tmp_path, 
   assert '2 names are not among the 1 trained on: slate, tile' in printed
   assert scores['mAP'] == scores['mAP_unseen'] and 'mAP_seen' not in scores
   assert {key for key in scores if key.startswith('AP/')} == {'AP/tile'}
-  assert 'never trained on' in run.tables({'detection': scores})
+  assert 'never trained on' in run.evaluation.table({'detection': scores})
   path = own[0] / 'detection_val_results.json'
   assert {line['category_id'] for line in json.loads(path.read_text())} == {0, 90}
   with contextlib.redirect_stdout(io.StringIO()):

@@ -130,7 +130,7 @@ def test_a_run_in_turns_goes_on_with_the_same_config_alone(run):
     ({'mixer__sampling': 'round_robin', 'mixer__balance': 'pcgrad'}, "set that to 'joint'"),
     ({'mixer__balance': 'best'}, "no balance 'best'")])
 def test_a_mistake_is_one_line_before_anything_is_compiled(values, words, monkeypatch):
-  monkeypatch.setattr(jax, 'jit', lambda *_, **__: pytest.fail('compiled'))
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda *_, **__: pytest.fail('compiled'))
   with pytest.raises(UserError, match=words) as error:
     c = mixed()
     c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in values.items()})

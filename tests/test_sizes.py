@@ -109,7 +109,8 @@ def test_a_run_gives_them_to_all_towers():
 
 
 @pytest.mark.parametrize('values, words', [
-    *(({f'model__{tower}__{key}': value}, rf'config.model.{tower}.{key}={value}: wanted 1 or more')
+    *(({f'model__{tower}__{key}': value}, rf'config.model.{tower}.{key}={value}: wanted '
+       + ('2 or more' if (tower, key) == ('cross', 'hidden_dim') else '1 or more'))
       for tower in ('vision', 'text', 'cross', 'denoiser')
       for key, value in (('num_heads', 0), ('hidden_dim', -1), ('num_layers', 0), ('mlp_dim', 0))),
     ({'model__vision__patch_size': 0}, 'config.model.vision.patch_size=0: wanted'),
