@@ -217,7 +217,8 @@ def asked(predictor, tmp_path, capsys, *arguments, code=0):
 def test_the_same_seed_draws_the_same_picture_and_several_make_a_grid(trained, tmp_path, capsys):
   text = ('--task', 'generation', '--text', 'a red circle above a blue square')
   out, err, one = asked(trained[0], tmp_path, capsys, *text, '--seed', 1)
-  assert '1 picture of 32x32 pixels' in out and 'of 1 show the text' in out and one.shape == (32, 32, 3)
+  assert '1 picture of 32x32 pixels' in out and 'of 1 show the text' in out
+  assert one.shape == (32, 32, 3)
   again = asked(trained[0], tmp_path, capsys, *text, '--seed', 1)[2]
   np.testing.assert_array_equal(one, again)
   assert (asked(trained[0], tmp_path, capsys, *text, '--seed', 2)[2] != one).any()
