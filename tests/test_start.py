@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from xmodal import config as configs
+from xmodal.bench import start_from
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.train.checkpoint import Checkpoints
@@ -106,6 +107,14 @@ def test_the_same_model_begins_where_the_other_ended(finished, stored):
   assert (f'start from {finished}/checkpoints/6: 131 tensors loaded, 0 fitted, 0 ignored'
           in new.notes)
   assert not any('newly' in note for note in new.notes)
+
+
+def test_a_start_is_a_workdir_its_best_or_a_step(finished, tmp_path):
+  (tmp_path / 'checkpoints').symlink_to(finished / 'checkpoints')
+  (tmp_path / 'best.json').write_text('{"step": 3}')
+  for name, step in (('', 6), ('best', 3), ('checkpoints/3', 3)):
+    notes = plan(tmp_path / name).notes
+    assert any(f'start from {tmp_path}/checkpoints/{step}: 131 tensors' in note for note in notes)
 
 
 @pytest.fixture(scope='module')
@@ -380,3 +389,34 @@ def test_a_damaged_start_is_told(finished, tmp_path, item):
 def test_the_config_says_what_an_earlier_run_gives():
   table = configs.table('train')
   assert 'start_from' in table and 'tokenizer' in table
+
+
+# The benchmark
+
+
+def at(config, key):
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def test_the_benchmark_compares_runs_that_differ_in_their_start_alone(finished):
+  base = tiny.changed(model__vision__hidden_dim=None, train__steps=100)
+  both = start_from.pair(base, str(finished), steps=8)
+  assert [key for key, _ in configs.keys() if at(both['nothing'], key) != at(both['start'], key)
+          ] == ['train.start_from']
+  assert both['nothing'].model.vision.hidden_dim == 16 and both['nothing'].train.steps == 8
+
+
+def test_the_benchmark_tells_which_is_sooner(capsys):
+  def summary(*scores):
+    return {'seeds': 2, 'mean': {'vqa': scores[-1]}, 'spread': {'vqa': 0.01},
+            'curve': {'vqa': [[10 * i, score] for i, score in enumerate(scores, 1)]}}
+
+  rows = start_from.table({'rad': {'nothing': summary(0.1, 0.2, 0.3),
+                                   'start': summary(0.2, 0.35, 0.4)}}).splitlines()
+  assert rows[2:] == [
+      '| rad: vqa accuracy | from nothing | 2 | 0.100 (10), 0.200 (20) | 0.300 (0.010) |  |',
+      '| rad: vqa accuracy | from the run | 2 | 0.200 (10), 0.350 (20) | 0.400 (0.010) | 20 |']
+  assert start_from.main(['--seeds', '0']) == 2
+  assert capsys.readouterr().err == 'error: --seeds=0: wanted 1 or more\n'

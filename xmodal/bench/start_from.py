@@ -59,7 +59,8 @@ def table(found: Mapping[str, Mapping[str, Mapping]]) -> str:
   """Of {config: {row: summary}}, see multitask_table.summarise; Markdown."""
   lines = []
   for name, rows in found.items():
-    against = compare(rows['start'], rows['nothing']) if len(rows) == 2 else {}
+    against = compare(rows['start'], dict.fromkeys(rows['nothing']['mean'], rows['nothing'])) if (
+        len(rows) == 2) else {}
     for row, summary in rows.items():
       for task, curve in summary['curve'].items():
         spread = summary['spread'][task]
