@@ -56,7 +56,7 @@ def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]
 
 
 def difference(before: list[dict], after: list[dict]) -> str:
-  """Where two runs differ first, and by how much at most; '' if nowhere."""
+  """The first difference of two runs and the largest of their losses; '' if they are equal."""
   for a, b in zip(before, after):
     if a == b:
       continue
