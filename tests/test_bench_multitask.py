@@ -20,8 +20,8 @@ from xmodal.mixer.sampling.sampling import Kind, Sampling
 from xmodal.tasks.task import TASKS
 from xmodal.train import build
 from xmodal.train import run as runs
+from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
-from xmodal.train.report import Report
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')

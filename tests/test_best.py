@@ -9,8 +9,8 @@ import tiny
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.tasks.vqa import VQA
-from xmodal.train import checkpoint
 from xmodal.train import run as runs
+from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
 
 

@@ -13,8 +13,8 @@ import transformers
 from xmodal import pretrained
 from xmodal.models import attention
 from xmodal.models.capture import capture
-from xmodal.train import state as states
 from xmodal.train.plan import Plan
+from xmodal.train.steps import state as states
 
 SIZES = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
 

@@ -14,8 +14,9 @@ import tiny
 
 from xmodal.errors import UserError
 from xmodal.tasks.vqa import VQA
-from xmodal.train import checkpoint, loop
+from xmodal.train import loop
 from xmodal.train.around import log
+from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, final):
   """kill -9 while checkpoints of every step are being written."""
   script = '\n'.join((
       'import os, signal, sys, tiny',
-      'from xmodal.train.report import Report',
+      'from xmodal.train.logs.report import Report',
       'die = lambda: os.kill(os.getpid(), signal.SIGKILL)',
       'Report.advance = lambda self, step, metrics: die() if step == 4 else None',
       'tiny.train(sys.argv[1], tiny.changed(train__checkpoint_every=1))'))

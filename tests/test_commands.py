@@ -25,9 +25,10 @@ from xmodal.data.example import Example
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.models import parts
-from xmodal.train import build, metrics
+from xmodal.train import build
+from xmodal.train.logs import metrics
+from xmodal.train.logs.report import Report
 from xmodal.train.optimizer.schedules import make_schedule
-from xmodal.train.report import Report
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / 'tests' / 'tiny.py')
@@ -90,7 +91,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished
 
 def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():
   script = '\n'.join((
-      'import hashlib', 'from xmodal.train import stop',
+      'import hashlib', 'from xmodal.train.process import stop',
       'with stop.signals():', '  print("waiting", flush=True)',
       # As long as a compiler, which sees no signal either.
       '  hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'))
@@ -438,7 +439,7 @@ def test_steps_and_predictions_need_neither_tensorflow_nor_torch(moved, tmp_path
       'from xmodal import predictor',
       'from xmodal.data.example import Example',
       'from xmodal.sharding.mesh import put_batch',
-      'from xmodal.train import state',
+      'from xmodal.train.steps import state',
       'from xmodal.train.plan import Plan',
       'from xmodal.train.programs import compile_step',
       'run = Plan(tiny.get_config(), sys.argv[4])',

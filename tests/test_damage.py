@@ -17,9 +17,10 @@ import tiny
 from xmodal import atomic
 from xmodal import config as configs
 from xmodal.errors import UserError
-from xmodal.train import build, checkpoint, reading
-from xmodal.train.checkpoint import Checkpoints
-from xmodal.train.state import TrainState
+from xmodal.train import build
+from xmodal.train.checkpoints import checkpoint, reading
+from xmodal.train.checkpoints.checkpoint import Checkpoints
+from xmodal.train.steps.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -333,7 +334,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 jax.distributed.initialize()
 from xmodal.errors import UserError
-from xmodal.train import checkpoint, holder, reading
+from xmodal.train.checkpoints import checkpoint, reading
+from xmodal.train.process import holder
 import test_damage
 reading.PAUSES, holder._LOOKS = (0,), 1.0
 own, shared = sys.argv[1:]

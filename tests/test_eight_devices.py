@@ -19,9 +19,9 @@ from xmodal.sharding import mesh as meshes
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import TASKS
 from xmodal.train import evaluate
-from xmodal.train import state as states
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
+from xmodal.train.steps import state as states
 
 # ViT and T5, with vqa and objects, are in test_sharding.py: those together are all there are.
 # Weights of losses: of random parameters some are much larger than others.

@@ -21,14 +21,14 @@ from xmodal.errors import UserError
 from xmodal.models import lora
 from xmodal.predictor import Predictor
 from xmodal.sharding.rules import path_name
-from xmodal.train import checkpoint
-from xmodal.train import state as states
+from xmodal.train.checkpoints import checkpoint
 from xmodal.train.describe import describe
-from xmodal.train.frozen import frozen_names
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.rates import rates
 from xmodal.train.plan import Plan
-from xmodal.train.step import make_train_step
+from xmodal.train.steps import state as states
+from xmodal.train.steps.frozen import frozen_names
+from xmodal.train.steps.step import make_train_step
 
 
 def flat(tree):

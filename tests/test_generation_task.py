@@ -28,9 +28,9 @@ from xmodal.models import parts
 from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.tasks.generation.task import GeneratedImage, Generation
-from xmodal.train import state as states
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
+from xmodal.train.steps import state as states
 
 LENGTH = 14
 

@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 from xmodal.sharding import mesh as meshes
-from xmodal.train import state as states
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
+from xmodal.train.steps import state as states
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != 'gpu', reason='wants an NVIDIA GPU')
 TASKS = ('vqa', 'objects', 'detection', 'captioning', 'retrieval', 'regression', 'generation')

@@ -14,8 +14,8 @@ import pytest
 import tiny
 
 from xmodal.errors import UserError
-from xmodal.train import holder
 from xmodal.train.plan import Plan
+from xmodal.train.process import holder
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 
@@ -138,7 +138,7 @@ def test_of_two_that_come_to_a_dead_holder_one_gets_it(tmp_path, monkeypatch):
 
 def test_who_lost_the_workdir_while_suspended_ends(tmp_path):
   script = '\n'.join((
-      'import sys, time', 'from xmodal.train import holder', 'holder.BEAT = 0.05',
+      'import sys, time', 'from xmodal.train.process import holder', 'holder.BEAT = 0.05',
       'with holder.hold(sys.argv[1]):', '  print("held", flush=True)', '  time.sleep(60)'))
   with subprocess.Popen([sys.executable, '-c', script, tmp_path / 'run'], text=True,
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

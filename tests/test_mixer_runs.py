@@ -18,7 +18,7 @@ import tiny
 from xmodal import predict
 from xmodal.data.example import Example
 from xmodal.errors import UserError
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
 from xmodal.train.plan import Plan
 
 

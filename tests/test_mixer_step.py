@@ -17,11 +17,11 @@ import torch
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
 from xmodal.mixer.sampling.sampling import Kind
-from xmodal.train import shares
-from xmodal.train import state as states
-from xmodal.train.measure import make_measure
 from xmodal.train.optimizer.optimizer import make_optimizer
-from xmodal.train.step import make_train_step
+from xmodal.train.steps import shares
+from xmodal.train.steps import state as states
+from xmodal.train.steps.agreement import make_measure
+from xmodal.train.steps.step import make_train_step
 
 TASKS = ('a', 'b', 'c')
 SGD = optax.sgd(0.1)

@@ -23,7 +23,7 @@ INTERRUPTED = '''
 import os, signal, sys, time
 from xmodal import main
 from xmodal.sharding import hosts
-from xmodal.train.stop import Stop
+from xmodal.train.process.stop import Stop
 
 reached, places = Stop.reached, []
 

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from xmodal.errors import UserError
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.plan import Plan
 

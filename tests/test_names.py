@@ -17,8 +17,8 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.models.names import Names, pad_names, read_names, sample_names
 from xmodal.tasks.objects import Objects
 from xmodal.train import build
-from xmodal.train.gradients import make_gradients
 from xmodal.train.plan import Plan
+from xmodal.train.steps.gradients import make_gradients
 
 TEXTS = ('cat', 'grey wolf', 'a very long name of a thing')
 

@@ -20,9 +20,10 @@ from xmodal import config as configs
 from xmodal.data.open import open_source
 from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.tasks.vqa import VQA, Answer
-from xmodal.train import evaluate, shares
-from xmodal.train.measure import compared
-from xmodal.train.report import Report
+from xmodal.train import evaluate
+from xmodal.train.logs.report import Report
+from xmodal.train.steps import shares
+from xmodal.train.steps.agreement import compared
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'

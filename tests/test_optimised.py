@@ -13,10 +13,10 @@ import pytest
 import tiny
 
 from xmodal.sharding.rules import path_name
-from xmodal.train import state as states
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
+from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
-from xmodal.train.report import Report
+from xmodal.train.steps import state as states
 
 
 def config(*sizes):

@@ -5,8 +5,8 @@ import json
 import pytest
 import tensorflow as tf
 
-from xmodal.train import metrics
-from xmodal.train.report import Report
+from xmodal.train.logs import metrics
+from xmodal.train.logs.report import Report
 
 NUMBERS = {'loss': 1.0, 'vqa/accuracy': 0.5, 'skipped': 0.0}
 
@@ -123,7 +123,7 @@ def test_lines_that_a_crash_left_are_dropped_and_told(tmp_path, capsys, damage, 
 
 def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch):
   now = [0.0]
-  monkeypatch.setattr('xmodal.train.report.time.perf_counter', lambda: now[0])
+  monkeypatch.setattr('xmodal.train.logs.report.time.perf_counter', lambda: now[0])
   report = begin(tmp_path)
   with report.pause(0):
     now[0] += 60  # compiling

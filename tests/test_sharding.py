@@ -23,9 +23,9 @@ from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.sharding.rules import path_name, shard_tree, spec_for
 from xmodal.train import build
-from xmodal.train import state as states
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
+from xmodal.train.steps import state as states
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):

@@ -18,7 +18,7 @@ from xmodal import config as configs
 from xmodal.bench import start_from
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
 from xmodal.train.plan import Plan
 
 WORDS = 'a red circle or the blue square , what where which of many'

@@ -14,13 +14,13 @@ import tiny
 from xmodal.errors import UserError
 from xmodal.models.cross_modal import CrossModal
 from xmodal.sharding.rules import path_name
-from xmodal.train import state as states
-from xmodal.train.checkpoint import Checkpoints, find, load_variables
+from xmodal.train.checkpoints.checkpoint import Checkpoints, find, load_variables
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import changed_rate, make_schedule
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
-from xmodal.train.step import make_train_step
+from xmodal.train.steps import state as states
+from xmodal.train.steps.step import make_train_step
 
 
 class Regression:

@@ -10,10 +10,11 @@ import tiny
 from xmodal import main
 from xmodal.errors import UserError
 from xmodal.mixer import met
-from xmodal.train import evaluate, metrics
+from xmodal.train import evaluate
 from xmodal.train import run as runs
+from xmodal.train.logs import metrics
 from xmodal.train.plan import Plan
-from xmodal.train.stop import Stop
+from xmodal.train.process.stop import Stop
 
 
 @pytest.fixture

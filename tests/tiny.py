@@ -7,7 +7,7 @@ import jax
 
 from xmodal import config
 from xmodal.train import run as runs
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
 from xmodal.train.plan import Plan
 
 

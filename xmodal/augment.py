@@ -29,8 +29,8 @@ from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller, Opened, Tally
 from xmodal.predictor import AT_ONCE, Predictor
-from xmodal.train import checkpoint
-from xmodal.train.cache import enable_compilation_cache
+from xmodal.train.checkpoints import checkpoint
+from xmodal.train.process.cache import enable_compilation_cache
 
 _LISTED = 20  # answers, of those given most often
 

@@ -23,9 +23,13 @@ from xmodal.options import Option, Options
 from xmodal.registry import load_plugins
 from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
-from xmodal.train import checkpoint, evaluate, evaluation, measure, report, start, step
+from xmodal.train import evaluate, evaluation
 from xmodal.train.around import best
+from xmodal.train.checkpoints import checkpoint
+from xmodal.train.logs import report
 from xmodal.train.optimizer import optimizer, schedules
+from xmodal.train.start import settings
+from xmodal.train.steps import agreement, step
 
 _RUN = {
     'seed': Option(0, 'Of parameters, order of the data and dropout: 32 bits, as JAX has.', low=0,
@@ -43,10 +47,10 @@ def sections() -> dict[str, Options]:
   found |= {'data': {**data_open.OPTIONS, **SOURCES.options()},
             'data.augment': augmentation.OPTIONS,
             'mixer': {**feed.OPTIONS, **sampling.OPTIONS, **sampling.SAMPLINGS.options(),
-                      **balance.OPTIONS, **balance.BALANCES.options(), **measure.OPTIONS},
+                      **balance.OPTIONS, **balance.BALANCES.options(), **agreement.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
             'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
-                      **best.OPTIONS, **start.OPTIONS},
+                      **best.OPTIONS, **settings.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),
                           **schedules.SCHEDULES.options()},
             'mesh': mesh.OPTIONS}

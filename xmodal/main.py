@@ -23,7 +23,7 @@ from xmodal import config_files, errors, heap, paths
 from xmodal.errors import UserError
 from xmodal.registry import load_plugins
 from xmodal.sharding import hosts
-from xmodal.train import stop
+from xmodal.train.process import stop
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(), or the name of one in configs/, here or in this '
@@ -153,8 +153,8 @@ def _run(config, workdir, mode):
   import jax
 
   from xmodal.train import run
-  from xmodal.train.cache import enable_compilation_cache
   from xmodal.train.plan import Plan
+  from xmodal.train.process.cache import enable_compilation_cache
 
   if _MULTIHOST.value:
     _join_hosts()

@@ -25,7 +25,7 @@ from xmodal import atomic, errors, paths, predict_many
 from xmodal.data.pictures.opened import Opened
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, Predictor
-from xmodal.train.cache import enable_compilation_cache
+from xmodal.train.process.cache import enable_compilation_cache
 
 _OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
 

@@ -17,8 +17,9 @@ from xmodal.models import lora
 from xmodal.models.names import pad_names, program_size
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.tasks.task import Task, senses_of
-from xmodal.train import build, checkpoint
-from xmodal.train.weights import load_towers
+from xmodal.train import build
+from xmodal.train.checkpoints import checkpoint
+from xmodal.train.start.pretrained import load_towers
 
 AT_ONCE = 32  # pictures, whatever the number in a folder
 

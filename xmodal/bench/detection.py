@@ -85,8 +85,8 @@ class Ours:
     import jax.numpy as jnp
     import optax
 
-    from xmodal.train.frozen import frozen_names, split
     from xmodal.train.optimizer.optimizer import make_optimizer
+    from xmodal.train.steps.frozen import frozen_names, split
     # The step donates what it trains, and arrays of a CPU may share torch's memory.
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), variables['params'])
     trained, self._fixed = split(params, frozen_names(_FROZEN, params))
@@ -107,7 +107,7 @@ class Ours:
     return trained + fixed, trained
 
   def _apply(self, trained, fixed, statistics, images, mask, **options):
-    from xmodal.train.frozen import join
+    from xmodal.train.steps.frozen import join
     return self._module.apply({'params': join(trained, fixed), 'batch_stats': statistics},
                               images, mask, **options)
 

@@ -83,8 +83,8 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
 
   from xmodal.sharding import mesh as meshes
   from xmodal.train import build
-  from xmodal.train import state as states
   from xmodal.train.plan import Plan
+  from xmodal.train.steps import state as states
 
   with tempfile.TemporaryDirectory() as folder:
     run = Plan(config, folder)

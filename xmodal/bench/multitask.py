@@ -38,7 +38,8 @@ from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import SAMPLINGS
 from xmodal.tasks.task import TASKS
-from xmodal.train import build, stop
+from xmodal.train import build
+from xmodal.train.process import stop
 
 BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
 
@@ -217,7 +218,7 @@ def _run(options):
   base = _base(options)
 
   from xmodal.main import give_threads, use_two_cores
-  from xmodal.train.cache import enable_compilation_cache
+  from xmodal.train.process.cache import enable_compilation_cache
   use_two_cores(base)
   give_threads()
   enable_compilation_cache()

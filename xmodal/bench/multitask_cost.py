@@ -7,8 +7,8 @@ import statistics
 from xmodal.bench.compare import measure
 from xmodal.bench.multitask_table import markdown
 from xmodal.sharding import mesh as meshes
-from xmodal.train import state as states
 from xmodal.train.programs import compile_step
+from xmodal.train.steps import state as states
 
 
 class Step:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import statistics
 
-from xmodal.train import metrics
+from xmodal.train.logs import metrics
 
 # A task's numbers at its evaluations: [(step, number), ...].
 Curve = Sequence[tuple[int, float]]

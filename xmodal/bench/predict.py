@@ -33,9 +33,10 @@ QUESTIONS = {
 
 def make_checkpoint(folder: str) -> str:
   """A workdir with an untrained model of the size `tiny` for QUESTIONS' tasks but regression."""
-  from xmodal.train import build, checkpoint
-  from xmodal.train import state as states
+  from xmodal.train import build
+  from xmodal.train.checkpoints import checkpoint
   from xmodal.train.plan import Plan
+  from xmodal.train.steps import state as states
 
   c = configs.base()
   c.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')

@@ -17,7 +17,7 @@ import time
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.errors import UserError
-from xmodal.train import metrics
+from xmodal.train.logs import metrics
 
 _CONFIGS = ('vqa', 'detection', 'generation', 'multitask_shared')
 _NOT_COMPARED = ('examples_per_second',)

@@ -29,7 +29,7 @@ from xmodal.bench.multitask_table import markdown
 from xmodal.data.open import IMAGE_SIZE
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
-from xmodal.train import stop
+from xmodal.train.process import stop
 
 # Of a task, what the table shows; exact: captions that are right word for word.
 _SCORES = {'vqa': 'accuracy', 'captioning': 'exact'}
@@ -118,7 +118,7 @@ def _run(options):
   workdir = paths.local(options.workdir, '--workdir')
 
   from xmodal.main import give_threads, use_two_cores
-  from xmodal.train.cache import enable_compilation_cache
+  from xmodal.train.process.cache import enable_compilation_cache
   use_two_cores(base)
   give_threads()
   enable_compilation_cache()

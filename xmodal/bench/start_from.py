@@ -21,8 +21,8 @@ from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import compare, markdown, read_outcome, summarise
 from xmodal.data.sources.source import SOURCES
 from xmodal.tasks.task import TASKS
-from xmodal.train import stop
-from xmodal.train.earlier import open_earlier
+from xmodal.train.process import stop
+from xmodal.train.start.earlier import open_earlier
 
 # Of both runs of a config: patches of another side would be read by another stem, begun anew.
 _CHANGES = {'vqa_rad': {'model.vision.patch_size': None}}
@@ -112,7 +112,7 @@ def _run(options):
   workdir = paths.local(options.workdir, '--workdir')
 
   from xmodal.main import give_threads, use_two_cores
-  from xmodal.train.cache import enable_compilation_cache
+  from xmodal.train.process.cache import enable_compilation_cache
   use_two_cores(first)
   give_threads()
   enable_compilation_cache()

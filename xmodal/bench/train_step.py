@@ -115,9 +115,9 @@ class Ours:
     from xmodal.sharding import mesh as meshes
     from xmodal.tasks.vqa import VQA
     from xmodal.train import build
-    from xmodal.train import state as states
     from xmodal.train.optimizer.optimizer import make_optimizer
-    from xmodal.train.step import make_train_step
+    from xmodal.train.steps import state as states
+    from xmodal.train.steps.step import make_train_step
 
     tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)
     task = VQA(tokenizer, [f'answer {i}' for i in range(_ANSWERS)],

@@ -18,8 +18,8 @@ from xmodal.models.lora import Lora
 from xmodal.options import ABOVE_ZERO, HIGHEST
 from xmodal.tasks.task import TASKS, Task, senses_of
 from xmodal.tasks.writing import number_text
+from xmodal.train.start.pretrained import Tower, save_towers
 from xmodal.train.towers import decoder_tower, text_tower, vision_tower
-from xmodal.train.weights import Tower, save_towers
 
 
 def settle(config, towers: Mapping[str, Tower]):

@@ -14,7 +14,7 @@ from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
-from xmodal.train.stop import Stop
+from xmodal.train.process.stop import Stop
 
 OPTIONS = {
     'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),

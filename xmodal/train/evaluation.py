@@ -13,7 +13,7 @@ from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
 from xmodal.train import evaluate
-from xmodal.train.stop import Stop
+from xmodal.train.process.stop import Stop
 
 # The evaluation of config.data.eval_split, every config.train.eval_every steps.
 DEFAULT = 'eval'

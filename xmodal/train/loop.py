@@ -7,10 +7,10 @@ from xmodal.train.around.evaluate import Evaluating
 from xmodal.train.around.log import Logging
 from xmodal.train.around.measure import Measuring
 from xmodal.train.around.save import Saving
+from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
+from xmodal.train.process.stop import Stop
 from xmodal.train.programs import compile_step
-from xmodal.train.report import Report
-from xmodal.train.stop import Stop
 
 
 def run_steps(plan: Plan, state, next_batch: Callable[[], dict], evaluating: Evaluating,

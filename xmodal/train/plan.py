@@ -19,16 +19,20 @@ from xmodal.mixer.feed import Feed, Stream, open_feeds, unread
 from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, evaluation, holder, shares, start, weights
-from xmodal.train import state as states
+from xmodal.train import build, evaluation
 from xmodal.train.around.best import Best
-from xmodal.train.earlier import open_earlier
-from xmodal.train.fits import Meaning
-from xmodal.train.frozen import frozen_names, split
+from xmodal.train.checkpoints import checkpoint
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
+from xmodal.train.process import holder
+from xmodal.train.start import pretrained, settings
+from xmodal.train.start.earlier import open_earlier
+from xmodal.train.start.fits import Meaning
+from xmodal.train.start.transfer import Transfer
+from xmodal.train.steps import shares
+from xmodal.train.steps import state as states
+from xmodal.train.steps.frozen import frozen_names, split
 from xmodal.train.towers import overruled
-from xmodal.train.transfer import Transfer
 
 
 class Plan:
@@ -81,13 +85,13 @@ class Plan:
     earlier, checkpoints = None, {}
     if begun:
       begun_config = configs.load(os.path.join(begun, 'config.json'))
-      config, self.towers = start.resume(config, begun_config), weights.load_towers(begun)
+      config, self.towers = settings.resume(config, begun_config), pretrained.load_towers(begun)
     else:
       if earlier := open_earlier(config.train):
         config = earlier.settle(config)
       self.towers = dict(earlier.towers) if earlier else {}
-      checkpoints = weights.open_checkpoints(config, without=self.towers)
-      self.towers |= weights.towers_of(checkpoints)
+      checkpoints = pretrained.open_checkpoints(config, without=self.towers)
+      self.towers |= pretrained.towers_of(checkpoints)
     self.config = config = build.settle(config, self.towers)
     if begun:
       _check_continues(config, begun_config, workdir)
@@ -132,7 +136,7 @@ class Plan:
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
     meaning = Meaning(self.model.backbone.vision_tower, self.tokenizer, self.tasks)
     transfer = earlier and Transfer(earlier, self.abstract, meaning, self.model.lora, self.mesh)
-    self.loader = weights.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
+    self.loader = pretrained.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
     self.notes += [*overruled(config, self.towers), *self.loader.report(),
                    *shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]

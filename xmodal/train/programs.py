@@ -6,9 +6,9 @@ import jax
 
 from xmodal.mixer.sampling.sampling import Kind
 from xmodal.sharding import mesh as meshes
-from xmodal.train.measure import make_measure
 from xmodal.train.plan import Plan
-from xmodal.train.step import make_train_step
+from xmodal.train.steps.agreement import make_measure
+from xmodal.train.steps.step import make_train_step
 
 
 def compile_step(plan: Plan, kind: Kind | None = None) -> Callable:

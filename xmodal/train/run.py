@@ -14,16 +14,18 @@ from xmodal.errors import UserError
 from xmodal.mixer import met
 from xmodal.mixer.feed import each_split, left_out
 from xmodal.sharding import mesh as meshes
-from xmodal.train import build, checkpoint, holder, together
-from xmodal.train import state as states
+from xmodal.train import build
 from xmodal.train.around.evaluate import Evaluating
 from xmodal.train.around.save import Saving
+from xmodal.train.checkpoints import checkpoint
+from xmodal.train.logs.report import Report
 from xmodal.train.loop import run_steps
 from xmodal.train.optimizer.schedules import changed_rate
 from xmodal.train.plan import Plan, count
-from xmodal.train.prefetch import Prefetch
-from xmodal.train.report import Report
-from xmodal.train.stop import signals
+from xmodal.train.process import holder, together
+from xmodal.train.process.stop import signals
+from xmodal.train.steps import state as states
+from xmodal.train.steps.prefetch import Prefetch
 
 
 def train(plan: Plan) -> dict:

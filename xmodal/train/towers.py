@@ -11,7 +11,7 @@ from flax import linen as nn
 from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.models.towers.t5 import T5
-from xmodal.train.weights import Tower
+from xmodal.train.start.pretrained import Tower
 
 
 def vision_tower(config, shared: dict, pretrained: Tower | None = None) -> nn.Module:

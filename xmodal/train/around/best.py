@@ -10,7 +10,7 @@ import jax
 from xmodal import atomic
 from xmodal.errors import UserError
 from xmodal.options import Option
-from xmodal.train.checkpoint import BEST
+from xmodal.train.checkpoints.checkpoint import BEST
 from xmodal.train.evaluation import DEFAULT, Evaluation
 
 OPTIONS = {

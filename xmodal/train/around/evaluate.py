@@ -4,9 +4,9 @@ import jax
 
 from xmodal.train.around.save import Saving
 from xmodal.train.evaluation import DEFAULT
+from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
-from xmodal.train.report import Report
-from xmodal.train.stop import Stop
+from xmodal.train.process.stop import Stop
 
 
 class Evaluating:

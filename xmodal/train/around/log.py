@@ -5,9 +5,9 @@ import collections
 import jax
 
 from xmodal.errors import UserError
-from xmodal.train import shares
+from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
-from xmodal.train.report import Report
+from xmodal.train.steps import shares
 
 _MOST_SKIPPED = 10
 

@@ -5,7 +5,7 @@ import os
 import jax
 
 from xmodal.mixer import met
-from xmodal.train.checkpoint import Checkpoints
+from xmodal.train.checkpoints.checkpoint import Checkpoints
 from xmodal.train.plan import Plan
 
 _LEFT_OUT = 'left_out.json'

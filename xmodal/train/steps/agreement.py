@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from xmodal.options import Option
 from xmodal.tasks.task import Task
-from xmodal.train.frozen import join, split
-from xmodal.train.gradients import at_step, make_gradients, products
+from xmodal.train.steps.frozen import join, split
+from xmodal.train.steps.gradients import at_step, make_gradients, products
 
 OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms and cosines of '
                                    "the tasks' gradients; 0: never.", low=0, may_change=True)}

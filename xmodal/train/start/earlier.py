@@ -8,10 +8,13 @@ import jax
 from xmodal import config as configs
 from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xmodal.errors import UserError
-from xmodal.train import build, checkpoint, damage, reading, start, together
-from xmodal.train.fits import Meaning, counts_tokens
+from xmodal.train import build
+from xmodal.train.checkpoints import checkpoint, damage, reading
+from xmodal.train.process import together
+from xmodal.train.start import settings
+from xmodal.train.start.fits import Meaning, counts_tokens
+from xmodal.train.start.pretrained import Tower, load_towers
 from xmodal.train.towers import vision_tower
-from xmodal.train.weights import Tower, load_towers
 
 
 def open_earlier(train) -> 'EarlierRun | None':
@@ -58,7 +61,7 @@ class EarlierRun:
       elif key[0] == 'collections':
         self._keys[key[1], '/'.join(key[2:])] = key
     self.shapes = {own: stored[key] for own, key in self._keys.items()}
-    names = start.select({path for _, path in self.shapes}, pattern, self.folder)
+    names = settings.select({path for _, path in self.shapes}, pattern, self.folder)
     self.taken = frozenset(key for key in self.shapes if key[1] in names)
     self._names = names
     there = load_towers(self._assets)
@@ -67,13 +70,13 @@ class EarlierRun:
     self._all_towers = there
 
   def settle(self, config):
-    """The config of the new run, see start.settle.
+    """The config of the new run, see settings.settle.
 
     Raises:
       UserError: a tower is to be two things, or the sizes do not go together.
     """
-    start.check_towers(config, self.config, self._names, self.towers)
-    return start.settle(config, self.config, self._names, self.towers)
+    settings.check_towers(config, self.config, self._names, self.towers)
+    return settings.settle(config, self.config, self._names, self.towers)
 
   def make_tokenizer(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """The tokenizer of the new run, where its config names none; as train_tokenizer.

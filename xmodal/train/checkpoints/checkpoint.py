@@ -24,8 +24,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from xmodal import paths
 from xmodal.errors import UserError, disk_is_full, mendable
 from xmodal.options import Option
-from xmodal.train import alias, damage, reading, together
-from xmodal.train.state import TrainState
+from xmodal.train.checkpoints import alias, damage, reading
+from xmodal.train.process import together
+from xmodal.train.steps.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'

@@ -13,8 +13,8 @@ from xmodal.mixer.balance.balance import Balance
 from xmodal.mixer.feed import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding import rules
-from xmodal.train.frozen import join, split
 from xmodal.train.optimizer.optimizer import by_parameter
+from xmodal.train.steps.frozen import join, split
 
 
 @flax.struct.dataclass

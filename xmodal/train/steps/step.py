@@ -9,11 +9,11 @@ import optax
 from xmodal.mixer.balance.balance import Balance
 from xmodal.options import Option
 from xmodal.tasks.task import Task
-from xmodal.train.frozen import join, split
-from xmodal.train.gradients import at_step, make_gradients, products, weighted_sum
-from xmodal.train.measure import compared
 from xmodal.train.optimizer.optimizer import by_parameter
-from xmodal.train.state import TrainState
+from xmodal.train.steps.agreement import compared
+from xmodal.train.steps.frozen import join, split
+from xmodal.train.steps.gradients import at_step, make_gradients, products, weighted_sum
+from xmodal.train.steps.state import TrainState
 
 OPTIONS = {
     'steps': Option(1000, 'Steps of training.', low=1, may_change=True),

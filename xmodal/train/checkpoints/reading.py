@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 
 from xmodal.errors import UserError
 from xmodal.sharding.rules import path_name
-from xmodal.train import alias, damage, together
+from xmodal.train.checkpoints import alias, damage
+from xmodal.train.process import together
 
 # Seconds to wait before each further attempt to read an item.
 PAUSES = (1, 5, 15)

@@ -21,7 +21,7 @@ import jax
 
 from xmodal.errors import UserError
 from xmodal.sharding import hosts
-from xmodal.train import together
+from xmodal.train.process import together
 
 FILE = 'running.json'
 BEAT, LIMIT = 5.0, 60.0

@@ -13,9 +13,9 @@ from xmodal.models import lora
 from xmodal.models.lora import Lora, is_adapter
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.rules import spec_for
-from xmodal.train.earlier import EarlierRun
-from xmodal.train.fits import Fit, Meaning, fit
-from xmodal.train.state import TrainState
+from xmodal.train.start.earlier import EarlierRun
+from xmodal.train.start.fits import Fit, Meaning, fit
+from xmodal.train.steps.state import TrainState
 
 _ADAPTER = ('lora_a', 'lora_b')
 _MOST = 6  # names in a line

@@ -11,7 +11,7 @@ from xmodal.mixer.feed import parts
 from xmodal.models.names import read_names
 from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
-from xmodal.train.frozen import join, split
+from xmodal.train.steps.frozen import join, split
 
 # Folded into the key of a step for random choices of names; micro-batches fold in their numbers.
 _NAMES = 0x6e616d65

@@ -3,7 +3,7 @@
     xmodal train --config detection --config.train.start_from=runs/vqa
 
 A parameter of the same path and shape is copied, one that counts tokens, answers, places or layers
-is made to fit (see train.fits), every other one begins as it would without the earlier run.
+is made to fit (see train.start.fits), every other one begins as it would without the earlier run.
 """
 
 from collections.abc import Collection

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from xmodal.options import Option
-from xmodal.train import metrics
+from xmodal.train.logs import metrics
 
 OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_change=True)}
 
@@ -61,7 +61,7 @@ class Report:
 
     kept = [line for line in lines if keep(line['step'], line['split'])]
     metrics.rewrite(self._path, kept)
-    from xmodal.train.board import Board  # imports torch where it is installed: seconds
+    from xmodal.train.logs.board import Board  # imports torch where it is installed: seconds
     self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
 
   def say(self, line: str) -> None:

@@ -120,7 +120,7 @@ class Loader:
       checkpoints: by part.
       backbone: the model's Backbone.
       abstract: TrainState of shapes and shardings.
-      transfer: a train.transfer.Transfer from an earlier run, or None; no tower has both.
+      transfer: a train.start.transfer.Transfer from an earlier run, or None; no tower has both.
 
     Raises:
       UserError: a tensor is missing, has another shape, or has no place.

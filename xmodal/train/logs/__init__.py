@@ -1,0 +1,1 @@
+"""What a run logs: terminal, metrics.jsonl, TensorBoard."""

@@ -1,0 +1,1 @@
+"""Processes of a run: its holder, signals, joint decisions, the compilation cache."""

@@ -1,0 +1,1 @@
+"""What a new run begins with: pretrained towers, parameters of an earlier run."""

@@ -1,0 +1,1 @@
+"""One step: state, losses, gradients, update."""
