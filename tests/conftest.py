@@ -1,4 +1,4 @@
-"""What the tests share: quiet libraries, one cache of compiled programs, one finished run."""
+"""Shared by all tests: quiet libraries, a compilation cache, one finished run."""
 
 import gc
 from importlib.metadata import version
@@ -14,21 +14,21 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   # One cache for all workers: they inherit the environment of this process, which removes it.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='xmodal-test-jax-')
-  # A cache of limited size locks its files: no process reads what another has written half.
+  # A cache of limited size locks its files, so no process reads a half-written one.
   os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(10 * 2**30)
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-  # Eight devices on two busy cores wait for each other for longer than XLA's 40 seconds.
+  # Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds.
   flags = [os.environ.get('XLA_FLAGS', ''),
            '--xla_cpu_collective_call_terminate_timeout_seconds=600']
   if os.environ['JAX_PLATFORMS'] == 'cpu':
-    # Programs that run for milliseconds need not be fast; they compile in a third of the time.
+    # Test programs run for milliseconds; without optimisation they compile in a third of the time.
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-    # XLA ends at a flag that it does not have, as from 0.11.1 on.
+    # XLA aborts at unknown flags, such as this one from 0.11.1 on.
     if tuple(map(int, version('jaxlib').split('.')[:3])) < (0, 11, 1):
       flags.append('--xla_cpu_use_fusion_emitters=false')
   os.environ['XLA_FLAGS'] = ' '.join(flags)
-# See main.give_threads: with a thread for each of two cores, eight devices waited for ever in 7 of
-# 40 runs; with 64 threads in none.
+# See main.give_threads: with one thread for each of two cores, eight devices deadlocked in 7 of 40
+# runs; with 64 threads in none.
 os.environ['NPROC'] = '64'
 
 import pytest
@@ -40,8 +40,8 @@ shape_checks.install()  # before any test imports a model
 gc.set_threshold(100_000, 20, 50)
 
 
-# These take the longest. A worker takes a whole file: begun last, one of them would keep a worker
-# busy after the others had ended.
+# The slowest files. A worker takes a whole file, so one that starts last would keep a single worker
+# busy after the others have finished.
 LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_sharding.py',
            'test_multihost.py', 'test_finetuning.py', 'test_optimised.py', 'test_mixer_runs.py',
            'test_checkpoints.py', 'test_generation_task.py', 'test_bench_multitask.py',
@@ -60,7 +60,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
-  """A workdir with checkpoints of steps 3 and 6 of the tiny run: copy it before changing it."""
+  """A workdir of the tiny run, with checkpoints of steps 3 and 6; copy it before changing it."""
   import tiny
   workdir = tmp_path_factory.mktemp('finished') / 'run'
   tiny.train(workdir)

@@ -1,4 +1,4 @@
-"""A share of the answers: which records keep theirs, and what is left of the others."""
+"""data.answers_share: which records keep their answers, and what the others keep."""
 
 import dataclasses
 
@@ -34,12 +34,12 @@ def test_a_share_of_the_records_keeps_its_answers_and_all_else_stays():
   kept = answered(part)
   assert len(part) == 200 and len(kept) == 60
   for i in range(200):
-    # The reason gives the answer away ('There are two circles.').
+    # The reason contains the answer ('There are two circles.').
     assert whole[i].answers and whole[i].reason
     expected = whole[i] if i in kept else dataclasses.replace(whole[i], answers=(), reason='')
     for field in dataclasses.fields(Example):
       np.testing.assert_array_equal(getattr(part[i], field.name), getattr(expected, field.name))
-  # Spread over the records: no tenth of them has much more or less than its share.
+  # Evenly spread: each tenth of the records has about its share.
   assert 1 <= np.histogram(kept, 10, (0, 200))[0].min() and max(
       np.histogram(kept, 10, (0, 200))[0]) <= 13
 

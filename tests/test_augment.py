@@ -1,4 +1,4 @@
-"""Labels that a model makes: which are kept, what is written, and training beside people's."""
+"""Pseudo-labels: which are kept, what is written, and training on them with human labels."""
 
 import json
 import os
@@ -36,14 +36,14 @@ DESK = "A man's black dog sleeps under the wooden table. There are no cats."
 @pytest.mark.parametrize('caption, question, answer, expected', [
     (SCENE, 'Is there a red circle?', 'yes', True),
     (SCENE, 'Is there a red circle?', 'no', False),
-    (SCENE, 'Does the picture show a red square?', 'yes', False),  # both words, not of one thing
+    (SCENE, 'Does the picture show a red square?', 'yes', False),  # both words, of different objects
     (SCENE, 'Does the picture show a red square?', 'no', True),
     (SCENE, 'Are there crosses?', 'Yes.', True),
     (SCENE, 'Is it a circle or a dog?', 'yes', None),
     (SCENE, 'Is it?', 'yes', None),
     (SCENE, 'How many squares do you see?', '2', True),
     (SCENE, 'How many blue squares are there?', 'two', True),
-    (SCENE, 'What is the number of red circles?', '1', True),  # named twice, there once
+    (SCENE, 'What is the number of red circles?', '1', True),  # mentioned twice, one object
     (SCENE, 'How many circles are there?', '2', False),
     (SCENE, 'How many green things are there?', '0', True),
     (SCENE, 'How many green things are there?', '1', False),
@@ -53,7 +53,7 @@ DESK = "A man's black dog sleeps under the wooden table. There are no cats."
     (SCENE, 'What color is the circle?', 'red', True),
     (SCENE, 'What color is the circle?', 'blue', False),
     (SCENE, 'Which shape does the red object have?', 'circle', True),
-    (SCENE, 'What color is the triangle?', 'red', False),  # there is none
+    (SCENE, 'What color is the triangle?', 'red', False),  # no such object
     (SCENE, 'What is the color?', 'red', None),
     (SCENE, 'Where is the circle relative to the square?', 'above', True),
     (SCENE, 'Where is the square relative to the circle?', 'above', None),
@@ -80,7 +80,7 @@ def test_true_captions_agree_with_no_wrong_answer_and_contradict_no_right_one():
     right = agrees(e.question, e.answers[0], e.captions[0])
     assert right is not False, (e.question, e.answers, e.captions)
     agreed += bool(right)
-  assert agreed > 200  # of comparisons and positions captions say nothing
+  assert agreed > 200  # captions state no comparisons or positions
 
 
 # What is kept
@@ -132,7 +132,7 @@ def labeller(model, questions=tuple(ANSWERS), per_picture=None, threshold=0.9, k
 
 
 def test_what_is_sure_and_agrees_is_kept(pictures):
-  # 0.5 ** (1 / 3) < 0.9 <= 0.8 ** (1 / 3): a caption is measured a token.
+  # 0.5 ** (1 / 3) < 0.9 <= 0.8 ** (1 / 3): the threshold is on the mean per token.
   model = Model({'a.png': ('a red circle', 0.8), 'b.png': ('a red circle', 0.5)}, ANSWERS)
   one = labeller(model)
   lines = one.lines(find_pictures(str(pictures), '--images'))
@@ -216,12 +216,12 @@ def test_questions_are_read_from_lines_and_from_examples(tmp_path):
       augment.read_questions(str(tmp_path / 'train.jsonl'))
 
 
-# Training beside people's examples, and the command
+# Training with human labels, and the command
 
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-  """Eight pictures without labels, the last of them cut off, and the questions about them."""
+  """Eight unlabelled pictures, the last truncated, and questions about them."""
   folder = tmp_path_factory.mktemp('scenes')
   source = Shapes('test', size=8, image_size=32)
   for i in range(8):
@@ -234,7 +234,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(scenes, tmp_path_factory):
-  """A folder as the command writes it, of those pictures."""
+  """The folder that the command writes for those pictures."""
   folder = tmp_path_factory.mktemp('made')
   lines = [{'image': os.path.relpath(scenes / f'{i}.png', folder), 'question': 'Is there a circle?',
             'answers': ['yes'], 'caption': 'A circle.', 'made': True, 'made_by': {'answer': 0.95}}
@@ -253,7 +253,7 @@ def config(made=(), **values):
 
 @pytest.fixture(scope='module')
 def trained(made, tmp_path_factory):
-  """A run that read eight labelled and eight made examples once each, and what it told."""
+  """A run over eight human-labelled and eight pseudo-labelled examples, and its output."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   patch = pytest.MonkeyPatch()
   patch.setattr(captioning_metric, 'meteor', lambda *_: None)  # its program starts slowly
@@ -264,7 +264,7 @@ def trained(made, tmp_path_factory):
 
 def test_a_run_trains_on_labelled_and_made_data(trained, scenes):
   _, told = trained
-  # One epoch of both: it met the picture that is cut off, which only the made data has.
+  # One epoch of both: it read the truncated picture, which only the pseudo-labelled data has.
   reason, = told['unreadable_pictures']['train']
   assert f'{scenes.name}/7.png' in reason
   assert told['evaluation']['vqa']['examples'] == 8 and not told['unreadable_pictures']['eval']
@@ -327,9 +327,9 @@ def test_the_command_writes_what_can_be_trained_on(trained, scenes, tmp_path, ca
   examples = read_jsonl(str(output), 'train')
   assert examples and all(e.made and e.captions for e in examples)
   asked = [e for e in examples if e.question]
-  # What is kept is what the model answers when asked by itself.
+  # The kept label is the answer of the model to that question alone.
   predictor = predict.Predictor(str(workdir))
-  _, predictions = predictor([asked[0]] * predict.AT_ONCE, 'vqa')  # the program is compiled
+  _, predictions = predictor([asked[0]] * predict.AT_ONCE, 'vqa')  # of the compiled batch size
   assert asked[0].answers == (predictions[0].answer,)
   made_by = [json.loads(line)['made_by'] for line in (output / 'train.jsonl').open()]
   assert all(it['checkpoint'] == str(workdir / 'checkpoints' / '2') for it in made_by)

@@ -1,4 +1,4 @@
-"""The shared model: each tower once, padding without effect, no parameters that nothing uses."""
+"""The shared model: each tower runs once, padding has no effect, no parameter is unused."""
 
 import collections
 
@@ -23,7 +23,7 @@ def examples():
 
 
 def make(examples, **values):
-  """The model of a config, and a function that makes batches for it."""
+  """The model of a config, and a function that makes its batches."""
   c = tiny.changed(**values)
   configs.check(c)
   tokenizer, tasks = build.learn(c, examples)
@@ -37,7 +37,7 @@ def make(examples, **values):
 
 
 def vision(tower):
-  """Config values for a tower; the tiny sizes of the ViT mean nothing to a ResNet."""
+  """Config values for a tower; a ResNet does not take the tiny sizes of the ViT."""
   sizes = () if tower == 'vit' else ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')
   return {'model__vision__name': tower, **{f'model__vision__{size}': None for size in sizes}}
 
@@ -47,7 +47,7 @@ def abstract_init(model, batch):
 
 
 def random_variables(model, batch):
-  """Like model.init, without the seconds that compiling it takes."""
+  """Like model.init, without the seconds of compilation."""
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32),
                       abstract_init(model, batch))
@@ -112,7 +112,7 @@ def test_padding_of_the_question_changes_nothing(examples, tower, variant):
   before, after = run(variables, a), run(variables, b)
   for head in ('cls', 'gen'):
     np.testing.assert_allclose(after['vqa'][head], before['vqa'][head], rtol=1e-4, atol=1e-4)
-  # The tolerance is far below what a word, or another picture, does.
+  # Far below the effect of one word or another picture.
   other_word = short(0, 1)
   other_word['vqa']['question'][0, 0] -= 1
   other_picture = short(0, 1)

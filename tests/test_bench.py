@@ -1,4 +1,4 @@
-"""The benchmarks, small: they run, they compare like with like, and their tables can be read."""
+"""The benchmarks at small size: they run, compare equal models, and print parsable tables."""
 
 import importlib.util
 import sys
@@ -37,7 +37,7 @@ def table(output, header):
 
 
 def test_train_step_and_its_torch_counterpart_learn_alike(capsys):
-  """Equal losses at step 2 hold gradients, clipping and AdamW; main asserts them."""
+  """main asserts equal losses at step 2, which cover gradients, clipping and AdamW."""
   assert train_step.main(['--size', 'small', '--batch', '4', '--rounds', '2',
                           '--ways', 'ours,eager', *TINY]) == 0
   rows = table(capsys.readouterr().out, 's/step')

@@ -1,4 +1,4 @@
-"""The benchmark of tasks together: what it runs, what its tables say of runs, what steps cost."""
+"""bench.multitask: its runs, its tables, and the cost of steps."""
 
 import json
 import os
@@ -50,11 +50,11 @@ def bench(monkeypatch, capsys):
 
 
 def write_run(workdir, setting, seed, **curves):
-  """A finished run as train.run writes it; curves: numbers of each task at its evaluations."""
+  """Writes a finished run as train.run does; curves: scores of each task at its evaluations."""
   folder = os.path.join(workdir, setting.folder(seed))
   os.makedirs(folder)
   config = setting.config(tiny.get_config(), seed)
-  configs.save(build.settle(config, {}), os.path.join(folder, 'config.json'))
+  configs.save(build.resolve(config, {}), os.path.join(folder, 'config.json'))
   report = Report(folder, steps=setting.steps, start=0, batch_size=8)
   for step in (1, 2, 3):
     report.write(step, 'train', {'loss': 1.0, 'examples_per_second': 100.0 * step ** 2})
@@ -89,7 +89,7 @@ def test_the_table_is_made_of_finished_runs_and_trains_none(bench, tmp_path, mon
                          'round_robin,joint', '--balances', 'fixed')
   assert (code, err) == (0, '')
   assert (tmp_path / 'table.md').read_text().strip() in out
-  # Below: by more than the larger spread, 0.1 of objects; vqa of TURNS is not.
+  # objects of PLAIN is below alone by more than the larger spread, 0.1; vqa of TURNS is not.
   assert table(out, HEAD) == [
       ['vqa alone', '20', '20', '2', '0.550 (0.100)', '', '400', '', ''],
       ['objects alone', '20', '20', '2', '', '0.850 (0.100)', '400', '', ''],
@@ -97,7 +97,7 @@ def test_the_table_is_made_of_finished_runs_and_trains_none(bench, tmp_path, mon
       ['round_robin, fixed', '20', '10', '2', '0.500 (0.000)', '0.820 (0.040)', '400', '', ''],
       ['round_robin, fixed', '40', '20', '2', '0.600 (0.200)', '0.900 (0.000)', '400', '', '']]
   assert table(out, '| setting | steps | vqa') == [
-      ['joint, fixed', '20', '10', 'not'], ['round_robin, fixed', '20', 'not', 'not'],
+      ['joint, fixed', '20', '10', 'never'], ['round_robin, fixed', '20', 'never', 'never'],
       ['round_robin, fixed', '40', '30', '10']]
   results = json.loads((tmp_path / 'results.json').read_text())['settings']
   assert [r['name'] for r in results] == [row[0] for row in table(out, HEAD)]
@@ -131,7 +131,7 @@ def test_runs_of_equal_steps_and_of_equal_examples():
   settings, notes = main_settings(
       base, 50, ('joint', 'proportional', 'temperature', 'round_robin', 'alternating'),
       ('fixed', 'famo', 'pcgrad'))
-  taken = {(s.sampling, s.balance, s.steps): tuple(s.order(base).taken((task,), s.steps)
+  taken = {(s.sampling, s.balance, s.steps): tuple(s.order(base).count_steps((task,), s.steps)
                                                    for task in BOTH)
            for s in settings if s.together}
   assert notes == []
@@ -160,7 +160,7 @@ def test_runs_differ_from_the_config_in_what_the_setting_says_alone():
   assert (alone.seed, alone.train.steps, alone.train.eval_every) == (3, 50, 5)
   folders = {s.folder(0) for s in [*main_settings(base, 50, ('joint', 'round_robin'), ('famo',))[0],
                                    *label_settings(base, 50)]}
-  assert len(folders) == 3 + 2 + 1 + 6  # the runs with all answers are of both tables
+  assert len(folders) == 3 + 2 + 1 + 6  # both tables share the runs with all answers
 
 
 def test_labels_are_compared_at_each_share(bench, tmp_path):
@@ -182,7 +182,7 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
   whole = runs.train
   monkeypatch.setattr(runs, 'train', lambda run: {} if len(run.tasks) == 2 else 1 / 0)
   code, out, _ = bench(*command)
-  assert code == 75 and 'stopped after 2 of 3 runs, told of in ' in out
+  assert code == 75 and 'stopped after 2 of 3 runs, results in ' in out
   assert out.rstrip().endswith('; the same command goes on')
   rows = table((tmp_path / 'table.md').read_text(), HEAD)
   assert [row[0] for row in rows] == ['vqa alone', 'objects alone']
@@ -195,7 +195,7 @@ def test_it_trains_and_goes_on(bench, tmp_path, monkeypatch):
 
 
 def test_every_task_has_the_number_it_is_compared_by(tmp_path):
-  """All that there are, on the sources of configs/multitask.py; nothing is computed but scores."""
+  """Scores every task on the sources of configs/multitask.py, without a model."""
   config = runpy.run_path(ROOT / 'configs' / 'multitask.py')['get_config']()
   names = tuple(TASKS)
   assert len(names) > 5 and set(config.mixer.tasks) < set(names)
@@ -217,7 +217,7 @@ def test_every_task_has_the_number_it_is_compared_by(tmp_path):
 
 
 def test_cost_is_of_ratios_within_rounds(monkeypatch):
-  """Rounds of a machine that gets twice as slow: ratios of medians would be others."""
+  """The machine becomes twice as slow between rounds, so ratios of medians would be wrong."""
   kinds = {task: Kind((task,)) for task in BOTH}
   seconds = {'vqa alone': [1, 2, 2], 'objects alone': [3, 6, 6], 'fixed': [2, 4, 6],
              'famo': [3, 6, 6], kinds['vqa']: [1.5, 3, 3], kinds['objects']: [3.5, 7, 7]}

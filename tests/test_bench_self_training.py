@@ -1,4 +1,4 @@
-"""The benchmark of made labels: one command trains, labels, trains anew and makes a table."""
+"""bench.self_training: one command trains, labels, trains again and prints a table."""
 
 import json
 import os
@@ -49,7 +49,7 @@ COMMAND = ('--labelled', '16', '--unlabelled', '8', '--steps', '2', '--seeds', '
 def test_a_model_trains_on_what_another_said(bench, tmp_path, monkeypatch):
   whole = self_training.train
 
-  def train(config, workdir):  # the runs that need nothing from others would only take time
+  def train(config, workdir):  # skips runs that no other run needs
     if os.path.basename(workdir) in ('labelled', 'made_too'):
       return whole(config, workdir)
     return shutil.copytree(tmp_path / 'runs' / 'seed_0' / 'labelled', workdir, dirs_exist_ok=True)
@@ -64,7 +64,7 @@ def test_a_model_trains_on_what_another_said(bench, tmp_path, monkeypatch):
   with open(tmp_path / 'runs' / 'seed_0' / 'made_too' / 'final.json', encoding='utf-8') as f:
     assert found['made too']['vqa'] == [json.load(f)['evaluation']['vqa']['accuracy']]
 
-  # What was labelled is the scenes that only the last row has the labels of.
+  # The pseudo-labelled scenes are those whose true labels only the last row has.
   made = tmp_path / 'runs' / 'seed_0' / 'made_2_0'
   lines = [json.loads(line) for line in (made / 'train.jsonl').read_text().splitlines()]
   names = sorted({os.path.basename(line['image']) for line in lines})

@@ -1,4 +1,4 @@
-"""Several evaluations, the best checkpoint, and training that ends when nothing gets better."""
+"""Several evaluations, the best checkpoint, and early stopping."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def config(**values):
 
 @pytest.fixture
 def scored(monkeypatch):
-  """Accuracies of the evaluations of vqa to come, in their order."""
+  """Sets the accuracies of the next vqa evaluations, in order."""
   numbers = []
   monkeypatch.setattr(VQA, 'score', lambda self, examples, _: {
       'accuracy': numbers.pop(0), 'examples': len(examples)})
@@ -46,7 +46,7 @@ def test_each_evaluation_has_its_own_split_cadence_and_size(tmp_path):
   assert list(lines(tmp_path / 'run', 'held_out')) == [2, 4]
   predicted = (tmp_path / 'run' / 'predictions_vqa_held_out.jsonl').read_text().splitlines()
   assert len(predicted) == 12
-  # Another cadence is no other run.
+  # Another evaluation interval is not another run.
   c.evaluations.held_out.every = 3
   Plan(c, str(tmp_path / 'run'))
 
@@ -80,7 +80,7 @@ def test_training_ends_when_nothing_gets_better_and_stays_ended(tmp_path, scored
 
 @pytest.mark.parametrize('values, words', [
     ({'train__patience': 3}, 'train.patience=3 needs config.train.keep_best'),
-    ({'train__keep_best': 'vqq/accuracy'}, "'vqq' is none of the tasks vqa")])
+    ({'train__keep_best': 'vqq/accuracy'}, "'vqq' is not one of the tasks vqa")])
 def test_what_cannot_be_the_best_is_one_line(tmp_path, values, words):
   with pytest.raises(UserError, match=words) as error:
     runs.train(Plan(config(**values), str(tmp_path / 'run')))

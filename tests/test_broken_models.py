@@ -1,4 +1,4 @@
-"""Scores of a model whose numbers are not finite: none may look good."""
+"""Scores of a model with non-finite outputs: none may look good."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_regression_is_never_right(value):
 
 
 def test_vqa_does_not_score_as_the_commonest_answer():
-  """The best of logits that are NaN is the first of the list, in PyTorch as in JAX."""
+  """The argmax of NaN logits is the first index, in PyTorch as in JAX."""
   task = VQA(train_tokenizer(['yes no'], 30), ('yes', 'no'), question_length=4, answer_length=4)
   probability, index = torch.full((3, 2), math.nan).softmax(-1).topk(2)
   assert index[:, 0].tolist() == [0, 0, 0]

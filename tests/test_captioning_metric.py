@@ -9,7 +9,7 @@ from xmodal.metrics import captioning
 
 WORDS = 'a man dog cat red ball on with the runs in park blue and two of'.split()
 
-# What coco-caption (Java program of Stanford included) makes of each.
+# Tokens of each by coco-caption, including Stanford's Java program.
 TREEBANK = {
     "A man's dog isn't here. It doesn't, can't, won't, cannot; I'm gonna":
         "a man 's dog is n't here it does n't ca n't wo n't can not i 'm gon na",
@@ -49,7 +49,7 @@ def test_words_are_split_as_coco_caption_splits_them(text):
   assert ' '.join(captioning.tokenize(text)) == TREEBANK[text]
 
 
-# Stanford's program drops signs of these, so that words fall to pieces.
+# Stanford's program drops marks of these scripts, which splits words.
 @pytest.mark.parametrize('text', [
     'ಕನ್ನಡ ಭಾಷೆ', 'മലയാളം ഭാഷ', 'ਪੰਜਾਬੀ', 'ភាសាខ្មែរ', 'မြန်မာ', 'සිංහල'])
 def test_words_of_other_scripts_stay_whole(text):
@@ -66,7 +66,7 @@ def test_captions_without_a_common_word_score_nothing(monkeypatch):
 
 
 def test_no_caption_is_never_right(monkeypatch):
-  """What a model writes whose numbers are NaN, where people wrote no word either."""
+  """Output of a model with NaN logits, with empty references."""
   monkeypatch.setattr(captioning, 'meteor', lambda *_: None)
   scores = captioning.caption_scores(['', ''], [['...'], ['?', '!']])
   assert all(score < 1e-5 for score in scores.values()), scores
@@ -77,7 +77,7 @@ def written(rng, least=1):
 
 
 def pictures(seed, count):
-  """Captions (some empty, some right, some a word short) and one to five references of each."""
+  """Captions (some empty, some right, some one word short), with one to five references each."""
   rng = random.Random(seed)
   references = [[written(rng) for _ in range(rng.randint(1, 5))] for _ in range(count)]
   captions = [rng.choice([written(rng, 0), rng.choice(texts), texts[0].rpartition(' ')[0]])
@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_official_code(seed, count, monkeypatch):
 
 
 def test_scores_of_a_known_case(monkeypatch):
-  """Numbers that the official code gave, for where it is not installed."""
+  """Recorded scores of the official code, for machines without it."""
   monkeypatch.setattr(captioning, 'meteor', lambda *_: None)
   ours = captioning.caption_scores(*pictures(3, 80))
   wanted = {'BLEU-1': 0.7499327125860795, 'BLEU-2': 0.6649364240375791,
@@ -132,7 +132,7 @@ def test_meteor_is_that_of_its_java_program():
   if not shutil.which('java'):
     pytest.skip('METEOR is a Java program')
   score = captioning.meteor([['a', 'dog', 'runs']], [[['a', 'dog', 'is', 'running'], ['x']]])
-  # java -jar meteor-1.5.jar -l en -norm -r 2, run by itself on these lines.
+  # Output of java -jar meteor-1.5.jar -l en -norm -r 2 on these lines.
   assert score == pytest.approx(0.31239469345701887)
 
 

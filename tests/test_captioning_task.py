@@ -1,4 +1,4 @@
-"""Captioning: what it makes of examples, and as people run it."""
+"""The captioning task: its features and scores, and a whole run."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ TEXTS = ('a red square.', 'a square', 'the dog sits on a red mat')
 
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch):
-  """METEOR's program takes ten seconds to start."""
+  """Skips METEOR, whose program takes ten seconds to start."""
   monkeypatch.setattr(metrics, 'meteor', lambda *_: None)
 
 
@@ -116,16 +116,16 @@ def test_results_are_a_line_a_picture(task):
 
 
 def test_several_captions_are_read_as_each_by_itself():
-  """And a written caption's probability is that of its text, read without a cache."""
+  """The caption's probability is also that of its text, decoded without a cache."""
   tokens = types.SimpleNamespace(vocab_size=30, pad_id=0, eos_id=1)
-  config = build.settle(tiny.changed(captioning__caption_length=6, captioning__beams=2), {})
+  config = build.resolve(tiny.changed(captioning__caption_length=6, captioning__beams=2), {})
   task = Captioning(config.captioning, tokens, 2)
   model = build.make_model(config, tokens, {'captioning': task})
   rng = np.random.default_rng(0)
   batch = {'image': rng.integers(0, 256, (3, 32, 32, 3), np.uint8),
            'captioning': {'captions': rng.integers(2, 30, (3, 2, 6))}}
   variables = jax.jit(lambda: model.init(jax.random.key(0), batch, deterministic=True))()
-  # Sharper than a model begins, so that texts of several lengths come.
+  # Sharper logits than at initialisation, so that texts differ in length.
   variables = jax.tree.map(lambda x: 3 * x, variables)
   read = jax.jit(lambda v, b: model.apply(v, b, deterministic=True)['captioning'])
   both = read(variables, batch)
@@ -141,7 +141,7 @@ def test_several_captions_are_read_as_each_by_itself():
                              rtol=1e-4, atol=1e-4)
 
 
-# As people run it
+# A whole run
 
 
 def config(folder, **values):
@@ -153,7 +153,7 @@ def config(folder, **values):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """Shapes with their captions as a folder: every third has two, every fourth none."""
+  """A folder of shapes with captions: every third has two, every fourth none."""
   folder = tmp_path_factory.mktemp('captions')
   for split, count in (('train', 16), ('val', 10)):
     source = Shapes(split, size=count, image_size=32)
@@ -169,7 +169,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
-  """(workdir, what final.json says of the task)."""
+  """(workdir, the task's scores in final.json)."""
   workdir = tmp_path_factory.mktemp('captioning') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metrics, 'meteor', lambda *_: None)
@@ -207,8 +207,8 @@ def test_an_evaluation_may_draw_at_random(run, data, tmp_path):
   greedy = [line['caption'] for line in
             json.loads((run[0] / 'captioning_val_results.json').read_text())]
   assert texts[0] != greedy
-  assert texts[1] == greedy  # of one token there is no choice
-  assert texts[2] == texts[0]  # whatever stands beside a picture in its batch
+  assert texts[1] == greedy  # beams cannot differ after one token
+  assert texts[2] == texts[0]  # independent of the rest of the batch
 
 
 def test_a_loaded_model_describes_pictures(run, data):

@@ -1,4 +1,4 @@
-"""What layers compute, captured by name, against PyTorch's attentions and hidden states."""
+"""Captured activations, by name, against PyTorch's attentions and hidden states."""
 
 import re
 

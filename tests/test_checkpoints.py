@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged ends bit for bit as one that was not."""
+"""A run that was stopped, killed or damaged ends bit-identical to an uninterrupted one."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import tiny
 from xmodal.errors import UserError
 from xmodal.tasks.vqa import VQA
 from xmodal.train import loop
-from xmodal.train.around import log
 from xmodal.train.checkpoints import checkpoint
+from xmodal.train.hooks import log
 from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-  """A copy of the finished run, to be changed."""
+  """A copy of the finished run, to change."""
   return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
 
 
@@ -58,13 +58,13 @@ def flip(path, places):
 
 
 def flip_some(files):
-  # Not every byte of a file is in use, so some of each.
+  # Not every byte of a file is used, so several are damaged.
   for file in files:
     flip(file, np.arange(0.005, 1, 0.01))
 
 
 def break_an_array(files):
-  # The first byte of a zstd frame, of which Orbax tells in an Exception of no narrower type. Files
+  # The first byte of a zstd frame; Orbax reports it as a plain Exception. Files
   # that begin otherwise are its index.
   frames = [file for file in files if file.read_bytes()[:4] == b'\x28\xb5\x2f\xfd']
   assert frames
@@ -132,11 +132,11 @@ def test_every_damage_is_noticed(workdir, damage, item):
 
 
 def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
-  """A flipped bit is noticed, or lies where nothing is read."""
+  """A flipped bit is detected, or lies in unread bytes."""
   folder, noticed = workdir / 'checkpoints' / '6', 0
   files = sorted(array_files(folder, 'model'), key=lambda file: -file.stat().st_size)
   for number, file in enumerate(files):
-    if number > 1 and noticed:  # of copies that Orbax keeps, one alone is read
+    if number > 1 and noticed:  # Orbax keeps copies and reads only one
       break
     for place in (0.3, 0.7):
       flip(file, [place])
@@ -156,7 +156,7 @@ def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'compile_step', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     tiny.train(tmp_path / 'run', tiny.changed(train__batch_size=16))
-  Plan(tiny.get_config(), str(tmp_path / 'run'))  # another config is welcome
+  Plan(tiny.get_config(), str(tmp_path / 'run'))  # another config is accepted
 
 
 def test_a_finished_run_is_only_evaluated(workdir, finished, final):
@@ -164,7 +164,7 @@ def test_a_finished_run_is_only_evaluated(workdir, finished, final):
   assert told['resumed_from'] == told['step'] == 6
   before = json.loads((finished / 'final.json').read_text())
   assert told['evaluation'] == before['evaluation']
-  assert json.loads((workdir / 'final.json').read_text()) == before  # its time is not lost
+  assert json.loads((workdir / 'final.json').read_text()) == before  # with its time
   one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished, workdir))
   assert one == two
   assert_same(tiny.restored(workdir), final)
@@ -180,10 +180,11 @@ def test_a_run_with_another_config_is_refused(workdir):
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
   other = Plan(tiny.changed(model__cross__mlp_dim=24), str(workdir / 'other'))
   checkpoints = checkpoint.Checkpoints(str(workdir), keep=5)
-  with pytest.raises(UserError, match=r'is of another model: .*mlp.* is \(.*32.*\) there') as error:
+  words = r'is from another model: .*mlp.* is \(.*32.*\) there'
+  with pytest.raises(UserError, match=words) as error:
     checkpoints.restore(other.abstract, pytest.fail)
   assert '\n' not in str(error.value)
-  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']  # not taken for damaged
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '6']  # not treated as damaged
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_line(small_disk):
-  """Orbax's threads had thousands of their own around it."""
+  """Orbax's threads once left thousands of others."""
   ran = subprocess.run(
       [sys.executable, '-m', 'xmodal.main', '--config', 'tests/tiny.py', '--workdir',
        small_disk / 'run'], capture_output=True, text=True, cwd=ROOT)

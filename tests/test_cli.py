@@ -1,4 +1,4 @@
-"""The command `xmodal`, configs by name, and what an installed xmodal brings along."""
+"""The command `xmodal`, configs by name, and the contents of an installed xmodal."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ from xmodal.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-# As pip writes it: the folder of such a script, not the current one, is the first of sys.path.
+# As pip writes it: sys.path starts with the folder of the script, not the current folder.
 SCRIPT = 'import sys\nfrom xmodal.cli import main\nsys.exit(main())\n'
 
 
@@ -85,7 +85,7 @@ def test_an_unknown_subcommand_is_one_line(command, arguments, start):
 
 
 def test_a_subcommand_runs_as_its_module_does(tmp_path):
-  """Exit code, output, memory settings of a new start, and modules of the current folder alike."""
+  """Same exit code, output, memory settings of a restart, and modules of the current folder."""
   (tmp_path / 'bin').mkdir()
   script = tmp_path / 'bin' / 'xmodal'
   script.write_text(SCRIPT)
@@ -121,7 +121,7 @@ def test_a_file_comes_before_a_name_and_own_configs_before_shipped_ones(tmp_path
   for name in ('vqa', 'mine'):
     (tmp_path / 'configs' / f'{name}.py').touch()
     assert config_files.find(name) == os.path.join('configs', f'{name}.py')
-  (tmp_path / 'detection').mkdir()  # a folder is no config
+  (tmp_path / 'detection').mkdir()  # a folder is not a config
   assert os.path.samefile(config_files.find('detection'), ROOT / 'configs' / 'detection.py')
   (tmp_path / 'vqa').touch()
   assert config_files.find('vqa') == 'vqa'

@@ -1,4 +1,4 @@
-"""The commands as people run them: results, and one clear line for each mistake."""
+"""The commands: results, and one clear line for each user error."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def python(*args):
 def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished, monkeypatch,
                                                      number):
   advance = Report.advance
-  # Told of step 2 while step 4 runs.
+  # The signal comes as step 2 is logged, while step 4 runs.
   monkeypatch.setattr(Report, 'advance', lambda self, step, metrics: (
       os.kill(os.getpid(), number) if step == 2 else advance(self, step, metrics)))
   code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
@@ -82,7 +82,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished
   assert '4' in os.listdir(tmp_path / 'run' / 'checkpoints')
   monkeypatch.setattr(Report, 'advance', advance)
   code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
-  assert code == 0 and 'going on from step 4' in out
+  assert code == 0 and 'resuming from step 4' in out
   lines, _ = metrics.read(str(tmp_path / 'run' / 'metrics.jsonl'))
   assert [line['step'] for line in lines if line['task'] == 'all'] == [1, 2, 3, 4, 5, 6]
   jax.tree.map(np.testing.assert_array_equal, tiny.restored(tmp_path / 'run'),
@@ -93,13 +93,13 @@ def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():
   script = '\n'.join((
       'import hashlib', 'from xmodal.train.process import stop',
       'with stop.signals():', '  print("waiting", flush=True)',
-      # As long as a compiler, which sees no signal either.
+      # Blocks like a compilation, which handles no signals either.
       '  hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)'))
   with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
     assert process.stdout.readline() == 'waiting\n'
     process.send_signal(signal.SIGINT)
-    while 'stopping after the step' not in (line := process.stderr.readline()):
+    while 'stopping after the step in progress' not in (line := process.stderr.readline()):
       assert line, 'it ended and said nothing'
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
@@ -138,7 +138,7 @@ def test_eval_needs_no_training_data_and_no_answers(command, finished, tmp_path,
       ''.join(json.dumps({key: line[key] for key in wanted}) + '\n' for line in lines))
   for split in ('train', 'val'):
     (folder / f'{split}.jsonl').unlink()
-  for place in (workdir, workdir / 'checkpoints' / '6'):  # as if it had been trained on own data
+  for place in (workdir, workdir / 'checkpoints' / '6'):  # as if trained on own data
     path = place / 'assets' / 'config.json'
     path.write_text(path.read_text().replace('"source": "shapes"', '"source": "jsonl"'))
   code, out, err = command('--config', TINY, '--workdir', workdir, '--mode=eval',
@@ -173,7 +173,7 @@ def test_every_config_holds_together(path):
   make_schedule(c.optimizer, c.train.steps)
   for tower in ('vision', 'cross'):  # T5's heads have a width of their own
     sizes = parts.fields(c.model, tower)
-    if 'num_heads' in sizes:  # a ResNet has none
+    if 'num_heads' in sizes:  # a ResNet has no heads
       assert sizes['hidden_dim'] % sizes['num_heads'] == 0
 
 
@@ -316,7 +316,7 @@ def test_too_many_broken_pictures_end_the_run(own_data, tmp_path):
 
 @pytest.fixture(scope='module')
 def moved(finished, tmp_path_factory):
-  """A checkpoint's folder by itself, far from the run."""
+  """A copy of a checkpoint's folder, without its run."""
   return shutil.copytree(finished / 'checkpoints' / '6', tmp_path_factory.mktemp('moved') / 'mine')
 
 
@@ -357,7 +357,7 @@ def test_predictions_are_those_of_the_evaluation(predictor, finished):
 
 
 def as_stored(kind, upright):
-  """A picture (uint8 grey, as RGB) in one of the ways that people store pictures."""
+  """A picture (uint8 grey, as RGB) in one of the usual file formats."""
   grey = upright[..., 0]
   options = {}
   if kind == 'grey':
@@ -370,7 +370,7 @@ def as_stored(kind, upright):
     image = Image.fromarray(np.dstack([upright, np.full_like(grey, 255)]))
   elif kind == 'cmyk':
     image, options = Image.fromarray(upright).convert('CMYK'), {'format': 'TIFF'}
-  else:  # on its side, with a tag that says to turn it
+  else:  # rotated, with an EXIF orientation
     image = Image.fromarray(np.rot90(upright).copy())
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -388,7 +388,7 @@ def test_predict_takes_pictures_of_every_kind(predictor, tmp_path):
   for path, kind in zip(paths, kinds):
     path.write_bytes(as_stored(kind, upright))
   examples = [Example(image, question=QUESTION) for image in (upright, *map(str, paths))]
-  # As many as the program above was compiled for.
+  # The batch size compiled above.
   pictures, predictions = predictor([*examples, *[examples[0]] * (20 - len(examples))], 'vqa')
   for kind, picture, prediction in zip(('plain', *kinds), pictures, predictions):
     assert np.abs(picture.astype(int) - upright).max() <= 1, kind

@@ -1,4 +1,4 @@
-"""Every number of a config has a range, which NaN and infinity are outside of; seeds differ."""
+"""Every number of a config has a range that excludes NaN and infinity; seeds differ."""
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from xmodal.train import build
 
 
 def numbers():
-  """The keys of all numbers, and their types."""
+  """The keys of all numeric values, with their types."""
   def walk(section, prefix=''):
     for key in section:
       value = section[key]
@@ -24,7 +24,7 @@ def numbers():
       if kind in (int, float):
         yield f'{prefix}{key}', kind
 
-  # config.mixer.data has those of config.data over again.
+  # config.mixer.data repeats the keys of config.data.
   return {key: kind for key, kind in walk(configs.base()) if not key.startswith('mixer.data.')}
 
 

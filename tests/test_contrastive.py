@@ -23,7 +23,7 @@ MODELS = {
 
 
 class Tower(torch.nn.Module):
-  """Gives vectors for any input, in place of a model's tower."""
+  """A stand-in for a tower that returns fixed vectors."""
 
   def __init__(self, vectors):
     super().__init__()
@@ -34,7 +34,7 @@ class Tower(torch.nn.Module):
 
 
 def theirs(loss, image, text, log_scale, bias):
-  """Logits [B, B], loss, and gradients of its four inputs."""
+  """Logits [B, B], loss, and its gradients with respect to the four inputs."""
   model_class, config = MODELS[loss]
   model = model_class(config)
   model.vision_model, model.text_model = Tower(image), Tower(text)
@@ -104,7 +104,7 @@ def test_an_invalid_example_is_neither_positive_nor_negative(loss, vectors):
 
 
 def test_equal_texts_and_equal_pictures_are_no_negatives(vectors):
-  """PyTorch's losses with soft targets, worked out for the pairs that match."""
+  """PyTorch's losses with soft targets for the matching pairs."""
   tokens, pictures = TEXTS.copy(), DIFFERENT.copy()
   tokens[4], pictures[6] = tokens[1], pictures[0]
   match = np.eye(BATCH, dtype=bool)

@@ -1,4 +1,4 @@
-"""The crowded scenes: their pictures, and whether each text means one thing and must be read."""
+"""Crowded scenes: their pictures, and that each text is unambiguous and necessary."""
 
 import collections
 import colorsys
@@ -32,8 +32,8 @@ def train():
   return [source[i] for i in range(len(source))]
 
 
-# An evaluator of its own: it knows the English of the texts and the names and
-# boxes of the objects, and nothing of how either was made.
+# An independent evaluator: it knows the English of the texts, and the names and
+# boxes of the objects, but not how either was made.
 
 
 def facts(example):
@@ -60,7 +60,7 @@ def parse(text):
 
 
 def least(candidates, measures, margin):
-  """Who is least in every measure, and by a margin."""
+  """Indices of the minimum of every measure, with a margin."""
   best = min(candidates, key=measures[0])
   for measure in measures:
     others = [measure(o) for o in candidates if o is not best]
@@ -119,7 +119,7 @@ def test_superlatives_and_relations_are_needed(train):
     chances['blind'].append(1 / len(e.objects))
   assert max(chances['extreme']) < 1
   assert np.mean(np.array(chances['relation']) < 1) > 0.85  # Not where there are but two things.
-  # A picker of any thing, and one who reads the description but not what comes around it.
+  # Random choice among all objects, and among those that fit the description.
   assert np.mean(chances['blind']) == pytest.approx(0.29, abs=0.02)
   assert np.mean(chances['extreme']) == pytest.approx(0.38, abs=0.02)
   assert np.mean(chances['relation']) == pytest.approx(0.49, abs=0.03)
@@ -145,7 +145,7 @@ def test_the_text_alone_does_not_say_where(train):
 
 
 def hints(example):
-  """Of every thing, what the picture alone tells: its place among all and among its like."""
+  """For every object, features of the picture alone: its rank among all and among its kind."""
   objects = facts(example)
   places = np.array([center(o) for o in objects])
   rows = []
@@ -180,7 +180,7 @@ def test_families_and_numbers_of_things_are_equally_frequent(train):
   assert stats.chisquare(list(numbers.values())).pvalue > 1e-3
   kinds = collections.Counter(parse(e.expression.name)[1] for e in train)
   assert min(kinds.values()) > 0.02 * len(train), kinds
-  # Nothing can be told from the order of the objects.
+  # The order of the objects carries no information.
   places = [[o.box for o in e.objects].index(e.expression.box) for e in train
             if len(e.objects) == 10]
   assert stats.chisquare(np.bincount(places, minlength=10)).pvalue > 1e-3
@@ -277,7 +277,7 @@ def test_names_can_be_left_out(train):
     assert meant(e.expression.name, facts(e))[0][1] == tuple(v / SIDE for v in e.expression.box)
   families = collections.Counter(e.question_type for e in rest)
   assert stats.chisquare([families[f] for f in FAMILIES]).pvalue > 1e-3
-  # Where the names are not left out they do occur, as often as any.
+  # Unless held out, the names occur as often as others.
   found = collections.Counter(o.name for e in train for o in e.objects)
   assert len(found) == 24 and min(found.values()) > 0.7 * np.mean(list(found.values()))
 

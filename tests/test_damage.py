@@ -1,4 +1,4 @@
-"""Damage is what is proven; a fault of the moment moves no checkpoint."""
+"""Only proven damage counts; a transient fault moves no checkpoint."""
 
 import errno
 import json
@@ -57,13 +57,13 @@ def two_steps(tmp_path_factory):
 
 @pytest.fixture
 def workdir(two_steps, tmp_path, monkeypatch):
-  """Checkpoints of steps 3 and 6, to be changed; who reads does not wait long."""
+  """Checkpoints of steps 3 and 6, to change, with short waits in readers."""
   monkeypatch.setattr(reading, 'PAUSES', (0, 0))
   return shutil.copytree(two_steps, tmp_path / 'run')
 
 
 def restore(workdir):
-  """(the newest state that can be read, what was said of others)."""
+  """(the newest readable state, warnings about others)."""
   checkpoints, said = Checkpoints(str(workdir), keep=5), []
   try:
     return checkpoints.restore(abstract(), said.append), said
@@ -77,7 +77,7 @@ def files(folder):
 
 
 def arrays(workdir):
-  """The files that hold the newest model; of copies that Orbax keeps, one alone is read."""
+  """The files that hold the newest model; Orbax keeps copies and reads only one."""
   return [path for path in (workdir / 'checkpoints' / '6' / 'model').rglob('d/*')]
 
 
@@ -91,7 +91,7 @@ def empty(workdir):
     path.write_bytes(b'')
 
 
-def zeros(workdir):  # what a power cut leaves on some file systems
+def zeros(workdir):  # as after a power cut on some file systems
   for path in arrays(workdir):
     path.write_bytes(bytes(path.stat().st_size))
 
@@ -117,7 +117,7 @@ def cut_index(workdir):
 
 
 def other_name_in_index(workdir):
-  """Read as it is, the checkpoint would be one of another model."""
+  """If it were read, the checkpoint would be another model's."""
   path = workdir / 'checkpoints' / '6' / 'model' / '_METADATA'
   path.write_text(path.read_text().replace('params', 'pbrams'))
 
@@ -134,7 +134,7 @@ def test_damage_is_proven_and_told(workdir, damage):
 
 
 def links(workdir, target):
-  """Puts links in the place of files; returns what puts the files back."""
+  """Replaces files with links; returns a function that restores them."""
   paths = arrays(workdir)
   for path in paths:
     path.rename(path.with_suffix('.aside'))
@@ -147,7 +147,7 @@ def links(workdir, target):
 
 
 def input_output_error(workdir):
-  """Reads end in EIO, as those of a disk that fails: of the first page of memory."""
+  """Makes reads fail with EIO, as on a failing disk, by reading the first page of memory."""
   with open('/proc/self/mem', 'rb') as f:
     try:
       f.read(1)
@@ -220,7 +220,7 @@ def test_a_defect_is_no_fault_of_the_storage(workdir, monkeypatch):
 
 
 def test_a_checkpoint_without_a_list_is_read_and_never_moved_unproven(workdir):
-  """Those of before there were lists."""
+  """Checkpoints from before file lists were written."""
   for path in (workdir / 'checkpoints').rglob('files.json'):
     path.unlink()
   assert int(restore(workdir)[0].step) == 6
@@ -242,7 +242,7 @@ def test_damaged_ones_are_all_kept(workdir):
 
 
 def test_with_all_damaged_every_start_stops(finished, tmp_path):
-  """Until a person decides: the second start once began anew and emptied metrics.jsonl."""
+  """It refuses every start: the second one once started over and emptied metrics.jsonl."""
   workdir = pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
   for step in (3, 6):
     (workdir / 'checkpoints' / str(step) / 'model' / 'manifest.ocdbt').unlink()
@@ -305,7 +305,7 @@ def test_a_cut_file_beside_the_parameters_is_one_line(finished, tmp_path, name):
 
 
 def test_several_hosts_agree_on_damage_and_see_that_they_share_no_folder(two_steps, tmp_path):
-  """One of two processes finds a shard cut: both go on from the checkpoint before."""
+  """One of two processes finds a truncated shard: both resume from the checkpoint before."""
   for host in '01':
     shutil.copytree(two_steps, tmp_path / host / 'run')
   cut(tmp_path / '1' / 'run')
@@ -335,16 +335,16 @@ import numpy as np
 jax.distributed.initialize()
 from xmodal.errors import UserError
 from xmodal.train.checkpoints import checkpoint, reading
-from xmodal.train.process import holder
+from xmodal.train.process import lock
 import test_damage
-reading.PAUSES, holder._LOOKS = (0,), 1.0
+reading.PAUSES, lock._LOOKS = (0,), 1.0
 own, shared = sys.argv[1:]
-holder.check_free(shared)
-with holder.hold(shared):
+lock.check_free(shared)
+with lock.hold(shared):
   print('> shared', flush=True)
 line = ''
 try:
-  with holder.hold(own):
+  with lock.hold(own):
     pass
 except UserError as error:
   line = str(error)

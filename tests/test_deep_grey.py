@@ -1,4 +1,4 @@
-"""Grey of more than 8 bits, also with pixels that have no value, and what data.check says."""
+"""Greyscale of more than 8 bits, also with missing pixels, and the output of data.check."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def tiff(pixels, bits, width):
 
 
 def test_a_tiff_of_12_bits_says_so():
-  """Two pixels in three bytes; dark, so that their values alone would look like 8 bits."""
+  """Two pixels in three bytes, dark, so that their values would fit 8 bits."""
   values = [0, 16, 100, 255]
   pixels = b''.join(((a << 12) | b).to_bytes(3) for a, b in zip(values[::2], values[1::2]))
   seen, _ = load_image(tiff(pixels, 12, 4), (1, 4))

@@ -1,7 +1,7 @@
 """Results of detection, scored by pycocotools against the data set's own annotations.
 
-Nothing is trained: what a model would find is planted, right boxes and wrong ones, in the input
-of the model, where each picture lies at the top left, as large as it fits.
+Nothing is trained: predictions are planted, right and wrong boxes, in coordinates of the model's
+input, in which each picture lies at the top left, as large as fits.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def planted(truth, names, rng):
 
 
 def evaluated(config, folder, truth):
-  """The scores of a run that finds what is planted, and its results file."""
+  """The scores of a run with the planted predictions, and its results file."""
   run = Plan(config, str(folder))
   names = list(run.evaluation.tasks['detection'].names)
   pictures = planted(truth, names, np.random.default_rng(0))
@@ -63,7 +63,7 @@ def evaluated(config, folder, truth):
   def predict_step(_, batch):
     start = sum(map(len, placements))
     placements.append(np.asarray(batch['detection']['placement']))
-    # Past the last picture there are fillers.
+    # After the last picture come padding examples.
     chosen = [pictures[min(start + i, len(pictures) - 1)] for i in range(len(batch['valid']))]
     return batch['valid'], {'detection': {
         'placement': placements[-1],
@@ -78,7 +78,7 @@ def evaluated(config, folder, truth):
 
 
 def judge(truth, results):
-  """pycocotools on a COCO file and a results file: its twelve numbers."""
+  """The twelve numbers of pycocotools for a COCO file and a results file."""
   with contextlib.redirect_stdout(io.StringIO()):
     truth_index = COCO()
     truth_index.dataset = truth
@@ -123,7 +123,7 @@ def test_a_data_set_in_cocos_layout_is_scored_as_its_own_file_says(tmp_path):
 
 
 def voc_as_coco(root, split):
-  """What a data set in Pascal VOC's layout says, in COCO's; boxes without area left out."""
+  """Converts a data set in Pascal VOC's layout to COCO's, without boxes of zero area."""
   listed = (root / 'ImageSets' / 'Main' / f'{split}.txt').read_text().split()
   numbers = {}
   truth = {'images': [], 'annotations': []}

@@ -24,7 +24,7 @@ SUMMARY = ('mAP', 'mAP50', 'mAP75', 'mAP_small', 'mAP_medium', 'mAP_large')
 
 
 def random_data(seed, pictures=12):
-  """Objects of all sizes, some to be ignored; boxes near them, elsewhere, and doubled; ties."""
+  """Objects of all sizes, some ignored; boxes near them, elsewhere and duplicated; ties."""
   rng = np.random.default_rng(seed)
   names = [name for name in NAMES if name != 'never there']
   examples, predictions = [], []
@@ -40,7 +40,7 @@ def random_data(seed, pictures=12):
         moved = np.array(box) + rng.normal(0, 0.1, 4) * (box[2:] * 2)
         found.append(DetectedBox(name if rng.random() < 0.8 else str(rng.choice(names)),
                            tuple(np.maximum(moved, 0.5)), round(float(rng.random()), 1)))
-    # More of one category in one picture than COCO counts.
+    # More boxes of one category in one picture than COCO counts.
     for _ in range(130 if number == 0 else rng.integers(0, 6)):
       found.append(DetectedBox('dog' if number == 0 else str(rng.choice(list(NAMES))),
                          tuple(rng.uniform(1, 200, 4)), round(float(rng.random()), 1)))
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_official_way(seed, tmp_path):
   for name in ('cat', 'red circle', 'dog'):
     one = judge(tmp_path, instances, results, [NAMES[name]])
     assert (scores[f'AP/{name}'], scores[f'AP50/{name}']) == tuple(one[:2])
-    # Another category alone, in whatever order they are asked for.
+    # One other category, in any order of requests.
     assert coco_scores(instances, results, [name])['mAP'] == one[0]
   assert 'AP/never there' not in scores
 
@@ -168,11 +168,11 @@ def test_categories_keep_their_numbers_if_they_can():
             Example('b.jpg')]
   own = (('dog', 18), ('cat', 17), ('dog', 18), ('cow', None))
   assert number_categories(['cat', 'dog'], examples(*own)) == {'cat': 17, 'dog': 18}
-  # One without a number, two of one number, numbers of two kinds.
+  # One without an id, two with the same id, ids of two types.
   assert number_categories(['cat', 'cow'], examples(*own)) == {'cat': 1, 'cow': 2}
   assert number_categories(['a', 'b'], examples(('a', 4), ('b', 4))) == {'a': 1, 'b': 2}
   assert number_categories(['a', 'b'], examples(('a', 4), ('b', 'x'))) == {'a': 1, 'b': 2}
-  # Two numbers of one name: that of most objects. A name of another data set has none here.
+  # Two ids of one name: the one with most objects. A name of another data set has none.
   twice = examples(('a', 4), ('b', 6), ('a', 5), ('a', 5))
   assert number_categories(['a', 'b'], twice) == {'a': 5, 'b': 6}
   assert number_categories(['cat', 'owl'], examples(*own)) == {'cat': 17, 'owl': None}
@@ -200,7 +200,7 @@ def test_iou_is_that_of_pycocotools():
   np.testing.assert_allclose(iou(a, b), wanted, atol=1e-12)
   np.testing.assert_allclose(iou(b, a), wanted, atol=1e-12)
   np.testing.assert_allclose(iou(a, a), 1)
-  # It knows neither where the picture begins nor its unit.
+  # It knows neither the origin nor the unit of the boxes.
   np.testing.assert_allclose(iou(a * 3 + (5, -9, 0, 0), b * 3 + (5, -9, 0, 0)), wanted, atol=1e-12)
   right = referring_accuracy(a, b)
   assert right == (wanted >= 0.5).astype(float).tolist() and 0 < sum(right) < 500

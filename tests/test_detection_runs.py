@@ -1,4 +1,4 @@
-"""Detection as people run it: trained on crowded scenes, scored by pycocotools, then asked."""
+"""Detection end to end: trained on crowded scenes, scored by pycocotools, then queried."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(workdir, what final.json says of the task)."""
+  """(workdir, the task's scores in final.json)."""
   workdir = tmp_path_factory.mktemp('detection') / 'run'
   return workdir, tiny.train(workdir, config())['evaluation']['detection']
 
@@ -94,13 +94,13 @@ def predictor(run):
 
 
 def answer(predictor, image, text):
-  """All that is found in a picture, and what is meant."""
+  """All objects found in a picture, and the referred ones."""
   task, examples = predictor.task('detection').query(image, text)
   return task.join(examples, predictor(examples, task)[1])
 
 
 def compiled(caplog, function, *args):
-  """What a call returns, and how many programs JAX says that it compiled."""
+  """The result of a call, and the number of programs that JAX compiled."""
   caplog.clear()
   with jax.log_compiles():
     result = function(*args)
@@ -203,7 +203,7 @@ def test_data_of_ones_own_with_boxes_trains(own):
 
 
 def test_another_data_set_is_scored_by_its_own_names_and_numbers(own, tmp_path, capsys):
-  """It shares no name with training; one of its names has no truth that counts."""
+  """Its names are not in training; one of them has no counted truth."""
   folder = _coco(tmp_path, 'val', {0: 'tile', 90: 'slate', 7: 'never there'}, [
       (3, 0, [5, 5, 20, 10], 0), (3, 90, [0, 0, 50, 30], 1), (4, 0, [0, 0, 60, 40], 0)], (3, 4, 5))
   c = _of_ones_own(folder)

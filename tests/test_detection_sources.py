@@ -1,4 +1,4 @@
-"""Boxes in the formats people have, and what is said of the wrong ones."""
+"""Boxes in the usual formats, and messages about invalid ones."""
 
 import collections
 import json
@@ -121,7 +121,7 @@ def test_coco_test_pictures_have_no_objects_and_captions_are_joined(tmp_path):
       f"{captions}: caption 4: is ' ', wanted text, not empty, left out"]
 
 
-# An annotation, what is said of it, and the box that is left of it.
+# An annotation, its message, and the box that remains.
 _WRONG = [
     (_annotation(11, [1, 2, 0, 4]), 'box [1, 2, 0, 4] has no area, left out', None),
     (_annotation(12, [1, 2, 3, -4]), 'box [1, 2, 3, -4] has no area, left out', None),
@@ -149,7 +149,7 @@ def test_coco_annotations_that_are_wrong_are_left_out_and_listed(tmp_path, capsy
   good = [_annotation(1), _annotation(2, [-0.5, 0, 60.8, 40.25], area=None)]
   root, path = _coco(tmp_path, [*good, *(wrong for wrong, _, _ in _WRONG), 'none'])
   [example] = examples = read_coco(root, 'val')
-  # Half a pixel is rounding: left as it is.
+  # Half a pixel is rounding, so the box stays unchanged.
   assert [o.box for o in example.objects] == [
       (1, 2, 3, 4), (-0.5, 0, 60.8, 40.25), *(left for _, _, left in _WRONG if left)]
   assert [o.area for o in example.objects] == [9.5, None, 9.5]
@@ -170,7 +170,7 @@ def test_a_box_without_the_size_of_its_picture_is_only_clipped_where_zero_is(tmp
   [example] = examples = read_coco(root, 'val')
   assert [o.box for o in example.objects] == [(50, 30, 100, 100), (0, 1, 10, 2)]
   assert len(examples.faults) == 1
-  # Only the picture itself tells of the first.
+  # Only the picture itself reveals the first.
   complaints, _ = check.check_source(examples)
   assert complaints == [
       *examples.faults, f'{example.image}: objects 1 has box [50.0, 30.0, 100.0, 100.0] outside '
@@ -307,7 +307,7 @@ def test_bccd_is_read_as_a_plain_loop_reads_it():
 
 
 def test_voc_boxes_are_pixel_numbers_in_the_official_sets_and_edges_in_others(tmp_path):
-  """1 to 60 is the whole picture officially (detectron2 reads it so too)."""
+  """1 to 60 is the whole picture, officially and in detectron2."""
   for name, database in [('a', 'The VOC2007 Database'), ('b', 'The VOC2012 Database'),
                          ('c', 'Unknown'), ('d', 'roboflow.com')]:
     root = _voc(tmp_path, name, [_xml(1, 1, 60, 40), _xml(5, 6, 5, 6), _xml(5.5, 6, 9, 8.5)],
@@ -432,7 +432,7 @@ def test_visual_genome_splits_share_no_picture(tmp_path):
   assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 400
   # 20 expected; four standard deviations.
   assert all(3 <= len(ids[split]) <= 37 for split in ('val', 'test'))
-  # A picture that is not listed is told of in one split, as it would be in one.
+  # An unlisted picture is reported once, as with one split.
   assert sum(len(read_visual_genome(root, split).faults) for split in ids) == 1
 
 
@@ -478,7 +478,7 @@ def test_visual_genome_mistakes_are_listed_or_stop_in_one_line(tmp_path):
     read_visual_genome(root, _ALL)
 
 
-# What a run does with them
+# In a run
 
 
 def _config(root, source, **values):
@@ -526,7 +526,7 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
       'val: 1 examples, 1 pictures, 1 boxes (0 to be ignored)',
       f'  most boxes: 1 in {root}/JPEGImages/c.jpg; none in 0 pictures', '  cat 1',
       'test: not there', 'all good']
-  # The annotations say 60 x 40; the picture is smaller, and another is none.
+  # The annotations say 60 x 40; one picture is smaller, and one file is not a picture.
   _picture(tmp_path / 'voc' / 'JPEGImages' / 'a.jpg', 40, 40)
   (tmp_path / 'voc' / 'JPEGImages' / 'b.jpg').write_text('not a picture')
   assert check.main([root, '--source', 'voc', '--split', 'train']) == 1
@@ -547,7 +547,7 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
 
 
 def test_a_list_of_examples_with_faults_is_a_list(tmp_path):
-  """What learns vocabularies takes all of a list, and the first records of anything else."""
+  """Vocabularies are trained on all of a list, or the first records of another source."""
   root, _ = _coco(tmp_path, [_annotation(1)])
   assert isinstance(read_coco(root, 'val'), list) and isinstance(Examples([], []), list)
 

@@ -1,4 +1,4 @@
-"""The detection task: what it makes of examples and of the head's numbers, and what it is asked."""
+"""The detection task: features, decoding of the head's outputs, and queries."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def test_targets_are_in_the_input_and_come_back_in_pixels(task):
   (prediction,) = task.decode({
       'placement': encoded['placement'][None], 'boxes': encoded['boxes'][None],
       'name': encoded['names'][None], 'score': np.float32([[0.9, 0.1, 0.0]]),
-      'meant_box': encoded['boxes'][:1], 'meant_score': np.float32([0.7])})
+      'expression_box': encoded['boxes'][:1], 'expression_score': np.float32([0.7])})
   assert prediction.found[0].name == 'cat'
   np.testing.assert_allclose(prediction.found[0].box, CAT.box, atol=1e-4)
   np.testing.assert_allclose(prediction.meant[0].box, CAT.box, atol=1e-4)
@@ -62,7 +62,7 @@ def test_what_does_not_count_is_no_target(task):
   weights = {objects: {term: float(w) for term, w in task.weights(task.encode(
       Example(IMAGE, objects=objects), Placement(80, 40))).items()}
       for objects in (None, (), (DOG, DOG))}
-  # Nobody looked: nothing is learned. Nothing is there: that there is nothing.
+  # Not annotated: no loss. Annotated as empty: "no object" is learned.
   assert set(weights[None].values()) == {0}
   assert weights[()]['names_scores'] == 1 and weights[()]['names_boxes'] == 0
   assert weights[(DOG, DOG)]['names_scores'] == weights[(DOG, DOG)]['names_boxes'] == 2
@@ -121,7 +121,7 @@ def test_names_that_training_did_not_have_are_scored_apart(task):
 
 
 def _scored(task, examples):
-  """The scores of a task that finds exactly what is there, and what is printed of them."""
+  """The scores of exact predictions, and the lines printed about them."""
   asked = task.for_split(examples)
   scores = asked.score(examples, [Detections(tuple(
       DetectedBox(o.name, o.box, 0.9) for o in e.objects or ())) for e in examples])
@@ -149,7 +149,7 @@ def test_scores_without_truth_are_missing(task, objects, wanted):
 
 
 def test_only_names_of_another_data_set_are_asked_for_where_it_shares_none(task):
-  """Trained names would take the places of the hundred likeliest boxes that COCO counts."""
+  """Trained names would fill the hundred most probable boxes that COCO counts."""
   assert task.for_split([Example(IMAGE, objects=(_WOLF,))]).names == ('grey wolf',)
   assert set(task.for_split([Example(IMAGE, objects=(_WOLF, CAT))]).names) == {
       'cat', 'dog', 'grey wolf'}
@@ -168,7 +168,7 @@ def test_each_split_has_its_own_numbers_in_its_files(task):
   files = asked.files(val, found)
   assert {c['name']: c['id'] for c in files['instances']['categories']} == {
       'cat': 0, 'grey wolf': 2}
-  # A dog is none of val's names: whoever has its truth knows no number for it.
+  # 'dog' is not a name of val, so its annotations have no id for it.
   assert [line['category_id'] for line in files['results']] == [0, 2]
   assert asked.score(val, found)['mAP_seen'] == pytest.approx(1)
 
@@ -186,13 +186,13 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
   shapes = []
   for asked in (task, task.with_names({'cat': 1}),
                 task.with_names({f'n{i}': i for i in range(20)})):
-    model = build.make_model(build.settle(config, {}), tokenizer, {'detection': asked})
+    model = build.make_model(build.resolve(config, {}), tokenizer, {'detection': asked})
     encoded = asked.encode(Example(IMAGE, objects=(CAT,)), Placement(80, 40))
     batch = {'image': np.zeros((2, 32, 32, 3), np.uint8),
              'detection': jax.tree.map(lambda x: np.stack([x, x]), encoded)}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, deterministic=True))
     shapes.append(jax.tree.map(lambda x: x.shape, variables))
-    shard_tree(variables, make_mesh(-1, 1, 1))  # a KeyError if no rule names a parameter
+    shard_tree(variables, make_mesh(-1, 1, 1))  # a KeyError if no rule matches a parameter
     found = jax.eval_shape(lambda v: model.apply(v, batch, deterministic=True), variables)
     assert found['detection']['names'].logits.shape == (2, queries or 16, len(asked.names))
   assert shapes[0] == shapes[1] == shapes[2]

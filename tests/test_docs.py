@@ -43,7 +43,7 @@ def test_the_readme_is_short():
 
 
 def anchors(path):
-  """What links to the headings of a guide end with, as GitHub makes them."""
+  """Anchors of the headings of a guide, as on GitHub."""
   text = re.sub(r'^```.*?^```', '', read(path), flags=re.DOTALL | re.MULTILINE)
   headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
   return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}

@@ -1,4 +1,4 @@
-"""What people look at: boxes where they belong, labels that can be read."""
+"""Drawn predictions: boxes in place, readable labels."""
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -21,7 +21,7 @@ def where(picture, colour):
 
 
 def ends(mask):
-  """(first, last) true place of a row or column."""
+  """(first, last) true index of a row or column."""
   places = np.flatnonzero(mask)
   return int(places[0]), int(places[-1])
 
@@ -41,7 +41,7 @@ def test_a_box_is_where_it_should_be(size, factor):
   assert 2 <= line <= 4
   inside = np.asarray(picture)[round(y * factor) + line + 1:round((y + h) * factor) - line - 1,
                                round(x * factor) + line + 1:round((x + w) * factor) - line - 1]
-  # Nothing is drawn on the thing itself: there is room for the label beside it.
+  # Nothing is drawn on the object itself, because the label fits beside it.
   assert (inside == GREY).all()
 
 
@@ -54,7 +54,7 @@ def test_boxes_at_the_edge_stay_in_the_picture(box):
   assert picture.size == (384, 384) and red.any()
   if box[2] >= 64:
     assert red[0].any() and red[-1].all() and red[:, 0].all() and red[:, -1].all()
-  # The whole label, which is larger than a small box, has its place inside.
+  # The whole label, larger than a small box, lies inside the picture.
   alone = where(draw_boxes(grey(64, 64), [('cat 97%', (20, 30, 0, 0), RED)]), RED)
   assert red.sum() >= 0.95 * alone.sum()
 
@@ -125,7 +125,7 @@ def test_names_have_colours_of_their_own():
 
 
 def test_labels_can_be_read():
-  """WCAG 2's contrast of a label's text and ground, 3 or more for all colours."""
+  """WCAG 2's contrast of text and background, 3 or more for all colours."""
   def luminance(rgb):
     value = np.array(rgb) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)

@@ -1,4 +1,4 @@
-"""Embedded scenes to be drawn, and the judge of drawings: what it sees and what it lets pass."""
+"""Scenes for image generation, and the rule-based judge: what it detects and what it accepts."""
 
 import collections
 
@@ -33,7 +33,7 @@ def other(words, word):
 
 
 def wrongs(wanted):
-  """Captions that say another color, shape, size, number or relation."""
+  """Captions with another color, shape, size, number or relation."""
   first, *second = wanted.things
   for thing in (first._replace(color=other(COLORS, first.color)),
                 first._replace(shape=other(SHAPES, first.shape)),
@@ -78,7 +78,7 @@ def drawn(*shapes, side=64):
 
 
 def test_the_judge_knows_shapes_that_others_drew():
-  """Pillow's, not ours."""
+  """With Pillow's renderer, not ours."""
   circle, square = ('ellipse', (10, 6, 34, 30), RED), ('rectangle', (14, 38, 36, 60), BLUE)
   triangle = ('polygon', (22, 6, 34, 30, 10, 30), RED)
   assert not drawings.fault(drawn(circle), parse('A large red circle.'))

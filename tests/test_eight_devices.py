@@ -1,4 +1,4 @@
-"""Every task and every family of towers: on eight devices they learn and predict as on one."""
+"""Every task and tower family trains and predicts on eight devices as on one."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ EXAMPLES = 20  # of the split that is predicted: batches of eight do not divide 
 
 
 def write_data(folder):
-  """Pictures of several shapes, with something for every task, in numbers that differ."""
+  """Pictures of several shapes, with labels for every task, in differing numbers."""
   for split in ('train', 'val'):
     source, lines = Crowds(split, size=EXAMPLES, image_size=32), []
     for i, example in enumerate(source):
@@ -87,7 +87,7 @@ def learn_and_predict(folder, towers, sizes, file):
   run.abstract = states.abstract_state(run.init, run.optimizer, run.mesh, run.frozen)
   first = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract)
   rng = np.random.default_rng(0)
-  # What a new model has would not do: many of its gradients are zero.
+  # Not the initial parameters, because many of their gradients are zero.
   params = jax.tree.map(lambda x: rng.normal(
       size=x.shape, scale=min(0.3, max(np.prod(x.shape[:-1]), 1) ** -0.5)).astype(np.float32),
                         run.abstract.params)
@@ -158,7 +158,7 @@ def on_one(folder):
 
 @pytest.fixture(scope='module')
 def on_eight(folder):
-  """The metrics of each of CASES, and what contrastive gives."""
+  """The metrics of each of CASES, and the result of contrastive."""
   metrics, losses = run_alone(__file__, folder)
   return dict(zip(CASES, metrics)) | {'contrastive': losses}
 
@@ -190,7 +190,7 @@ def test_a_contrastive_loss_is_of_the_whole_batch(on_eight):
   for loss, one in contrastive(1).items():
     for a, b in zip(one, on_eight['contrastive'][loss], strict=True):
       np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7)
-  # One example a device: of that pair alone the loss would be 0.
+  # One example per device: the loss of that pair alone would be 0.
   assert on_eight[('vgg', 'gpt2'), 'data'][0]['retrieval/contrastive'] > 0.5
 
 
@@ -202,7 +202,7 @@ def test_every_parameter_learns_as_on_one_device(results, towers, mesh):
   for name, size in sizes.items():
     error = np.linalg.norm(eight[name] - one[name])
     if name.startswith('gradient'):
-      # Some biases add the same to all that a softmax compares: of theirs only rounding is left.
+      # Some biases shift all logits of a softmax equally, so their gradients are rounding only.
       assert size > 1e-8 * largest or name.endswith('/bias'), name
       assert error < 1e-4 * size + 1e-8 * largest, name
     else:  # the difference of two float32 of about 1

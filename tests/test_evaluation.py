@@ -1,4 +1,4 @@
-"""The batch of evaluation: it fits where a step of training does, and no result depends on it."""
+"""The evaluation batch size: fits in memory if training does, and does not change results."""
 
 import json
 import pathlib

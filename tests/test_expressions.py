@@ -1,4 +1,4 @@
-"""Which thing an expression means: learned from scenes of symbols, and deaf to padding."""
+"""Referring expressions: learned on symbolic scenes, and independent of padding."""
 
 import jax
 import jax.numpy as jnp
@@ -6,23 +6,23 @@ import numpy as np
 import optax
 import pytest
 
-from xmodal.models.detector.expressions import MeantQuery
+from xmodal.models.detector.expressions import ExpressionScorer
 
 KINDS, THINGS, WIDTH = 6, 5, 32
 LEFT, RIGHT = KINDS, KINDS + 1  # words, beside one for each kind of thing
-MODEL = MeantQuery()
+MODEL = ExpressionScorer()
 
 
 def scenes(rng, count):
-  """'KIND left of KIND': queries, words, boxes, and the thing that is meant.
+  """'KIND left of KIND': queries, words, boxes, and the referred object.
 
-  A thing like the one that is meant lies on the other side of the landmark.
+  An object of the same kind lies on the other side of the landmark.
   """
   kinds = np.stack([rng.permutation(KINDS)[:THINGS] for _ in range(count)])
   kinds[:, 1] = kinds[:, 0]
   x = rng.uniform(0.1, 0.9, (count, THINGS))
   left = rng.random(count) < 0.5
-  # Things 0 and 1 are alike, 2 is the landmark between them.
+  # Objects 0 and 1 are of one kind, 2 is the landmark between them.
   low, middle, high = np.sort(x[:, :3], axis=1).T
   x[:, 0], x[:, 1], x[:, 2] = np.where(left, low, high), np.where(left, high, low), middle
   center = np.stack([x, rng.uniform(0.1, 0.9, x.shape)], -1)
@@ -61,7 +61,7 @@ def trained():
 
 def test_it_learns_on_which_side_of_another_a_thing_is(trained):
   inputs, meant = scenes(np.random.default_rng(1), 500)
-  # What a thing is leaves two to choose from.
+  # Its kind alone leaves two candidates.
   assert (MODEL.apply(trained, *inputs).argmax(-1) == meant).mean() > 0.9
 
 

@@ -100,7 +100,7 @@ def test_losses_weights_shares_and_cosines_are_written_down(run):
   # A line has the last numbers of the tasks trained since the line before.
   for step, line in told.items():
     trained = {task for task in ('vqa', 'objects', 'detection')
-               if sampling.taken((task,), step) > sampling.taken((task,), step - 3)}
+               if sampling.count_steps((task,), step) > sampling.count_steps((task,), step - 3)}
     assert trained == {task for task in line if 'loss' in line[task] and task != 'all'}
     assert all('weight' in line[task] for task in trained)
 

@@ -31,7 +31,7 @@ def count(sampled, task, steps):
 def test_joint_trains_every_task_in_every_step():
   sampled = sampling('joint')
   assert {tasks_at(sampled, step) for step in range(5)} == {tuple(SIZES)}
-  assert sampled.taken(('objects',), 10 ** 15) == 10 ** 15
+  assert sampled.count_steps(('objects',), 10 ** 15) == 10 ** 15
 
 
 def test_round_robin_takes_turns():
@@ -65,9 +65,9 @@ def test_steps_are_counted_without_going_through_them(name):
   sampled = sampling(name)
   for tasks in (('vqa',), ('objects', 'detection'), tuple(SIZES)):
     taken = np.cumsum([0, *(not set(tasks).isdisjoint(tasks_at(sampled, s)) for s in range(250))])
-    assert [sampled.taken(tasks, step) for step in range(251)] == taken.tolist()
+    assert [sampled.count_steps(tasks, step) for step in range(251)] == taken.tolist()
     far = 10 ** 15
-    assert sampled.taken(tasks, far + 1) - sampled.taken(tasks, far) == (
+    assert sampled.count_steps(tasks, far + 1) - sampled.count_steps(tasks, far) == (
         not set(tasks).isdisjoint(tasks_at(sampled, far)))
 
 
@@ -83,12 +83,12 @@ def test_turns_of_tasks_and_of_parameters():
   sampled = sampling('alternating', mixer__turns=turns, mixer__turns_of='tasks')
   assert sampled.kinds == (Kind(('vqa',)), Kind(('objects', 'detection')))
   assert [sampled.kind(step) for step in range(6)] == [0, 0, 1, 0, 0, 0]
-  assert sampled.taken(('detection',), 11) == 3
+  assert sampled.count_steps(('detection',), 11) == 3
   turns = (('vision_tower', 3), ('text_tower|heads', 1))
   sampled = sampling('alternating', mixer__turns=turns)
   assert [sampled.kinds[sampled.kind(step)].updated for step in (0, 2, 3, 4)] == [
       'vision_tower', 'vision_tower', 'text_tower|heads', 'vision_tower']
-  assert sampled.taken(('vqa',), 9) == 9
+  assert sampled.count_steps(('vqa',), 9) == 9
 
 
 @pytest.mark.parametrize('values, words', [
@@ -105,7 +105,7 @@ def test_turns_of_tasks_and_of_parameters():
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vqa', 5),), 'mixer__turns_of': 'tasks'},
      'objects has no turn'),
     ({'mixer__sampling': 'alternating', 'mixer__turns': (('vqq', 5),), 'mixer__turns_of': 'tasks'},
-     "'vqq' is none of")])
+     "'vqq' matches none of")])
 def test_turns_that_cannot_be_are_one_line(values, words):
   with pytest.raises(UserError, match=words) as error:
     c = tiny.changed(**values)

@@ -58,7 +58,7 @@ def run_hosts(workdir, *changes, program=('-m', 'xmodal.main'), code=0):
     for process in processes:
       process.kill()
   assert [process.returncode for process in processes] == [code] * 2, '\n'.join(outputs)[-4000:]
-  assert not any('starting' in out or 'going on' in out for out in outputs[1:])  # one speaks
+  assert not any('starting' in out or 'resuming' in out for out in outputs[1:])  # one speaks
   return outputs
 
 

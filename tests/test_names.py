@@ -34,7 +34,7 @@ def tokenizer():
 @pytest.mark.parametrize('end_token', [True, False])
 @pytest.mark.parametrize('tower', ['t5', 'bert', 'gpt2'])
 def test_padding_changes_no_vector(tokenizer, tower, end_token):
-  c = build.settle(tiny.changed(model__text__name=tower), {})
+  c = build.resolve(tiny.changed(model__text__name=tower), {})
   if tower != 't5':
     c.model.text.head_dim = None
   task = Objects(tokenizer, TEXTS, max_objects=1)

@@ -137,8 +137,8 @@ def test_worst_mistakes_come_surest_first(shapes_run):
 def test_answers_written_otherwise_are_listed(shapes_run):
   examples, _, notebook = shapes_run
   text = _text(_sections(notebook)['written'])
-  assert '40 of 40 answers were written too, 1 of them otherwise' in text
-  assert 'chosen 100.0%, written 0.0%' in text
+  assert 'decoder: 40 of 40 answers; different from the classifier: 1' in text
+  assert 'classifier 100.0%, written 0.0%' in text
   (line,) = [line for line in text.splitlines() if 'an elephant' in line]
   assert line.endswith(examples[4].question)
 
@@ -191,7 +191,7 @@ def test_own_data_without_families_or_written_answers(tmp_path):
   assert 'step 20 of 1000 (still running' in _text(notebook.cells[1])
   assert [_figures(cell) for cell in cells.values()] == [1, 1, 1, 1, 1, 1, 0]
   assert [line.split()[0] for line in _text(cells['worst']).splitlines()] == ['39', '38']
-  assert '0 of 40 answers were written too' in _text(cells['written'])
+  assert 'decoder: 0 of 40 answers;' in _text(cells['written'])
   labels, total = json.loads(_text(notebook.cells[-1]))
   assert len(labels) == 25 and labels[-1] == '(other)' and total == 40
 

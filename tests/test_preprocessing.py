@@ -54,9 +54,9 @@ def test_a_processor_of_text_alone_says_nothing_of_pictures(tmp_path):
 @pytest.mark.parametrize('name, stated, words', [
     ('preprocessor_config', {'rescale_factor': 0}, 'rescale_factor is 0; wanted a number above 0'),
     ('preprocessor_config', {'rescale_factor': 'x'}, "rescale_factor is 'x'"),
-    ('preprocessor_config', {'image_std': [1, float('nan'), 1]}, 'wanted three numbers each'),
-    ('preprocessor_config', {'image_mean': {'red': 1}}, 'wanted three numbers each'),
-    ('preprocessor_config', {'image_std': 0}, 'image_std is 0; wanted three numbers each above 0'),
+    ('preprocessor_config', {'image_std': [1, float('nan'), 1]}, 'wanted three numbers, for'),
+    ('preprocessor_config', {'image_mean': {'red': 1}}, 'wanted three numbers, for'),
+    ('preprocessor_config', {'image_std': 0}, 'image_std is 0; wanted three numbers above 0'),
     ('preprocessor_config', {'size': {'height': 0, 'width': 4}}, 'wanted height and width'),
     ('preprocessor_config', {'size': [1, 2, 3]}, 'wanted height and width'),
     ('preprocessor_config', {'size': 'large'}, 'wanted height and width'),

@@ -192,7 +192,7 @@ def test_export_writes_over_nothing_and_says_what_has_no_counterpart(
   (tmp_path / 'file').touch()
   arguments = ['export', '--part', 'vision', '--checkpoint']
   assert command.main([*arguments, str(trained), '--output', str(tmp_path)]) == 2
-  assert 'is there already' in capsys.readouterr().err
+  assert 'already exists' in capsys.readouterr().err
   output = tmp_path / 'out'
   assert command.main([*arguments, str(finished), '--output', str(output)]) == 2
   assert "stem 'conv'" in capsys.readouterr().err and not output.exists()
@@ -261,7 +261,7 @@ def test_a_pickle_is_refused(folders, tmp_path):
 def test_a_family_that_is_not_known(folders, tmp_path):
   folder = copy(folders['vision'], tmp_path)
   (folder / 'config.json').write_text('{"model_type": "mamba"}')
-  assert "model_type is 'mamba'; known are t5, mt5, bert" in fault(folder)
+  assert "model_type is 'mamba', wanted one of t5, mt5, bert" in fault(folder)
   (folder / 'config.json').write_text('{')
   assert 'config.json: not JSON' in fault(folder)
   (folder / 'config.json').unlink()
@@ -281,7 +281,7 @@ def test_shards_are_read_and_missing_ones_named(folders, tmp_path):
   shutil.copy(shards[1], shards[0])
   assert f'is not in {shards[0].name}' in fault(folder)
   shards[0].unlink()
-  assert f'1 of its files are not there, such as {shards[0].name}' in fault(folder)
+  assert f'1 of its files are missing, such as {shards[0].name}' in fault(folder)
 
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
@@ -298,4 +298,4 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
 def test_preprocessing_that_cannot_be_followed(folders, tmp_path, values):
   folder = copy(folders['vision'], tmp_path)
   (folder / 'preprocessor_config.json').write_text(json.dumps(values))
-  assert 'wanted three numbers each' in fault(folder)
+  assert 'wanted three numbers, for red' in fault(folder)

@@ -26,7 +26,9 @@ from xmodal.pretrained.detections import detections, pad_pictures
 from xmodal.pretrained.export import save
 from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.tensors import init_shapes, match_variables
+from xmodal.predictor import Predictor
 from xmodal.sharding.rules import path_name, spec_for
+from xmodal.train.optimizer.rates import rates
 from xmodal.train.plan import Plan
 
 torch.set_num_threads(2)
@@ -299,10 +301,51 @@ def test_configs_that_cannot_be_followed_are_refused(saved, tmp_path, config, me
     tampered(saved(PADDED)[1], tmp_path, lambda _: None, **config)
 
 
-def test_a_detector_is_no_tower(saved):
-  folder = saved(PADDED)[1]
-  with pytest.raises(UserError, match='vision.pretrained=.* is a detector, a vision tower is'):
-    Plan(tiny.changed(model__vision__pretrained=str(folder)), 'unused')
+# Its backbone and encoder as a vision tower.
+
+
+def test_the_encoder_equals_that_of_torch(saved):
+  model, folder = saved(CASES[0])
+  checkpoint = Checkpoint(folder, 'vision')
+  variables, report = checkpoint.load()
+  assert all(re.match(r'model\.(decoder|query)|class_labels|bbox', name)
+             for name in report.ignored)
+  images, _ = CASES[0].inputs()
+  with torch.no_grad():
+    expected = model.model(torch.tensor(images.transpose(0, 3, 1, 2))
+                           ).encoder_last_hidden_state.numpy()
+  found = jax.jit(checkpoint.module.apply)(variables, images)
+  assert found.shape == (2, 13, 9, 16)
+  assert_close([np.asarray(found).reshape(expected.shape)], [expected])
+  # Padding changes nothing: the same pictures in a larger input.
+  padded = np.pad(images, ((0, 0), (0, 31), (0, 26), (0, 0)), constant_values=1)
+  extent = np.array([images.shape[1:3]] * 2, np.int32)
+  inside = jax.jit(checkpoint.module.apply)(variables, padded, extent)[:, :13, :9]
+  assert_close([np.asarray(inside)], [found])
+
+
+def test_detection_starts_from_it_and_its_checkpoint_is_read_again(saved, tmp_path):
+  model, folder = saved(PADDED)
+  c = tiny.changed(model__vision__pretrained=str(folder), optimizer__layer_decay=0.5,
+                   mixer__tasks=('detection',), mixer__weights=(1.0,), train__steps=2)
+  for key in ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers', 'patch_size'):
+    if key in c.model.vision:
+      c.model.vision[key] = None
+  plan = Plan(c, str(tmp_path / 'run'))
+  assert any('ignored' in note and 'bbox_predictor' in note for note in plan.notes)
+  found = {name.removeprefix('backbone/vision_tower/'): float(np.max(x)) for name, x in
+           rates(plan.config.optimizer, plan.abstract.params).items() if 'vision_tower' in name}
+  assert found['encoder_layers/mlp/up/kernel'] == 0.5
+  assert found['resnet/stage3_block1/conv1/kernel'] == 0.5 ** 3
+  assert found['resnet/stem/kernel'] == 0.5 ** 7
+  tiny.train(tmp_path / 'run', c)
+  predictor = Predictor(str(tmp_path / 'run'))
+  expected = model.model.input_projection.weight.detach().numpy()[..., 0, 0].T
+  module, variables, _ = predictor.tower('vision')
+  assert module.backbone == Checkpoint(folder, 'vision').module.backbone
+  kernel = variables['params']['input_projection']['kernel']
+  np.testing.assert_allclose(kernel, expected, atol=2.5 * c.optimizer.learning_rate)
+  assert not np.array_equal(kernel, expected)
 
 
 def test_what_transformers_has_no_place_for_is_not_written():

@@ -159,7 +159,8 @@ def test_two_towers_are_not_chosen_between(folders, tmp_path):
   def twice(tensors):
     return {prefix + key: value for key, value in tensors.items() for prefix in ('a.', 'b.')}
 
-  refused(rewrite(folders['bert'], tmp_path / 'twice', twice), '2 towers, under the names a., b.')
+  refused(rewrite(folders['bert'], tmp_path / 'twice', twice),
+          '2 towers, under the prefixes a., b.')
 
   def usual(tensors):  # that of transformers, beside another
     return {f'bert.{key}': value for key, value in tensors.items()} | {

@@ -54,7 +54,7 @@ def test_a_killed_run_shows_each_step_once(tmp_path):
   report.write(3, 'eval', {'vqa/accuracy': 0.25})
   train(report, 4, 5)
   report = begin(tmp_path, start=3, scored=['vqa'])  # killed after it
-  assert not report.owed
+  assert not report.overdue
   train(report, 4)
   assert_each_once(tmp_path, [1, 2, 3, 4], [3])
   event_file, = (tmp_path / 'tensorboard').iterdir()
@@ -79,7 +79,7 @@ def test_an_evaluation_that_was_not_written_whole_is_made_again(tmp_path, tasks,
   train(report, 1, 2, 3)
   report.write(3, 'eval', {f'{task}/accuracy': 0.25 for task in tasks})
   report = begin(tmp_path, start=3, scored=['vqa', 'objects'])
-  assert bool(report.owed) == owes
+  assert bool(report.overdue) == owes
   if owes:
     report.write(3, 'eval', {'vqa/accuracy': 0.5, 'objects/accuracy': 0.5})
   assert_each_once(tmp_path, [1, 2, 3], [3])
@@ -114,7 +114,7 @@ def test_lines_that_a_crash_left_are_dropped_and_told(tmp_path, capsys, damage, 
   report = begin(tmp_path, start=3)
   said = capsys.readouterr().out
   assert said.count('\n') == bool(unreadable) and (
-      not unreadable or f'{path}: {unreadable} of its lines' in said)
+      not unreadable or f'{path}: {unreadable} lines cannot be read' in said)
   kept = path.read_bytes().splitlines()
   assert len(kept) == left and set(kept) <= set(lines)
   train(report, 4)

@@ -12,7 +12,13 @@ from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from xmodal.errors import UserError
 from xmodal.models.detector import boxes as box_maths
-from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, match, meant_losses, set_losses
+from xmodal.tasks.detection.losses import (
+    LOSS_WEIGHTS,
+    Queries,
+    expression_losses,
+    match,
+    set_losses,
+)
 
 B, N, M, K = 6, 12, 5, 3
 COUNTS = (5, 3, 0, 1, 5, 2)
@@ -120,13 +126,13 @@ def test_any_query_that_shows_the_thing_meant_is_right():
   near, far = [0.2, 0.2, 0.6, 0.5], [0.7, 0.7, 0.9, 0.9]
   found = Queries(np.float32([[[2], [1], [0], [3]]]), np.float32([[far, near, box[0], far]]))
   share = torch.softmax(torch.tensor([2.0, 1, 0, 3]), 0)
-  terms = meant_losses(found, box)
+  terms = expression_losses(found, box)
   np.testing.assert_allclose(terms['scores'], -np.log(float(share[1] + share[2])), rtol=1e-5)
   assert abs(terms['boxes'][0]) < 1e-6  # of the nearest
   # Where none shows it yet, the nearest is to.
   gone = found._replace(mask=np.array([[True, False, False, True]]))
   overlapping = gone._replace(boxes=np.float32([[[0.5, 0.5, 0.9, 0.9], near, box[0], far]]))
-  np.testing.assert_allclose(meant_losses(overlapping, box)['scores'],
+  np.testing.assert_allclose(expression_losses(overlapping, box)['scores'],
                              -np.log(float(torch.softmax(torch.tensor([2.0, 3]), 0)[0])), rtol=1e-5)
 
 

@@ -172,8 +172,8 @@ def test_what_became_of_each_tensor_is_said(finished, detection):
       'heads_objects (2)',
       'fitted: backbone/cross_modal/layers (52), backbone/vision_tower/layers (16): the first 1 '
       'layer, 1 new after',
-      f'embedding: 120 of {known} tokens known', 'row_embedding: 4 places resized to 6',
-      'position_embedding: 4 x 4 places resized to 6 x 6',
+      f'embedding: 120 of {known} tokens found', 'row_embedding: 4 positions resized to 6',
+      'position_embedding: 4 x 4 positions resized to 6 x 6',
       'newly initialised: heads_detection/expression, '):
     assert line in said
 
@@ -359,7 +359,7 @@ def test_each_device_gets_its_own_part(finished, tmp_path):
 
 def test_what_cannot_be_is_said_before_anything_is_written(finished, tmp_path):
   assert "start_from='/no/such': no checkpoint in /no/such" in fault('/no/such')
-  assert 'means nothing without config.train.start_from' in fault('', train__start_parts='vision')
+  assert 'needs config.train.start_from, the run to' in fault('', train__start_parts='vision')
   assert 'is no regular expression' in fault(finished, train__start_parts='(')
   told = fault(finished, train__start_parts='vision_towr')
   assert "start_parts: 'vision_towr' matches no parameter" in told and 'heads_vqa' in told
@@ -367,7 +367,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(finished, tmp_path):
   assert "'heads_(detection|captioning)' of 'vision_tower|heads_(detection|captioning)' ma" in told
   told = fault(finished, train__start_parts='heads_vqa', mixer__tasks=('retrieval',),
                mixer__weights=(1.0,))
-  assert f'none of the 4 parameters to be taken from {finished}/checkpoints/6 fits' in told
+  assert f'none of the 4 parameters selected from {finished}/checkpoints/6 fits' in told
   c = tiny.changed(train__start_from='/no/such')
   with pytest.raises(UserError):
     Plan(c, str(tmp_path / 'run'))
@@ -416,7 +416,7 @@ def test_the_benchmark_tells_which_is_sooner(capsys):
   rows = start_from.table({'rad': {'nothing': summary(0.1, 0.2, 0.3),
                                    'start': summary(0.2, 0.35, 0.4)}}).splitlines()
   assert rows[2:] == [
-      '| rad: vqa accuracy | from nothing | 2 | 0.100 (10), 0.200 (20) | 0.300 (0.010) |  |',
+      '| rad: vqa accuracy | from scratch | 2 | 0.100 (10), 0.200 (20) | 0.300 (0.010) |  |',
       '| rad: vqa accuracy | from the run | 2 | 0.200 (10), 0.350 (20) | 0.400 (0.010) | 20 |']
   assert start_from.main(['--seeds', '0']) == 2
   assert capsys.readouterr().err == 'error: --seeds=0: wanted 1 or more\n'

@@ -9,7 +9,7 @@ import tiny
 
 from xmodal import main
 from xmodal.errors import UserError
-from xmodal.mixer import met
+from xmodal.mixer import unusable
 from xmodal.train import evaluate
 from xmodal.train import run as runs
 from xmodal.train.logs import metrics
@@ -77,7 +77,7 @@ def test_a_cut_list_of_what_was_left_out_is_no_obstacle(tmp_path, cut):
   path = tmp_path / 'left_out.json'
   path.write_text(cut)
   run = Plan(tiny.get_config(), str(tmp_path / 'run'))
-  met.load(run.feeds, str(path))
+  unusable.load(run.feeds, str(path))
   assert not run.feeds[0].bad['train'].reasons
 
 

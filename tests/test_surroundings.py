@@ -160,7 +160,7 @@ def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path)
   """The next file that is opened would have the number of stderr."""
   script = tmp_path / 'program.py'
   script.write_text('\n'.join((
-      'import os, sys', 'from xmodal import errors', 'errors.settle_in()',
+      'import os, sys', 'from xmodal import errors', 'errors.prepare_environment()',
       'with open(sys.argv[1], "w") as f:', '  os.write(2, b"of a library")',
       '  print("told", file=sys.stderr)', '  f.write("data")')))
   done = subprocess.run(f'{sys.executable} {script} {tmp_path / "file"} 2>&- >&-', shell=True,
@@ -187,7 +187,7 @@ def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, m
       for action in (lambda: find_folder('user/name'), lambda: paths.local('~/a', '--workdir')):
         with pytest.raises(UserError, match='no home folder'):
           action()
-    errors.settle_in()  # and libraries, such as Keras, find none to make
+    errors.prepare_environment()  # and libraries, such as Keras, find none to make
     assert os.path.isabs(os.path.expanduser('~')) and os.listdir(tmp_path) == []
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
@@ -210,7 +210,7 @@ def test_a_program_that_was_cut_in_the_cache_is_compiled_and_kept_again(tmp_path
       env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path), 'JAX_PLATFORMS': 'cpu'})
   assert done.returncode == 0, done.stderr
   line, = done.stderr.splitlines()
-  assert str(tmp_path) in line and 'was cut and is compiled again' in line
+  assert str(tmp_path) in line and 'was truncated and is compiled again' in line
 
 
 # Threads

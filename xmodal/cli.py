@@ -84,7 +84,7 @@ def _run(program: str, command: Command, arguments: Sequence[str]) -> int:
   name, *rest = arguments or ['--help']
   if name in command.commands:
     return _run(f'{program} {name}', command.commands[name], rest)
-  errors.settle_in()
+  errors.prepare_environment()
   if name in ('-h', '--help'):
     print(_help(program, command))
     return 0

@@ -24,8 +24,8 @@ from xmodal.registry import load_plugins
 from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
 from xmodal.train import evaluate, evaluation
-from xmodal.train.around import best
 from xmodal.train.checkpoints import checkpoint
+from xmodal.train.hooks import best
 from xmodal.train.logs import report
 from xmodal.train.optimizer import optimizer, schedules
 from xmodal.train.start import settings

@@ -33,7 +33,7 @@ def command(run: Callable[[], int | None], where: str) -> int:
   Returns:
     The exit code: that of run, 2 for a user error, 130 after Ctrl-C.
   """
-  settle_in()
+  prepare_environment()
   try:
     return run() or 0
   except KeyboardInterrupt:
@@ -110,12 +110,12 @@ def device_is_full(error: BaseException) -> bool:
           and 'RESOURCE_EXHAUSTED' in str(error))
 
 
-def mendable(error: OSError) -> str:
+def fixable_reason(error: OSError) -> str:
   """The system's message for an error that the user can fix; '' for others."""
   return error.strerror or '' if error.errno in _FIXABLE else ''
 
 
-def settle_in() -> None:
+def prepare_environment() -> None:
   """Repairs the environment of a starting program: closed streams (`2>&-`), no home folder."""
   _open_streams()
   if not os.path.isabs(os.path.expanduser('~')):

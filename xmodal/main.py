@@ -45,7 +45,7 @@ def main() -> int:
 
   Of several processes, what ends one ends all, with the same line and code.
   """
-  errors.settle_in()
+  errors.prepare_environment()
   workdir = ''
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):

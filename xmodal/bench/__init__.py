@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: `xmodal bench NAME`, or `python -m xmodal.bench.NAME`."""
+"""Benchmarks to repeat: `xmodal bench NAME`, or `python -m xmodal.bench.NAME`."""

@@ -1,4 +1,4 @@
-"""What benchmarks share: processors and device of both sides, rounds in turn, and command lines."""
+"""Code the benchmarks share: threads and device, alternating timed rounds, command lines."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from xmodal.errors import UserError
 
 def run_command(run: Callable[[argparse.Namespace], int | None],
                 options: argparse.Namespace) -> int:
-  """Runs a benchmark; its exit code: see errors.command."""
+  """Runs a benchmark and returns its exit code; see errors.command."""
   return errors.command(lambda: run(options), '')
 
 
 def check_positive(options: argparse.Namespace, *names: str) -> None:
-  """Raises UserError where one of these options, or one of several values of it, is below 1."""
+  """Raises UserError if one of these options, or any value of a list option, is below 1."""
   for name in names:
     value = getattr(options, name)
     for number in value if isinstance(value, list) else [value]:
@@ -27,7 +27,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
 
 
 def read_config(config: str):
-  """What get_config() of a Python file or of a named config returns; UserError if there is none."""
+  """Calls get_config() of a Python file or a named config; UserError if there is none."""
   try:
     return runpy.run_path(config_files.find(config))['get_config']()
   except (OSError, KeyError) as error:
@@ -36,62 +36,62 @@ def read_config(config: str):
 
 
 def chosen_ways(text: str, known: Sequence[str]) -> tuple[str, ...]:
-  """Some of the ways there are, given with commas; ours alone where torch is not installed."""
+  """Parses the comma-separated --ways; only 'ours' if torch is not installed."""
   names = tuple(text.split(','))
   if not set(names) <= set(known):
     raise UserError(f'--ways={text}: wanted some of {",".join(known)}')
   if importlib.util.find_spec('torch') is None and names != ('ours',):
-    print('torch is not installed: measuring ours alone')
+    print('torch is not installed: measuring ours only')
     names = ('ours',)
   return names
 
 
 def num_threads() -> int:
-  """Processors that this process may use."""
+  """Number of processors that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def limit_threads(count: int | None) -> None:
-  """Holds the process, and so XLA's and torch's thread pools, to `count` processors; None: to all.
+  """Pins the process, and so XLA's and torch's thread pools, to `count` processors; None: all.
 
   Raises:
-    UserError: there are not so many.
+    UserError: there are fewer processors than that.
   """
   if count is None:
     return
   if not hasattr(os, 'sched_setaffinity'):
-    raise UserError('--threads: this system cannot hold a process to some processors; leave it out')
+    raise UserError('--threads: this system cannot pin a process to processors; leave it out')
   present = sorted(os.sched_getaffinity(0))
   if not 1 <= count <= len(present):
-    raise UserError(f'--threads={count}: wanted 1 to {len(present)}, the processors there are')
+    raise UserError(f'--threads={count}: wanted 1 to {len(present)}, the number of processors')
   os.sched_setaffinity(0, present[:count])
 
 
 def share_gpu() -> None:
-  """Lets JAX leave memory of a GPU to torch; to be called before JAX looks at its devices."""
+  """Makes JAX leave GPU memory to torch; call before JAX initialises its devices."""
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 
 def torch_device() -> str:
-  """Torch's name of the one device that JAX computes on; UserError where both cannot."""
+  """Torch's name of JAX's only device; UserError if there are several or torch lacks it."""
   import jax
   import torch
   backend, count = jax.default_backend(), jax.device_count()
   if count > 1:
     raise UserError(f'PyTorch is measured on one device, found {count}: show one (such as '
-                    'CUDA_VISIBLE_DEVICES=0), or measure ours alone with --ways ours')
+                    'CUDA_VISIBLE_DEVICES=0), or measure only ours with --ways ours')
   if backend == 'cpu':
     return 'cpu'
   if backend != 'gpu' or not torch.cuda.is_available():
-    raise UserError(f'JAX computes on a {backend}, which this PyTorch cannot: install one that '
-                    'can, take JAX_PLATFORMS=cpu, or measure ours alone with --ways ours')
+    raise UserError(f'JAX computes on a {backend}, which this PyTorch does not support: install '
+                    'one that does, set JAX_PLATFORMS=cpu, or measure only ours with --ways ours')
   return 'cuda'
 
 
 def measure(ways: Mapping[str, Callable], rounds: int, steps: int) -> dict[str, list[float]]:
-  """Seconds a step of each way in each round; a round runs them all, in turn.
+  """Seconds per step of each way in each round; a round runs all ways in turn.
 
-  A step returns arrays or tensors, the first of which is waited for at the end of its round.
+  A step returns arrays or tensors; each round ends by waiting for the last step's first one.
   """
   seconds = {name: [] for name in ways}
   for _ in range(rounds):

@@ -1,14 +1,14 @@
-"""Pictures a second: loading them for training against merely decoding them.
+"""Pictures per second of the training input pipeline, against bare decoding.
 
 `python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256]` makes
-photo-like JPEGs (quality 90, 4:2:0) in a temporary folder and prints, for each
-size, two ways in alternating rounds, each on every core in the same tf.data
-form (data.pipeline.ahead):
+photo-like JPEGs (quality 90, 4:2:0) in a temporary folder. For each size it
+measures two ways in alternating rounds, each on every core through the same
+prefetching (data.pipeline.ahead):
   bare      reads and decodes each file at full size and drops the pixels
   pipeline  data.pipeline.train_batches: reads in random order, decodes, resizes
             to 224x224 and makes batches
-'cpu' columns are processor milliseconds a picture: on a machine shared with
-others they hold still where pictures a second do not.
+'cpu' columns are processor milliseconds per picture, which are stable on a
+shared machine where pictures per second are not.
 """
 
 import argparse
@@ -39,8 +39,8 @@ _BATCH = 32
 def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
   """A random picture with the statistics that matter to a JPEG decoder.
 
-  Smooth light at three scales, a dozen sharp-edged things, and texture of
-  varying strength: about 0.35 bytes a pixel at quality 90, as photos have.
+  Smooth light at three scales, a dozen sharp-edged shapes, and texture of
+  varying strength: about 0.35 bytes per pixel at quality 90, as in photos.
 
   Returns:
     uint8 [height, width, 3].
@@ -63,7 +63,7 @@ def photo_like(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def jpeg(pixels: np.ndarray, **options) -> bytes:
-  """uint8 [H, W, 3] as JPEG bytes, quality 90 and 4:2:0 unless told otherwise."""
+  """uint8 [H, W, 3] as JPEG bytes, quality 90 and 4:2:0 by default."""
   buffer = io.BytesIO()
   options = {'quality': 90, 'subsampling': '4:2:0'} | options
   Image.fromarray(pixels).save(buffer, 'JPEG', **options)
@@ -71,7 +71,7 @@ def jpeg(pixels: np.ndarray, **options) -> bytes:
 
 
 def write_pictures(folder: str, count: int, height: int, width: int) -> list[str]:
-  """Fills a folder with photo-like JPEGs, the same on every run; their paths."""
+  """Fills a folder with photo-like JPEGs, the same on every run; returns their paths."""
   rng = np.random.default_rng(0)
   paths = [os.path.join(folder, f'{width}x{height}_{i}.jpg') for i in range(count)]
   for path in paths:
@@ -88,7 +88,7 @@ def _decode_batch(paths: list[str]) -> np.int32:
 
 
 def _run_once(batches: Iterator, pictures: int) -> tuple[float, float]:
-  """(pictures a second, processor milliseconds a picture) of one pass."""
+  """(pictures per second, processor milliseconds per picture) of one pass."""
   wall, processor = time.perf_counter(), time.process_time()
   for _ in batches:
     pass
@@ -97,7 +97,7 @@ def _run_once(batches: Iterator, pictures: int) -> tuple[float, float]:
 
 
 def measure(paths: list[str], rounds: int) -> dict[str, float]:
-  """Medians over rounds of each way and of the ratio within a round."""
+  """Medians over rounds, of each way and of the ratio within a round."""
   steps = len(paths) // _BATCH
   source = [Example(image=path) for path in paths]
   make = pipeline.BatchMaker(source, {}, _TARGET, pipeline.BadPictures(len(paths), 0.0))
@@ -133,7 +133,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--pictures', type=int, default=512, help='pictures of each size')
   parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options):
   if options.pictures < _BATCH:
-    raise UserError(f'--pictures={options.pictures}: wanted {_BATCH} or more, the pictures of a '
+    raise UserError(f'--pictures={options.pictures}: wanted {_BATCH} or more, one '
                     'batch')
   check_positive(options, 'rounds')
   sizes = [_size(text) for text in options.sizes]
@@ -154,7 +154,7 @@ def _run(options):
   print(f'{os.cpu_count()} cores, {options.rounds} rounds, Python {sys.version.split()[0]},',
         ', '.join(versions))
   print(f'to {_TARGET[1]}x{_TARGET[0]}, batches of {_BATCH}; bare, pipeline: images/s;'
-        ' cpu: ms an image')
+        ' cpu: ms per image')
   columns = ('bare', 'pipeline', 'ratio', 'cpu bare', 'cpu pipeline', 'cpu ratio')
   print(f'{"size":>9} {"bytes/px":>9}', *(f'{column:>12}' for column in columns))
   for width, height in sizes:

@@ -1,21 +1,21 @@
-"""Pictures a second through DETR, in training and inference: ours against transformers' in PyTorch.
+"""Pictures per second of DETR training and inference: ours against transformers in PyTorch.
 
 `python -m xmodal.bench.detection [--size r50] [--batch 2] [--pixels 320x416] [--compile]`
-takes a DETR of random weights, as large as the published detr-resnet-50, and one
-random batch of pictures of two sizes, about 7 objects in each, in alternating
+runs a DETR with random weights, of the size of the published detr-resnet-50, on
+one random batch of pictures of two sizes, about 7 objects in each, in alternating
 rounds:
-  ours     Detr with the same weights, trained by tasks.set_loss, compiled with the state donated
+  ours     Detr with the same weights, tasks.detection.losses, compiled with the state donated
   eager    transformers' DETR with its own loss, fused AdamW
-  compile  that under torch.compile
-The losses differ by design: a focal one here, which matches on the device; there
-a softmax with "no object", matched on the processor. So losses are not compared;
-logits and boxes of the batch are, before anything is timed, and by over 0.001 in
-float32 it ends there. Both train all but the stem, the first stage and the
-backbone's norms. Without torch, or with --ways ours, it measures ours alone.
-float32 on a CPU, bfloat16 with float32 parameters on a GPU, both on one and the
-same device. 'ours/' is the median over rounds of the ratio of pictures/s within a
-round: above 1 ours is faster. Where others compute too, take --threads 1: torch's
-threads wait for each other at every operation, and the ratio would flatter ours.
+  compile  the same under torch.compile
+The losses differ by design: ours is a focal loss, matched on the device;
+transformers' is a softmax with "no object", matched on the CPU. So the benchmark
+compares logits and boxes instead, before timing, and stops if they differ by more
+than 0.001 in float32. Both freeze the stem, the first stage and the backbone's
+norms. Without torch, or with --ways ours, it measures only ours. float32 on a
+CPU, bfloat16 with float32 parameters on a GPU, both on the same device. 'ours/' is
+the median over rounds of the ratio of pictures/s within a round: above 1 ours is
+faster. On a loaded machine use --threads 1: torch's threads synchronise at every
+operation, and the ratio would favour ours.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from xmodal.bench.compare import (
 from xmodal.bench.train_step import WAYS
 from xmodal.errors import UserError
 
-# Of transformers' ResNetConfig, and of its DetrConfig beside it; what is left out is the paper's.
+# Arguments of transformers' ResNetConfig and DetrConfig; the others keep the paper's values.
 SIZES = {
     'r50': (dict(out_features=['stage4']), dict(num_labels=91)),
     'tiny': (dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type='basic',
@@ -48,21 +48,21 @@ SIZES = {
              dict(num_labels=7, num_queries=20, d_model=16, encoder_layers=1, decoder_layers=1,
                   encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
                   decoder_ffn_dim=24))}
-_FROZEN = r'^resnet/(stem/|stage1_|.*_norm/)'  # as torch_detection.make_model
+_FROZEN = r'^resnet/(stem/|stage1_|.*_norm/)'  # as in torch_detection.make_model
 
 
 def make_batch(size: int, pixels: tuple[int, int], num_names: int, num_places: int):
   """A random batch: every second picture has three quarters of the height and width.
 
   Args:
-    size: B, pictures.
+    size: B, number of pictures.
     pixels: H, W of the batch.
-    num_names: of classes.
-    num_places: M, the most objects in a picture; about 7 are there, as in COCO.
+    num_names: number of classes.
+    num_places: M, the maximum number of objects per picture; the mean is about 7, as in COCO.
 
   Returns:
     images float32 [B, H, W, 3], mask bool [B, H, W], boxes float32 [B, M, 4] and
-    names int32 [B, M], as torch_detection.to_torch describes them.
+    names int32 [B, M]; see torch_detection.to_torch.
   """
   rng = np.random.default_rng(0)
   mask = np.ones((size, *pixels), bool)
@@ -77,17 +77,17 @@ def make_batch(size: int, pixels: tuple[int, int], num_names: int, num_places: i
 
 
 class Ours:
-  """Our module; it compiles at the first calls."""
+  """Our module; compiles at the first calls."""
 
   def __init__(self, module, variables, config, batch):
-    """Takes copies of the variables; config: config.optimizer; batch: see make_batch."""
+    """Copies the variables; config: config.optimizer; batch: see make_batch."""
     import jax
     import jax.numpy as jnp
     import optax
 
     from xmodal.train.optimizer.optimizer import make_optimizer
     from xmodal.train.steps.frozen import frozen_names, split
-    # The step donates what it trains, and arrays of a CPU may share torch's memory.
+    # A copy: the step donates trained parameters, and CPU arrays may share memory with torch.
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), variables['params'])
     trained, self._fixed = split(params, frozen_names(_FROZEN, params))
     optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate), params)
@@ -100,7 +100,7 @@ class Ours:
 
   @property
   def num_parameters(self) -> tuple[int, int]:
-    """(of the whole model, of those how many are trained)."""
+    """(all parameters, trained parameters)."""
     import jax
     trained, fixed = (sum(x.size for x in jax.tree.leaves(tree))
                       for tree in (self._state[0], self._fixed))
@@ -132,7 +132,7 @@ class Ours:
     return train_step
 
   def train(self):
-    """A step; returns (loss, gradient norm), still on the device."""
+    """Takes a training step; returns (loss, gradient norm), still on the device."""
     self._state, result = self._train(self._state, self._fixed, self._statistics, *self._batch)
     return result
 
@@ -142,23 +142,23 @@ class Ours:
 
 
 def _loss(logits, places, boxes, names):
-  """Set prediction's, a mean over all objects of the batch; no name is "no object" here."""
+  """The set prediction loss, a mean over all objects of the batch, without a "no object" class."""
   from xmodal.models.detector.boxes import to_corners
   from xmodal.tasks.detection.losses import LOSS_WEIGHTS, Queries, set_losses
   terms = set_losses(Queries(logits[..., :-1], to_corners(places)), boxes, names)
-  count = (names >= 0).sum(-1)  # one at least in each picture
+  count = (names >= 0).sum(-1)  # at least one per picture
   return sum(weight * (terms[term] * count).sum() / count.sum()
              for term, weight in LOSS_WEIGHTS.items())
 
 
 class Torch:
-  """transformers' model, eager or compiled, as Ours."""
+  """transformers' model, eager or compiled; interface as Ours."""
 
   def __init__(self, model, config, batch, *, half: bool, compiled: bool):
     from xmodal.bench import torch_detection
     self._batch = torch_detection.to_torch(*batch, model.device)
     options = dict(half=half, compiled=compiled)
-    # First: it copies the model, which the steps change.
+    # First, because it copies the model, which training steps change.
     self._infer = torch_detection.make_infer(model, **options)
     self._train = torch_detection.make_train_step(model, config, **options)
 
@@ -172,12 +172,12 @@ class Torch:
 
 
 def make_ways(names, size: str, config, batch) -> dict:
-  """All by name, with the same weights.
+  """Makes the ways by name, all with the same weights.
 
   Args:
     names: some of train_step.WAYS.
-    size: of SIZES.
-    config: of a run; its model.dtype and optimizer count.
+    size: a key of SIZES.
+    config: a run's config, of which model.dtype and optimizer are used.
     batch: see make_batch.
   """
   from xmodal.train import build
@@ -204,7 +204,7 @@ def make_ways(names, size: str, config, batch) -> dict:
 
 
 def _random(size, dtype):
-  """Our module of a size and random variables, without torch."""
+  """Our module of a size, and its randomly initialised variables; without torch."""
   import jax
   from transformers import DetrConfig, ResNetConfig
 
@@ -216,7 +216,7 @@ def _random(size, dtype):
 
 
 def largest_difference(ways: dict) -> float:
-  """Of logits and boxes from those of the first way; compiles inference."""
+  """Largest difference of logits and boxes from the first way's; compiles inference."""
   expected, *others = ([np.array(x.tolist()) for x in way.infer()] for way in ways.values())
   return max((np.abs(a - b).max() for found in others for a, b in zip(found, expected)),
              default=0.0)
@@ -233,17 +233,17 @@ def _print_table(work, seconds, batch):
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--size', default='r50', help=', '.join(SIZES))
-  parser.add_argument('--batch', type=int, help='pictures a step; 2 on a CPU, else 16')
+  parser.add_argument('--batch', type=int, help='pictures per step; 2 on a CPU, else 16')
   parser.add_argument('--pixels', metavar='HxW', help='320x416 on a CPU, else 800x1056')
   parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--steps', type=int, default=1, help='steps a round (10 or more on a GPU)')
-  parser.add_argument('--threads', type=int, help='processors for both; all if not given')
+  parser.add_argument('--steps', type=int, default=1, help='steps per round (10 or more on a GPU)')
+  parser.add_argument('--threads', type=int, help='processors for both; default: all')
   parser.add_argument('--ways', default='ours,eager', help=f'some of {",".join(WAYS)}')
-  parser.add_argument('--compile', action='store_true', help='compile as well')
+  parser.add_argument('--compile', action='store_true', help='also measure torch.compile')
   options = parser.parse_args(arguments)
   return run_command(_run, options)
 

@@ -1,14 +1,14 @@
-"""Tokens a second of generated text: ours against transformers' `generate`.
+"""Tokens per second of generated text: ours against transformers' `generate`.
 
 `python -m xmodal.bench.generate [--size small] [--batches 1 32] [--beams 1 4] [--threads N]`
-makes a T5 of random weights, as large as t5-small or t5-base, which both read
+makes a T5 with random weights, of the size of t5-small or t5-base, which both read
 from the files that transformers writes. Each generates --tokens tokens for the
 same random prompts, greedily (1 beam) or by beam search, in alternating rounds.
-No token ends a text, so that both take as many steps. Without torch, or with
---ways ours, it measures ours alone. float32 on a CPU, bfloat16 on a GPU.
+There is no end token, so both take the same number of steps. Without torch, or
+with --ways ours, it measures only ours. float32 on a CPU, bfloat16 on a GPU.
 'ours/' is the median over rounds of the ratio of tokens/s within a round: above
-1 ours is faster. 'equal' is the share of the tokens on which both agree; from the
-first near tie that rounding decides, a random model's texts go apart.
+1 ours is faster. 'equal' is the share of tokens on which both agree; texts of a
+random model diverge from the first near tie that rounding decides.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SIZES = {
 
 
 class Ours:
-  """Our generation: call it for tokens int32 [B, T]; compiles at the first call."""
+  """Our generation: a call returns tokens int32 [B, T]; compiles at the first call."""
 
   def __init__(self, module, variables):
     import jax
@@ -54,7 +54,7 @@ class Ours:
 
   @property
   def num_parameters(self) -> int:
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     import jax
     return sum(x.size for x in jax.tree.leaves(self._variables))
 
@@ -77,7 +77,7 @@ class Ours:
 
 
 class Transformers:
-  """transformers' `generate`: call it for tokens [B, T]."""
+  """transformers' `generate`: a call returns tokens [B, T]."""
 
   def __init__(self, model):
     import torch
@@ -96,7 +96,7 @@ class Transformers:
 
 
 def make_ways(names, size: str) -> dict:
-  """Both by name, with the same weights; ours has its own where it is alone."""
+  """Makes both by name, with the same weights; ours alone is randomly initialised."""
   from transformers import T5Config
   config = T5Config(**SIZES[size], decoder_start_token_id=0, feed_forward_proj='relu',
                     architectures=['T5ForConditionalGeneration'])
@@ -125,7 +125,7 @@ def make_ways(names, size: str) -> dict:
 
 
 def _row(ways, prompts, length, beams, rounds):
-  """One line of the table; compiles and compares on the way."""
+  """One row of the table; also compiles, and compares the texts."""
   texts = [way(prompts, length, beams) for way in ways.values()]
   seconds = measure({name: functools.partial(way, prompts, length, beams)
                      for name, way in ways.items()}, rounds, 1)
@@ -140,17 +140,17 @@ def _row(ways, prompts, length, beams, rounds):
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--size', default='small', help=', '.join(SIZES))
   parser.add_argument('--batches', type=int, nargs='+', default=[1, 32], metavar='B')
   parser.add_argument('--beams', type=int, nargs='+', default=[1, 4], metavar='W')
-  parser.add_argument('--tokens', type=int, default=32, help='to generate for each prompt')
-  parser.add_argument('--prompt', type=int, default=32, help='tokens of a prompt')
+  parser.add_argument('--tokens', type=int, default=32, help='tokens to generate for each prompt')
+  parser.add_argument('--prompt', type=int, default=32, help='tokens per prompt')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--threads', type=int, help='processors for both; all if not given')
-  parser.add_argument('--ways', default=','.join(WAYS), help='which to measure, with commas')
+  parser.add_argument('--threads', type=int, help='processors for both; default: all')
+  parser.add_argument('--ways', default=','.join(WAYS), help='what to measure, comma-separated')
   options = parser.parse_args(arguments)
   return run_command(_run, options)
 

@@ -1,11 +1,11 @@
-"""Speed of image generation: examples trained on and pictures drawn a second.
+"""Speed of image generation: training examples and generated pictures per second.
 
 `python -m xmodal.bench.generation [--size tiny] [--batch 32] [--pixels 32] [--steps 20]
 [--sampler heun] [--guidance 3] [--attention xla] [--rounds 5] [--threads N]` trains on one batch of
-embedded scenes and draws one batch, in alternating rounds; the medians are told. FLOPs are those of
-the denoiser's matrix products, counted by a formula: a multiplication and an addition are two, a
-training step is three forward passes, and the text tower is left out. 'peak' is their share of what
-this machine reaches in one large matrix product of the same dtype, measured here.
+embedded scenes and draws one batch, in alternating rounds, and prints medians. FLOPs are those of
+the denoiser's matrix products by formula: a multiply-add is two, a training step is three forward
+passes, and the text tower is left out. 'of peak' is their share of the FLOPs that this machine
+reaches in one large matrix product of the same dtype, measured here.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from xmodal.models.attention import IMPLEMENTATIONS
 
 
 def forward_flops(denoiser, text_length: int) -> int:
-  """FLOPs of one forward pass for one picture, but for what reads the time and projects the text.
+  """FLOPs of one forward pass for one picture, without time embedding and text projection.
 
   Args:
     denoiser: a models.denoiser.Denoiser.
-    text_length: tokens of the text.
+    text_length: number of text tokens.
   """
   d, (height, width) = denoiser, denoiser.image_size
   patches = height * width // d.patch_size ** 2
@@ -42,14 +42,14 @@ def forward_flops(denoiser, text_length: int) -> int:
 
 
 def looks(sampler: str, steps: int, guidance: float) -> int:
-  """Forward passes for one picture that is drawn."""
+  """Forward passes per generated picture."""
   return (steps if sampler == 'euler' else 2 * steps - 1) * (1 if guidance == 1 else 2)
 
 
 def peak_flops(dtype) -> float:
-  """FLOPs a second of one large matrix product, the best of five."""
+  """FLOPs per second of one large matrix product, the best of five."""
   import jax
-  # An accelerator would be done with the smaller ones before it is told of the next.
+  # On an accelerator, dispatch would take longer than a small product.
   side = 2048 if jax.default_backend() == 'cpu' else 8192
   x = jax.random.normal(jax.random.key(0), (side, side), dtype)
   multiply = jax.jit(lambda x: x @ x)
@@ -63,7 +63,7 @@ def peak_flops(dtype) -> float:
 
 
 def make_config(options):
-  """The config of a command line."""
+  """The config for the options of a command line."""
   c = configs.base()
   c.mixer.tasks = ('generation',)
   c.data.drawn = True
@@ -78,7 +78,7 @@ def make_config(options):
 
 
 def measure(config, rounds: int) -> dict[str, dict[str, float]]:
-  """{'train' and 'draw': {'seconds' a batch, 'examples' and 'flops' a second, 'peak' share}}."""
+  """{'train', 'draw': {'seconds' per batch, 'examples', 'flops' per second, 'peak' share}}."""
   import jax
 
   from xmodal.sharding import mesh as meshes
@@ -102,7 +102,7 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
       for name, way in ways.items():
         began = time.perf_counter()
         jax.block_until_ready(way())
-        if number:  # the first compiles
+        if number:  # the first round compiles
           seconds[name].append(time.perf_counter() - began)
   own = config.generation
   once = forward_flops(model.heads['generation'].denoiser, own.caption_length)
@@ -118,7 +118,7 @@ def measure(config, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--size', default='tiny', help=', '.join(parts.SIZES))
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--guidance', type=float, default=3.0)
   parser.add_argument('--attention', default='xla', help=', '.join(IMPLEMENTATIONS))
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--threads', type=int, help='processors; all if not given')
+  parser.add_argument('--threads', type=int, help='processors; default: all')
   return run_command(_run, parser.parse_args(arguments))
 
 

@@ -1,14 +1,20 @@
-"""How good drawn pictures are: do they show their text, do they look real, are they copies?
+"""Quality of generated pictures: do they show their text, look real, or copy training pictures?
 
 `python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000] [--steps N]
-[--guidance G ...] [--seed 0]` draws a picture for each of n captions that the model was not trained
-on. Rows: the model, once for each guidance; the model without its text (what the text is worth);
-for each caption the training picture whose caption shares most words with it; and the captions' own
-pictures, which nothing can beat. 'right': share whose pixels show what the caption says, of the
-embedded scenes alone. 'Frechet': to n other held-out pictures, by the features of
-xmodal.metrics.frechet; it is no FID. 'nearest': distance to the nearest of --train training
-pictures (root mean square over pixels, 0..255), the median and the lowest hundredth of the row; a
-model that copies those lies far below the last row.
+[--guidance G ...] [--seed 0]` draws a picture for each of n held-out captions.
+
+Rows:
+  model, guidance G    the model, once for each guidance
+  model without text   the unconditional baseline
+  nearest caption      the training picture whose caption has the most words in common
+  real pictures        the captions' own pictures: the best possible score
+Columns:
+  right                share of pictures that show what the caption says (embedded scenes only)
+  Frechet              distance to n other held-out pictures, by the features of
+                       xmodal.metrics.frechet; not comparable with FID
+  nearest, lowest 1%   distance to the nearest of --train training pictures (root mean square over
+                       pixels, 0..255): median and 1st percentile; far below the last row, the
+                       model copies
 """
 
 import argparse
@@ -30,7 +36,7 @@ from xmodal.predictor import AT_ONCE, Predictor
 
 
 def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray:
-  """The examples' own pictures as the model is given them: uint8 [N, H, W, 3]."""
+  """The examples' pictures as the model's input: uint8 [N, H, W, 3]."""
   task = predictor.task('generation')
   return np.concatenate([
       predictor.batch(list(examples[start:start + AT_ONCE]), {task.name: task})['image']
@@ -39,7 +45,7 @@ def pictures_of(predictor: Predictor, examples: Sequence[Example]) -> np.ndarray
 
 def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
           guidance: float | None = None, steps: int | None = None) -> np.ndarray:
-  """A picture for each caption ('': without a text), each with noise of its own."""
+  """Generates a picture for each caption ('': unconditional), each from its own noise."""
   task = predictor.task('generation').with_sampling(guidance=guidance, steps=steps)
   side = predictor.config.data.image_size
   blank = np.zeros((side, side, 3), np.uint8)
@@ -49,7 +55,7 @@ def drawn(predictor: Predictor, captions: Sequence[str], seed: int, *,
 
 
 def nearest_captions(captions: Sequence[str], known: Sequence[str]) -> list[int]:
-  """For each caption the number of the known one that shares most words, of all that either has."""
+  """For each caption, the index of the known one with the highest Jaccard similarity of words."""
   words = [set(text.lower().split()) for text in known]
 
   def shared(text):
@@ -60,15 +66,15 @@ def nearest_captions(captions: Sequence[str], known: Sequence[str]) -> list[int]
 
 
 def nearest_distances(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Distance of each picture to the nearest of others: root mean square over pixels, 0..255."""
+  """Distance of each picture to the nearest other: root mean square over pixels, 0..255."""
   flat, known = (x.reshape(len(x), -1).astype(np.float32) for x in (pictures, others))
-  # Less the pictures' own squares, which change no order; then anew, for rounding.
+  # The argmin needs no squares of `flat`; the distance is recomputed against rounding errors.
   best = ((known ** 2).sum(1) - 2 * flat @ known.T).argmin(1)
   return np.sqrt(np.square(flat - known[best]).mean(1))
 
 
 def right_share(pictures: np.ndarray, captions: Sequence[str]) -> float | None:
-  """Share of pictures that show what is said; None where no judge can read the captions."""
+  """Share of pictures that show their caption; None if the judge cannot parse a caption."""
   wanted = list(map(parse, captions))
   if not all(wanted):
     return None
@@ -80,15 +86,15 @@ def measure(predictor: Predictor, *, count: int, train: int, seed: int,
   """The table: {row: {'right', 'frechet', 'nearest', 'nearest_1%'}}.
 
   Args:
-    predictor: of a checkpoint with the generation task.
-    count: captions, and as many other pictures.
-    train: training pictures.
-    seed: of the noise.
-    guidances: of a row of the model each; none: the config's.
-    steps: None: the config's.
+    predictor: Predictor of a checkpoint with the generation task.
+    count: number of captions, and of the other held-out pictures.
+    train: number of training pictures.
+    seed: seed of the noise.
+    guidances: one row each; if empty, the config's guidance.
+    steps: sampling steps; None: the config's.
 
   Raises:
-    UserError: no such task, or the data has not so many captions.
+    UserError: the task is missing, or the data has too few captions.
   """
   task = predictor.task('generation')
   config = task_config(predictor.config, task.name)
@@ -98,7 +104,7 @@ def measure(predictor: Predictor, *, count: int, train: int, seed: int,
   known = _captioned(open_source(config, config.data.train_split, train=True), train)
   if len(held_out) < 2 * count:
     raise UserError(f'--n={count}: wanted captions of {2 * count} pictures of '
-                    f'{config.data.eval_split!r}, found {len(held_out)}; take a lower one')
+                    f'{config.data.eval_split!r}, found {len(held_out)}; lower it')
   captions = [e.captions[0] for e in held_out[:count]]
   real, others = np.split(pictures_of(predictor, held_out), [count])
   trained_on = pictures_of(predictor, known)
@@ -132,24 +138,24 @@ def _captioned(source, count):
 
 
 def table(rows: dict[str, dict]) -> str:
-  """What measure found, for the terminal."""
+  """Formats the result of measure for the terminal."""
   lines = [f'{"":<22}{"right":>8}{"Frechet":>10}{"nearest":>10}{"lowest 1%":>11}']
   for name, row in rows.items():
     right = '' if row['right'] is None else format(row['right'], '.1%')
     lines.append(f'{name:<22}{right:>8}{row["frechet"]:>10.4f}{row["nearest"]:>10.1f}'
                  f'{row["nearest_1%"]:>11.1f}')
   return '\n'.join([*lines, f'Frechet distance of {frechet.EXTRACTOR}; that of real pictures is '
-                    'the floor'])
+                    'the lower bound'])
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR')
   parser.add_argument('--n', type=int, default=300, help='captions')
   parser.add_argument('--train', type=int, default=20_000,
-                      help='training pictures, that copies are looked for among')
+                      help='training pictures to search for copies')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--guidance', type=float, nargs='+', default=[])
   parser.add_argument('--steps', type=int)
@@ -158,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options):
   check_positive(options, 'train', 'steps')
-  if options.n < 2:  # one picture has no spread
+  if options.n < 2:  # one picture has no covariance
     raise UserError(f'--n={options.n}: wanted 2 or more')
   for guidance in options.guidance:
     if not 0 <= guidance < np.inf:

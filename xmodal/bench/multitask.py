@@ -1,25 +1,24 @@
-"""Whether tasks help each other: each alone against all together.
+"""Compares multitask training with each task trained alone.
 
 `python -m xmodal.bench.multitask [--steps 1000] [--seeds 3] [--tasks vqa,detection] ...`
-trains configs/multitask_shared.py, one run after another, each in a folder of its own below
---workdir. A run that has ended is not run again, and one that was stopped goes on: the same
-command makes the table over several sittings. It is in table.md, and all numbers are in
-results.json, after each run.
+trains configs/multitask_shared.py, one run after another, each in its own folder below --workdir.
+Repeating the command skips finished runs and resumes a stopped one. After each run it rewrites
+the table, table.md, and all numbers, results.json.
 
 Runs, each with every seed:
-  TASK alone           --steps steps of one task: a batch of it in each
+  TASK alone           --steps steps of one task, one batch per step
   SAMPLING, BALANCE    all tasks: the plain sum (joint, fixed), each sampling with fixed weights,
                        each balance with joint sampling
-Equal steps: all of --steps. Equal examples: a task gets as many batches as alone. Where a step
-trains all tasks the two are one. Where it trains one, a run of --steps steps gives each of k
-tasks a k-th of the batches on average; another of k times --steps gives as many as alone (exactly
-in round_robin, by size in proportional and temperature: 'batches a task' has the fewest and the
-most). Learning rates fall to the end of each run, so neither is read off the other's middle.
-A task's number is its main_score, on the same validation examples in all runs.
+If every step trains all tasks, equal steps also mean equal examples. If a step trains one of k
+tasks, --steps steps give each task a k-th of the batches on average. A second run of k times
+--steps then gives as many batches as alone: exactly with round_robin, by data set size with
+proportional and temperature ('batches a task': fewest and most). It is a run of its own because
+the learning rate decays to the end of each run. Scores are each task's main_score, on the same
+validation examples in all runs.
 
---cost measures instead what a step costs, and --labels what answers are worth: accuracy of vqa
-with 100, 30, 10 and 3% of them, alone and beside the other tasks, which have all pictures. Both
-read batches of answered questions only: the fewer there are, the more often each.
+--cost measures the time of a step instead. --labels measures VQA accuracy with 100, 30, 10 and 3%
+of the answers, alone and with the other tasks, which keep all pictures. VQA batches hold answered
+questions only, so fewer answers are repeated more often.
 """
 
 import argparse
@@ -45,17 +44,17 @@ BALANCES = ('fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo')
 
 
 def train(config, workdir: str) -> bool:
-  """Trains a run to its end, unless it is there; False if it was stopped on the way."""
+  """Trains a run to its end, unless it is finished; False if it was stopped."""
   import jax
 
   from xmodal.train import run as runs
   from xmodal.train.plan import Plan
   if os.path.exists(os.path.join(workdir, 'final.json')):
-    _check_same(build.settle(config, {}), workdir)
+    _check_same(build.resolve(config, {}), workdir)
     return True
   print(f'\n{workdir}', flush=True)
   done = bool(runs.train(Plan(config, workdir)))
-  jax.clear_caches()  # of programs that no other run has
+  jax.clear_caches()  # other runs do not use these programs
   return done
 
 
@@ -65,11 +64,11 @@ def _check_same(config, workdir):
   if changed := sorted(key for key in now if now[key] != then.get(key)):
     key = changed[0]
     raise UserError(f'{workdir} was run with another config ({key}={then.get(key)!r} there and '
-                    f'{now[key]!r} here): give another --workdir, or delete that folder')
+                    f'{now[key]!r} here): choose another --workdir, or delete that folder')
 
 
 def summaries(settings, base, seeds: int, workdir: str) -> list[dict]:
-  """Of each setting with a finished run, what its runs reached."""
+  """A summary of the scores of each setting that has a finished run."""
   found = []
   for setting in settings:
     scores = _scores(setting.tasks)
@@ -80,7 +79,7 @@ def summaries(settings, base, seeds: int, workdir: str) -> list[dict]:
     order = setting.order(base)
     found.append({
         'name': setting.name, **dataclasses.asdict(setting), 'together': setting.together,
-        'batches': {task: order.taken((task,), setting.steps) for task in setting.tasks},
+        'batches': {task: order.count_steps((task,), setting.steps) for task in setting.tasks},
         **multitask_table.summarise(outcomes)})
   alone = {(s['tasks'][0], s['answers_share']): s for s in found if not s['together']}
   return [s | multitask_table.compare(s, {
@@ -93,7 +92,7 @@ def _scores(tasks):
 
 
 def write_table(workdir: str, name: str, table: str, **results) -> None:
-  """Adds to a folder's results.json, and writes a table beside it."""
+  """Adds results to a folder's results.json, and writes a table beside it."""
   path = os.path.join(workdir, 'results.json')
   os.makedirs(workdir, exist_ok=True)
   if os.path.exists(path):
@@ -107,7 +106,7 @@ def write_table(workdir: str, name: str, table: str, **results) -> None:
 
 
 def _train_all(base, options):
-  """Trains what is missing and prints the table; returns an exit code, None for 0."""
+  """Trains missing runs and prints the table; returns an exit code, None for 0."""
   if options.labels:
     settings, notes = label_settings(base, options.steps), []
   else:
@@ -124,21 +123,21 @@ def _train_all(base, options):
       write_table(options.workdir, 'table.md', table, settings=found)
     return '\n\n'.join([table, *notes])
 
-  # Seed by seed, so that a table of some is one of all settings.
+  # Seed by seed, so that a partial table already has all settings.
   for seed in range(options.seeds):
     for setting in settings:
       workdir = os.path.join(options.workdir, setting.folder(seed))
       if not train(setting.config(base, seed), workdir):
-        tables = f', told of in {options.workdir}' if done else ''
+        tables = f', results in {options.workdir}' if done else ''
         print(f'stopped after {done} of {total} runs{tables}; the same command goes on')
         return stop.EXIT_CODE
       done += 1
       table = write()
-  print(f'\n{table}\n\nin {options.workdir}: results.json, and a folder a run')
+  print(f'\n{table}\n\nin {options.workdir}: results.json, and a folder per run')
 
 
 def _cost(base, options):
-  """Measures what steps cost and prints the table."""
+  """Measures seconds per step and prints the table."""
   import jax
 
   from xmodal.train.plan import Plan
@@ -147,7 +146,7 @@ def _cost(base, options):
     raise UserError(f'--cost compares tasks together with each alone, found {tasks[0]} only')
 
   def run(setting):
-    return Plan(setting.config(base, 0), options.workdir)  # in which nothing is written
+    return Plan(setting.config(base, 0), options.workdir)  # nothing is written there
 
   found = multitask_cost.measure_cost(
       {task: run(Setting((task,), options.steps)) for task in tasks},
@@ -169,7 +168,7 @@ def _chosen(flag, text, known):
 
 
 def _base(options):
-  """The config that all runs change, with the tasks chosen."""
+  """The base config of all runs, restricted to the chosen tasks."""
   base = read_config(options.config)
   known = tuple(base.mixer.tasks)
   weights = build.task_weights(base)
@@ -183,22 +182,23 @@ def _base(options):
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_multitask')
   parser.add_argument('--config', default='multitask_shared',
-                      help='of the model, the data and the tasks')
-  parser.add_argument('--steps', type=int, help='1000; with --fast 200')
-  parser.add_argument('--seeds', type=int, help='3; with --fast 1')
-  parser.add_argument('--tasks', help='some of those of the config, with commas')
-  parser.add_argument('--samplings', help='all; with --fast joint,round_robin')
-  parser.add_argument('--balances', help='all; with --fast fixed,uncertainty')
-  parser.add_argument('--fast', action='store_true', help='a first look')
-  parser.add_argument('--cost', action='store_true', help='measure seconds a step')
-  parser.add_argument('--rounds', type=int, default=7, help='of --cost')
-  parser.add_argument('--round-steps', type=int, default=3, help='of each kind, in a round')
-  parser.add_argument('--labels', action='store_true', help='accuracy with fewer answers')
+                      help='config of the model, data and tasks')
+  parser.add_argument('--steps', type=int, help='default 1000; with --fast 200')
+  parser.add_argument('--seeds', type=int, help='default 3; with --fast 1')
+  parser.add_argument('--tasks', help="some of the config's tasks, comma-separated")
+  parser.add_argument('--samplings', help='default: all; with --fast joint,round_robin')
+  parser.add_argument('--balances', help='default: all; with --fast fixed,uncertainty')
+  parser.add_argument('--fast', action='store_true', help='fewer steps, seeds and settings')
+  parser.add_argument('--cost', action='store_true', help='measure seconds per step')
+  parser.add_argument('--rounds', type=int, default=7, help='rounds of --cost')
+  parser.add_argument('--round-steps', type=int, default=3,
+                      help='steps of each kind per round of --cost')
+  parser.add_argument('--labels', action='store_true', help='score VQA with fewer answers')
   options = parser.parse_args(arguments)
   return run_command(_run, options)
 

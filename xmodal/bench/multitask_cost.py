@@ -1,4 +1,4 @@
-"""Seconds a step of tasks together, over those of each alone and over the plain sum."""
+"""Seconds per multitask step, relative to the single-task steps and to the plain sum."""
 
 from collections.abc import Mapping, Sequence
 import gc
@@ -12,10 +12,10 @@ from xmodal.train.steps import state as states
 
 
 class Step:
-  """One kind of step of a run, on one batch: call it for (loss, gradient norm)."""
+  """One kind of step of a run, on one batch; a call returns (loss, gradient norm)."""
 
   def __init__(self, run, kind):
-    """Compiles; run: a train.plan.Plan, kind: of its sampling."""
+    """Compiles the step; run: a train.plan.Plan, kind: one of its sampling's kinds."""
     size = run.config.train.batch_size
     batch = run.stream('train').at(kind.tasks, run.sampling, 0, size)
     self._batch = meshes.put_batch(batch, run.mesh, size)
@@ -29,27 +29,27 @@ class Step:
 
 def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
                  samplings: Mapping[str, object], rounds: int, steps: int) -> dict[str, dict]:
-  """Ratios within rounds that run kinds of step in turn, the plain sum always among them.
+  """Time ratios within rounds that run the kinds of step in turn, always including the plain sum.
 
   Args:
-    alone: a Plan of each task.
-    balances: one of all tasks in each step by balance, 'fixed' among them.
-    samplings: one of all tasks by other samplings.
-    rounds: of which medians are taken.
-    steps: of each kind in a round.
+    alone: task -> its single-task Plan.
+    balances: balance -> a Plan of all tasks in each step; 'fixed' must be one of them.
+    samplings: sampling -> a Plan of all tasks.
+    rounds: number of rounds; results are medians over them.
+    steps: steps of each kind per round.
 
   Returns:
-    {what: {'seconds': median, 'ratio': [median, lowest, highest], 'over': of what}}. Of a sampling
-    it is the time in which each task gets one batch, on average over a cycle.
+    {name: {'seconds': median, 'ratio': [median, lowest, highest], 'over': the denominator}}. For a
+    sampling, seconds are the time in which each task gets one batch, averaged over a cycle.
   """
   plain = Step(balances['fixed'], balances['fixed'].sampling.kinds[0])
 
   def measured(ways):
-    # Some at a time: a program on a CPU is thousands of mappings, of which Linux allows a process
-    # 65,530, and all kinds of step together would have more.
+    # A few kinds at a time: a CPU program takes thousands of memory mappings, all kinds together
+    # more than the 65,530 that Linux allows a process.
     gc.collect()
     ways = {'fixed': plain, **{name: Step(run, kind) for name, (run, kind) in ways.items()}}
-    measure(ways, 1, 1)  # whatever is done once
+    measure(ways, 1, 1)  # warm-up
     return measure(ways, rounds, steps)
 
   singles = {f'{task} alone': (run, run.sampling.kinds[0]) for task, run in alone.items()}
@@ -61,7 +61,7 @@ def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
     if balance != 'fixed':
       seconds = measured({balance: (run, run.sampling.kinds[0])})
       found[balance] = _figures(seconds[balance], seconds['fixed'], 'fixed')
-  if samplings:  # many have the same kinds of step, and one model
+  if samplings:  # many samplings share kinds of step, and all share the model
     seconds = measured({kind: (run, kind) for run in samplings.values()
                         for kind in run.sampling.kinds})
   for name, run in samplings.items():
@@ -71,7 +71,7 @@ def measure_cost(alone: Mapping[str, object], balances: Mapping[str, object],
 
 
 def _of_sampling(sampling, seconds, num_tasks):
-  """By round, the seconds in which each task gets one batch."""
+  """For each round, the seconds in which each task gets one batch."""
   counts = {kind: sum(steps for i, steps in sampling.turns if i == number)
             for number, kind in enumerate(sampling.kinds)}
   batches = sum(count * len(kind.tasks) for kind, count in counts.items())
@@ -88,7 +88,7 @@ def _figures(seconds: Sequence[float], others: Sequence[float] = (), over: str =
 
 
 def cost_table(found: Mapping[str, Mapping]) -> str:
-  """What measure_cost found; Markdown."""
+  """Formats the result of measure_cost as Markdown."""
   return markdown(['step', 'seconds', 'ratio', 'lowest', 'highest', 'over'], [
       [name, f'{figures["seconds"]:.4f}', *(f'{x:.3f}' for x in figures.get('ratio', ())),
        *([figures['over']] if 'over' in figures else [''] * 4)]

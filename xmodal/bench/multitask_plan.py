@@ -1,4 +1,4 @@
-"""Which runs bench.multitask makes."""
+"""The runs of bench.multitask."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,20 +11,20 @@ from xmodal.mixer.sampling.sampling import Sampling, make_sampling
 from xmodal.tasks.task import TASKS
 
 SHARES = (1.0, 0.3, 0.1, 0.03)  # of the answers
-# Of alternating, where the config has none.
+# Turns of alternating, if the config has none.
 _TURNS = (('vision_tower', 20), ('^(?!.*vision_tower)', 20))
 _EVALUATIONS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What one row of the table trains, with each seed.
+  """A row of the table: one run per seed.
 
   Attributes:
-    tasks: their names.
-    steps: of the run.
-    sampling, balance: of config.mixer.
-    answers_share: of vqa's training examples.
+    tasks: names of the tasks.
+    steps: steps of the run.
+    sampling, balance: values for config.mixer.
+    answers_share: share of vqa's training examples that keep their answers.
   """
 
   tasks: tuple[str, ...]
@@ -40,12 +40,12 @@ class Setting:
 
   @property
   def name(self) -> str:
-    """What tables call it."""
+    """Name of the row."""
     name = f'{self.sampling}, {self.balance}' if self.together else f'{self.tasks[0]} alone'
     return name if self.answers_share == 1 else f'{name}, {self.answers_share:.0%} of the answers'
 
   def folder(self, seed: int) -> str:
-    """Of a run, below the workdir: other tasks or steps are another one."""
+    """Folder of a run below the workdir, distinct for other tasks or steps."""
     parts = ['+'.join(self.tasks)]
     parts += [self.sampling, self.balance] if self.together else []
     parts += [] if self.answers_share == 1 else [f'answers_{self.answers_share:g}']
@@ -59,19 +59,19 @@ class Setting:
     c.mixer.sampling, c.mixer.balance = self.sampling, self.balance
     c.mixer.turns = (base.mixer.turns or _TURNS) if self.sampling == 'alternating' else ()
     for task in set(base.mixer.tasks) - set(self.tasks):
-      c.mixer.data[task] = configs.base().mixer.data[task]  # or each run would say it is not read
-    if self.answers_share < 1:  # vqa reads by itself then, whatever the others read
+      c.mixer.data[task] = configs.base().mixer.data[task]  # avoids a warning that it is not read
+    if self.answers_share < 1:  # vqa then has a feed of its own
       c.mixer.data.vqa.answers_share = self.answers_share
     c.seed = seed
     c.train.steps = self.steps
     c.train.eval_every = -(-self.steps // _EVALUATIONS)
-    c.train.checkpoint_every = -(-self.steps // 2)  # half a run is all that a stop may cost
+    c.train.checkpoint_every = -(-self.steps // 2)  # a stop loses at most half a run
     c.train.keep_checkpoints, c.train.samples = 1, 0
     c.optimizer.warmup_steps = min(base.optimizer.warmup_steps, self.steps // 10)
     return c
 
   def order(self, base) -> Sampling:
-    """The kind of every step of the run with seed 0."""
+    """The sampling of the run with seed 0: the kind of every step."""
     config = self.config(base, 0)
     feeds = open_feeds(config, self.tasks, ('train',))
     return make_sampling(config, {task: len(feed.sources['train']) for task in self.tasks
@@ -80,7 +80,7 @@ class Setting:
 
 def main_settings(base, steps: int, samplings: Sequence[str],
                   balances: Sequence[str]) -> tuple[list[Setting], list[str]]:
-  """The settings of the main table, and lines on samplings that are left out."""
+  """The settings of the main table, and a note for each sampling that is left out."""
   tasks = tuple(base.mixer.tasks)
   settings = [Setting((task,), steps) for task in tasks if TASKS[task].make.main_score]
   if len(tasks) == 1:

@@ -1,4 +1,4 @@
-"""What finished runs of bench.multitask say: each task's number over the seeds, and tables."""
+"""Results of finished runs of bench.multitask: scores of each task over the seeds, and tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -7,17 +7,17 @@ import statistics
 
 from xmodal.train.logs import metrics
 
-# A task's numbers at its evaluations: [(step, number), ...].
+# A task's scores at its evaluations: [(step, score), ...].
 Curve = Sequence[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What one finished run reached.
+  """Results of one finished run.
 
   Attributes:
-    curves: of each task.
-    pictures_per_second: of training alone; a picture that several tasks share counts once.
+    curves: task -> its curve.
+    pictures_per_second: training speed; a picture that several tasks share counts once.
   """
 
   curves: Mapping[str, Curve]
@@ -25,7 +25,7 @@ class Outcome:
 
 
 def read_outcome(workdir: str, scores: Mapping[str, str]) -> Outcome | None:
-  """The outcome of a run's folder, None if it has not ended; scores: main_score of each task."""
+  """Reads a run's folder; None if it has not ended. scores: main_score of each task."""
   if not os.path.exists(os.path.join(workdir, 'final.json')):
     return None
   curves, rates = {task: [] for task in scores}, []
@@ -40,10 +40,10 @@ def read_outcome(workdir: str, scores: Mapping[str, str]) -> Outcome | None:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict:
-  """Over the seeds of one setting, plain values for a JSON file.
+  """Summarises the seeds of one setting, as plain values for a JSON file.
 
-  'final' has each task's numbers at the end; 'mean' and 'spread' (largest less smallest; None for
-  one seed) are of them, 'curve' is the mean at each evaluation.
+  'final' has each task's final scores; 'mean' and 'spread' (maximum minus minimum; None for one
+  seed) are computed from them, and 'curve' is the mean at each evaluation.
   """
   tasks = [task for task in outcomes[0].curves if all(task in o.curves for o in outcomes)]
   final = {task: [o.curves[task][-1][1] for o in outcomes] for task in tasks}
@@ -62,13 +62,12 @@ def _mean_curve(curves):
 
 
 def compare(together: Mapping, alone: Mapping[str, Mapping]) -> dict:
-  """A summary of tasks together against those of each alone.
+  """Compares the summary of a multitask setting with those of its tasks alone.
 
   Returns:
-    'reached': by task, the first evaluation at which the mean is what the task alone ends with,
-    None if there is none; 'above' and 'below': the tasks whose mean at the end differs from that
-    alone by more than the larger of the two spreads. Where one of the two has one seed there is no
-    spread, and the task is in neither.
+    'reached': task -> step of the first evaluation whose mean reaches the single-task final mean,
+    or None. 'above' and 'below': tasks whose final mean differs from the single-task one by more
+    than the larger of the two spreads; neither if either has only one seed.
   """
   reached, above, below = {}, [], []
   for task in together['mean']:
@@ -84,7 +83,7 @@ def compare(together: Mapping, alone: Mapping[str, Mapping]) -> dict:
 
 
 def main_table(settings: Sequence[Mapping], scores: Mapping[str, str]) -> str:
-  """Of summaries with 'name', 'steps' and 'batches', those of tasks together compared; Markdown."""
+  """Formats summaries with 'name', 'steps', 'batches' and the result of `compare` as Markdown."""
   tasks = list(scores)
   rows = []
   for setting in settings:
@@ -102,9 +101,9 @@ def main_table(settings: Sequence[Mapping], scores: Mapping[str, str]) -> str:
   reached = markdown(['setting', 'steps', *tasks], [
       [s['name'], s['steps'], *(_reached(s, task) for task in tasks)]
       for s in settings if 'reached' in s])
-  return (f'{ends}\n\nMean over the seeds (largest less smallest). Above and below: the mean '
-          'differs from that alone by more than the larger of the two spreads.\n\nSteps to the '
-          f'number that the task alone ends with, at the evaluations:\n\n{reached}')
+  return (f'{ends}\n\nMean over the seeds (maximum minus minimum). Above, below: the mean differs '
+          'from the single-task mean by more than the larger of the two spreads.\n\nStep of the '
+          f'first evaluation that reaches the single-task final score:\n\n{reached}')
 
 
 def _number(summary, task):
@@ -118,11 +117,11 @@ def _reached(summary, task):
   if task not in summary['reached']:
     return ''
   step = summary['reached'][task]
-  return 'not' if step is None else step
+  return 'never' if step is None else step
 
 
 def labels_table(settings: Sequence[Mapping]) -> str:
-  """Of summaries with 'together' and 'answers_share': accuracy of answers; Markdown."""
+  """Formats VQA accuracy by 'answers_share', alone and together, as Markdown."""
   shares = sorted({s['answers_share'] for s in settings}, reverse=True)
   cells = {(s['answers_share'], s['together']): _number(s, 'vqa') for s in settings}
   return markdown(
@@ -132,6 +131,6 @@ def labels_table(settings: Sequence[Mapping]) -> str:
 
 
 def markdown(head: Sequence, rows: Iterable[Sequence]) -> str:
-  """A table."""
+  """A Markdown table."""
   return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |'
                    for row in (head, ['---'] * len(head), *rows))

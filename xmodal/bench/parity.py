@@ -1,9 +1,9 @@
-"""How far our models are from their PyTorch originals: python -m xmodal.bench.parity [--published].
+"""Differences of our models from PyTorch: python -m xmodal.bench.parity [--published].
 
-Of each family, models of odd configurations with random weights are saved in
-HuggingFace's layout and read with xmodal.pretrained; both compute the same
-inputs in float32. Then ours is exported, PyTorch reads that, and computes them
-again. A difference is the largest absolute one over the largest absolute value.
+For each family, models with odd configurations and random weights are saved in
+HuggingFace's layout and read with xmodal.pretrained; both sides run on the same
+inputs in float32. Then ours is exported, and PyTorch reads it and runs again.
+A difference is the largest absolute one over the largest absolute value.
 --published adds a model of a published size to each family. Prints Markdown.
 """
 
@@ -22,17 +22,17 @@ from xmodal.errors import UserError
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.export import save
 
-_LENGTHS = (17, 9, 1)  # of the texts, in tokens
+_LENGTHS = (17, 9, 1)  # text lengths in tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """What one case gave.
+  """Result of one case.
 
   Attributes:
-    parameters: of the tower or detector.
-    read: relative difference of our numbers from PyTorch's.
-    exported: of PyTorch's numbers from our export, from its own.
+    parameters: number of parameters of the tower or detector.
+    read: relative difference of our outputs from PyTorch's.
+    exported: relative difference of PyTorch's outputs after our export from those before.
   """
 
   parameters: int
@@ -41,7 +41,7 @@ class Difference:
 
 
 def compare(case) -> Difference:
-  """Reads, computes, exports and reads again one case of parity_text, _vision or _detection."""
+  """Reads, runs, exports and reads back one case of parity_text, _vision or _detection."""
   theirs = case.make()
   with tempfile.TemporaryDirectory() as folder:
     original, exported = (os.path.join(folder, name) for name in ('original', 'exported'))
@@ -63,24 +63,24 @@ def compare(case) -> Difference:
 
 
 def _texts(case):
-  """((tokens int [B, L], mask bool [B, L]), the places to compare)."""
+  """((tokens int [B, L], mask bool [B, L]), index of the positions to compare)."""
   tokens = np.random.default_rng(0).integers(2, 37, (len(_LENGTHS), max(_LENGTHS)))
   mask = np.arange(max(_LENGTHS)) < np.array(_LENGTHS)[:, None]
   return (tokens, mask), mask
 
 
 def _difference(ours, theirs):
-  """The largest, of several outputs that of the worst."""
+  """The largest relative difference, over all outputs."""
   return max(float(np.abs(a - b).max() / np.abs(b).max())
              for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
 def main(arguments=None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--published', action='store_true', help='also a published size (minutes)')
-  parser.add_argument('--families', nargs='+', help='only these')
+  parser.add_argument('--published', action='store_true', help='add a published size (minutes)')
+  parser.add_argument('--families', nargs='+', help='default: all')
   return run_command(_run, parser.parse_args(arguments))
 
 
@@ -93,7 +93,7 @@ def _run(options):
   if unknown := set(families) - set(cases):
     raise UserError(f'--families {min(unknown)}: wanted some of {", ".join(cases)}')
   from transformers.utils import logging
-  logging.set_verbosity_error()  # it tells of heads that towers do not have
+  logging.set_verbosity_error()  # it warns of heads that towers do not have
   logging.disable_progress_bar()
   print('| family | cases: parameters | read: largest difference | exported and read by PyTorch |')
   print('|---|---|---|---|')

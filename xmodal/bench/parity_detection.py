@@ -1,6 +1,6 @@
-"""Small detectors of transformers (PyTorch), randomised, for ours to be compared with.
+"""Small randomised detectors of transformers (PyTorch) to compare ours with.
 
-torch and transformers are imported when a case is made.
+Imports torch and transformers only when a case is made.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ class Case:
   """One configuration of a DETR, and pictures for it.
 
   Attributes:
-    description: what is odd about it.
-    backbone: of transformers' ResNetConfig.
-    config: of its DetrConfig, beside the backbone.
+    description: what is unusual about it.
+    backbone: arguments of transformers' ResNetConfig.
+    config: arguments of its DetrConfig, except the backbone.
     sizes: (height, width) of the pictures, which share a batch.
-    scale: of the noise in the parameters.
+    scale: scale of the noise added to the parameters.
     family: config.json's model_type.
-    fields: of our module, to be other than the checkpoint's.
+    fields: fields of our module that differ from the checkpoint's.
   """
 
   description: str
@@ -35,7 +35,7 @@ class Case:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def make(self):
-    """The torch model in eval mode, all its numbers random."""
+    """The torch model in eval mode, with all parameters and statistics random."""
     import torch
     import transformers
     torch.manual_seed(0)
@@ -43,14 +43,14 @@ class Case:
         backbone_config=transformers.ResNetConfig(**self.backbone), **self.config)
     model = randomise(transformers.DetrForObjectDetection(config), self.scale)
     with torch.no_grad():
-      # Else the queries all but agree, and their boxes are as large as the picture.
+      # Otherwise queries are nearly equal, and boxes as large as the picture.
       model.model.query_position_embeddings.weight.normal_(std=2)
       for parameter in model.bbox_predictor.layers[-1].parameters():
         parameter *= 0.2
     return model
 
   def inputs(self) -> tuple[np.ndarray, np.ndarray | None]:
-    """Noise float32 [B, H, W, 3], and its mask bool [B, H, W], or None if nothing is padded."""
+    """Noise float32 [B, H, W, 3], and a mask bool [B, H, W], or None without padding."""
     height, width = np.max(self.sizes, axis=0)
     mask = np.zeros((len(self.sizes), height, width), bool)
     for i, (rows, columns) in enumerate(self.sizes):
@@ -67,7 +67,7 @@ class Case:
     return output.logits.numpy(), output.pred_boxes.numpy()
 
   def load(self, folder: str):
-    """The torch model, in eval mode, of a folder that ours was exported to."""
+    """Reads the torch model, in eval mode, from a folder that ours was exported to."""
     import transformers
     return transformers.DetrForObjectDetection.from_pretrained(folder).eval()
 
@@ -91,6 +91,6 @@ CASES = (
           'decoder_layers': 1, 'activation_function': 'gelu', 'num_labels': 1},
          ((64, 160), (32, 31))))
 PUBLISHED = (
-    # Noise as large as in the small ones would swamp sums over two thousand values.
+    # Noise as large as in the small cases would dominate sums over two thousand values.
     Case('ResNet-50, 100 queries, 91 classes, padded', dict(out_features=['stage4']),
          dict(num_labels=91), ((320, 416), (240, 320)), scale=0.05),)

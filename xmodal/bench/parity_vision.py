@@ -1,6 +1,6 @@
-"""Small models of each vision family, randomised, to compare ours with their PyTorch originals.
+"""Small randomised models of each vision family (PyTorch) to compare ours with.
 
-torch and transformers are imported when a case is made.
+Imports torch and transformers only when a case is made.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +19,14 @@ class Case:
   """One configuration of a family.
 
   Attributes:
-    family: what config.json calls it.
-    description: what is odd about it.
-    make: () -> the torch model in eval mode, all its numbers random; has `save_pretrained`.
+    family: config.json's model_type.
+    description: what is unusual about it.
+    make: () -> the torch model in eval mode, with all parameters and statistics random; has
+      `save_pretrained`.
     run: (torch model, images float32 [B, H, W, 3]) -> its tokens [B, E + N, D] or
       feature map [B, H', W', C], float32.
-    image_size: (height, width) of the pictures to give both.
-    fields: of our module, to be other than the checkpoint's.
+    image_size: (height, width) of the input pictures.
+    fields: fields of our module that differ from the checkpoint's.
   """
 
   family: str
@@ -36,7 +37,7 @@ class Case:
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def load(self, folder: str):
-    """The torch model, in eval mode, of a folder that ours was exported to."""
+    """Reads the torch model, in eval mode, from a folder that ours was exported to."""
     return load(folder)[0]
 
   def images(self, count: int = 2) -> np.ndarray:
@@ -45,12 +46,12 @@ class Case:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
   def inputs(self) -> tuple[np.ndarray]:
-    """What ours and torch's compute on."""
+    """Inputs of both models."""
     return (self.images(),)
 
 
 def randomise(model, scale=0.2):
-  """Fresh models have zero biases, unit norms, unit variances: nothing would show."""
+  """Adds noise to all parameters: zero biases, unit norms and variances would hide errors."""
   import torch
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():
@@ -62,7 +63,7 @@ def randomise(model, scale=0.2):
 
 
 def load(folder):
-  """The torch model of an exported folder, and the names that it missed or had no place for."""
+  """The torch model of an exported folder, and the missing, unexpected or mismatched names."""
   import torch
   import transformers
   config = read_json(os.path.join(folder, 'config.json'))
@@ -84,9 +85,9 @@ def _make(name, config, scale=0.2):
 
 
 def run(model, images, **kwargs):
-  """Tokens [B, E + N, D] or feature map [B, H', W', C] of a torch model, as Case.run gives them."""
+  """Tokens [B, E + N, D] or feature map [B, H', W', C] of a torch model; see Case.run."""
   import torch
-  if hasattr(model, 'vision_model'):  # of two towers
+  if hasattr(model, 'vision_model'):  # a model of two towers
     model = model.vision_model
   with torch.no_grad():
     output = model(torch.tensor(images.transpose(0, 3, 1, 2)), **kwargs)
@@ -115,12 +116,12 @@ def vgg_layers(name):
 
 
 def torch_vgg(name):
-  """torchvision's VGG of this name, randomised; its classifier is narrow, but in its place."""
+  """torchvision's VGG of this name, randomised, with a narrower classifier."""
   import torch
   from torch import nn
 
   class TorchVGG(nn.Module):
-    """torchvision.models.VGG, as far as the names and the features go."""
+    """torchvision.models.VGG, with the same tensor names and features."""
 
     def __init__(self):
       super().__init__()
@@ -133,12 +134,12 @@ def torch_vgg(name):
       return self.features(images)
 
     def save_pretrained(self, folder):
-      """The tensors alone, as torchvision's networks are passed on."""
+      """Saves the tensors only, as torchvision does, without a config."""
       from safetensors.torch import save_file
       save_file(self.state_dict(), os.path.join(folder, 'model.safetensors'))
 
   torch.manual_seed(0)
-  # Noise as large as in the others would swamp sums over 9 x 512 values.
+  # Noise as large as in the other cases would dominate sums over 9 x 512 values.
   return randomise(TorchVGG(), scale=0.02)
 
 
@@ -222,7 +223,7 @@ def _published():
        dict(image_size=518, patch_size=14), 518),
       ('siglip_vision_model', 'SiglipVision', 'base, patches of 16', {}, 224),
       ('resnet', 'ResNet', 'ResNet-50', {}, 224)):
-    # Noise as large as in the small ones would swamp sums over a thousand values.
+    # Noise as large as in the small cases would dominate sums over a thousand values.
     yield Case(family, description, functools.partial(_make, name, config, scale=0.02), run,
                (size, size))
   yield Case('vgg', 'vgg16_bn', functools.partial(torch_vgg, 'vgg16_bn'), run, (224, 224))

@@ -1,10 +1,9 @@
-"""Seconds of a first question to a loaded model, and of the questions after it.
+"""Latency of the first query to a loaded model, and of later queries.
 
 `python -m xmodal.bench.predict [--checkpoint DIR] [--image F] [--tasks T ...] [--rounds N]`
-asks each task of a model one question and then N others, with other words, names and texts. Only
-the first of a task compiles: what a text asks is data of the compiled program. Without a checkpoint
-it takes a model of the size `tiny` that has learned nothing, whose answers cost the same. JAX's
-cache of compiled programs is not used.
+sends each task one query and then N others with other words, names and texts. Only a task's first
+query compiles, because the text is an input of the compiled program. Without a checkpoint it uses
+an untrained model of the size `tiny`, whose latency is the same. JAX's compilation cache is off.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from xmodal import config as configs
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.errors import UserError
 
-# What each task is asked, in turn. Numbers of names and texts differ.
+# Queries of each task, in turn. They differ in the number of names and texts.
 QUESTIONS = {
     'vqa': ('how many circles are there?', 'what is red?', 'is there a blue square?'),
     'objects': ('',),
@@ -32,7 +31,7 @@ QUESTIONS = {
 
 
 def make_checkpoint(folder: str) -> str:
-  """A workdir with an untrained model of the size `tiny` for QUESTIONS' tasks but regression."""
+  """Writes a workdir with an untrained `tiny` model for QUESTIONS' tasks except regression."""
   from xmodal.train import build
   from xmodal.train.checkpoints import checkpoint
   from xmodal.train.plan import Plan
@@ -51,7 +50,7 @@ def make_checkpoint(folder: str) -> str:
 
 
 def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]:
-  """Seconds of each question to each task, the first first."""
+  """Seconds of each query of each task, in order."""
   seconds = {}
   for name in tasks:
     texts = QUESTIONS[name]
@@ -65,7 +64,7 @@ def measure(predictor, image: str, tasks, rounds: int) -> dict[str, list[float]]
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-  """Seconds of the first question; of those after it the second, median and slowest in ms."""
+  """Formats seconds of the first query; of later ones the second, median and slowest in ms."""
   rows = [f'{"task":<12}{"first s":>10}{"second ms":>11}{"median ms":>11}{"slowest ms":>12}']
   for name, (first, *others) in seconds.items():
     rows.append(f'{name:<12}{first:>10.2f}{1e3 * others[0]:>11.1f}'
@@ -98,14 +97,14 @@ def _run(options):
 
 
 def main(argv=None) -> int:
-  """Runs a command line; returns its exit code, see compare.run_command."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(prog='xmodal bench predict', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', metavar='DIR', help='a workdir, or one of its '
                       'checkpoints/STEP folders')
-  parser.add_argument('--image', metavar='F', help='the picture to ask about; noise by default')
-  parser.add_argument('--tasks', nargs='+', metavar='T', help='all of the model by default')
-  parser.add_argument('--rounds', type=int, default=20, help='questions after the first')
+  parser.add_argument('--image', metavar='F', help='picture of the queries; default: noise')
+  parser.add_argument('--tasks', nargs='+', metavar='T', help="default: all of the model's tasks")
+  parser.add_argument('--rounds', type=int, default=20, help='queries after the first')
   return run_command(_run, parser.parse_args(argv))
 
 

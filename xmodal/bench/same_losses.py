@@ -1,10 +1,10 @@
-"""Whether a change left training as it was: first losses in two source trees, bit for bit.
+"""Compares the first losses of two source trees bit for bit, to show that training is unchanged.
 
     git worktree add ../before HEAD~1
     python -m xmodal.bench.same_losses --before ../before
 
-Each config runs with `python -m xmodal.main` in both trees, is stopped after some steps, and the
-numbers of its metrics.jsonl are compared. Speeds are not.
+Runs each config with `python -m xmodal.main` in both trees, stops after --steps steps, and compares
+all numbers in metrics.jsonl except speeds.
 """
 
 import argparse
@@ -24,10 +24,10 @@ _NOT_COMPARED = ('examples_per_second',)
 
 
 def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]:
-  """The numbers of the first steps of a config's run in a source tree, a dict a step.
+  """Metrics of the first steps of a config in a source tree, one dict per step.
 
   Raises:
-    UserError: the run ended before it had taken the steps.
+    UserError: the run ended before it reached the steps.
   """
   never = 10**6
   command = [sys.executable, '-m', 'xmodal.main',
@@ -56,7 +56,7 @@ def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]
 
 
 def difference(before: list[dict], after: list[dict]) -> str:
-  """The first difference of two runs and the largest of their losses; '' if they are equal."""
+  """The first difference of two runs, and the largest of their losses; '' if they are equal."""
   for a, b in zip(before, after):
     if a == b:
       continue
@@ -84,11 +84,11 @@ def run(options) -> int:
 
 
 def main(argv=None) -> int:
-  """Runs a command line; returns its exit code."""
+  """Runs a command line; returns its exit code (1: they differ; 2: a user error)."""
   parser = argparse.ArgumentParser(prog='xmodal bench same_losses', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--before', required=True, metavar='DIR', help='source tree to compare with')
-  parser.add_argument('--after', default='.', metavar='DIR', help='source tree that was changed')
+  parser.add_argument('--after', default='.', metavar='DIR', help='changed source tree')
   parser.add_argument('--configs', default=','.join(_CONFIGS), help='names of files in configs/')
   parser.add_argument('--steps', type=int, default=50)
   return run_command(run, parser.parse_args(argv))

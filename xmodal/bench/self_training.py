@@ -1,16 +1,16 @@
-"""Whether it helps to train on what a model says of pictures that nobody labelled.
+"""Measures self-training: training on a model's own labels of unlabelled pictures.
 
 `python -m xmodal.bench.self_training [--labelled 4000] [--unlabelled 12000] [--steps 1500] ...`
-trains configs/self_training.py on some labelled scenes of the embedded shapes, lets xmodal.augment
-label pictures of others, and trains anew on both. Rows of the table, each with every seed:
+trains configs/self_training.py on labelled scenes of the embedded shapes, labels pictures of other
+scenes with xmodal.augment, and trains from scratch on both. Rows of the table, one run per seed:
 
-  labelled             --steps steps on the labelled scenes: the model that labels
-  labelled, for longer twice the steps, which is what labelling and training anew costs
-  made too             --steps steps on the labelled scenes and what that model was sure of
-  all labelled         --steps steps with the true labels of all scenes: the most there is to gain
+  labelled             --steps steps on the labelled scenes: the teacher
+  labelled, for longer twice the steps: the cost of training twice
+  made too             --steps steps on the labelled scenes and the teacher's confident labels
+  all labelled         --steps steps with the true labels of all scenes: the upper bound
 
-A run that has ended is not run again, and one that was stopped goes on. Table and numbers are in
---workdir, as table.md and results.json.
+Repeating the command skips finished runs and resumes a stopped one. The table is table.md, and all
+numbers are results.json, both in --workdir.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.train.process import stop
 
-# Of a task, what the table shows; exact: captions that are right word for word.
+# Score of each task in the table; exact: share of captions that are right word for word.
 _SCORES = {'vqa': 'accuracy', 'captioning': 'exact'}
 
 
 def write_pictures(folder: str, source: Shapes, first: int) -> None:
-  """Scenes from number `first` on as PNG files, and the questions of those before, one a line.
+  """Writes scenes from number `first` on as PNG files, and the earlier scenes' questions as text.
 
-  Writes the folder whole or not at all.
+  One question per line. The folder is written completely or not at all.
   """
   if os.path.isdir(folder):
     return
@@ -54,7 +54,7 @@ def write_pictures(folder: str, source: Shapes, first: int) -> None:
 
 
 def label(teacher: str, pictures: str, made: str, options) -> None:
-  """Lets the model of a run label the pictures, once."""
+  """Labels the pictures with a run's model, unless that is done."""
   if os.path.exists(os.path.join(made, 'train.jsonl')):
     return
   shutil.rmtree(made, ignore_errors=True)
@@ -67,7 +67,7 @@ def label(teacher: str, pictures: str, made: str, options) -> None:
 
 
 def settings(base, options, made: str) -> dict[str, object]:
-  """The config of each row, without seed; made: the folder of what was labelled."""
+  """The config of each row, without seed; made: folder of the teacher's labels."""
   def config(steps, examples, more=()):
     c = base.copy_and_resolve_references()
     c.data.train_examples, c.data.more, c.train.steps = examples, more, steps
@@ -82,7 +82,7 @@ def settings(base, options, made: str) -> dict[str, object]:
 
 
 def summarise(workdir: str, names, seeds: int) -> dict[str, dict[str, list[float]]]:
-  """{row: {task: its numbers, by seed}} of the runs that have ended."""
+  """{row: {task: scores by seed}} of the finished runs."""
   found = {}
   for name in names:
     for seed in range(seeds):
@@ -97,7 +97,7 @@ def summarise(workdir: str, names, seeds: int) -> dict[str, dict[str, list[float
 
 
 def results_table(found) -> str:
-  """What summarise found: means (largest less smallest); Markdown."""
+  """Formats the result of summarise as Markdown: means (maximum minus minimum)."""
   tasks = [task for task in _SCORES if any(task in of_row for of_row in found.values())]
   return markdown(['trained on', 'seeds', *(f'{task} {_SCORES[task]}' for task in tasks)], [
       [name, max(map(len, of_row.values())), *(
@@ -140,22 +140,22 @@ def _run(options):
         return stop.EXIT_CODE
       found = summarise(workdir, settings(base, options, made), options.seeds)
       write_table(workdir, 'table.md', results_table(found), **found)
-  print(f'\n{results_table(found)}\n\nMean over the seeds (largest less smallest). In {workdir}: '
-        'results.json, and a folder a run')
+  print(f'\n{results_table(found)}\n\nMean over the seeds (maximum minus minimum). In {workdir}: '
+        'results.json, and a folder per run')
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_self_training')
-  parser.add_argument('--config', default='self_training', help='of the model and the tasks')
-  parser.add_argument('--labelled', type=int, default=4000, help='scenes')
-  parser.add_argument('--unlabelled', type=int, default=12_000, help='scenes')
+  parser.add_argument('--config', default='self_training', help='config of the model and the tasks')
+  parser.add_argument('--labelled', type=int, default=4000, help='labelled scenes')
+  parser.add_argument('--unlabelled', type=int, default=12_000, help='unlabelled scenes')
   parser.add_argument('--steps', type=int, default=1500)
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--per_picture', type=int, default=5, help='questions asked of each picture')
-  parser.add_argument('--threshold', type=float, default=0.9, help='least probability kept')
+  parser.add_argument('--per_picture', type=int, default=5, help='questions per picture')
+  parser.add_argument('--threshold', type=float, default=0.9, help='minimum probability of a label')
   return run_command(_run, parser.parse_args(arguments))
 
 

@@ -1,13 +1,13 @@
-"""Whether a run that begins with an earlier one learns more, or sooner, than one from nothing.
+"""Compares runs initialised from an earlier run with runs from scratch.
 
 `python -m xmodal.bench.start_from [--first vqa] [--then detection,vqa_rad] [--root DIR] ...`
-trains configs/vqa.py once, then each other config with each seed twice: from nothing, and with
-that run as config.train.start_from. Both have the same sizes, steps, data and seeds; the one from
-nothing learns its own tokenizer. --root is the folder of the data of configs that need one
-(VQA-RAD); they are left out without it.
+trains configs/vqa.py once, then each other config twice per seed: from scratch, and with that run
+as config.train.start_from. Both have the same sizes, steps, data and seeds; the run from scratch
+trains its own tokenizer. --root is the data folder for configs that need one (VQA-RAD); without it
+they are left out.
 
-A run that has ended is not run again, and one that was stopped goes on. Table and numbers are in
---workdir, as table.md and results.json.
+Repeating the command skips finished runs and resumes a stopped one. The table is table.md, and all
+numbers are results.json, both in --workdir.
 """
 
 import argparse
@@ -24,24 +24,24 @@ from xmodal.tasks.task import TASKS
 from xmodal.train.process import stop
 from xmodal.train.start.earlier import open_earlier
 
-# Of both runs of a config: patches of another side would be read by another stem, begun anew.
+# Changes to both runs of a config. With another patch size, the stem would be newly initialised.
 _CHANGES = {'vqa_rad': {'model.vision.patch_size': None}}
 _EVALUATIONS = 4
-_ROWS = {'nothing': 'from nothing', 'start': 'from the run'}
+_ROWS = {'nothing': 'from scratch', 'start': 'from the run'}
 
 
 def pair(base, first: str, steps: int | None) -> dict[str, object]:
-  """The configs of a run from nothing and of one that begins with another, without seed.
+  """The configs of a run from scratch and of one initialised from another, without seed.
 
   Args:
-    base: the config of both.
-    first: workdir of the other run.
-    steps: None: as the config says.
+    base: config of both.
+    first: workdir of the earlier run.
+    steps: None: the config's steps.
   """
   c = _shortened(base, steps)
   c.train.eval_every = c.train.checkpoint_every = -(-c.train.steps // _EVALUATIONS)
   c.train.start_from = first
-  begun = open_earlier(c.train).settle(c)
+  begun = open_earlier(c.train).resolve(c)
   alone = begun.copy_and_resolve_references()
   alone.train.start_from = ''
   return {'nothing': alone, 'start': begun}
@@ -56,7 +56,7 @@ def _shortened(base, steps):
 
 
 def table(found: Mapping[str, Mapping[str, Mapping]]) -> str:
-  """Of {config: {row: summary}}, see multitask_table.summarise; Markdown."""
+  """Formats {config: {row: summary}} as Markdown; see multitask_table.summarise."""
   lines = []
   for name, rows in found.items():
     against = compare(rows['start'], dict.fromkeys(rows['nothing']['mean'], rows['nothing'])) if (
@@ -70,7 +70,7 @@ def table(found: Mapping[str, Mapping[str, Mapping]]) -> str:
             ', '.join(f'{score:.3f} ({step})' for step, score in curve[:-1]),
             f'{summary["mean"][task]:.3f}' + ('' if spread is None else f' ({spread:.3f})'),
             sooner or ''])
-  return markdown(['score', 'begins', 'seeds', 'on the way (step)', 'at the end',
+  return markdown(['score', 'initialised', 'seeds', 'score (step)', 'final score',
                    'step that reaches the other'], lines)
 
 
@@ -91,7 +91,7 @@ def _summaries(workdir, bases, seeds):
 
 
 def _bases(options):
-  """The configs that are trained twice, by name."""
+  """The configs to train twice, by name."""
   bases = {}
   for name in options.then.split(','):
     base = read_config(name)
@@ -99,7 +99,7 @@ def _bases(options):
     base.update_from_flattened_dict(_CHANGES.get(short, {}))
     if not SOURCES[base.data.source].facts.get('embedded'):
       if not options.root:
-        print(f'{short}: left out, its data need --root')
+        print(f'{short}: left out, its data needs --root')
         continue
       base.data.root = options.root
     bases[short] = base
@@ -128,8 +128,8 @@ def _run(options):
           return _stopped()
         found = _summaries(workdir, bases, options.seeds)
         write_table(workdir, 'table.md', table(found), **found)
-  print(f'\n{table(_summaries(workdir, bases, options.seeds))}\n\nMean over the seeds (largest '
-        f'less smallest). In {workdir}: results.json, and a folder a run')
+  print(f'\n{table(_summaries(workdir, bases, options.seeds))}\n\nMean over the seeds (maximum '
+        f'minus minimum). In {workdir}: results.json, and a folder per run')
 
 
 def _stopped():
@@ -138,16 +138,16 @@ def _stopped():
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/bench_start_from')
-  parser.add_argument('--first', default='vqa', help='config of the run that others begin with')
-  parser.add_argument('--then', default='detection,vqa_rad', help='configs, with commas')
-  parser.add_argument('--root', default='', help='folder of data, for configs that need one')
+  parser.add_argument('--first', default='vqa', help='config of the earlier run')
+  parser.add_argument('--then', default='detection,vqa_rad', help='later configs, comma-separated')
+  parser.add_argument('--root', default='', help='data folder, for configs that need one')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, help='of each run after the first; as its config says')
-  parser.add_argument('--first-steps', type=int, help='of the first; as its config says')
+  parser.add_argument('--steps', type=int, help='steps of later runs; default: config')
+  parser.add_argument('--first-steps', type=int, help='steps of the first run; default: config')
   return run_command(_run, parser.parse_args(arguments))
 
 

@@ -1,7 +1,7 @@
-"""transformers' DETR in PyTorch, a training step and inference: what we race in detection.
+"""transformers' DETR in PyTorch, its training step and inference: the reference for detection.
 
-The loss is transformers' own, whose Hungarian matching is scipy's on the
-processor. All attention is torch's scaled_dot_product_attention.
+The loss is transformers' own, with scipy's Hungarian matching on the CPU. All
+attention is torch's scaled_dot_product_attention.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +19,15 @@ from xmodal.models.detector.detr import Detr
 
 
 def make_model(backbone: Mapping, config: Mapping, seed: int = 0) -> DetrForObjectDetection:
-  """A DETR of random weights in training mode, its backbone trained but for stem and first stage.
+  """A DETR with random weights in training mode; the backbone's stem and first stage are frozen.
 
-  So it is in the paper (arXiv:2005.12872, section 4). transformers looks for
-  timm's names and freezes the whole of a ResNet of its own. Batch norm is
-  frozen in both.
+  As in the paper (arXiv:2005.12872, section 4). transformers looks for timm's
+  names, so it would freeze all of its own ResNet. Batch norm is frozen in both.
 
   Args:
-    backbone: of ResNetConfig; its last stage is what the encoder sees.
-    config: of DetrConfig beside the backbone, such as num_labels and dropout.
-    seed: of the weights.
+    backbone: arguments of ResNetConfig; its last stage is the encoder's input.
+    config: arguments of DetrConfig besides the backbone, such as num_labels and dropout.
+    seed: seed of the weights.
   """
   torch.manual_seed(seed)
   resnet = ResNetConfig(**backbone)
@@ -41,16 +40,15 @@ def make_model(backbone: Mapping, config: Mapping, seed: int = 0) -> DetrForObje
 
 def make_train_step(model: DetrForObjectDetection, config, *, half: bool = False,
                     compiled: bool = False) -> Callable:
-  """A training step: (pixel_values, pixel_mask, labels), as `to_torch` gives them, to two scalars.
+  """A training step: (pixel_values, pixel_mask, labels) -> (loss, gradient norm); see `to_torch`.
 
-  The scalars are the loss and the norm of the gradients before clipping, both on
-  the device.
+  The norm is taken before clipping; both scalars stay on the device.
 
   Args:
-    model: is trained, where it is.
-    config: config.optimizer, of AdamW and the clipping.
+    model: trained in place, on its device.
+    config: config.optimizer, for AdamW and clipping.
     half: compute in bfloat16; parameters and the loss stay float32.
-    compiled: torch.compile the model; the loss stays as it is.
+    compiled: torch.compile the model, but not the loss.
   """
   descend = make_descent(model, make_optimizer(model, config, decays), config.clip_norm)
   forward = torch.compile(model) if compiled else model
@@ -67,16 +65,16 @@ def make_train_step(model: DetrForObjectDetection, config, *, half: bool = False
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-  """Biases, norms and the queries' positions do not, as in train.optimizer."""
+  """Whether weight decay applies: not to biases, norms and query positions, as for ours."""
   return parameter.ndim > 1 and 'query_position_embeddings' not in name
 
 
 def make_infer(model: DetrForObjectDetection, *, half: bool = False,
                compiled: bool = False) -> Callable:
-  """Inference: (pixel_values, pixel_mask) to float32 logits [B, Q, C + 1] and boxes [B, Q, 4].
+  """Inference: (pixel_values, pixel_mask) -> float32 logits [B, Q, C + 1] and boxes [B, Q, 4].
 
-  Of a copy of the model, which is in bfloat16 whole if half; compiled: by
-  torch.compile. Boxes are centre x, centre y, width and height, in 0..1.
+  Uses a copy of the model, all in bfloat16 if `half`, under torch.compile if
+  `compiled`. Boxes are centre x, centre y, width and height, in 0..1.
   """
   dtype = torch.bfloat16 if half else torch.float32
   model = copy.deepcopy(model).eval().to(dtype)
@@ -91,21 +89,20 @@ def make_infer(model: DetrForObjectDetection, *, half: bool = False,
 
 
 def to_torch(images: np.ndarray, mask: np.ndarray, boxes: np.ndarray, names: np.ndarray, device):
-  """A batch of ours as transformers takes it.
+  """Converts our batch to the inputs of transformers.
 
   Args:
     images: float32 [B, H, W, 3], normalised.
     mask: bool [B, H, W], False for padding.
     boxes: float32 [B, M, 4], corners (left, top, right, bottom) in 0..1 of the picture
       without its padding.
-    names: int [B, M], numbers of classes; -1 for no object.
-    device: of torch.
+    names: int [B, M], class ids; -1 for no object.
+    device: torch's device.
 
   Returns:
-    pixel_values float32 [B, 3, H, W], whose colours lie together in memory
-    still (channels_last, which makes convolutions faster), pixel_mask int64
-    [B, H, W], and labels, a dict a picture: class_labels int64 [n] and boxes
-    float32 [n, 4], centre and size.
+    pixel_values float32 [B, 3, H, W] in channels_last memory format (which makes
+    convolutions faster), pixel_mask int64 [B, H, W], and labels, one dict per
+    picture: class_labels int64 [n] and boxes float32 [n, 4], centre and size.
   """
   first, last = boxes[..., :2], boxes[..., 2:]
   centred = np.concatenate([(first + last) / 2, last - first], axis=-1)
@@ -117,7 +114,7 @@ def to_torch(images: np.ndarray, mask: np.ndarray, boxes: np.ndarray, names: np.
 
 
 def in_jax(model: DetrForObjectDetection) -> tuple[Detr, dict]:
-  """Our module of a model, and its variables with the same numbers."""
+  """Our module for a torch model, and its variables with the same weights."""
   with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     return pretrained.load(folder)

@@ -1,9 +1,9 @@
-"""The model and training step of a config in PyTorch, of transformers' modules: what we race.
+"""The PyTorch reference: a config's model and training step, built from transformers' modules.
 
-The vision tower is ViTModel without its class token, which ours has not; the
-text tower T5EncoderModel, or T5ForConditionalGeneration where the answer is
-written too. The rest is torch.nn, one module for each of ours, by our names.
-All attention is torch's scaled_dot_product_attention.
+The vision tower is ViTModel without a class token, like ours. The text tower is
+T5EncoderModel, or T5ForConditionalGeneration if the answer is generated too. The
+rest is torch.nn, one module for each of ours, with our names. All attention is
+torch's scaled_dot_product_attention.
 """
 
 import functools
@@ -24,7 +24,7 @@ from xmodal.train import build
 
 
 class PatchEmbeddings(nn.Module):
-  """Patches and their places, without a class token: [B, 3, H, W] -> [B, N, D]."""
+  """Patch and position embeddings, without a class token: [B, 3, H, W] -> [B, N, D]."""
 
   def __init__(self, patch_embeddings, hidden_dim):
     super().__init__()
@@ -103,7 +103,7 @@ class CrossModal(nn.Module):
 
 
 class GridPosition(nn.Module):
-  """As models.backbone.GridPosition, for pictures without a class token."""
+  """As models.joint.GridPosition, without a class token."""
 
   def __init__(self, grid, width):
     super().__init__()
@@ -116,7 +116,7 @@ class GridPosition(nn.Module):
 
 
 class SumPool(nn.Module):
-  """As models.backbone.SumPool."""
+  """As models.joint.SumPool."""
 
   def __init__(self, width):
     super().__init__()
@@ -130,10 +130,10 @@ class SumPool(nn.Module):
 
 
 class Reference(nn.Module):
-  """A batch of the vqa task to its loss, with the modules and names of our MultiTask."""
+  """Maps a batch of the vqa task to its loss, with the modules and names of our MultiTask."""
 
   def __init__(self, config, vocab_size, num_answers, pad_id):
-    """Random parameters; UserError where transformers has no such model."""
+    """Initialises parameters randomly; UserError if transformers has no such model."""
     super().__init__()
     vision, text, cross = (parts.fields(config.model, t) for t in ('vision', 'text', 'cross'))
     if (config.model.vision.name != 'vit' or 'stem' in vision or config.model.text.name != 't5'
@@ -144,7 +144,7 @@ class Reference(nn.Module):
           f'found model.size={config.model.size}, vision.name={config.model.vision.name}, '
           f'text.name={config.model.text.name}, cross.variant={config.model.cross.variant}, '
           f'dropout_rate={config.model.dropout_rate}, remat={config.model.remat}: change that, or '
-          'measure ours alone with --ways ours')
+          'measure only ours with --ways ours')
     self.pad_id = pad_id
     self.generation_weight = config.vqa.generation_weight
     self.vision_tower = _vision_tower(vision, config.data.image_size)
@@ -162,7 +162,7 @@ class Reference(nn.Module):
       self.decoder_projection = nn.Linear(width, text['hidden_dim'])
 
   def forward(self, batch):
-    """image uint8 [B, H, W, 3] and the vqa features, as tensors; returns the loss, a scalar."""
+    """batch: tensors of image uint8 [B, H, W, 3] and the vqa features; returns the scalar loss."""
     image = (batch['image'].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     mask = batch['question'] != self.pad_id
     vision = self.vision_tower(image).last_hidden_state
@@ -192,7 +192,7 @@ class Reference(nn.Module):
 
 
 def make_step(model: Reference, config, compiled: bool):
-  """A training step, batch of tensors -> (loss, norm of the gradients before clipping)."""
+  """A training step: batch of tensors -> (loss, gradient norm before clipping)."""
   descend = make_descent(model, make_optimizer(model, config.optimizer, decays),
                          config.optimizer.clip_norm)
   forward = torch.compile(model) if compiled else model
@@ -200,7 +200,7 @@ def make_step(model: Reference, config, compiled: bool):
   half = build.compute_dtype(config) == jnp.bfloat16
 
   def step(batch):
-    with torch.autocast(device, torch.bfloat16, enabled=half):  # parameters stay float32, as ours
+    with torch.autocast(device, torch.bfloat16, enabled=half):  # parameters stay float32
       loss = forward(batch)
     return descend(loss)
 
@@ -208,24 +208,24 @@ def make_step(model: Reference, config, compiled: bool):
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-  """Biases, norms and positions do not, as in train.optimizer."""
+  """Whether weight decay applies: not to biases, norms and positions, as for ours."""
   return (name.endswith('.weight') and parameter.ndim > 1
           and 'relative_attention_bias' not in name)
 
 
 def parameters_for_ours(model: Reference, ours, shapes) -> dict:
-  """The reference's parameters as those of our model.
+  """Converts the reference's parameters to our model's.
 
   Args:
     model: the reference.
-    ours: our models.backbone.MultiTask.
-    shapes: pytree of what has a shape and a dtype: our parameters.
+    ours: our models.joint.MultiTask.
+    shapes: pytree of our parameters, or of their shapes and dtypes.
 
   Returns:
-    Pytree like shapes, of arrays.
+    Pytree of arrays, as `shapes`.
 
   Raises:
-    UserError: a parameter of one has no place in the other, or another shape.
+    UserError: a parameter has no counterpart, or one of another shape.
   """
   tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
   backbone = {**shapes['backbone']}
@@ -259,7 +259,7 @@ def _text_tower(sizes, vocab_size, pad_id, decoder):
       num_heads=sizes['num_heads'], d_ff=sizes['mlp_dim'], num_layers=sizes['num_layers'],
       num_decoder_layers=sizes['num_decoder_layers'], feed_forward_proj='gated-gelu',
       dropout_rate=0.0, pad_token_id=pad_id, attn_implementation='sdpa'))
-  if decoder:  # transformers ties its output layer to the embedding, whatever the config says
+  if decoder:  # transformers always ties its output layer to the embedding
     model.lm_head = nn.Linear(sizes['hidden_dim'], vocab_size, bias=False)
   return model
 
@@ -275,7 +275,7 @@ _VIT_NAMES = {
 
 
 def _entry(path):
-  """Where 'params/backbone/cross_modal/layers/text_mlp/up/kernel' lies in the reference."""
+  """The Entry of a path such as 'params/backbone/cross_modal/layers/text_mlp/up/kernel'."""
   name = path.split('/', 2)[2].replace('/', '.').replace('layers.', 'layers.{}.')
   if name.startswith('vision_tower.'):
     for ours, theirs in _VIT_NAMES.items():

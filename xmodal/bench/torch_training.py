@@ -1,4 +1,4 @@
-"""How PyTorch's side is trained: AdamW after clipping, as ours."""
+"""Optimiser of the PyTorch references: gradient clipping, then AdamW, as for ours."""
 
 from collections.abc import Callable
 
@@ -8,12 +8,12 @@ from torch import nn
 
 def make_optimizer(model: nn.Module, config, decays: Callable[[str, nn.Parameter], bool]
                    ) -> torch.optim.Optimizer:
-  """AdamW, fused, of the parameters that are trained.
+  """Fused AdamW over the trainable parameters.
 
   Args:
-    model: to be trained.
+    model: the model to train.
     config: config.optimizer.
-    decays: of a parameter and its name, whether its weights decay.
+    decays: (name, parameter) -> whether weight decay applies.
   """
   groups = {True: [], False: []}
   for name, parameter in model.named_parameters():
@@ -26,8 +26,7 @@ def make_optimizer(model: nn.Module, config, decays: Callable[[str, nn.Parameter
 
 
 def make_descent(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> Callable:
-  """What moves the parameters: loss -> (loss, norm of the gradients before clipping), which stay
-  on the device."""
+  """Returns the update: loss -> (loss, gradient norm before clipping), both on the device."""
   def descend(loss):
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)

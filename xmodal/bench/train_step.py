@@ -1,15 +1,15 @@
-"""Seconds a training step: ours against the same model in PyTorch.
+"""Seconds per training step: ours against the same model in PyTorch.
 
 `python -m xmodal.bench.train_step [--size 45m] [--batch 16] [--threads N] [KEY=VALUE ...]`
 trains on one random batch of pictures, questions and answers, from the same
 parameters, in alternating rounds:
-  ours     train.step.make_train_step, compiled with the state donated
-  eager    the same architecture of transformers' modules, fused AdamW
-  compile  that under torch.compile
-Each parameter of one has its place in the other, or it ends there; so it does if
-losses or gradient norms of the first two steps differ by over 0.1% in float32.
-Without torch it measures ours alone. float32 on a CPU, bfloat16 with float32
-parameters on a GPU, or as model.dtype says; both on one and the same device.
+  ours     train.steps.step.make_train_step, compiled with the state donated
+  eager    the same architecture from transformers' modules, fused AdamW
+  compile  the same under torch.compile
+It stops if a parameter of one has no counterpart in the other, or if losses or
+gradient norms of the first two steps differ by more than 0.1% in float32.
+Without torch it measures only ours. float32 on a CPU, bfloat16 with float32
+parameters on a GPU, or model.dtype; both on the same device.
 'ours/' is the median over rounds of the ratio within a round: below 1 ours is
 faster.
 """
@@ -37,11 +37,11 @@ from xmodal.bench.compare import (
 from xmodal.errors import UserError
 
 WAYS = ('ours', 'eager', 'compile')
-# ViT, T5 encoder and co-attention of one width: 45 million parameters.
+# ViT, T5 encoder and co-attention of equal width: 45 million parameters.
 _45M = {'model.size': 'small', 'model.vision.num_layers': 6, 'model.text.num_layers': 6,
         'model.text.hidden_dim': 384}
 _PAD, _EOS, _VOCAB, _ANSWERS = 0, 1, 8000, 3129
-# What a change may be of; the rest of the config has nothing to say here.
+# Keys that may be changed; the benchmark does not use the rest of the config.
 _USED = re.compile(
     r'seed|model\.(?!text\.(tokenizer|vocab_size)).*|mesh\..*|data\.image_size|'
     r'vqa\.(question_length|answer_length|generation_weight)|'
@@ -49,15 +49,15 @@ _USED = re.compile(
 
 
 def make_config(size: str, batch: int, changes=()):
-  """A config for '45m' or one of models.parts.SIZES, questions with the classifier alone.
+  """A config for '45m' or a key of models.parts.SIZES; the vqa task with its classifier only.
 
   Args:
-    size: of the model.
-    batch: examples a step.
-    changes: 'key=value' each, of keys of the config that the step depends on.
+    size: model size.
+    batch: examples per step.
+    changes: 'key=value' each, for config keys that the step depends on.
 
   Raises:
-    UserError: no such key, a value of another type, or a key that would change nothing.
+    UserError: unknown key, value of another type, or a key without effect here.
   """
   config = configs.base()
   config.data.image_size = 224
@@ -84,7 +84,7 @@ def make_config(size: str, batch: int, changes=()):
 
 
 def make_batch(config) -> dict:
-  """A random batch of the vqa task as numpy arrays; texts of different lengths."""
+  """A random batch of the vqa task as numpy arrays, with texts of different lengths."""
   rng = np.random.default_rng(0)
   size, side = config.train.batch_size, config.data.image_size
 
@@ -105,10 +105,10 @@ def make_batch(config) -> dict:
 
 
 class Ours:
-  """Our step: call it for (loss, gradient norm), both still on the device."""
+  """Our step; a call returns (loss, gradient norm), both still on the device."""
 
   def __init__(self, config, batch: dict):
-    """Makes the state; compiles at the first call."""
+    """Initialises the state; the first call compiles."""
     import jax
     import optax
 
@@ -142,17 +142,17 @@ class Ours:
 
   @property
   def num_parameters(self) -> int:
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     import jax
     return sum(x.size for x in jax.tree.leaves(self.state.params))
 
   def copy_parameters(self, reference) -> None:
-    """Takes over those of a torch_reference.Reference."""
+    """Copies the parameters of a torch_reference.Reference."""
     import jax
 
     from xmodal.bench.torch_reference import parameters_for_ours
     params = parameters_for_ours(reference, self.model, self.state.params)
-    # A copy: the step donates its state, and arrays of a CPU may share torch's memory.
+    # A copy: the step donates its state, and CPU arrays may share memory with torch.
     self.state = self.state.replace(params=jax.tree.map(
         lambda new, old: jax.device_put(np.array(new), old.sharding), params, self.state.params))
 
@@ -162,7 +162,7 @@ class Ours:
 
 
 class Torch:
-  """The reference's step, eager or compiled: call it for (loss, gradient norm)."""
+  """The reference's step, eager or compiled; a call returns (loss, gradient norm)."""
 
   def __init__(self, name: str, model, config, batch: dict):
     import torch
@@ -180,10 +180,10 @@ class Torch:
 
 
 def make_ways(names, config, batch: dict) -> dict:
-  """The steps by name, ours first, starting from the same parameters.
+  """Makes the steps by name, ours first, all with the same initial parameters.
 
   Raises:
-    UserError: the config cannot be trained, or not by all of them alike.
+    UserError: the config cannot be trained by all ways.
   """
   models = {name: _reference(config) for name in names if name != 'ours'}
   ways = {}
@@ -205,17 +205,17 @@ def _reference(config):
 
 
 def _torch_device(config):
-  """See `torch_device`; UserError for a config of several devices."""
+  """As `torch_device`; UserError if the config's mesh has several devices."""
   device = torch_device()
   for key, value in config.mesh.items():
     if value not in (-1, 1):
       raise UserError(f'mesh.{key}={value}: PyTorch is measured on one device; leave it out, or '
-                      'measure ours alone with --ways ours')
+                      'measure only ours with --ways ours')
   return device
 
 
 def first_steps(ways: dict) -> dict[str, list[tuple[float, float]]]:
-  """(loss, gradient norm) of the first two steps of each; compiles them on the way."""
+  """(loss, gradient norm) of the first two steps of each way; also compiles."""
   return {name: [tuple(map(float, step())) for _ in range(2)] for name, step in ways.items()}
 
 
@@ -244,16 +244,16 @@ def _print_table(seconds, batch):
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs a command line; returns its exit code (0, or 2 for a mistake of the user's)."""
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--size', default='45m', help="45m, or one of the config's sizes")
-  parser.add_argument('--batch', type=int, default=16, help='examples a step')
+  parser.add_argument('--size', default='45m', help="45m, or a value of config.model.size")
+  parser.add_argument('--batch', type=int, default=16, help='examples per step')
   parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--steps', type=int, default=1, help='steps a round (10 or more on a GPU)')
-  parser.add_argument('--threads', type=int, help='processors for both; all if not given')
-  parser.add_argument('--ways', default=','.join(WAYS), help='which to measure, with commas')
-  parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes of the config')
+  parser.add_argument('--steps', type=int, default=1, help='steps per round (10 or more on a GPU)')
+  parser.add_argument('--threads', type=int, help='processors for both; default: all')
+  parser.add_argument('--ways', default=','.join(WAYS), help='what to measure, comma-separated')
+  parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes to the config')
   options = parser.parse_args(arguments)
   return run_command(_run, options)
 

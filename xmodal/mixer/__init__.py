@@ -1,1 +1,1 @@
-"""How tasks share the training of one model: what each step trains, and how losses are weighed."""
+"""Multi-task training: the tasks of each step, and the weight of each loss."""

@@ -1,8 +1,8 @@
-"""Data feeds: the sources that tasks read from.
+"""Data feeds: one source of examples each, shared by the tasks that read it.
 
 Tasks with the same data share one source and one stream of pictures, so that the
 towers encode each picture once for all of them. A batch of one feed is flat: {'image', 'valid',
-name of another sense: its arrays, task name: features}. A batch of several is
+name of another sense: its arrays, task name: features}. A batch of several feeds is
 {feed name: flat batch}.
 """
 
@@ -69,9 +69,9 @@ class Feed:
   """One source of examples, and the tasks that read it.
 
   Attributes:
-    name: names of the tasks, such as 'vqa and objects'.
-    tasks: their names.
-    config: the whole config, with the data of these tasks.
+    name: the task names in words, such as 'vqa and objects'.
+    tasks: the task names.
+    config: the whole config, with the data section of these tasks.
     sources: one per use, 'train' and 'eval' (or only 'eval').
     bad: pictures that cannot be read, by use.
     bad_boxes: boxes that are not inside their pictures, by use.
@@ -85,12 +85,12 @@ class Feed:
   bad_boxes: dict[str, BadBoxes]
 
   def split(self, use: str) -> str:
-    """Name of a use's split in the source."""
+    """Name in the source of the split for a use."""
     return self.config.data[f'{use}_split']
 
   def notes(self, use: str) -> list[str]:
-    """Notes on a split: its share of generated examples, faults in its files, and examples that are
-    not augmented."""
+    """Notes on a split: its share of generated examples, faults in its files, and examples without
+    augmentation."""
     source, flags = self.sources[use], check_flags(self.config, self.split(use))
     notes = [*made_notes(use, source), *fault_notes(use, source, flags),
              *size_notes(source, use, flags)]
@@ -101,7 +101,7 @@ class Feed:
 
   def maker(self, use: str, tasks: Mapping[str, Task],
             decode: Callable[..., Decoded]) -> pipeline.BatchMaker:
-    """The function that makes flat batches of a use, for those of `tasks` that read this feed."""
+    """Makes flat batches of a use, for those of `tasks` that read this feed."""
     data = self.config.data
     return pipeline.BatchMaker(
         self.sources[use], {name: tasks[name] for name in self.tasks},
@@ -128,7 +128,7 @@ def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]
 
 
 def unread(config: ConfigDict, tasks: tuple[str, ...]) -> Iterator[str]:
-  """A line for each section of config.mixer.data that belongs to no task of the run."""
+  """Yields a line for each section of config.mixer.data whose task the run does not train."""
   for task, changes in config.mixer.data.items():
     if task not in tasks and _has_values(changes):
       yield f'config.mixer.data.{task} is not read: {task} is none of config.mixer.tasks'
@@ -161,7 +161,7 @@ def _open(config, names, uses):
   except UserError as error:
     text = str(error)
     if any(_has_values(config.mixer.data[task]) for task in names):
-      # Name the keys that would change it.
+      # Name the keys that set these values.
       text = _OF_A_TASK.sub(f'config.mixer.data.{names[0]}.', text)
     raise UserError(f'data of {name}: {text}') from error
   return Feed(name, names, config, sources,
@@ -173,7 +173,7 @@ def _open(config, names, uses):
 
 
 def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
-  """(label, feed, use) of each split that feeds read."""
+  """Yields (label, feed, use) of each split that the feeds read."""
   for feed in feeds:
     for use in feed.sources:
       yield use if len(feeds) == 1 else f'{use} data of {feed.name}', feed, use
@@ -183,17 +183,17 @@ def left_out(feeds: Sequence[Feed]) -> list[str]:
   """Lines on pictures that could not be read, and on boxes outside their pictures."""
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (
-               f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were left out, '
+               f'{name}: {len(bad.reasons)} of {len(feed.sources[use])} examples were skipped: '
                'their pictures cannot be read:', *(f'  {reason}' for reason in bad.lines()))]
   for name, feed, use in each_split(feeds):
     if sizes := sorted(feed.bad_boxes[use].of_size.values()):
-      lines.append(f'{name}: {len(sizes)} pictures have another size than the files of their boxes '
-                   'state:')
+      lines.append(f'{name}: {len(sizes)} pictures differ in size from the size stated with their '
+                   'boxes:')
       lines += _first(sizes)
     if boxes := feed.bad_boxes[use].box_lines():
       lines.append(f'{name}: {len(boxes)} boxes in {len(feed.bad_boxes[use].of_record)} of '
                    f'{len(feed.sources[use])} examples are not inside their pictures; they were '
-                   'cut at the edge, or left out where nothing of them is inside:')
+                   'clipped, or dropped if entirely outside:')
       lines += _first(boxes)
   return lines
 
@@ -204,14 +204,14 @@ def _first(lines):
 
 
 class Stream:
-  """The batches of a run. A step's batch has the tasks that it trains, from all their feeds."""
+  """The batches of a run. A step's batch holds its tasks' examples from all their feeds."""
 
   def __init__(self, makers: Mapping[str, pipeline.BatchMaker]):
-    """makers: the maker of flat batches of each feed, by the feed's name."""
+    """makers: batch maker of each feed, by feed name."""
     self._makers = dict(makers)
 
   def batch(self, tasks: tuple[str, ...], records: Callable[[pipeline.BatchMaker], tuple]) -> dict:
-    """One batch of some tasks; records: function of a maker that returns (records, positions)."""
+    """One batch of some tasks; `records` maps a maker to (records, positions)."""
     parts = {}
     for name, make in self._makers.items():
       if chosen := {task: make.tasks[task] for task in make.tasks if task in tasks}:
@@ -219,18 +219,18 @@ class Stream:
     return parts if len(self._makers) > 1 else next(iter(parts.values()))
 
   def filler(self, tasks: tuple[str, ...]) -> dict:
-    """A batch of one padding example, to get shapes."""
+    """A batch of one padding example, used for shapes."""
     return self.batch(tasks, lambda make: (np.array([-1]), np.array([0])))
 
   def at(self, tasks: tuple[str, ...], sampling: Sampling, step: int, batch_size: int,
          rows: np.ndarray | None = None) -> dict:
     """This host's rows (None: all) of the batch of some tasks at a step.
 
-    A feed advances only in steps that read it, so that each of its examples occurs once
+    A feed advances only in steps that read it, so each of its examples occurs once
     per epoch of the feed.
     """
     return self.batch(tasks, lambda make: pipeline.train_records(
-        make, batch_size, sampling.taken(make.tasks, step), rows))
+        make, batch_size, sampling.count_steps(make.tasks, step), rows))
 
   def batches(self, sampling: Sampling, batch_size: int, start: int, stop: int,
               rows: np.ndarray | None = None) -> Iterator[dict]:

@@ -18,7 +18,8 @@ def main(argv=None) -> int:
                       help='a folder that is new or empty')
   export.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
   export.set_defaults(run=_export)
-  show = commands.add_parser('show', help='shows what a checkpoint holds, and if it is complete')
+  show = commands.add_parser(
+      'show', help='shows what a checkpoint holds, and whether it is complete')
   show.add_argument('name', help="a folder, or a checkpoint's name on the HuggingFace hub")
   show.set_defaults(run=_show)
   options = parser.parse_args(argv)

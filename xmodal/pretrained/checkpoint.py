@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.pretrained.families import family_of, read_config
+from xmodal.pretrained.families import family_module, family_of, read_config
 from xmodal.pretrained.files import FLOATS, TensorFiles
 from xmodal.pretrained.hub import find_folder
 from xmodal.pretrained.names import tower_names
@@ -25,7 +25,7 @@ class LoadReport:
 
   Attributes:
     loaded: names of the tensors in the model.
-    fitted: a line for each variable that was resized (positions of another picture size).
+    fitted: one line per resized variable (positions for another picture size).
     ignored: names of the tensors that the model does not use.
   """
 
@@ -42,7 +42,7 @@ class LoadReport:
 
 
 def _modules(names, most=6):
-  """The names themselves if few; otherwise those of their modules, 'bert.pooler.* (2)'."""
+  """The names, or if there are many, their modules with counts: 'bert.pooler.* (2)'."""
   if len(names) <= most:
     return names
   counts = collections.Counter('.'.join(name.split('.')[:-1][:2]) or name for name in names)
@@ -60,14 +60,19 @@ class Checkpoint:
   Attributes:
     folder: path of the files.
     config: config.json, with missing keys set to the family's defaults.
+    family: the module of xmodal.pretrained that reads it.
     part: 'vision', 'text' or 'detector'.
     module: the Flax module that the config describes.
-    preprocessing: preprocessing of a vision tower's pictures; None for text, and for a detector,
-      which takes any size: see `detections.pad_pictures`.
+    preprocessing: a vision tower's preprocessing; None for text, and for a detector, which takes
+      any size (see `detections.pad_pictures`).
   """
 
-  def __init__(self, name: str):
+  def __init__(self, name: str, part: str | None = None):
     """Reads the config and the names of tensors of a folder, or of a checkpoint on the hub.
+
+    Args:
+      name: a folder, or a name on the hub.
+      part: 'vision' takes the backbone and encoder of a detector.
 
     Raises:
       UserError: it does not exist, is of an unknown family, or is incomplete.
@@ -75,7 +80,8 @@ class Checkpoint:
     self.folder = find_folder(name)
     self._files = TensorFiles(self.folder)
     self.config = read_config(self.folder, self._files)
-    self._family = family_of(self.config, self.folder)
+    self.family = family_of(self.config, self.folder, part)
+    self._family = family_module(self.family)
     self.part = self._family.PART
     try:
       tied = self._family.tied(self.config) if hasattr(self._family, 'tied') else {}
@@ -88,8 +94,8 @@ class Checkpoint:
     except KeyError as error:
       raise UserError(f'{self.folder}/config.json: {error} is missing; copy it again') from error
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
-      raise UserError(f'{self.folder}/config.json: has a value that no '
-                      f'{self.config["model_type"]} has ({error}); copy it again') from error
+      raise UserError(f'{self.folder}/config.json: has a value that is invalid '
+                      f'for {self.config["model_type"]} ({error}); copy it again') from error
     self.preprocessing = read_preprocessing(
         self.folder, self.config, self._family.PREPROCESSING,
         getattr(self.module, 'image_size', None)) if self.part == 'vision' else None

@@ -42,8 +42,8 @@ def pad_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int] | None = 
   for i, picture in enumerate(pictures):
     rows, columns = picture.shape[:2]
     if rows > height or columns > width:
-      raise UserError(f'picture {i} is {rows} x {columns} pixels, {height} x {width} or less is '
-                      'wanted; resize it, or leave out the size')
+      raise UserError(f'picture {i} is {rows} x {columns} pixels, wanted {height} x {width} '
+                      'or less; resize it, or leave out the size')
     images[i, :rows, :columns] = (picture / 255 - mean) / np.asarray(std)
     mask[i, :rows, :columns] = True
   return images, mask

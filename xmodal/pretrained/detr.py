@@ -7,6 +7,7 @@ import re
 import jax.numpy as jnp
 
 from xmodal.models.detector.detr import Detr
+from xmodal.models.towers.detr_encoder import DetrEncoder
 from xmodal.models.towers.resnet import ResNet
 from xmodal.pretrained import resnet
 from xmodal.pretrained.activations import read_activation, write_activation
@@ -14,6 +15,7 @@ from xmodal.pretrained.tensors import Entry, init_shapes, linear, norm, require
 
 MODULE = Detr
 PART = 'detector'
+AS_PART = {'vision': 'detr_encoder'}  # the family of its backbone and encoder
 PREFIXES = ('detr.',)  # in models with a segmentation head
 _BACKBONE = 'model.backbone.conv_encoder.model.'
 
@@ -82,19 +84,24 @@ def variable_shapes(module: Detr):
 
 def entries(module: Detr, source: Detr):
   """The table of tensors."""
+  yield from encoder_entries(module, source)
+  yield Entry('params/query_position_embedding', 'model.query_position_embeddings.weight')
+  yield from _stack('decoder', {'attention': 'self_attn', 'cross_attention': 'encoder_attn'})
+  yield from norm('params/decoder_norm', 'model.decoder.layernorm')
+  yield from linear('params/class_head', 'class_labels_classifier')
+  for i, path in enumerate(('box_hidden1', 'box_hidden2', 'box_out')):
+    yield from linear(f'params/{path}', f'bbox_predictor.layers.{i}')
+
+
+def encoder_entries(module: Detr | DetrEncoder, source: Detr | DetrEncoder):
+  """The table of the backbone's and the encoder's tensors."""
   for entry in resnet.entries(module.backbone, source.backbone):
     collection, path = entry.path.split('/', 1)
     yield dataclasses.replace(entry, path=f'{collection}/resnet/{path}',
                               name=_BACKBONE + entry.name)
   yield Entry('params/input_projection/kernel', 'model.input_projection.weight', 'pointwise')
   yield Entry('params/input_projection/bias', 'model.input_projection.bias')
-  yield Entry('params/query_position_embedding', 'model.query_position_embeddings.weight')
   yield from _stack('encoder', {'attention': 'self_attn'})
-  yield from _stack('decoder', {'attention': 'self_attn', 'cross_attention': 'encoder_attn'})
-  yield from norm('params/decoder_norm', 'model.decoder.layernorm')
-  yield from linear('params/class_head', 'class_labels_classifier')
-  for i, path in enumerate(('box_hidden1', 'box_hidden2', 'box_out')):
-    yield from linear(f'params/{path}', f'bbox_predictor.layers.{i}')
 
 
 def _stack(stack, attentions):

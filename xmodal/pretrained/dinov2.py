@@ -30,8 +30,8 @@ def module_from_config(config: Mapping, tensors: Mapping) -> ViT:
   del tensors
   num_registers = config.get('num_register_tokens', 0)
   if config['model_type'] == 'dinov2_with_registers' and num_registers < 1:
-    raise UserError(f'checkpoint config.json: num_register_tokens is {num_registers}, 1 or more '
-                    'can be read; choose a dinov2 without registers')
+    raise UserError(f'checkpoint config.json: num_register_tokens is {num_registers}, wanted 1 or '
+                    'more; choose a dinov2 checkpoint without registers')
   swiglu = config['use_swiglu_ffn']
   return ViT(
       mlp_dim=_mlp_dim(config['hidden_size'], config['mlp_ratio'], swiglu), swiglu=swiglu,
@@ -101,9 +101,9 @@ def config_from_module(module: ViT) -> dict:
   ratio = next((r for r in range(1, 65)
                 if _mlp_dim(module.hidden_dim, r, module.swiglu) == module.mlp_dim), None)
   if ratio is None:
-    raise UserError(f'ViT: mlp_dim {module.mlp_dim} comes of no whole mlp_ratio of hidden_dim '
-                    f'{module.hidden_dim}, which the DINOv2 of transformers requires; it cannot be '
-                    'exported')
+    raise UserError(f'ViT: mlp_dim {module.mlp_dim} results from no integer mlp_ratio of '
+                    f'hidden_dim {module.hidden_dim}, which the DINOv2 of transformers requires; '
+                    'it cannot be exported')
   config = {
       'architectures': ['Dinov2Model'], 'model_type': 'dinov2', 'mlp_ratio': ratio,
       'use_swiglu_ffn': module.swiglu, 'layerscale_value': module.layer_scale,

@@ -63,7 +63,7 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
 def check_new(folder: str) -> None:
   """Raises UserError if the folder exists and is not empty."""
   if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-    raise UserError(f'{folder}: is there already; name a folder that is new or empty')
+    raise UserError(f'{folder}: already exists; name a folder that is new or empty')
 
 
 def _write_json(path, value):

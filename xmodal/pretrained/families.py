@@ -12,18 +12,19 @@ from xmodal.pretrained.files import read_json
 # model_type in config.json -> the file for the family. Each such file has
 #   PART      'vision', 'text', or 'detector' for a whole model
 #   NAMESPACE first parts of the tower's own tensor names; all others are heads of other tasks
-#   PREFIXES  usual prefixes of every tensor's name (any other is found, too)
+#   PREFIXES  usual prefixes of all tensor names (others are found, too)
 #   RENAMES   (regex, replacement) for the names in files of other versions
-#   IGNORE    regex of the tensors in its modules that it does not need
+#   IGNORE    regex of tensors in its modules that it does not use
 #   tied(config) -> {own name: other names that the same tensor may be saved under}, optional
 #   module_from_config(config, tensors) -> the Flax module
-#   variable_shapes(module) -> pytree of all variables that it may have
+#   variable_shapes(module) -> pytree of shapes of all variables that it may have
 #   entries(module, source) -> the table for tensors.read_variables and write_tensors;
 #             source is the module of the files, whose sizes may differ
 #   PREPROCESSING  default preprocessing of a vision tower's pictures
+#   AS_PART   {'vision': family}, optional: the family that reads that part of its checkpoints
 #   MODULE    the class of its modules; if families share one, writes(module) tells
 #             whether a module is of this family
-#   trimmed(module, variables) -> the module for variables of a part only, optional
+#   trimmed(module, variables) -> the module for a subset of the variables, optional
 #   extra_tensors(module) -> {name: array}, optional: tensors that other readers expect and
 #             that are not variables of ours
 #   config_from_module(module) -> config.json, so that transformers loads what we save
@@ -37,15 +38,15 @@ _MODULES: dict[str, str] = {}  # of families that plugins add
 
 
 def add_family(name: str, model_types: tuple[str, ...], module: str) -> None:
-  """Makes a family of checkpoints known, from a plugin's module (pass `__name__`).
+  """Registers a family of checkpoints from a plugin's module (pass `__name__`).
 
   Args:
-    name: of the family, written into the runs that start from it.
-    model_types: what config.json calls it.
-    module: full name of the module, which has what the comment on FAMILIES lists.
+    name: name of the family, saved in runs that start from it.
+    model_types: its values of model_type in config.json.
+    module: full name of the module, which defines what the comment on FAMILIES lists.
 
   Raises:
-    UserError: another module has that name or one of those types.
+    UserError: another module has taken the name or one of the types.
   """
   if _MODULES.get(name, module) != module or name in FAMILIES.values() and name not in _MODULES or (
       any(FAMILIES.get(kind, name) != name for kind in model_types)):
@@ -111,13 +112,14 @@ def _convert(value, default):
   return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def family_of(config: dict, where: str):
-  """The family file for a config; UserError if there is none."""
+def family_of(config: dict, where: str, part: str | None = None) -> str:
+  """The family of a config, or that of one of its parts; UserError if there is none."""
   model_type = config.get('model_type')
   if not isinstance(model_type, str) or model_type not in FAMILIES:
-    raise UserError(f'{where}/config.json: model_type is {model_type!r}; known are '
+    raise UserError(f'{where}/config.json: model_type is {model_type!r}, wanted one of '
                     f'{", ".join(FAMILIES)}')
-  return family_module(FAMILIES[model_type])
+  name = FAMILIES[model_type]
+  return getattr(family_module(name), 'AS_PART', {}).get(part, name)
 
 
 def family_module(name: str):
@@ -127,9 +129,14 @@ def family_module(name: str):
 
 def family_of_module(module: nn.Module):
   """The family file that can write a tower; UserError if there is none."""
+  return family_module(family_name(module))
+
+
+def family_name(module: nn.Module) -> str:
+  """The family that can write a tower; UserError if there is none."""
   for name in dict.fromkeys(FAMILIES.values()):
     family = family_module(name)
     if type(module) is family.MODULE and getattr(family, 'writes', lambda _: True)(module):
-      return family
-  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower; known are '
-                  f'{", ".join(FAMILIES)}')
+      return name
+  raise UserError(f'{type(module).__name__}: no family of checkpoints has such a tower, wanted '
+                  f'one of {", ".join(FAMILIES)}')

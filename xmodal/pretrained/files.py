@@ -58,7 +58,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
       raise UserError(f'{index}: has no "weight_map" of tensors to files; copy it again')
     if missing := sorted({file for file in names.values()
                           if not os.path.isfile(os.path.join(self.folder, file))}):
-      raise UserError(f'{index}: {len(missing)} of its files are not there, such as {missing[0]}; '
+      raise UserError(f'{index}: {len(missing)} of its files are missing, such as {missing[0]}; '
                       'copy them too')
     files = {file: self._open(file) for file in sorted(set(names.values()))}
     held = {file: set(opened.keys()) for file, opened in files.items()}
@@ -100,7 +100,7 @@ def _nothing_to_read(folder):
   found = sorted(os.listdir(folder))
   if pickles := [name for name in found if name.endswith(_PICKLES)]:
     return (f'{folder}: {pickles[0]} is a pickle, which can run code and is not read; wanted '
-            f'{_WHOLE}: load it in transformers where you trust it, and save_pretrained it')
+            f'{_WHOLE}: if you trust it, load it in transformers and call save_pretrained')
   return (f'{folder}: neither {_WHOLE} nor {_INDEX} is there, found '
           f'{", ".join(found[:8]) or "nothing"}; wanted a folder that save_pretrained wrote')
 
@@ -111,7 +111,7 @@ def read_json(path: str) -> dict:
     with open(path, encoding='utf-8') as f:
       value = json.load(f)
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}); wanted it as published') from error
+    raise UserError(f'{path}: cannot be read ({error.strerror}); copy it again') from error
   except ValueError as error:
     raise UserError(f'{path}: not JSON ({error}); copy it again') from error
   if not isinstance(value, dict):

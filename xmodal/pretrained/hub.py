@@ -30,8 +30,8 @@ def find_folder(name: str) -> str:
     raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors, '
                     'or the name of a checkpoint on the HuggingFace hub')
   if not paths.home() and not _CACHES & os.environ.keys():
-    raise UserError(f'{name}: no such folder, and this user has no home folder for what the '
-                    'HuggingFace hub sends; set HF_HOME to a folder, or give that of a copy')
+    raise UserError(f'{name}: no such folder, and this user has no home folder for downloads from '
+                    'the HuggingFace hub; set HF_HOME to a folder, or give the folder of a copy')
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import (
     HfHubHTTPError,

@@ -16,7 +16,7 @@ class TowerNames:
   """The names of a file's tensors.
 
   Attributes:
-    files: the tower's own name of a tensor -> the file's; names outside the tower's prefix map to
+    files: the tower's name of a tensor -> the file's; names outside the tower's prefix map to
       themselves.
     inside: own names of the tensors under the tower's prefix, including its heads.
   """
@@ -25,9 +25,7 @@ class TowerNames:
   inside: frozenset[str]
 
   def within(self, modules: Iterable[str]) -> list[str]:
-    """Own names in these modules of the tower, or of other tensors that change its outputs.
-
-    Those are adapters, such as LoRA.
+    """Own names in these modules of the tower, and of adapters (such as LoRA) outside them.
     """
     return [name for name in self.inside
             if name.split('.')[0] in modules or _CHANGES_OUTPUTS.search(name)]
@@ -79,6 +77,6 @@ def _prefix(names, family):
   if not usual and most == 1 < len(family.NAMESPACE):  # chance matches in another model's names
     return ''
   if not usual:
-    raise UserError(f'{len(best)} towers, under the names {", ".join(sorted(best)[:4])}; '
+    raise UserError(f'{len(best)} towers, under the prefixes {", ".join(sorted(best)[:4])}; '
                     'wanted one: leave out the others')
   return usual[0]

@@ -1,10 +1,10 @@
-"""Resizes position embeddings to another picture size than they were learned at."""
+"""Resizes position embeddings to a picture size other than the one they were trained at."""
 
 import numpy as np
 
 from xmodal.errors import UserError
 
-# Parameter of the cubic kernel (Keys, 1981): PyTorch's, and with antialiasing Pillow's.
+# Parameter of the cubic kernel (Keys, 1981): PyTorch's, and Pillow's with antialiasing.
 _SHARPNESS, _SHARPNESS_ANTIALIASED = -0.75, -0.5
 
 

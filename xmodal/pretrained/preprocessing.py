@@ -49,15 +49,15 @@ def read_preprocessing(folder: str, config: dict, default: Preprocessing,
   path, stated = _read_settings(folder, config)
   for key in ('rescale_offset', 'do_flip_channel_order'):
     if stated.get(key):
-      raise UserError(f'{path}: {key} is {stated[key]!r}, which is not known here; choose another '
-                      'checkpoint, or leave it out if its pictures were made without')
+      raise UserError(f'{path}: {key} is {stated[key]!r}, which is not supported; choose another '
+                      'checkpoint, or delete the key if it was trained without')
   mean, std = (_channels(path, stated, key, preset) for key, preset in (
       ('image_mean', default.mean), ('image_std', default.std)))
   if not stated.get('do_normalize', True):
     mean, std = (0.0,) * 3, (1.0,) * 3
   if min(std) <= 0:
-    raise UserError(f'{path}: image_std is {stated.get("image_std")!r}; wanted three numbers each '
-                    'above 0, of red, green, blue')
+    raise UserError(f'{path}: image_std is {stated.get("image_std")!r}; wanted three numbers '
+                    'above 0, for red, green, blue')
   # A pixel x of 0..255 becomes (x * factor - mean) / std; ours are divided by 255 before.
   factor = 1.0 if not stated.get('do_rescale', True) else _rescale_factor(path, stated)
   scale = 1.0 if abs(255 * factor - 1) < 1e-6 else 255 * factor
@@ -111,7 +111,7 @@ def _channels(path, stated, key, preset):
   except (TypeError, ValueError):
     numbers = ()
   if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-    raise UserError(f'{path}: {key} is {value!r}; wanted three numbers each, of red, green, blue')
+    raise UserError(f'{path}: {key} is {value!r}; wanted three numbers, for red, green, blue')
   return numbers
 
 

@@ -37,7 +37,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
   shared = tensors.get('shared.weight')
   for name in _COPIES:
     if name in tensors and shared is not None and not np.array_equal(tensors[name], shared):
-      raise UserError(f'tensors {name} and shared.weight differ, and one table is wanted for both; '
+      raise UserError(f'tensors {name} and shared.weight differ, wanted one table for both; '
                       'choose another checkpoint')
   decodes = _decodes(config, tensors)
   if 'lm_head.weight' in tensors:
@@ -57,7 +57,7 @@ def module_from_config(config: Mapping, tensors: Mapping) -> T5:
 
 
 def _decodes(config, tensors):
-  """Whether a T5 has a usable decoder: not if it never had an output layer."""
+  """Whether a T5 has a usable decoder, which needs an output layer."""
   kinds = config['architectures'] or ()
   if any(name.endswith(('EncoderModel', 'ForTokenClassification')) for name in kinds):
     return False

@@ -113,7 +113,7 @@ class Match:
       if count > 1:
         array = np.split(array, count, axis=layout.output_axis)[number]
       array = layout.to_flax(array)
-      # Even if the shapes are equal: grids of 4 x 4 and of 2 x 8 positions have the same shape.
+      # Also if the shapes are equal: tables of 4 x 4 and 2 x 8 grids have the same shape.
       target[...] = self.entry.fit(array, shape) if self.entry.fit else array
     return value
 
@@ -149,8 +149,8 @@ def _match(file_shapes, entry, struct):
   note = ''
   for name in names:
     if name not in file_shapes:
-      raise UserError(f'no tensor {name}, wanted {wanted} for {entry.path}; is it '
-                      'whole, and of the family and size that its config.json says?')
+      raise UserError(f'no tensor {name}, wanted {wanted} for {entry.path}; is the '
+                      'file complete, and does config.json belong to it?')
     found = list(file_shapes[name])
     if found != wanted:
       if entry.fit is None or len(found) != len(wanted):
@@ -200,8 +200,8 @@ def write_tensors(variables, entries: Iterable[Entry]) -> dict[str, np.ndarray]:
 def grow_rows(array, shape):
   """Appends rows to a table; the new rows are the mean of the others.
 
-  They are for tokens of a tokenizer that its checkpoint lacks (a pad token for
-  GPT-2); the mean is close to no particular word.
+  They are for tokens that the checkpoint lacks (a pad token for GPT-2); the mean
+  is close to no particular word.
 
   Raises:
     UserError: the table would shrink, or its width differs.

@@ -53,7 +53,7 @@ def pair(size) -> tuple[int, int]:
   if isinstance(size, int):
     return size, size
   if len(size) != 2:
-    raise UserError(f'checkpoint config.json: {size} is no height and width; copy it again')
+    raise UserError(f'checkpoint config.json: {size} is not (height, width); copy it again')
   return tuple(size)
 
 
@@ -127,7 +127,7 @@ def shared_config(module: ViT) -> dict:
 
 
 def check_square(module: ViT, family: str) -> None:
-  """Raises UserError for a picture that is not square, which the family does not support."""
+  """Raises UserError if image_size is not square, which the family requires."""
   if module.image_size[0] != module.image_size[1]:
     raise UserError(f'ViT: image_size is {module.image_size}, but the {family} of transformers '
-                    'knows square pictures alone; it cannot be exported')
+                    'supports only square pictures; it cannot be exported')

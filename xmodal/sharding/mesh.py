@@ -38,7 +38,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     data = count // (fsdp * tensor)
   if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
     raise UserError(f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to '
-                    f'the {count} devices there are; config.mesh.data=-1 takes what is left over')
+                    f'the {count} devices; config.mesh.data=-1 takes the remaining devices')
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 

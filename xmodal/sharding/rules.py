@@ -3,8 +3,8 @@
 A rule names the mesh axes of a parameter's last dimensions (two axes may split one dimension);
 dimensions before those (the layers of a scanned stack) are never split. The first rule whose
 pattern is found in the parameter's path applies: first the rules that parts declare for their own
-parameters ('sharding' where they register), then RULES, for layers that many parts have. A
-parameter without a rule is an error: silent replication would make a large model run out of memory.
+parameters ('sharding' where they register), then RULES, for layers that many parts share. A
+parameter without a rule is an error, because silent replication would exhaust memory.
 """
 
 import math
@@ -60,8 +60,8 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
       axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
       return PartitionSpec(*(axis if axis and size % _devices(axis, mesh) == 0 else None
                              for axis, size in zip(axes, shape)))
-  raise KeyError(f'parameter {name} {shape}: no rule names it; the part that owns it declares one '
-                 "with 'sharding' where it registers, see xmodal/sharding/rules.py")
+  raise KeyError(f'parameter {name} {shape}: no rule matches it; declare one where its part '
+                 "registers, under 'sharding', see xmodal/sharding/rules.py")
 
 
 def _devices(axis, mesh):

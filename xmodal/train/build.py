@@ -1,4 +1,4 @@
-"""From a config to tasks and a model."""
+"""Builds the tasks and the model that a config describes."""
 
 from collections.abc import Callable, Mapping, Sequence
 import os
@@ -22,8 +22,8 @@ from xmodal.train.start.pretrained import Tower, save_towers
 from xmodal.train.towers import decoder_tower, text_tower, vision_tower
 
 
-def settle(config, towers: Mapping[str, Tower]):
-  """The config with what it leaves to pretrained towers filled in."""
+def resolve(config, towers: Mapping[str, Tower]):
+  """Fills in the values that the config leaves to pretrained towers."""
   config = config.copy_and_resolve_references()
   if config.data.image_size is None:
     config.data.image_size = (max(towers['vision'].preprocessing.image_size)
@@ -34,13 +34,13 @@ def settle(config, towers: Mapping[str, Tower]):
 def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
           tokenizer_folder: str = '', make_tokenizer: Callable[..., Tokenizer] = train_tokenizer
           ) -> tuple[Tokenizer, dict[str, Task]]:
-  """Tokenizer and tasks, with their vocabularies learned from training examples.
+  """Makes the tokenizer and the tasks; learns their vocabularies from training examples.
 
   Args:
     config: the whole config.
-    examples: of the training split; by task where they have sources of their own.
-    tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer goes before it.
-    make_tokenizer: makes one of texts and a size, where there is no folder.
+    examples: of the training split; a dict by task if tasks have separate sources.
+    tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer overrides it.
+    make_tokenizer: learns a tokenizer from (texts, vocab_size); used without a folder.
   """
   names = task_names(config)
   if not isinstance(examples, Mapping):
@@ -65,7 +65,7 @@ def _texts(example):
 
 def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
                 towers: Mapping[str, Tower], folder: str) -> None:
-  """Writes all that a checkpoint needs beside its parameters: config, tokenizer, lists, towers."""
+  """Writes what a checkpoint needs besides parameters: config, tokenizer, vocabularies, towers."""
   tokenizer.save(os.path.join(folder, 'tokenizer'))
   save_towers(towers, folder)
   for name, task in tasks.items():
@@ -74,19 +74,19 @@ def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
 
 
 def load_assets(config, folder: str) -> tuple[Tokenizer, dict[str, Task]]:
-  """Tokenizer and tasks as save_assets left them; UserError if they are not all there."""
+  """Reads the tokenizer and tasks that save_assets wrote; UserError if some are missing."""
   tokenizer = load_tokenizer(os.path.join(folder, 'tokenizer'))
   try:
     return tokenizer, {
         name: TASKS[name].make.from_files(config, tokenizer, os.path.join(folder, name))
         for name in task_names(config)}
   except (OSError, ValueError) as error:
-    raise UserError(f'{folder} is damaged ({error}): take the assets folder of another '
+    raise UserError(f'{folder} is damaged ({error}): use the assets folder of another '
                     'checkpoint of the run') from error
 
 
 def task_weights(config) -> dict[str, float]:
-  """Weight of each task's loss; UserError if they are not one a task, above 0 and finite."""
+  """Weight of each task's loss; UserError unless there is one per task, finite and above 0."""
   names, weights = task_names(config), tuple(config.mixer.weights)
   if len(names) != len(weights) or not all(
       type(weight) in (int, float) and ABOVE_ZERO <= weight <= HIGHEST
@@ -97,7 +97,7 @@ def task_weights(config) -> dict[str, float]:
 
 
 def task_names(config) -> tuple[str, ...]:
-  """config.mixer.tasks; UserError if there is none, or one twice, or one that does not exist."""
+  """config.mixer.tasks; UserError if empty, duplicated or unknown."""
   names = tuple(config.mixer.tasks)
   if not names or len(set(names)) != len(names):
     raise UserError(f'config.mixer.tasks={names}: wanted one or more different names')
@@ -107,7 +107,7 @@ def task_names(config) -> tuple[str, ...]:
 
 
 def compute_dtype(config):
-  """bfloat16 on accelerators and float32 on CPU, unless the config names one."""
+  """bfloat16 on accelerators and float32 on CPU, unless config.model.dtype names one."""
   name = config.model.dtype
   if name == 'auto':
     name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
@@ -116,11 +116,11 @@ def compute_dtype(config):
 
 def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
                towers: Mapping[str, Tower] | None = None) -> MultiTask:
-  """The towers, pretrained ones (by part) or as the config says, under the tasks' heads."""
+  """The model: towers, pretrained (by part) or as the config says, and the tasks' heads."""
   model, towers = config.model, towers or {}
   if model.attention == 'cudnn' and model.dropout_rate:
     raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
-                    f'{model.dropout_rate}; set it to 0 or take config.model.attention=xla')
+                    f'{model.dropout_rate}; set it to 0 or use config.model.attention=xla')
   shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=usable(model.attention),
                 dropout_rate=model.dropout_rate)
   pictures = {}

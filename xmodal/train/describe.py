@@ -1,4 +1,4 @@
-"""A description of a run that is not started."""
+"""Describes a run without starting it."""
 
 import jax
 
@@ -23,18 +23,18 @@ def describe(plan) -> str:
 
 def _memory(plan):
   local = sum(_bytes_on_one(x) for x in jax.tree.leaves(plan.abstract))
-  lines = [f'state (parameters, optimiser, average): {local / 2**20:,.1f} MiB a device']
+  lines = [f'state (parameters, optimiser, average): {local / 2**20:,.1f} MiB per device']
   analyses = [compile_step(plan, kind).memory_analysis() for kind in plan.sampling.kinds]
   if None not in analyses:
     most = max(analysis.temp_size_in_bytes for analysis in analyses)
-    lines.append(f'while a step runs: {most / 2**20:,.1f} MiB more a device')
-  line = (f'evaluation: {plan.evaluation.batch_size} examples at once '
+    lines.append(f'during a step: {most / 2**20:,.1f} MiB more per device')
+  line = (f'evaluation: {plan.evaluation.batch_size} examples per batch '
           f'(config.train.eval_batch_size={plan.config.train.eval_batch_size})')
   analyses = [plan.evaluation.compile(feed, plan.abstract_variables).memory_analysis()
               for feed in plan.feeds]
   if None not in analyses:
     most = max(analysis.temp_size_in_bytes for analysis in analyses)
-    line += f', {most / 2**20:,.1f} MiB more a device'
+    line += f', {most / 2**20:,.1f} MiB more per device'
   lines.append(line)
   return lines
 

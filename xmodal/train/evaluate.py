@@ -18,15 +18,15 @@ from xmodal.train.process.stop import Stop
 
 OPTIONS = {
     'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),
-    'eval_batch_size': Option(0, 'Examples that evaluation predicts at once. 0: those of a '
-                              'micro-batch, divided by the beams, captions or guidance that '
-                              'multiply an example.', low=0, may_change=True),
-    'samples': Option(12, 'Pictures of predictions drawn at each evaluation.', low=0,
+    'eval_batch_size': Option(0, 'Batch size of evaluation; 0: that of a micro-batch, divided by '
+                              'the number of beams, captions or guidance passes per example.',
+                              low=0, may_change=True),
+    'samples': Option(12, 'Number of predictions drawn at each evaluation.', low=0,
                       may_change=True)}
 
 
 def make_predict_step(model, mesh):
-  """A compiled (variables, batch) -> (valid, {task: arrays}); results are whole on every host."""
+  """A jitted (variables, batch) -> (valid, {task: arrays}); outputs are replicated on all hosts."""
   def predict_step(variables, batch):
     variables = {**variables, 'params': gather_when_used(variables['params'])}
     return batch['valid'], model.apply(variables, batch, method='predict')
@@ -35,22 +35,22 @@ def make_predict_step(model, mesh):
 
 
 def check_batch_size(key: str, size: int, mesh) -> None:
-  """Raises UserError if a batch of evaluation does not divide over the devices.
+  """Raises UserError if an evaluation batch does not divide over the devices.
 
-  key: of the config, that gives the size.
+  key: config key of the size, for the message.
   """
   ways = meshes.batch_ways(mesh)
   if size % ways:
-    raise UserError(f'{key}={size} does not divide over {ways} devices (mesh data x fsdp); take a '
-                    f'multiple of {ways}, or 0 to have it chosen')
+    raise UserError(f'{key}={size} does not divide over {ways} devices (mesh data x fsdp); wanted '
+                    f'a multiple of {ways}, or 0 for an automatic choice')
 
 
 def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
-  """How many examples evaluation predicts at once, over all devices.
+  """Batch size of evaluation, over all devices.
 
-  As many as a micro-batch of training has, divided by Task.copies of the task that makes the most.
-  A step of training keeps more of an example than a prediction does, so what fits there fits here.
-  It is a multiple of the devices, and no result depends on it.
+  The size of a training micro-batch, divided by the largest Task.copies. A training step needs more
+  memory per example than a prediction, so what fits there fits here. It is a multiple of the
+  number of devices; results do not depend on it.
   """
   ways = meshes.batch_ways(mesh)
   fits = config.train.batch_size // max(1, config.train.accumulation) // max(
@@ -60,20 +60,19 @@ def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
 
 def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
                 stop: Stop | None = None, most: int = 0):
-  """Predictions of every record of a source.
+  """Predicts every record of a source.
 
   Args:
     predict_step: from make_predict_step.
-    variables: the model's, as TrainState.variables gives them.
-    make: of the source to evaluate.
-    batch_size: over all devices; they divide it.
+    variables: model variables, see TrainState.variables.
+    make: batch maker of the source.
+    batch_size: over all devices; a multiple of their number.
     mesh: the device mesh.
-    stop: read after each batch; once reached, no more are read.
-    most: records, from the first on; 0: all.
+    stop: checked after each batch.
+    most: number of records, from the first on; 0: all.
 
   Returns:
-    int64 [N], the records whose picture could be read, and {task: N predictions};
-    None if stopped.
+    (int64 [N] records whose pictures could be read, {task: N predictions}); None if stopped.
   """
   records, predictions = [], {name: [] for name in make.tasks}
   batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size), most)
@@ -85,8 +84,8 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       raise UserError(
-          f'to evaluate {batch_size} examples at once needs more memory than the device has: set '
-          'config.train.eval_batch_size lower, and run the same command to go on') from error
+          f'evaluating {batch_size} examples at once needs more memory than the device has: lower '
+          'config.train.eval_batch_size and run the same command to resume') from error
     records.append((number * batch_size + np.arange(batch_size))[valid])
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
@@ -103,13 +102,13 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
 
   Args:
     predict_step, variables, make, batch_size, mesh, stop, most: see predict_all.
-    split: in names of files.
+    split: name of the split, used in file names.
     config: the whole config.
-    workdir: of the run.
-    step: that the variables are of.
+    workdir: folder of the run.
+    step: training step of the variables.
 
   Returns:
-    {task: scores}, or None if it was stopped on the way.
+    {task: scores}; None if stopped.
   """
   predicted = predict_all(predict_step, variables, make, batch_size, mesh, stop, most)
   if predicted is None:
@@ -136,7 +135,7 @@ def score_all(tasks: Mapping[str, Task], examples: Sequence, predictions: Mappin
 
 
 def write_predictions(path: str, task: Task, records, examples, predictions) -> None:
-  """One JSON object a line: record number, what was asked, what was answered, the truth."""
+  """Writes a JSON object per line: record number, input, prediction and target."""
   lines = [strict_json.dumps({'record': int(number), **line}, ensure_ascii=False) + '\n'
            for number, example, prediction in zip(records, examples, predictions)
            if (line := task.record(example, prediction)) is not None]
@@ -147,7 +146,7 @@ def write_predictions(path: str, task: Task, records, examples, predictions) -> 
 
 
 def write_files(workdir: str, name: str, split: str, task: Task, examples, predictions) -> None:
-  """What the task has for other programs: WORKDIR/{name}_{split}_{kind}.json."""
+  """Writes the task's files for other programs: WORKDIR/{name}_{split}_{kind}.json."""
   for kind, content in task.files(examples, predictions).items():
     path = os.path.join(workdir, f'{name}_{split}_{kind}.json')
     with atomic.written(path) as f:
@@ -156,7 +155,7 @@ def write_files(workdir: str, name: str, split: str, task: Task, examples, predi
 
 def write_samples(path: str, task: Task, make: BatchMaker, records, examples, predictions,
                   count: int) -> None:
-  """A sheet of up to `count` evenly chosen examples: what the model saw, said, and the truth."""
+  """Draws up to `count` evenly spaced examples: input, prediction and target."""
   chosen = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
   cards = []
   for i in chosen:

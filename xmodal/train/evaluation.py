@@ -1,4 +1,4 @@
-"""One evaluation of a run: a split, the tasks that score it, and how often."""
+"""One evaluation of a run: a split, the tasks scored on it, and its period in steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,27 +17,27 @@ from xmodal.train.process.stop import Stop
 
 # The evaluation of config.data.eval_split, every config.train.eval_every steps.
 DEFAULT = 'eval'
-# Of config.evaluations.NAME, for more evaluations than that one.
+# Options of config.evaluations.NAME, which adds further evaluations.
 OPTIONS = {
-    'split': Option('', "Split, as the source calls it; '': config.data.eval_split.",
+    'split': Option('', "Name of the split in the source; '': config.data.eval_split.",
                     may_change=True),
     'every': Option(0, 'Steps between evaluations; 0: config.train.eval_every.', low=0,
                     may_change=True),
     'examples': Option(0, 'Number of examples, the first of the split; 0: all.', low=0,
                        may_change=True),
-    'batch_size': Option(0, 'Examples that are predicted at once; 0: config.train.eval_batch_size.',
+    'batch_size': Option(0, 'Batch size; 0: config.train.eval_batch_size.',
                          low=0, may_change=True)}
 
 
 class Evaluation:
-  """A split, the tasks that score it, and how often.
+  """A split, the tasks scored on it, and its period in steps.
 
   Attributes:
-    name: in metrics.jsonl, as 'split', and in names of files.
+    name: used in file names, and as 'split' in metrics.jsonl.
     feeds: the sources.
     tasks: by name, with the vocabulary of the split.
-    scored: names of the tasks of which the split has targets.
-    batch_size: examples that are predicted at once, over all devices.
+    scored: names of the tasks for which the split has targets.
+    batch_size: examples predicted at once, over all devices.
     predict_step: see evaluate.make_predict_step.
   """
 
@@ -45,14 +45,14 @@ class Evaluation:
                samples: Mapping[str, Sequence], make_model: Callable, mesh, decode: KeepDecoded):
     """
     Args:
-      name: of the evaluation.
-      own: config.evaluations[name]; for the default one, None.
-      config: the whole config, with the data of this evaluation.
+      name: name of the evaluation.
+      own: config.evaluations[name]; None for the default evaluation.
+      config: the whole config, with the data section of this evaluation.
       feeds: its sources.
-      tasks: as training has them.
+      tasks: the tasks of training, by name.
       samples: some examples by task.
-      make_model: of tasks, the model that predicts for them.
-      mesh: of devices.
+      make_model: maps tasks to the model that predicts for them.
+      mesh: the device mesh.
       decode: turns picture files into pixels.
 
     Raises:
@@ -71,7 +71,7 @@ class Evaluation:
     self.predict_step = evaluate.make_predict_step(make_model(self.tasks), mesh)
 
   def is_due(self, step: int) -> bool:
-    """Whether it is made after a step."""
+    """Whether this evaluation runs after a step."""
     return step == self._config.train.steps or step % self._every == 0
 
   def maker(self, feed: Feed | None = None) -> pipeline.BatchMaker:
@@ -79,7 +79,7 @@ class Evaluation:
     return (feed or self.feeds[0]).maker('eval', self.tasks, self._decode)
 
   def compile(self, feed: Feed, abstract_variables):
-    """The step on the pictures of a feed, compiled: (variables, batch) -> predictions."""
+    """Compiles the predict step for a feed: (variables, batch) -> predictions."""
     filler = self.maker(feed)(np.array([-1]), np.array([0]))
     sharding = meshes.batch_sharding(self._mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
@@ -90,7 +90,7 @@ class Evaluation:
           ) -> dict[str, dict] | None:
     """Scores the split; writes predictions and sample pictures into the workdir.
 
-    Returns {task: scores}, or None if it was stopped on the way.
+    Returns {task: scores}; None if stopped.
     """
     scores = {}
     for feed in self.feeds:
@@ -111,17 +111,17 @@ class Evaluation:
                        for name, text in found.items() if text)
 
   def headlines(self, scores: Mapping[str, Mapping], step: int) -> list[str]:
-    """A line on the scores of each task that has one to say."""
+    """A line of main scores for each task that has one."""
     where = 'evaluation' if self.name == DEFAULT else f'evaluation {self.name!r}'
     return [f'{where} at step {step}: {name} {line}' for name, of_task in scores.items()
             if (line := self.tasks[name].headline(of_task))]
 
 
-def open_more(config, names: tuple[str, ...]) -> dict[str, tuple]:
-  """The evaluations of config.evaluations: {name: (its section, the config with its data, feeds)}.
+def open_named(config, names: tuple[str, ...]) -> dict[str, tuple]:
+  """Opens config.evaluations: {name: (its section, the config with its data, feeds)}.
 
   Raises:
-    UserError: a split is not there.
+    UserError: a split does not exist.
   """
   found = {}
   for name, own in config.evaluations.items():

@@ -1,12 +1,12 @@
-"""The steps of training, from where a run stands to its end."""
+"""The training loop."""
 
 from collections.abc import Callable
 
 from xmodal.sharding import hosts
-from xmodal.train.around.evaluate import Evaluating
-from xmodal.train.around.log import Logging
-from xmodal.train.around.measure import Measuring
-from xmodal.train.around.save import Saving
+from xmodal.train.hooks.evaluate import Evaluating
+from xmodal.train.hooks.log import Logging
+from xmodal.train.hooks.measure import Measuring
+from xmodal.train.hooks.save import Saving
 from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
 from xmodal.train.process.stop import Stop
@@ -15,24 +15,24 @@ from xmodal.train.programs import compile_step
 
 def run_steps(plan: Plan, state, next_batch: Callable[[], dict], evaluating: Evaluating,
               saving: Saving, report: Report, stop: Stop):
-  """Trains from a state to the end; saves, evaluates and logs on the way.
+  """Trains from a state to the last step; saves, evaluates and logs.
 
   Args:
-    plan: of the run.
+    plan: the plan of the run.
     state: TrainState to start from.
-    next_batch: gives the batch of the next step, on the devices.
-    evaluating, saving, report: what happens around the steps.
+    next_batch: returns the next step's batch, on the devices.
+    evaluating, saving, report: hooks of the loop, see train.hooks.
     stop: ends the run early.
 
   Returns:
-    The last state, and whether the run is finished: False if it was stopped, and saved.
+    (last state, whether the run finished). A stopped run returns False; its state is saved.
   """
   start, last, best = int(state.step), plan.config.train.steps, plan.best
   if start >= last or best.is_exhausted:
     return state, evaluating.run(plan.evaluations, state, stop)
   with report.pause(start):
-    owed = [name for name in plan.evaluations if hosts.agreed(name in report.owed)]
-    if not evaluating.run(owed, state, stop):
+    overdue = [name for name in plan.evaluations if hosts.agreed(name in report.overdue)]
+    if not evaluating.run(overdue, state, stop):
       return state, False
     steps = [compile_step(plan, kind) for kind in plan.sampling.kinds]
     measure = Measuring(plan, start)

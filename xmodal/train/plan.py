@@ -1,4 +1,4 @@
-"""What a config means: sources, tasks, model, abstract state. Compiles and writes nothing."""
+"""What a config describes: sources, tasks, model, abstract state. Compiles and writes nothing."""
 
 from collections.abc import Mapping
 import json
@@ -20,44 +20,44 @@ from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build, evaluation
-from xmodal.train.around.best import Best
 from xmodal.train.checkpoints import checkpoint
+from xmodal.train.hooks.best import Best
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
-from xmodal.train.process import holder
+from xmodal.train.process import lock
 from xmodal.train.start import pretrained, settings
 from xmodal.train.start.earlier import open_earlier
-from xmodal.train.start.fits import Meaning
+from xmodal.train.start.fits import ModelSpec
 from xmodal.train.start.transfer import Transfer
 from xmodal.train.steps import shares
 from xmodal.train.steps import state as states
 from xmodal.train.steps.frozen import frozen_names, split
-from xmodal.train.towers import overruled
+from xmodal.train.towers import overridden
 
 
 class Plan:
-  """One model, its data and the shapes of its state, as a config says.
+  """The model, data and abstract state that a config describes.
 
   Attributes:
-    config: the whole config, with what it leaves to pretrained towers filled in.
-    workdir: absolute path of the folder of the run.
-    mesh: of devices.
-    feeds: sources to train on, and those of the default evaluation.
-    sampling, balance: of the tasks.
+    config: the whole config, with values from pretrained towers filled in.
+    workdir: absolute path of the run's folder.
+    mesh: the device mesh.
+    feeds: sources of training and of the default evaluation.
+    sampling, balance: tasks of each step and rule for their weights, see xmodal.mixer.
     tokenizer, tasks, towers: see train.build; tasks by name.
-    is_new: whether tokenizer and tasks were learned from the data, as no run is in the workdir.
-    notes: lines for people on data and model.
-    evaluations: by name, the default one first.
-    best: of their scores.
+    is_new: whether the workdir has no run to resume; tokenizer and tasks are then learned.
+    notes: lines for the user on data and model.
+    evaluations: by name, the default first.
+    best: the best score so far.
     model: a models.joint.MultiTask.
     batch: shapes and dtypes of a batch of all tasks.
     frozen: paths of parameters that never change.
-    resting: by kind of step, paths of parameters that it leaves alone.
-    shared: paths of the parameters at which gradients of tasks are compared.
+    resting: by kind of step, paths of parameters it does not update although other kinds do.
+    shared: paths of the parameters at which task gradients are compared.
     optimizer: see train.optimizer.
-    init: see train.state.init_fn.
+    init: see train.steps.state.init_fn.
     abstract: TrainState of shapes and shardings.
-    loader: of the weights that the model starts from.
+    loader: loads the weights that the model is initialised from.
     task_weights: weight of each task's loss, by name.
   """
 
@@ -66,16 +66,16 @@ class Plan:
 
     Args:
       config: the whole config.
-      workdir: of the run.
-      mode: 'train'; 'eval' opens no training data; 'dry_run' may look at a workdir in use.
+      workdir: folder of the run.
+      mode: 'train'; 'eval' opens no training data; 'dry_run' accepts a workdir in use.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be used.
+      UserError: the config, the data or the workdir is unusable.
     """
     configs.check(config)
     self.workdir = workdir = paths.local(workdir, '--workdir')
     if mode != 'dry_run':
-      holder.check_free(workdir)
+      lock.check_free(workdir)
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if mode != 'eval':
       meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
@@ -88,11 +88,11 @@ class Plan:
       config, self.towers = settings.resume(config, begun_config), pretrained.load_towers(begun)
     else:
       if earlier := open_earlier(config.train):
-        config = earlier.settle(config)
+        config = earlier.resolve(config)
       self.towers = dict(earlier.towers) if earlier else {}
       checkpoints = pretrained.open_checkpoints(config, without=self.towers)
       self.towers |= pretrained.towers_of(checkpoints)
-    self.config = config = build.settle(config, self.towers)
+    self.config = config = build.resolve(config, self.towers)
     if begun:
       _check_continues(config, begun_config, workdir)
     names = build.task_names(config)
@@ -134,18 +134,18 @@ class Plan:
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
                                self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)
-    meaning = Meaning(self.model.backbone.vision_tower, self.tokenizer, self.tasks)
-    transfer = earlier and Transfer(earlier, self.abstract, meaning, self.model.lora, self.mesh)
+    spec = ModelSpec(self.model.backbone.vision_tower, self.tokenizer, self.tasks)
+    transfer = earlier and Transfer(earlier, self.abstract, spec, self.model.lora, self.mesh)
     self.loader = pretrained.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
-    self.notes += [*overruled(config, self.towers), *self.loader.report(),
+    self.notes += [*overridden(config, self.towers), *self.loader.report(),
                    *shares.notes(self.feeds, self.sampling, config.train),
                    *shares.never_updated(self.resting)]
 
   def _begun(self, mode):
-    """The assets of the run in the workdir; None if there is none to go on with."""
+    """Assets folder of the run to resume; None for a new run."""
     if mode == 'eval':
       return os.path.join(checkpoint.find(self.workdir), checkpoint.ASSETS)
-    # What a run left that came to no checkpoint is written over.
+    # A run that ended before its first checkpoint is overwritten.
     checkpoint.check_not_all_damaged(self.workdir)
     return self.assets if checkpoint.saved_steps(self.workdir) else None
 
@@ -156,24 +156,24 @@ class Plan:
     shared = dict(make_model=make_model, mesh=self.mesh, decode=self._decode)
     found = {evaluation.DEFAULT: evaluation.Evaluation(
         evaluation.DEFAULT, None, self.config, self.feeds, self.tasks, samples, **shared)}
-    for name, (own, config, feeds) in evaluation.open_more(self.config, names).items():
+    for name, (own, config, feeds) in evaluation.open_named(self.config, names).items():
       found[name] = evaluation.Evaluation(name, own, config, feeds, self.tasks,
                                           _samples(feeds, 'eval'), **shared)
     return found
 
   @property
   def evaluation(self) -> evaluation.Evaluation:
-    """The default one."""
+    """The default evaluation."""
     return self.evaluations[evaluation.DEFAULT]
 
   @property
   def abstract_variables(self) -> dict:
-    """Shapes and shardings of the variables to apply the model with."""
+    """Shapes and shardings of the variables that model.apply takes."""
     return {'params': self.abstract.params, **self.abstract.collections}
 
   @property
   def rows(self) -> float:
-    """Examples of a step, on average."""
+    """Mean number of examples per step."""
     return self.config.train.batch_size * sum(self.sampling.share(f.tasks) for f in self.feeds)
 
   def maker(self, use: str, feed: Feed | None = None) -> pipeline.BatchMaker:
@@ -188,7 +188,7 @@ class Plan:
 
   def batch_of(self, tasks: tuple[str, ...]) -> Mapping:
     """Shapes and dtypes of a batch of some tasks."""
-    # As training sees the tasks; there may be no training data.
+    # With the tasks of training; the 'eval' sources, as training data may not be open.
     stream = Stream({
         feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
     return jax.tree.map(
@@ -196,7 +196,7 @@ class Plan:
         stream.filler(tasks))
 
   def _parameters_of(self, task):
-    """Paths of the parameters that a task uses: those that a model for it alone would have."""
+    """Paths of the parameters that a task uses, those of a model with this task only."""
     variables = states.variables_fn(self.model, self.batch_of((task,)), self.config.seed)
     return frozenset(traverse_util.flatten_dict(jax.eval_shape(variables)['params'], sep='/'))
 
@@ -207,13 +207,13 @@ def count(params) -> int:
 
 
 def _samples(feeds, use):
-  """Some examples of each task, by its name."""
+  """Some examples of each task, by task name."""
   return {name: examples for feed in feeds
           for examples in [pipeline.sample(feed.sources[use])] for name in feed.tasks}
 
 
 def _survey(tasks, samples):
-  """What there is to say of the examples; UserError if they cannot be trained on."""
+  """Notes on the examples; UserError if they cannot be trained on."""
   notes = []
   for use, by_task in samples.items():
     for name, task in tasks.items():
@@ -226,7 +226,7 @@ def _survey(tasks, samples):
 
 
 def _check_continues(config, begun, workdir):
-  """Raises UserError where a workdir's run was begun with another config."""
+  """Raises UserError if the workdir's run was started with another config."""
   def flat(tree, prefix=''):
     for key, value in tree.items():
       if isinstance(value, dict):

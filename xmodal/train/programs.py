@@ -12,9 +12,9 @@ from xmodal.train.steps.step import make_train_step
 
 
 def compile_step(plan: Plan, kind: Kind | None = None) -> Callable:
-  """A training step for the mesh: (state, batch) -> (state, metrics).
+  """Compiles a training step for the mesh: (state, batch) -> (state, metrics).
 
-  kind: of plan.sampling.kinds; None: the first.
+  kind: one of plan.sampling.kinds; None: the first.
   """
   kind, train = kind or plan.sampling.kinds[0], plan.config.train
   shardings = jax.tree.map(lambda x: x.sharding, plan.abstract)
@@ -28,7 +28,7 @@ def compile_step(plan: Plan, kind: Kind | None = None) -> Callable:
 
 
 def compile_measure(plan: Plan) -> Callable:
-  """The comparison of the gradients of all tasks: (state, batch) -> metrics."""
+  """Compiles the comparison of all tasks' gradients: (state, batch) -> metrics."""
   measure = make_measure(
       plan.model, plan.tasks, plan.task_weights, accumulation=plan.config.train.accumulation,
       frozen=plan.frozen, shared=plan.shared)

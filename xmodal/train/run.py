@@ -1,4 +1,4 @@
-"""A run from its start to its end, and the evaluation of one that has ended."""
+"""Runs training, and evaluates the newest checkpoint of a run."""
 
 import contextlib
 import json
@@ -11,40 +11,42 @@ from jax.experimental import multihost_utils
 from xmodal import atomic, strict_json
 from xmodal import config as configs
 from xmodal.errors import UserError
-from xmodal.mixer import met
+from xmodal.mixer import unusable
 from xmodal.mixer.feed import each_split, left_out
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build
-from xmodal.train.around.evaluate import Evaluating
-from xmodal.train.around.save import Saving
 from xmodal.train.checkpoints import checkpoint
+from xmodal.train.hooks.evaluate import Evaluating
+from xmodal.train.hooks.save import Saving
 from xmodal.train.logs.report import Report
 from xmodal.train.loop import run_steps
 from xmodal.train.optimizer.schedules import changed_rate
 from xmodal.train.plan import Plan, count
-from xmodal.train.process import holder, together
+from xmodal.train.process import lock, together
 from xmodal.train.process.stop import signals
 from xmodal.train.steps import state as states
 from xmodal.train.steps.prefetch import Prefetch
 
 
 def train(plan: Plan) -> dict:
-  """Trains to the end; returns what final.json holds.
+  """Trains to the end; returns the content of final.json.
 
-  SIGTERM and SIGINT (Ctrl-C) save and end it early: {}.
+  On SIGTERM or SIGINT (Ctrl-C), saves and returns {} early.
   """
-  with signals() as stop, holder.hold(plan.workdir):
+  with signals() as stop, lock.hold(plan.workdir):
     together.agree(lambda: _check_unchanged(plan), lead=True)
     final = _train(plan, stop)
-    # Until then each process may have to tell the others how far it is.
+    # Until all have ended, each process may have to report its step to the others.
     multihost_utils.sync_global_devices('all have ended')
     return final
 
 
 def evaluate_newest(plan: Plan) -> dict[str, dict]:
-  """Scores the newest checkpoint of the workdir, which no other run may be in, by the default
-  evaluation; returns {task: scores}."""
-  with holder.hold(plan.workdir):
+  """Scores the workdir's newest checkpoint by the default evaluation; returns {task: scores}.
+
+  Raises UserError if another run uses the workdir.
+  """
+  with lock.hold(plan.workdir):
     folder = checkpoint.find(plan.workdir)
     lead = jax.process_index() == 0
     if lead:
@@ -52,7 +54,7 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
     variables = checkpoint.load_variables(
         folder, plan.abstract_variables, ema=plan.config.train.ema_decay > 0)
     scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
-    met.exchange(plan.feeds)
+    unusable.exchange(plan.feeds)
     if lead:
       for line in left_out(plan.feeds):
         print(line, flush=True)
@@ -61,7 +63,7 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
 
 def _check_unchanged(plan):
   if plan.is_new == bool(checkpoint.saved_steps(plan.workdir)):
-    raise UserError(f'{plan.workdir}: another run was there while this one started; run the same '
+    raise UserError(f'{plan.workdir}: another run used it while this one started; run the same '
                     'command again')
   return ''
 
@@ -84,20 +86,20 @@ def _train(plan, stop):
                   evaluates=ends)
   for line in [*warnings, *plan.notes]:
     report.say(line)
-  # The other hosts look for the same files when they start.
+  # The other hosts read the same files when they start.
   multihost_utils.sync_global_devices('all have looked')
   _write_assets(plan)
   saving = Saving(plan, checkpoints)
   if state is not None:
     saving.load_left_out()
-  report.say(f'{"starting" if state is None else f"going on from step {start}"} in {workdir}: '
+  report.say(f'{"starting" if state is None else f"resuming from step {start}"} in {workdir}: '
              f'{count(plan.abstract.params) / 1e6:.2f}M parameters, {_sizes(plan, "train")} '
              f'training examples, {_sizes(plan, "eval")} to evaluate on; '
              f'{"nothing left to train, evaluating" if ends else "compiling"}')
   batches = Prefetch(lambda: plan.stream('train').batches(
       plan.sampling, config.train.batch_size, start, config.train.steps,
       meshes.local_rows(plan.mesh, config.train.batch_size)), plan.mesh, config.train.batch_size)
-  with contextlib.ExitStack() as closing:  # each is closed, whatever befalls the others
+  with contextlib.ExitStack() as closing:  # closes each, even if closing another fails
     for part in (checkpoints, report, batches):
       closing.callback(part.close)
     if state is None:
@@ -105,14 +107,14 @@ def _train(plan, stop):
     evaluating = Evaluating(plan, report, saving)
     state, finished = run_steps(plan, state, batches.next, evaluating, saving, report, stop)
   if not finished:
-    report.say(f'stopped after step {int(state.step)}: saved; the same command goes on')
+    report.say(f'stopped after step {int(state.step)}: saved; run the same command to resume')
     return {}
   saving.note_left_out()
   return _finish(plan, state, evaluating, start, time.perf_counter() - began, report)
 
 
 def _write_assets(plan):
-  """Writes what checkpoints and predictions need beside the state."""
+  """Writes the files that checkpoints and predictions need besides the state."""
   if jax.process_index() == 0:
     if plan.is_new:
       with atomic.written_folder(plan.assets) as folder:
@@ -135,7 +137,7 @@ def _finish(plan, state, evaluating, start, seconds, report):
       'unreadable_pictures': {name: feed.bad[use].lines() for name, feed, use in each_split(feeds)},
       'boxes_outside': {name: feed.bad_boxes[use].lines() for name, feed, use in each_split(feeds)},
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}'}
-  # A run that had ended has reported its time already.
+  # A run that had already ended has reported its time.
   if jax.process_index() == 0 and (steps or not _is_json(path)):
     with atomic.written(path) as f:
       f.write(strict_json.dumps(final, indent=2))
@@ -148,5 +150,5 @@ def _is_json(path):
   try:
     with open(path, encoding='utf-8') as f:
       return isinstance(json.load(f), dict)
-  except (FileNotFoundError, ValueError):  # a crash may have cut it
+  except (FileNotFoundError, ValueError):  # a crash may have truncated it
     return False

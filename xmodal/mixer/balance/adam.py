@@ -1,4 +1,4 @@
-"""Adam (arXiv:1412.6980) on the entries of a balance, with a step count per task."""
+"""Adam (arXiv:1412.6980) for a balance's state, with a step count per task."""
 
 import jax.numpy as jnp
 

@@ -4,21 +4,20 @@ A balance is a few pure functions. Its state is a dict of arrays [K], one entry 
 task, stored in the train state and its checkpoints. A step that trains only some
 tasks leaves the entries of the others unchanged.
 
-config.mixer.weights, c, have the same meaning under each rule: at the same state of
-the rule, doubling the c of a task doubles its gradient in the sum. The rules converge
-to:
+config.mixer.weights, c, mean the same under each rule: at a given state of the rule,
+doubling the c of a task doubles its gradient in the sum. The rules converge to:
 
 - fixed: the minimum of sum c_i L_i.
-- uncertainty: the minimum of sum c_i (exp(-s_i) L_i + s_i), so the c of a task does not change its
+- uncertainty: the minimum of sum c_i (exp(-s_i) L_i + s_i), so a task's c does not change its
   noise s_i.
-- dwa: c_i times the weight of the paper, which depends on ratios of losses.
-- gradnorm: gradient norms of the shared parameters in proportion to
+- dwa: c_i times the paper's weight, a function of loss ratios.
+- gradnorm: gradient norms at the shared parameters proportional to
   c_i (loss / first loss)^alpha.
 - pcgrad: sum of c_i times the projected gradient of task i; the projection does not depend on the
   c of the others.
-- famo: log losses that fall in proportion to c_i.
+- famo: log losses that fall at rates proportional to c_i.
 
-All losses and gradient products passed to a rule are those of c_i L_i.
+Losses and gradient products passed to a rule already include c_i.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,17 +42,17 @@ class Balance:
 
   Attributes:
     tasks: names of the tasks, in the order of the state's entries.
-    needs: inputs of `weights` besides the state: '', 'losses', or 'gradients' (the products
-      of the gradients of all tasks).
-    of_shared: if true, weights apply to the gradients of shared parameters only; task-specific
+    needs: inputs of `weights` besides the state: '', 'losses', or 'gradients' (the inner
+      products of all tasks' gradients).
+    shared_only: if true, weights apply to the gradients of shared parameters only; task-specific
       parameters receive the unweighted gradient, and the objective is the plain sum of the losses.
   """
 
   needs = ''
-  of_shared = False
+  shared_only = False
 
   def __init__(self, tasks: Sequence[str], task_weights: Sequence[float] | None = None):
-    """task_weights: the c of each task, already applied to the losses passed in; None: 1."""
+    """task_weights: each task's c, already applied to the losses passed in; None: 1."""
     self.tasks = tuple(tasks)
     self._task_weights = np.array(task_weights or [1.0] * len(self.tasks), np.float32)
 
@@ -68,7 +67,7 @@ class Balance:
     Args:
       state: the state before the step.
       losses: float32 scalars c_i L_i of the tasks in the step.
-      gram: float32 [K, K], products of their gradients at the shared parameters.
+      gram: float32 [K, K], inner products of their gradients at the shared parameters.
       rng: the step's key.
 
     Returns:
@@ -100,21 +99,21 @@ class Balance:
 
 
 def make_balance(config, every_step: bool) -> Balance:
-  """The balance of config.mixer.
+  """Makes the balance that config.mixer names.
 
   Args:
     config: the whole config.
     every_step: whether each step trains all tasks.
 
   Raises:
-    UserError: the balance is unknown, or it compares the gradients of tasks that no step trains
-      together.
+    UserError: the balance is unknown, or it compares gradients of all tasks and a step trains
+      only some.
   """
   mixer = config.mixer
   part = BALANCES[mixer.balance]
   balance = part.make(mixer.tasks, mixer.weights, **{key: mixer[key] for key in part.options})
   if balance.needs == 'gradients' and not every_step:
     raise UserError(f'config.mixer.balance={mixer.balance!r} compares the gradients of all tasks '
-                    f'in each step, and config.mixer.sampling={mixer.sampling!r} trains them '
-                    "apart; set that to 'joint', or take uncertainty, dwa or famo")
+                    f'in each step, but config.mixer.sampling={mixer.sampling!r} trains them '
+                    "separately; set that to 'joint', or use uncertainty, dwa or famo")
   return balance

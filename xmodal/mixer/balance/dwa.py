@@ -1,4 +1,4 @@
-"""Weights from the rates at which losses fall."""
+"""Dynamic Weight Average: weights from the rate at which each loss falls."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Weights under which log losses fall at set rates."""
+"""FAMO: weights under which all log losses fall at set rates."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 
 @BALANCES.register('famo', options={'balance_rate': adam.RATE})
 class Famo(Balance):
-  """Log losses fall in proportion to their c (FAMO, Liu et al., arXiv:2306.03792).
+  """Makes log losses fall at rates proportional to c (FAMO, Liu et al., arXiv:2306.03792).
 
   The paper's rule, applied to loss^(1/c): the gradient is that of the sum of z log(loss) / c, where
   z = softmax(xi) is initially proportional to c^2, which gives each task the weight c / loss.

@@ -1,4 +1,4 @@
-"""Weights that match gradient norms to the training rate of each task."""
+"""GradNorm: weights that match gradient norms to each task's training rate."""
 
 import jax.numpy as jnp
 
@@ -11,7 +11,7 @@ from xmodal.options import Option
     'balance_rate': adam.RATE,
     'gradnorm_alpha': Option(1.5, 'Strength of the correction for slow tasks.', low=0)})
 class GradNorm(Balance):
-  """Gradient norms that match each task's training rate (Chen et al., arXiv:1711.02257).
+  """Matches gradient norms to each task's training rate (Chen et al., arXiv:1711.02257).
 
   Adam updates the weights w so that the norms G = w |gradient of the loss| at the shared
   parameters approach mean(G) r^alpha, a constant target, where r is loss / first loss divided by

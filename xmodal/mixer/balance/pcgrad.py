@@ -1,4 +1,4 @@
-"""Gradients without the components that conflict with other tasks."""
+"""PCGrad: removes gradient components that conflict with other tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 class PCGrad(Balance):
   """Projects conflicting gradients (PCGrad, Yu et al., arXiv:2001.06782).
 
-  From each task's gradient, the components that conflict with other tasks' gradients are projected
-  out, one task after the other in random order. The sum of the results is a weighted sum of the
-  original gradients, so their products suffice to compute it.
+  Projects out of each task's gradient the components that conflict with other tasks' gradients,
+  one task after the other in random order. The sum of the results is a weighted sum of the
+  original gradients, so the inner products suffice to compute it.
   """
 
   needs = 'gradients'
-  of_shared = True
+  shared_only = True
 
   def _weights(self, state, losses, active, gram, rng):
     count = len(self.tasks)
@@ -28,12 +28,12 @@ def project(gram: jax.Array, orders: jax.Array) -> jax.Array:
   """Projects conflicting gradients (PCGrad, algorithm 1).
 
   Args:
-    gram: float32 [K, K], products of the gradients.
+    gram: float32 [K, K], inner products of the gradients.
     orders: int [K, K], row i: the order in which gradient i is projected against the others (and
       itself, which changes nothing).
 
   Returns:
-    float32 [K, K]: row i has the coefficients of projected gradient i in the original gradients.
+    float32 [K, K]: row i expresses projected gradient i as coefficients of the original gradients.
   """
   count = len(gram)
   coefficients = jnp.eye(count)

@@ -1,4 +1,4 @@
-"""Weights from a learned noise level of each task."""
+"""Uncertainty weighting: weights from a learned noise level per task."""
 
 import math
 
@@ -10,10 +10,10 @@ from xmodal.mixer.balance.balance import BALANCES, Balance
 
 @BALANCES.register('uncertainty', options={'balance_rate': adam.RATE})
 class Uncertainty(Balance):
-  """A learned noise level of each task (Kendall et al., arXiv:1705.07115).
+  """Learns a noise level per task (Kendall et al., arXiv:1705.07115).
 
   The step minimises the sum of c (exp(-s) loss + s), which for c = 1 is the objective of the
-  authors' code; s has its own Adam. Weights exp(-s) are clipped to 0.1..10: the weight of a task
+  authors' code; Adam updates s. Weights exp(-s) are clipped to 0.1..10: the weight of a task
   whose loss reaches 0 would otherwise grow without limit.
   """
 

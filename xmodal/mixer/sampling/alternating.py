@@ -36,11 +36,11 @@ def alternating(sizes: Mapping[str, int], seed: int, turns: tuple, turns_of: str
       continue
     found = tuple(task for task in tasks if re.fullmatch(pattern, task))
     if not found:
-      raise UserError(f'config.mixer.turns: {pattern!r} is none of config.mixer.tasks={tasks}')
+      raise UserError(f'config.mixer.turns: {pattern!r} matches none of config.mixer.tasks={tasks}')
     kinds.append(Kind(found))
   if left_out := set(tasks).difference(*(kind.tasks for kind in kinds)):
-    raise UserError(f'config.mixer.turns: {min(left_out)} has no turn; give it one, or take it out '
-                    'of config.mixer.tasks')
+    raise UserError(f'config.mixer.turns: {min(left_out)} has no turn; give it one, or remove it '
+                    'from config.mixer.tasks')
   different = tuple(dict.fromkeys(kinds))
   return Sampling(different, tuple((different.index(kind), steps)
                                    for kind, (_, steps) in zip(kinds, turns)))

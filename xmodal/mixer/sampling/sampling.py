@@ -1,8 +1,8 @@
-"""Selects the tasks and parameters that a step trains, by (config, seed, step) only.
+"""Selects the tasks and parameters that a step trains; depends on (config, seed, step) only.
 
 Steps form cycles of a fixed length. Each cycle has the same number of steps of each
-kind; only their order differs. The number of a task's steps before any step is thus
-computed directly, and resuming at step s costs the same for any s.
+kind; only their order differs. So the number of steps that a task had before step s is computed
+directly, and resuming costs the same at any step.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,8 +27,8 @@ class Kind:
   """A kind of step.
 
   Attributes:
-    tasks: names of the tasks that it trains.
-    updated: regular expression searched in the paths of the parameters that it updates; '': all.
+    tasks: names of the tasks it trains.
+    updated: regular expression searched in parameter paths; matching ones are updated; '': all.
   """
 
   tasks: tuple[str, ...]
@@ -37,12 +37,12 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """The kind of every step.
+  """Assigns a kind to every step.
 
   Attributes:
     kinds: the distinct kinds.
-    turns: (index of a kind, number of steps), which make up a cycle.
-    seed: seed of the steps' order, which differs in each cycle; None: the order of turns.
+    turns: (index of a kind, number of steps) pairs that make up a cycle.
+    seed: seed of the shuffle of each cycle; None: the order of turns.
   """
 
   kinds: tuple[Kind, ...]
@@ -54,15 +54,15 @@ class Sampling:
     cycle, place = divmod(step, len(self._cycle))
     return int(self._order(cycle)[place])
 
-  def taken(self, tasks: Collection[str], step: int) -> int:
-    """Number of steps before `step` that train any of some tasks."""
+  def count_steps(self, tasks: Collection[str], step: int) -> int:
+    """Number of steps before `step` that train any of the given tasks."""
     has = np.array([not set(kind.tasks).isdisjoint(tasks) for kind in self.kinds])
     cycles, rest = divmod(step, len(self._cycle))
     return int(cycles * has[self._cycle].sum() + has[self._order(cycles)[:rest]].sum())
 
   def share(self, tasks: Collection[str]) -> float:
-    """Share of all steps that train any of some tasks, 0..1."""
-    return self.taken(tasks, len(self._cycle)) / len(self._cycle)
+    """Share of all steps that train any of the given tasks, 0..1."""
+    return self.count_steps(tasks, len(self._cycle)) / len(self._cycle)
 
   @functools.cached_property
   def _cycle(self):
@@ -77,7 +77,7 @@ class Sampling:
 
 
 def make_sampling(config, sizes: Mapping[str, int]) -> Sampling:
-  """The sampling of config.mixer.
+  """Makes the sampling that config.mixer names.
 
   Args:
     config: the whole config.

@@ -1,4 +1,4 @@
-"""Trains one task per step, each task in a share of the steps."""
+"""Trains one task per step; each task gets a share of the steps."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,74 +1,27 @@
 """DETR (arXiv:2005.12872): a fixed set of queries, each of which detects one object or none."""
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from xmodal.errors import UserError
-from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_sizes, scan_layers
+from xmodal.models.layers import check_sizes, scan_layers
+from xmodal.models.towers.detr_encoder import Layer, encode, norm
 from xmodal.models.towers.resnet import ResNet
 
 
-class _Layer(nn.Module):
-  """Sublayers shared by both kinds of layer, residual and post-norm; attributes as in Detr."""
-
-  hidden_dim: int
-  mlp_dim: int
-  num_heads: int
-  activation: str
-  dropout_rate: float
-  attention: str
-  dtype: jnp.dtype
-
-  def _attend(self, name, x, positions, context, context_positions, mask, deterministic):
-    """Attends from x [B, Q, D] to context [B, K, D].
-
-    Positions, [1 or B, Q or K, D], are added to queries and keys but not to values.
-    """
-    layer = MultiHeadAttention(
-        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim, dtype=self.dtype,
-        implementation=self.attention, kernel_init=nn.initializers.xavier_uniform(), name=name)
-    y = layer(x + positions, context + context_positions, values=context, mask=mask)
-    return self._add(name, x, y, deterministic)
-
-  def _mlp(self, x, deterministic):
-    mlp = Mlp(self.mlp_dim, self.hidden_dim, self.activation, dtype=self.dtype,
-              kernel_init=nn.initializers.xavier_uniform(), name='mlp')
-    return self._add('mlp', x, mlp(x, deterministic=deterministic), deterministic)
-
-  def _add(self, name, x, y, deterministic):
-    y = nn.Dropout(self.dropout_rate, deterministic=deterministic)(y)
-    return _norm(self.dtype, f'{name}_norm')(x + y)
-
-
-def _norm(dtype, name):
-  return nn.LayerNorm(1e-5, use_fast_variance=False, dtype=dtype, name=name)
-
-
-class EncoderLayer(_Layer):
-  """Self-attention and MLP, [B, N, D] -> [B, N, D]."""
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B N D'], positions: Float[Array, '#B N D'], *,
-               mask: Bool[Array, 'B 1 1 N'] | None, deterministic: bool) -> Float[Array, 'B N D']:
-    x = self._attend('attention', x, positions, x, positions, mask, deterministic)
-    return self._mlp(x, deterministic)
-
-
-class DecoderLayer(_Layer):
+class DecoderLayer(Layer):
   """Self-attention, cross-attention to the picture, and MLP: [B, Q, D] -> [B, Q, D]."""
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B Q D'], positions: Float[Array, '1 Q D'],
                picture: Float[Array, 'B N D'], picture_positions: Float[Array, '#B N D'], *,
                mask: Bool[Array, 'B 1 1 N'] | None, deterministic: bool) -> Float[Array, 'B Q D']:
-    x = self._attend('attention', x, positions, x, positions, None, deterministic)
-    x = self._attend('cross_attention', x, positions, picture, picture_positions, mask,
+    x = self.attend('attention', x, positions, x, positions, None, deterministic)
+    x = self.attend('cross_attention', x, positions, picture, picture_positions, mask,
                      deterministic)
-    return self._mlp(x, deterministic)
+    return self.feed_forward(x, deterministic)
 
 
 class Detr(nn.Module):
@@ -129,20 +82,8 @@ class Detr(nn.Module):
     self._check(images, mask)
     features = self.backbone.clone(parent=self, name='resnet', dtype=self.dtype)(
         images, deterministic=deterministic)
-    batch, height, width, _ = features.shape
-    x = nn.Dense(self.hidden_dim, dtype=self.dtype, name='input_projection')(features)
-    x = x.reshape(batch, height * width, self.hidden_dim)
-    is_picture = (jnp.ones((1, height, width), bool) if mask is None
-                  else _shrink(mask, (height, width)))
-    positions = sine_positions(is_picture, self.hidden_dim)
-    positions = positions.reshape(len(is_picture), -1, self.hidden_dim).astype(self.dtype)
-    key_mask = None if mask is None else is_picture.reshape(batch, 1, 1, -1)
-
-    layer = EncoderLayer(self.hidden_dim, self.mlp_dim, self.num_heads, *self._shared(),
-                         name='encoder_layers')
-    x, _ = scan_layers(
-        lambda layer, x, _: (layer(x, positions, mask=key_mask, deterministic=deterministic), None),
-        layer, x, num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
+    mask = None if mask is None else _shrink(mask, features.shape[1:3])
+    x, positions, key_mask = encode(self, features, mask, deterministic)
     return self._heads(self._decode(x, positions, key_mask, deterministic))
 
   def _decode(self, picture, positions, key_mask, deterministic):
@@ -157,7 +98,7 @@ class Detr(nn.Module):
                                    deterministic=deterministic), None),
         layer, jnp.zeros((len(picture), *queries.shape[1:]), self.dtype),
         num_layers=self.num_decoder_layers, remat=self.remat, unroll=self.scan_unroll)
-    return _norm(self.dtype, 'decoder_norm')(x)
+    return norm(self.dtype, 'decoder_norm')(x)
 
   def _heads(self, x):
     """Maps query states [B, Q, D] to float32 logits [B, Q, C + 1] and boxes [B, Q, 4]."""
@@ -186,32 +127,6 @@ class Detr(nn.Module):
     if mask is not None and mask.shape != images.shape[:3]:
       raise UserError(f'Detr: the mask is {mask.shape}, {images.shape[:3]} is wanted for images '
                       f'{images.shape}; give a bool for each pixel')
-
-
-def sine_positions(mask: Bool[Array, 'B H W'], hidden_dim: int
-                   ) -> Float[Array, 'B H W {hidden_dim}']:
-  """Sinusoidal position embeddings of a picture's cells (arXiv:2005.12872, appendix A.4).
-
-  First half: row; second half: column. Unmasked rows and columns are counted, scaled so that
-  the last is 2 pi, and encoded as alternating sines and cosines of falling frequency.
-
-  Args:
-    mask: bool [B, H, W], False for padding.
-    hidden_dim: D, a multiple of 4.
-
-  Returns:
-    float32 [B, H, W, D].
-  """
-  half = hidden_dim // 2
-  wavelengths = 10_000 ** (np.arange(0, half, 2) / half)
-  positions = []
-  for axis in (1, 2):
-    count = jnp.cumsum(mask, axis, dtype=jnp.float32)
-    last = jax.lax.slice_in_dim(count, mask.shape[axis] - 1, None, axis=axis)
-    angles = (count / (last + 1e-6) * 2 * np.pi)[..., None] / wavelengths.astype(np.float32)
-    waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-    positions.append(waves.reshape(*mask.shape, half))
-  return jnp.concatenate(positions, axis=-1)
 
 
 def _shrink(mask, size):

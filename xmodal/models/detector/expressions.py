@@ -10,7 +10,7 @@ from xmodal.models.detector.boxes import to_center
 from xmodal.models.layers import Mlp
 
 
-class MeantQuery(nn.Module):
+class ExpressionScorer(nn.Module):
   """Scores how well each query fits an expression: by its content, its place and another object.
 
   As in MAttNet (arXiv:1801.08186), each of three aspects attends to its own words. In 'the

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from xmodal.models.detector.expressions import MeantQuery
+from xmodal.models.detector.expressions import ExpressionScorer
 from xmodal.models.detector.queries import ImageQueries, QueryBoxes
 from xmodal.tasks.detection.losses import Queries
 
@@ -49,7 +49,8 @@ class DetectionHead(nn.Module):
     if self.expressions:
       text = towers.text(features['expression']['tokens'])
       words = towers.align(towers.vision(), text)[1]
-      logits = MeantQuery(name='expression')(queries, words, text.mask, boxes, mask)[..., None]
+      scorer = ExpressionScorer(name='expression')
+      logits = scorer(queries, words, text.mask, boxes, mask)[..., None]
       outputs['expression'] = Queries(logits, **found)
     return outputs
 
@@ -81,7 +82,7 @@ class DetectionHead(nn.Module):
     if 'expression' in outputs:
       scores = jax.nn.softmax(outputs['expression'].masked_logits()[..., 0])
       best = scores.argmax(-1)[:, None]
-      arrays |= {'meant_score': jnp.take_along_axis(scores, best, axis=1)[:, 0],
-                 'meant_box': jnp.take_along_axis(
+      arrays |= {'expression_score': jnp.take_along_axis(scores, best, axis=1)[:, 0],
+                 'expression_box': jnp.take_along_axis(
                      outputs['expression'].boxes, best[..., None], axis=1)[:, 0]}
     return arrays

@@ -165,7 +165,7 @@ def _shares(found, query, boxes, real):
   return learns / jnp.maximum(learns.sum(1, keepdims=True), 1)
 
 
-def meant_losses(found: Queries, box: Float[Array, 'B 4']) -> dict[str, Float[Array, ' B']]:
+def expression_losses(found: Queries, box: Float[Array, 'B 4']) -> dict[str, Float[Array, ' B']]:
   """Per-picture losses of a referring expression's target box [B, 4], by term, float32 [B].
 
   'scores': minus the log of the probability (softmax over all queries, K = 1) of the

@@ -26,7 +26,7 @@ from xmodal.metrics import detection as metrics
 from xmodal.models.names import Names, names_present, sample_names
 from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks.detection.head import DetectionHead
-from xmodal.tasks.detection.losses import LOSS_WEIGHTS, meant_losses, set_losses
+from xmodal.tasks.detection.losses import LOSS_WEIGHTS, expression_losses, set_losses
 from xmodal.tasks.drawing import boxes_card, card
 from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.phrases import split_texts
@@ -256,7 +256,7 @@ class Detection(Task):
     terms = set_losses(outputs['names'], features['boxes'], features['names'])
     losses = {f'names_{term}': terms[term] for term in LOSS_WEIGHTS} | {'iou': terms['iou']}
     if self._learned['expressions']:
-      terms = meant_losses(outputs['expression'], features['expression']['box'][:, 0])
+      terms = expression_losses(outputs['expression'], features['expression']['box'][:, 0])
       losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
     return losses
 
@@ -271,9 +271,9 @@ class Detection(Task):
           metrics.DetectedBox(names[k], tuple(box), float(score)) for k, box, score in zip(
               arrays['name'][i][real], placement.pixels(arrays['boxes'][i][real]).tolist(),
               arrays['score'][i][real]))
-      if 'meant_box' in arrays:
-        (box,) = placement.pixels(arrays['meant_box'][i][None]).tolist()
-        meant = (metrics.DetectedBox('', tuple(box), float(arrays['meant_score'][i])),)
+      if 'expression_box' in arrays:
+        (box,) = placement.pixels(arrays['expression_box'][i][None]).tolist()
+        meant = (metrics.DetectedBox('', tuple(box), float(arrays['expression_score'][i])),)
       predictions.append(Detections(found, meant))
     return predictions
 

@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, proven, read."""
+"""Checkpoints: atomic writes, damage checks, reading."""

@@ -1,21 +1,21 @@
-"""Names of folders that Orbax and TensorStore take as they are."""
+"""Folder paths without characters that Orbax and TensorStore treat as special."""
 
 import os
 import re
 
 from xmodal.errors import UserError
 
-# Orbax looks for files by patterns that begin with the folder's name, and TensorStore takes a
-# backslash for the end of a folder's name: what was saved could not be read.
+# Orbax uses folder names in glob patterns, and TensorStore reads a backslash as a path separator:
+# saved arrays could not be read back.
 _SPECIAL = re.compile(r'[*?\[\\]')
 _DESCRIPTORS = '/proc/self/fd'
 
 
-class Usable:
-  """Enters with a path that means a folder and has no special characters, valid until it exits."""
+class SafePath:
+  """Context manager: a path to a folder without special characters, valid until exit."""
 
   def __init__(self, folder: str):
-    """Of a folder, which is made if it is not there and its own path has such characters."""
+    """folder: created on entry if its own path has special characters."""
     self._folder, self._descriptor = folder, None
 
   def __enter__(self) -> str:
@@ -23,8 +23,8 @@ class Usable:
     if not _SPECIAL.search(self._folder):
       return self._folder
     if not os.path.isdir(_DESCRIPTORS):
-      raise UserError(f'{self._folder}: on this system no checkpoint can be in a path with one of '
-                      '* ? [ \\; take a folder with another name')
+      raise UserError(f'{self._folder}: on this system a checkpoint path cannot contain '
+                      '* ? [ \\; use a folder with another name')
     os.makedirs(self._folder, exist_ok=True)
     self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
     return f'{_DESCRIPTORS}/{self._descriptor}'

@@ -1,10 +1,9 @@
-"""Checkpoints: written completely or not at all, with everything that prediction needs.
+"""Checkpoints: written atomically, with everything that prediction needs.
 
 checkpoints/STEP/ holds three items: `model` (parameters, running statistics, moving average),
-`training` (optimiser state, task weights, step, random key; seed and step give the position in the
-data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a list
-of its files with their checksums.
-Orbax writes to a temporary folder and renames it.
+`training` (optimiser state, task weights, step, random key; seed and step determine the position in
+the data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a
+list of its files with their checksums. Orbax writes to a temporary folder and renames it.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from xmodal import paths
-from xmodal.errors import UserError, disk_is_full, mendable
+from xmodal.errors import UserError, disk_is_full, fixable_reason
 from xmodal.options import Option
 from xmodal.train.checkpoints import alias, damage, reading
 from xmodal.train.process import together
@@ -30,11 +29,11 @@ from xmodal.train.steps.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
-BEST = 'best.json'  # see train.around.best
+BEST = 'best.json'  # see train.hooks.best
 
 OPTIONS = {
     'checkpoint_every': Option(500, 'Steps between checkpoints.', low=1, may_change=True),
-    'keep_checkpoints': Option(2, 'Newest checkpoints that are kept.', low=1, may_change=True)}
+    'keep_checkpoints': Option(2, 'Number of newest checkpoints to keep.', low=1, may_change=True)}
 
 
 class _FolderHandler(ocp.CheckpointHandler):
@@ -100,7 +99,7 @@ class Checkpoints:
   """Saves and restores the state of one run; every process of the run makes the same calls."""
 
   def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None):
-    """Checkpoints in workdir/checkpoints: the newest `keep`, and that of the step `best()`."""
+    """Manages workdir/checkpoints; keeps the newest `keep` and the one of step `best()`."""
     _quieten()
     self._workdir = os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
@@ -108,7 +107,7 @@ class Checkpoints:
         [preservation_policy.LatestN(keep), _KeepBest(best)])
     self._closing = contextlib.ExitStack()
     self._usable = os.path.join(
-        self._closing.enter_context(alias.Usable(self._workdir)), 'checkpoints')
+        self._closing.enter_context(alias.SafePath(self._workdir)), 'checkpoints')
     self._manager = self._open()
 
   def _open(self):
@@ -119,7 +118,7 @@ class Checkpoints:
     """Writes a checkpoint in the background; the state may be changed once this returns.
 
     Raises:
-      UserError: this one or the one before could not be written.
+      UserError: this checkpoint or the previous one could not be written.
     """
     step = int(state.step)
     if step in self._manager.all_steps():
@@ -141,22 +140,22 @@ class Checkpoints:
     except Exception as error:
       if disk_is_full(error):
         what, way_out = 'no space left on the device', 'make room'
-      elif isinstance(error, OSError) and (what := mendable(error)):
-        way_out = 'put that right'
+      elif isinstance(error, OSError) and (what := fixable_reason(error)):
+        way_out = 'fix that'
       else:
         raise
       raise UserError(
-          f'checkpoint in {self._folder} could not be written ({what}); the newest whole one is of '
-          f'step {self._manager.latest_step() or 0}: {way_out} and run the same command to go on '
-          'from there') from error
+          f'checkpoint in {self._folder} could not be written ({what}); the last complete one is '
+          f'step {self._manager.latest_step() or 0}: {way_out} and run the same command to resume '
+          'from it') from error
 
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
-    """The newest undamaged checkpoint, with the shardings of `abstract`; None if there is none.
+    """Reads the newest undamaged checkpoint, with the shardings of `abstract`; None if none.
 
     A damaged checkpoint is moved to workdir/damaged and reported with `warn(line)`.
 
     Raises:
-      UserError: the checkpoint is of another model, or cannot be read now, or all are damaged.
+      UserError: the checkpoint is from another model or cannot be read now, or all are damaged.
     """
     check_not_all_damaged(self._workdir)
     steps = together.agree(lambda: ' '.join(map(str, sorted(self._manager.all_steps()))), lead=True)
@@ -166,7 +165,7 @@ class Checkpoints:
         read = reading.read(folder, dict(zip(('model', 'training'), _split(abstract))))
       except reading.Damaged as proof:
         target = together.agree(lambda: self._set_aside(folder, step), lead=True)
-        warn(f'checkpoint {folder} is damaged ({proof}): moved to {target}, trying the one before')
+        warn(f'checkpoint {folder} is damaged ({proof}): moved to {target}, trying an earlier one')
         self._manager.close()
         self._manager = self._open()
         continue
@@ -195,7 +194,7 @@ class Checkpoints:
 def check_not_all_damaged(workdir: str) -> None:
   """Raises UserError if all checkpoints of a run are damaged.
 
-  Starting over would overwrite the rest of the run, so a person decides.
+  Starting over would overwrite the rest of the run, so the user decides.
   """
   folder = os.path.join(workdir, DAMAGED)
   if os.path.isdir(folder) and os.listdir(folder) and not saved_steps(workdir):
@@ -205,7 +204,7 @@ def check_not_all_damaged(workdir: str) -> None:
 
 
 def find(folder: str) -> str:
-  """The step folder meant by a step folder, a workdir (its newest) or WORKDIR/best.
+  """Resolves a step folder, a workdir (newest step) or WORKDIR/best to a step folder.
 
   Raises:
     UserError: there is no checkpoint.
@@ -229,30 +228,30 @@ def _find_best(workdir):
     with open(path, encoding='utf-8') as f:
       step = json.load(f)['step']
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{path} is damaged; take one of {workdir}/checkpoints') from error
+    raise UserError(f'{path} is damaged; use one of {workdir}/checkpoints') from error
   if step not in saved_steps(workdir):
-    raise UserError(f'{path} names step {step}, and there is no checkpoint of it in {workdir}; '
-                    f'take one of {workdir}/checkpoints')
+    raise UserError(f'{path} names step {step}, but {workdir} has no checkpoint of that step; '
+                    f'use one of {workdir}/checkpoints')
   return os.path.join(workdir, 'checkpoints', str(step))
 
 
 def saved_steps(workdir: str) -> list[int]:
-  """The steps of all checkpoints, undamaged or not."""
+  """The steps of all checkpoints, damaged or not."""
   folder = os.path.join(workdir, 'checkpoints')
   names = os.listdir(folder) if os.path.isdir(folder) else ()
   return [int(name) for name in names if name.isdigit()]
 
 
 def load_variables(folder: str, abstract_variables, ema: bool):
-  """The variables to apply the model with, from one step folder.
+  """Reads the variables for model.apply from a step folder.
 
   Args:
     folder: checkpoints/STEP.
     abstract_variables: shapes and shardings, as model.init gives them.
-    ema: whether the run kept a moving average; it is what gets applied then.
+    ema: whether the run kept a moving average, which then replaces the parameters.
 
   Raises:
-    UserError: it is damaged, or of another model.
+    UserError: the checkpoint is damaged, or from another model.
   """
   folder, collections = os.path.abspath(folder), dict(abstract_variables)
   params = collections.pop('params')
@@ -260,15 +259,15 @@ def load_variables(folder: str, abstract_variables, ema: bool):
   try:
     model = reading.read(folder, {'model': wanted})['model']
   except reading.Damaged as proof:
-    raise UserError(f'checkpoint {folder} is damaged ({proof}); take an earlier one') from proof
+    raise UserError(f'checkpoint {folder} is damaged ({proof}); use an earlier one') from proof
   return {'params': model['ema' if ema else 'params'], **model['collections']}
 
 
 def _quieten():
-  """Hides Orbax's log lines; errors are raised all the same."""
+  """Hides Orbax's log lines; its errors are still raised."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('orbax').setLevel(logging.CRITICAL)
-  # A full disk fails many writes at once; one line says so, not a traceback each.
+  # A full disk fails many writes at once; we report one line instead of many tracebacks.
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _without_echoes

@@ -1,7 +1,7 @@
-"""Proof that a folder of a checkpoint is damaged: a list of its files, with sizes and checksums.
+"""Detects damage to a checkpoint folder by a list of its files with sizes and checksums.
 
-A failed read proves little: it fails when a file server restarts, and when a file was cut. So a
-list of files is written with them, and damage is a difference from that list. A failure without
+A failed read is no proof: a restarting file server causes one, and so does a truncated file. So
+each folder has a list of its files, and damage is a difference from that list. A failure without
 such a difference is temporary.
 """
 
@@ -18,9 +18,9 @@ _ORBAX = ('_METADATA', 'manifest.ocdbt')
 
 
 def seal(folder: str) -> None:
-  """Writes the list of all files of a folder, once they lie on the disk.
+  """Writes the list of all files of a folder, after syncing them to disk.
 
-  Reads them back, mostly from memory: about a second a gigabyte and thread.
+  Reads them back, mostly from the page cache: about a second per gigabyte and thread.
   """
   names = _names(folder)
   for name in names:
@@ -33,7 +33,7 @@ def seal(folder: str) -> None:
 
 
 def proof(folder: str) -> str:
-  """The first fault of the files of a sealed folder, in words; '' if there is none.
+  """Describes the first damaged file of a sealed folder; '' if there is none.
 
   Raises:
     OSError: the files cannot be read now, which proves nothing.
@@ -45,7 +45,7 @@ def proof(folder: str) -> str:
   except (FileNotFoundError, NotADirectoryError):
     return _proof_without_list(folder)
   except (ValueError, AttributeError, TypeError):
-    return f'{LIST} is cut or overwritten'
+    return f'{LIST} is truncated or overwritten'
   with concurrent.futures.ThreadPoolExecutor() as pool:
     faults = pool.map(lambda name: _fault(folder, name, *sizes[name]), sizes)
     return next(filter(None, faults), '')
@@ -64,11 +64,11 @@ def _fault(folder, name, size, checksum):
 
 
 def _proof_without_list(folder):
-  """The fault of an older checkpoint without a list: only a missing file can be proven."""
+  """Describes damage to an older checkpoint without a list: only missing files can be proven."""
   try:
     names = os.listdir(folder)
   except (FileNotFoundError, NotADirectoryError):
-    os.listdir(os.path.dirname(folder))  # raises if the whole disk is gone
+    os.listdir(os.path.dirname(folder))  # raises if the disk is unavailable
     return 'is missing'
   missing = [name for name in _ORBAX if name not in names]
   return f'{missing[0]} is missing' if missing else ''

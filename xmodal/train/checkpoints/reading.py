@@ -1,4 +1,4 @@
-"""Reading the items of a checkpoint, and proving that one is damaged."""
+"""Reads the items of a checkpoint, and proves damage."""
 
 import contextlib
 import functools
@@ -23,10 +23,10 @@ PAUSES = (1, 5, 15)
 
 @jax.jit
 def fingerprint(tree):
-  """One uint32 that changes with any bit of a tree of 4-byte arrays.
+  """A uint32 checksum of a tree of 4-byte arrays; changes with any bit.
 
-  Orbax's checksums cover its index but not the arrays: a flipped bit on disk would be read as a
-  wrong parameter.
+  Orbax's checksums cover its index but not the arrays: a flipped bit on disk would become a wrong
+  parameter.
   """
   total = jnp.zeros((), jnp.uint32)
   for number, leaf in enumerate(jax.tree.leaves(tree)):
@@ -40,35 +40,36 @@ def fingerprint(tree):
 
 
 class Damaged(Exception):
-  """A checkpoint is not what was written: there is proof."""
+  """A checkpoint differs, provably, from what was written."""
 
 
 def read(folder, abstract):
-  """Reads items of a checkpoint, with the shapes and shardings of `abstract`, by name.
+  """Reads items of a checkpoint, by name, with the shapes and shardings of `abstract`.
 
-  Every process returns or raises the same.
+  All processes return or raise the same.
 
   Raises:
-    Damaged: one is damaged.
-    UserError: it is of another model, or cannot be read now.
+    Damaged: an item is damaged.
+    UserError: the checkpoint is from another model, or cannot be read now.
   """
   items = _read_together(folder, {
       item: functools.partial(_read_once, folder, item, tree) for item, tree in abstract.items()})
-  for item, of_item in items.items():  # of arrays over all devices: together, or not at all
+  for item, of_item in items.items():  # a collective computation: all processes or none
     if int(fingerprint(of_item['arrays'])) != int(of_item['fingerprint']):
       raise Damaged(f'{item}: an array has changed since it was written')
   return {item: of_item['arrays'] for item, of_item in items.items()}
 
 
 def read_some(folder, item, abstract):
-  """Some arrays of an item; every process gets or raises the same.
+  """Reads some arrays of an item; all processes return or raise the same.
 
-  Their fingerprint is of all arrays, and so does not tell: `damage.proof` of the files does.
+  The stored fingerprint covers all arrays, so it cannot check these: `damage.proof` checks the
+  files.
 
   Args:
     folder: checkpoints/STEP.
-    item: its name.
-    abstract: {key: shape, dtype and sharding}, of keys that `stored` gives.
+    item: name of the item.
+    abstract: {key: shape, dtype and sharding}, with keys from `stored`.
 
   Raises:
     Damaged: the item is damaged.
@@ -79,14 +80,14 @@ def read_some(folder, item, abstract):
 
 
 def stored(folder, item):
-  """{key, a tuple: shape and dtype} of the arrays of an item, as this process can read them.
+  """Shapes and dtypes of an item's arrays, by key (a tuple), as this process reads them.
 
   Raises:
     Damaged: the item is damaged.
     UserError: it cannot be read now.
   """
   def look():
-    with alias.Usable(folder) as usable:
+    with alias.SafePath(folder) as usable:
       found = ocp.StandardCheckpointHandler().metadata(epath.Path(usable, item))
     keys = {tuple(path_name(path).split('/')): leaf
             for path, leaf in jax.tree_util.tree_flatten_with_path(_tree(found))[0]}
@@ -97,7 +98,7 @@ def stored(folder, item):
 
 
 def _read_together(folder, actions):
-  """What the actions read, by item."""
+  """Runs the actions on this process; returns their results by item, or raises on all."""
   items, proof = {}, ''
 
   def read_all():
@@ -131,7 +132,7 @@ def _read_patiently(folder, item, action):
         error, proof = other, ''
       if proof:
         raise Damaged(f'{item}: {proof}') from error
-      if isinstance(error, UserError):  # whole, and of another model
+      if isinstance(error, UserError):  # undamaged, but from another model
         raise error
       if not _of_storage(error):
         raise
@@ -139,13 +140,13 @@ def _read_patiently(folder, item, action):
         reason = getattr(error, 'strerror', None) or (str(error).splitlines() or [''])[0][:200]
         raise UserError(
             f'checkpoint {folder} cannot be read ({reason or type(error).__name__}), and nothing '
-            'proves that it is damaged; it was left where it is: put that right and run the same '
-            'command again, or move that folder away to go on from the one before') from error
+            'proves that it is damaged, so it was kept: fix that and run the same command again, '
+            'or move that folder away to resume from the previous checkpoint') from error
     time.sleep(pause)
 
 
 def _of_storage(error):
-  # The storage library raises ValueError, too.
+  # TensorStore raises ValueError, too.
   return isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception
 
 
@@ -171,18 +172,18 @@ def _read_some_once(folder, item, abstract):
 
 @contextlib.contextmanager
 def _quiet_path(folder, item):
-  """A path of an item, during which nothing is printed."""
+  """Context manager: a path to an item; silences tracebacks of threads meanwhile."""
   # Orbax's reader threads print their own tracebacks when a file is broken.
   hook, sys.excepthook = sys.excepthook, lambda *_: None
   try:
-    with alias.Usable(folder) as usable:  # of the step, as the item may be missing
+    with alias.SafePath(folder) as usable:  # the step's folder, as the item may be missing
       yield epath.Path(usable, item)
   finally:
     sys.excepthook = hook
 
 
 def _alone():
-  """Options under which Orbax waits for no other process: a failed one would never arrive."""
+  """Options under which Orbax waits for no other process, as a failed one would never arrive."""
   if jax.process_count() == 1:
     return ocp.options.MultiprocessingOptions()
   me = jax.process_index()
@@ -213,11 +214,11 @@ def _check_same_model(metadata, wanted, folder):
   for name in sorted(there.keys() | needed.keys()):
     if there.get(name) != needed.get(name):
       raise UserError(
-          f'checkpoint {folder} is of another model: {name} is {there.get(name, "missing")} there '
-          f'and {needed.get(name, "missing")} here; take the config and the version of xmodal that '
-          'it was trained with, or another --workdir')
+          f'checkpoint {folder} is from another model: {name} is '
+          f'{there.get(name, "missing")} there and {needed.get(name, "missing")} here; use the '
+          'config and the version of xmodal that it was trained with, or another --workdir')
 
 
 def _tree(metadata):
-  """What Orbax says of the arrays of an item; some of its versions put it into another object."""
+  """Orbax's metadata of an item's arrays, which some versions wrap in another object."""
   return getattr(metadata, 'item_metadata', metadata)

@@ -1,8 +1,8 @@
-"""TensorBoard's view of a run: the numbers of metrics.jsonl, each step once.
+"""TensorBoard event files of a run: the metrics of metrics.jsonl, each step once.
 
-A killed run leaves numbers that the resumed run writes again. TensorBoard can drop all numbers from
+A killed run leaves metrics that the resumed run writes again. TensorBoard can drop all metrics from
 a step on, but then it loses those of that step, and other readers still show steps twice. So each
-start writes the numbers that are still valid into a new file and removes the old files.
+start writes the metrics that are still valid into a new file and removes the old files.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,19 +21,19 @@ _NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')
 
 
 class Board:
-  """Writes an event file, each event at once."""
+  """Writes an event file; flushes every event."""
 
   def __init__(self, folder: str, lines: Iterable[Mapping], keep: Callable[[int, str], bool]):
-    """Starts a file with the numbers logged so far.
+    """Starts a file with the metrics logged so far.
 
     Args:
-      folder: of event files; made if there is none.
+      folder: folder of the event files; created if missing.
       lines: lines of metrics.jsonl to show.
-      keep: (step, split) -> whether numbers that only TensorBoard has are still valid.
+      keep: (step, split) -> whether metrics found only in event files are still valid.
     """
     os.makedirs(folder, exist_ok=True)
     old = {name: int(found[1]) for name in os.listdir(folder) if (found := _NAME.match(name))}
-    # TensorBoard reads files in the order of their names.
+    # TensorBoard reads files in order of their names.
     second = max([int(time.time()), *(then + 1 for then in old.values())])
     self._path = os.path.join(folder, f'events.out.tfevents.{second}.{socket.gethostname()}')
     shown = _shown([os.path.join(folder, name) for name in sorted(old)])
@@ -46,7 +46,7 @@ class Board:
     part = os.path.join(folder, 'history.part')
     with open(part, 'wb') as f:
       f.write(_record(Event(wall_time=now, file_version='brain.Event:2')))
-      if old:  # a running TensorBoard then drops the numbers of the old files
+      if old:  # makes a running TensorBoard drop the metrics of the old files
         f.write(_record(Event(wall_time=now, step=0,
                               session_log=SessionLog(status=SessionLog.START))))
       ordered = sorted(values.items(), key=lambda item: item[0][1])
@@ -61,7 +61,7 @@ class Board:
       os.remove(os.path.join(folder, name))
 
   def add(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
-    """Shows numbers of one step as SPLIT/NAME."""
+    """Writes the metrics of one step as SPLIT/NAME."""
     event = Event(wall_time=time.time(), step=step,
                   summary={'value': list(_values(split, numbers))})
     with open(self._path, 'ab') as f:
@@ -69,7 +69,7 @@ class Board:
 
 
 def _numbers(line):
-  """The numbers of a line of metrics.jsonl by name: 'TASK/NAME', or 'NAME' for all tasks."""
+  """The metrics of a line of metrics.jsonl by name: 'TASK/NAME', or 'NAME' for all tasks."""
   task = '' if line['task'] == 'all' else f'{line["task"]}/'
   return {f'{task}{key}': float('nan') if number is None else number
           for key, number in line.items() if key not in ('step', 'split', 'task')}
@@ -89,7 +89,7 @@ def _record(event):
 
 
 def _shown(paths):
-  """The numbers of event files: {(tag, step): (wall time, value)}."""
+  """The metrics in event files: {(tag, step): (wall time, value)}."""
   shown = {}
   for path in paths:
     for event in _events(path):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the numbers of a run, one JSON object a line, those of a step once."""
+"""metrics.jsonl: the logged metrics of a run, one JSON object per line, each step once."""
 
 from collections.abc import Iterable, Sequence
 import json
@@ -8,17 +8,17 @@ from xmodal import atomic, strict_json
 
 
 def read(path: str) -> tuple[list[dict], int]:
-  """The lines of a metrics.jsonl that can be read.
+  """Reads the valid lines of a metrics.jsonl.
 
-  A crash may cut a line short or leave NUL bytes, anywhere in the file.
+  A crash may truncate a line or leave NUL bytes, anywhere in the file.
 
   Args:
-    path: of the file; there may be none.
+    path: path of the file, which may be missing.
 
   Returns:
-    The objects, in the order of the file: each has 'step' (int), 'split' and 'task' (str), and
-    numbers or None. Of several with the same three, the last counts. And the number of lines that
-    cannot be read.
+    (objects in file order, number of unreadable lines). Each object has 'step' (int), 'split' and
+    'task' (str), and metrics that are numbers or None. If several objects agree in the first three,
+    the last counts.
   """
   if not os.path.exists(path):
     return [], 0
@@ -30,7 +30,7 @@ def read(path: str) -> tuple[list[dict], int]:
 
 
 def _parse(data):
-  """One line as an object; None if it is none that a run writes."""
+  """Parses one line; None if no run writes such a line."""
   try:
     line = json.loads(data.strip(b'\0').decode())
   except (ValueError, RecursionError):
@@ -44,13 +44,13 @@ def _parse(data):
 
 
 def append(path: str, lines: Iterable[dict]) -> None:
-  """Adds lines in one write, so that a kill leaves all of them or none."""
+  """Appends lines in one write, so that a kill leaves all of them or none."""
   with open(path, 'ab', buffering=0) as f:
     f.write(_text(lines))
 
 
 def rewrite(path: str, lines: Sequence[dict]) -> None:
-  """Puts lines in the place of all that the file has, at once."""
+  """Replaces the file's content atomically."""
   with atomic.written(path, 'wb') as f:
     f.write(_text(lines))
 

@@ -17,28 +17,28 @@ OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_c
 
 
 class Report:
-  """Logs metrics and progress; does nothing on all hosts but the first.
+  """Logs metrics and progress, on the first host only.
 
   Attributes:
-    owed: names of evaluations that were due at the step that the run goes on from, and were not
-      made (empty on all hosts but the first).
+    overdue: names of evaluations that were due at the step the run resumes from, but are missing
+      (first host only; empty on others).
   """
 
   def __init__(self, workdir: str, *, steps: int, start: int, batch_size: int,
                scored: Mapping[str, Collection[str]] = types.MappingProxyType({}),
                evaluates: bool = False):
-    """A report on a run of `steps` steps that goes on from step `start`.
+    """Starts logging of a run of `steps` steps that starts or resumes at step `start`.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       steps, start: see above.
-      batch_size: examples of a step.
-      scored: tasks whose scores each evaluation that is due at step `start` writes, by its name.
-      evaluates: whether the run makes all evaluations of step `start` anew.
+      batch_size: examples per step.
+      scored: for each evaluation due at step `start`, the tasks that it scores.
+      evaluates: whether the run repeats all evaluations of step `start`.
     """
     self._steps, self._batch_size = steps, batch_size
     self._active = jax.process_index() == 0
-    self._bar, self.owed = None, frozenset()
+    self._bar, self.overdue = None, frozenset()
     self._clock, self._clock_step = time.perf_counter(), start
     self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
     if not self._active:
@@ -48,15 +48,15 @@ class Report:
     self._path = os.path.join(workdir, 'metrics.jsonl')
     lines, unreadable = metrics.read(self._path)
     if unreadable:
-      self.say(f'{self._path}: {unreadable} of its lines cannot be read and are dropped (a crash '
-               'leaves lines cut short, or NUL bytes)')
+      self.say(f'{self._path}: {unreadable} lines cannot be read and are dropped (a crash '
+               'truncates lines or leaves NUL bytes)')
     written = {(line['split'], line['task']) for line in lines if line['step'] == start}
-    self.owed = frozenset(name for name, tasks in scored.items() if start > 0
+    self.overdue = frozenset(name for name, tasks in scored.items() if start > 0
                           and any((name, task) not in written for task in tasks))
 
     def keep(step, split):
-      """Whether a number stays: a killed run may have written some after its last checkpoint."""
-      again = split != 'train' and (evaluates or split in self.owed)
+      """Whether a metric stays valid: a killed run may have logged past its last checkpoint."""
+      again = split != 'train' and (evaluates or split in self.overdue)
       return step < start or step == start and not again
 
     kept = [line for line in lines if keep(line['step'], line['split'])]
@@ -65,12 +65,12 @@ class Report:
     self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
 
   def say(self, line: str) -> None:
-    """A line for people, above the progress bar."""
+    """Prints a line for the user, above the progress bar."""
     if self._active:
       tqdm.write(line, file=sys.stderr) if self._bar is not None else print(line, flush=True)
 
   def train(self, step: int, numbers: dict[str, float]) -> None:
-    """Numbers of one step of training; examples/s is of the time since the last call or pause."""
+    """Logs metrics of a training step, and examples/s since the last call or pause."""
     self._lap(step)
     self.write(step, 'train', {**numbers, 'examples_per_second': self._rate})
     if not self._active or self._bar is not None:
@@ -87,12 +87,12 @@ class Report:
 
   @contextlib.contextmanager
   def pause(self, step: int) -> Iterator[None]:
-    """Leaves out of examples/s what is done after a step (compiling, an evaluation)."""
+    """Excludes work after a step (compilation, an evaluation) from examples/s."""
     self._lap(step)
     yield
     self._clock = time.perf_counter()
     if self._bar is not None:
-      self._bar.unpause()  # nor does the time left count it
+      self._bar.unpause()  # excludes it from the remaining time, too
 
   def _lap(self, step):
     now = time.perf_counter()
@@ -104,12 +104,15 @@ class Report:
 
   @property
   def examples_per_second(self) -> float:
-    """Of all steps of this start of the run, without compiling and evaluations."""
+    """Mean since this start of the run, without compilation and evaluations."""
     return self._timed_steps * self._batch_size / max(self._timed_seconds, 1e-9)
 
   def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
-    """Numbers into TensorBoard and metrics.jsonl: there a line a task ('task/number'), and one
-    of the task 'all' for the rest; null where a number is not finite."""
+    """Writes metrics of one step to TensorBoard and metrics.jsonl.
+
+    metrics.jsonl gets a line per task for the metrics 'task/name', and a line of the task 'all' for
+    the others; a number that is not finite becomes null.
+    """
     if not self._active:
       return
     by_task = {}
@@ -130,7 +133,7 @@ class Report:
 
 def _summary(numbers):
   parts = [f'loss {numbers["loss"]:.3f}']
-  if any(key.endswith('/share') for key in numbers):  # it is of some tasks, others at other steps
+  if any(key.endswith('/share') for key in numbers):  # the total is of the step's tasks only
     parts = ['loss ' + ', '.join(f'{key.removesuffix("/loss")} {value:.3f}' for key, value
                                  in numbers.items() if key.endswith('/loss'))]
   parts += [f'{key.replace("/", " ")} {value:.1%}' for key, value in numbers.items()
@@ -141,7 +144,7 @@ def _summary(numbers):
 
 
 def _has_terminal():
-  """Whether stderr is a terminal with room for a bar: some that are remote have no size."""
+  """Whether stderr is a terminal with room for a bar; some remote terminals report no size."""
   try:
     return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
   except (OSError, ValueError):

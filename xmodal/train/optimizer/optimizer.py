@@ -12,12 +12,12 @@ from xmodal.sharding.rules import path_name
 from xmodal.train.optimizer.rates import rates
 
 OPTIONS = {
-    'name': Option('adamw', 'adamw; or muon: matrices of layers move by orthogonal steps.'),
+    'name': Option('adamw', 'adamw; or muon: orthogonalised updates for the matrices of layers.'),
     'learning_rate': Option(1e-3, 'Peak learning rate.', low=ABOVE_ZERO),
     'warmup_steps': Option(100, 'Steps of linear warm-up from 0.', low=0),
-    'schedule': Option('cosine', 'After the warm-up; constant and wsd hold the rate when '
+    'schedule': Option('cosine', 'Shape after the warm-up; constant and wsd keep the rate when '
                        'train.steps is raised.', may_change=True),
-    'end_share': Option(0.01, 'Share of the learning rate that is left at the end.', low=0, high=1),
+    'end_share': Option(0.01, 'Final learning rate, as a share of the peak.', low=0, high=1),
     'weight_decay': Option(0.05, 'Decoupled weight decay.', low=0),
     'clip_norm': Option(1.0, 'Global norm to which gradients are clipped.', low=ABOVE_ZERO),
     'b1': Option(0.9, 'Decay of the first moment.', low=0, high=BELOW_ONE),
@@ -30,14 +30,14 @@ OPTIONS = {
     'layer_decay': Option(1.0, 'Factor of the learning rate from each layer to the one before.',
                           low=ABOVE_ZERO, high=1)}
 # An optimiser is a function (config.optimizer, schedule, resting) -> optax.GradientTransformation
-# of updates that are added to the parameters; see make_optimizer for the arguments.
+# whose updates are added to the parameters; see make_optimizer for the arguments.
 OPTIMIZERS = Registry('optimiser', 'config.optimizer.name', 'xmodal.train.optimizer')
 
 
 def decays(params):
-  """True for parameters that weight decay pulls to zero: kernels, adapters and token embeddings.
+  """A tree of booleans, True for parameters with weight decay: kernels, adapters, token embeddings.
 
-  T5's table of relative positions is a bias of the attention, and is left alone as biases are.
+  T5's relative position table is an attention bias, so it has no decay, as other biases.
   """
   def decays_one(path, _):
     name = path_name(path)
@@ -50,19 +50,19 @@ def make_optimizer(config, schedule: optax.Schedule, params, resting: Collection
                    ) -> optax.GradientTransformation:
   """Clipping by global norm, then AdamW or Muon; biases, norms and positions do not decay.
 
-  Muon moves the matrices of layers, AdamW with Nesterov's momentum all else.
+  With Muon, parameters other than the matrices of layers use AdamW with Nesterov momentum.
 
   Args:
     config: config.optimizer.
     schedule: see make_schedule.
-    params: all parameters, or their shapes: what the rates of towers and layers go by. The
-      optimiser itself is given those that are trained.
-    resting: of each kind of step, the paths of the parameters that it leaves alone. Parameters
-      that rest in the same kinds share one counter of their steps, by which the bias of young
-      moments is corrected; see train.step for what rests.
+    params: all parameters, or their shapes; they determine the rates of towers and layers. The
+      optimiser's own init takes the trained parameters only.
+    resting: for each kind of step, the paths of the parameters that it does not update.
+      Parameters that rest in the same kinds share one step counter, used for the bias correction
+      of moments; see train.steps.step.
 
   Raises:
-    UserError: there is no such optimiser.
+    UserError: the optimiser is unknown.
   """
   optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm),
                           OPTIMIZERS[config.name].make(config, schedule, resting))
@@ -73,15 +73,15 @@ def make_optimizer(config, schedule: optax.Schedule, params, resting: Collection
 
 
 def by_parameter(optimizer: optax.GradientTransformation, opt_state, values, otherwise):
-  """A tree like opt_state: for what belongs to a parameter its value, else `otherwise`.
+  """A tree like opt_state, with each parameter's value in place of its moments.
 
   Args:
-    optimizer: that the state is of.
-    opt_state: its state, or the shapes.
-    values: a tree like the parameters that are trained.
-    otherwise: for counters.
+    optimizer: the optimiser of opt_state.
+    opt_state: optimiser state, or its shapes.
+    values: a tree like the trained parameters.
+    otherwise: value for counters.
   """
-  def masked(x):  # where a parameter would be that another part of the optimiser moves
+  def masked(x):  # place of a parameter that another part of the optimiser updates
     return isinstance(x, optax.MaskedNode)
 
   return optax.tree_map_params(
@@ -89,8 +89,8 @@ def by_parameter(optimizer: optax.GradientTransformation, opt_state, values, oth
       transform_non_params=lambda _: otherwise, is_leaf=masked)
 
 
-def counted_apart(directions, resting):
-  """`directions` with a state for each group of parameters that rest in the same kinds of steps."""
+def with_separate_counts(directions, resting):
+  """`directions` with a separate state per group of parameters that rest in the same kinds."""
   def group(name):
     return ''.join('r' if name in rests else 'm' for rests in resting)
 

@@ -9,20 +9,20 @@ from xmodal.errors import UserError
 from xmodal.options import ABOVE_ZERO, Option
 from xmodal.registry import Registry
 
-# A schedule is a function (peak, end, steps, total, **options) -> optax.Schedule of the steps after
-# the warm-up. peak, end: learning rates; steps, total: number of steps without and with warm-up.
+# A schedule is a function (peak, end, steps, total, **options) -> optax.Schedule of steps after the
+# warm-up. peak, end: learning rates; steps, total: number of steps without and with warm-up.
 SCHEDULES = Registry('schedule', 'config.optimizer.schedule', 'xmodal.train.optimizer.schedules')
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-  """Learning rate by step: linear from 0 over the warm-up, then as config.optimizer.schedule says.
+  """Learning rate by step: linear warm-up from 0, then config.optimizer.schedule.
 
   Args:
     config: config.optimizer.
-    steps: of the run.
+    steps: number of steps of the run.
 
   Raises:
-    UserError: there is no such schedule, or no step is left after the warm-up.
+    UserError: the schedule is unknown, or no step is left after the warm-up.
   """
   peak, warmup, schedule = config.learning_rate, config.warmup_steps, SCHEDULES[config.schedule]
   if warmup >= steps:
@@ -49,13 +49,13 @@ def linear(peak: float, end: float, steps: int, total: int) -> optax.Schedule:
 
 @SCHEDULES.register('constant')
 def constant(peak: float, end: float, steps: int, total: int) -> optax.Schedule:
-  """The peak, whatever the end."""
+  """The peak, constant; ignores `end`."""
   del end, steps, total
   return optax.constant_schedule(peak)
 
 
 @SCHEDULES.register('wsd', options={
-    'decay_share': Option(0.2, 'Share of all steps, at the end, in which the rate falls.',
+    'decay_share': Option(0.2, 'Share of all steps, at the end, over which the rate decays.',
                           low=ABOVE_ZERO, high=1, may_change=True)})
 def warmup_stable_decay(peak: float, end: float, steps: int, total: int,
                         decay_share: float) -> optax.Schedule:
@@ -70,15 +70,15 @@ def warmup_stable_decay(peak: float, end: float, steps: int, total: int,
 
 
 def changed_rate(config, begun, step: int) -> Iterator[str]:
-  """A line if a run that goes on after `step` does not go on at the learning rate it had.
+  """Yields a line if a run resumed after `step` changes its learning rate.
 
   Args:
-    config, begun: the whole config, as it is and as it was.
-    step: steps taken.
+    config, begun: whole configs, of now and of the run so far.
+    step: number of steps taken.
   """
   before, after = (float(make_schedule(c.optimizer, c.train.steps)(step)) for c in (begun, config))
   if step < config.train.steps and abs(after - before) > 0.01 * max(after, before):
-    yield (f'the learning rate goes on at {after:.3g}, where it was {before:.3g} at step {step}: '
+    yield (f'the learning rate jumps to {after:.3g}, where it was {before:.3g} at step {step}: '
            f'config.train.steps was {begun.train.steps} and is {config.train.steps}, '
            f'config.optimizer.schedule was {begun.optimizer.schedule!r} and is '
-           f"{config.optimizer.schedule!r}; 'constant' holds a rate, 'wsd' does up to its decay")
+           f"{config.optimizer.schedule!r}; 'constant' keeps a rate, 'wsd' does until its decay")

@@ -1,1 +1,1 @@
-"""Processes of a run: its holder, signals, joint decisions, the compilation cache."""
+"""Processes of a run: workdir lock, signals, joint decisions, compilation cache."""

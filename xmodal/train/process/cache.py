@@ -10,13 +10,13 @@ import jax
 
 from xmodal import paths
 
-# JAX writes a cache entry in place. A killed process leaves a part of it: JAX then warns at every
-# start, compiles again, and never replaces the entry.
+# JAX writes a cache entry in place. A killed process leaves a truncated entry: JAX then warns at
+# every start, compiles again, and never replaces the entry.
 _CUT = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
 def enable_compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, so that a second start is quick.
+  """Caches compiled programs in the user's cache folder, so that later starts are quick.
 
   JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
   Without a writable home folder there is no cache.
@@ -41,7 +41,7 @@ def _without_cut_entries(show):
         os.remove(path)
       except OSError:
         continue
-    print(f'note: {folder}: {found[1]} was cut and is compiled again', file=sys.stderr)
+    print(f'note: {folder}: {found[1]} was truncated and is compiled again', file=sys.stderr)
   return showwarning
 
 

@@ -9,7 +9,7 @@ import threading
 
 from xmodal.sharding import hosts
 
-EXIT_CODE = 75  # of a program that was stopped and saved: EX_TEMPFAIL of sysexits.h, run it again
+EXIT_CODE = 75  # stopped and saved, can be resumed: EX_TEMPFAIL of sysexits.h
 
 
 class Stop:
@@ -24,8 +24,8 @@ class Stop:
     self._asked.set()
 
   def reached(self) -> bool:
-    """Whether to stop here. All processes of a run call this at the same places and get the same
-    answer."""
+    """Whether to stop here. All processes of a run must call this at the same points; all get the
+    same answer."""
     return self._listener.reached() if self._listener else self._asked.is_set()
 
 
@@ -37,35 +37,34 @@ def signals() -> Iterator[Stop]:
     yield stop
     return
   numbers = (signal.SIGTERM, signal.SIGINT)
-  told, tell = socket.socketpair()
-  tell.setblocking(False)
+  receiver, sender = socket.socketpair()
+  sender.setblocking(False)
 
   def listen():
-    # Python's own handlers wait for the main thread, which may compile for a minute.
+    # Python runs its handlers in the main thread, which may be compiling for a minute.
     heard = False
-    while number := told.recv(1):
+    while number := receiver.recv(1):
       if number[0] == signal.SIGINT and heard:
         code = 128 + signal.SIGINT
         hosts.end_all('ended by Ctrl-C', code)
         hosts.exit_now(code)
       if number[0] in numbers and not heard:
         stop.ask()
-        # Not by print: that may be in the middle of another.
+        # Not by print, which is not reentrant.
         with contextlib.suppress(OSError):  # stderr may be closed
-          os.write(2, b'\nstopping after the step that runs or is compiled; Ctrl-C again ends at '
-                      b'once\n')
+          os.write(2, b'\nstopping after the step in progress; Ctrl-C again exits at once\n')
         heard = True
 
   before = {number: signal.signal(number, lambda *_: stop.ask()) for number in numbers}
-  other = signal.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
+  other = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
   listener = threading.Thread(target=listen, daemon=True)
   listener.start()
   try:
     yield stop
   finally:
     signal.set_wakeup_fd(other)
-    tell.close()
+    sender.close()
     listener.join()
-    told.close()
+    receiver.close()
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """Decisions that all processes of a run take together.
 
-A process that failed or stopped alone would leave the others waiting at a barrier for ever.
+A process that failed or stopped alone would leave the others waiting at a barrier forever.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import numpy as np
 
 from xmodal.errors import UserError
 
-_BYTES = 2048  # of the longest text that processes exchange
+_BYTES = 2048  # maximum length of an exchanged text
 
 
 def gather(text: str) -> list[str]:
-  """The texts of all processes, in their order; every process has to call it."""
+  """Gathers a text from every process, in process order; every process must call it."""
   if jax.process_count() == 1:
     return [text]
   row = np.zeros(_BYTES, np.uint8)
@@ -27,24 +27,24 @@ def gather(text: str) -> list[str]:
 
 
 def agree(action: Callable[[], str], *, lead: bool = False) -> str:
-  """Runs an action on every process, or on the first alone, and fails on all if it fails on one.
+  """Runs an action on every process, or on the first only; raises on all if it fails on one.
 
   Args:
     action: returns a text.
     lead: whether only process 0 runs it.
 
   Returns:
-    What it returned on process 0.
+    The action's result on process 0.
 
   Raises:
-    UserError: the action raised one, on whichever process.
-    Exception: whatever else this process raised; the others raise UserError that says so.
+    UserError: the action raised one on some process.
+    Exception: any other exception of this process; the others raise a UserError about it.
   """
   error, said = None, ''
   try:
     if not lead or jax.process_index() == 0:
       said = f'={action()}'
-  except Exception as raised:  # to be raised after the others know
+  except Exception as raised:  # raised below, after the others know
     error = raised
     said = f'!{raised}' if isinstance(raised, UserError) else f'?{type(raised).__name__}: {raised}'
   answers = gather(said)
@@ -59,6 +59,6 @@ def agree(action: Callable[[], str], *, lead: bool = False) -> str:
 
 
 def here() -> str:
-  """This process in words: its number, where there are several, and its machine."""
+  """This process in words: its machine, and its index if there are several."""
   name = socket.gethostname()
   return name if jax.process_count() == 1 else f'process {jax.process_index()} on {name}'

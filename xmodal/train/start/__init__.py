@@ -1,1 +1,1 @@
-"""What a new run begins with: pretrained towers, parameters of an earlier run."""
+"""Initial parameters of a new run: from pretrained towers or an earlier run."""

@@ -1,4 +1,4 @@
-"""An earlier run that a new one begins with: what its checkpoint holds beside the arrays."""
+"""Opens an earlier run that a new run is initialised from."""
 
 from collections.abc import Iterable, Mapping
 import os
@@ -12,35 +12,35 @@ from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint, damage, reading
 from xmodal.train.process import together
 from xmodal.train.start import settings
-from xmodal.train.start.fits import Meaning, counts_tokens
+from xmodal.train.start.fits import ModelSpec, counts_tokens
 from xmodal.train.start.pretrained import Tower, load_towers
 from xmodal.train.towers import vision_tower
 
 
 def open_earlier(train) -> 'EarlierRun | None':
-  """The run that config.train.start_from names; None if it names none.
+  """Opens the run that config.train.start_from names; None if empty.
 
   Raises:
-    UserError: there is no such run, it is damaged, or it has no such parts.
+    UserError: the run is missing or damaged, or config.train.start_parts does not match it.
   """
   if train.start_from:
     return EarlierRun(train.start_from, train.start_parts)
   if train.start_parts:
-    raise UserError(f'config.train.start_parts={train.start_parts!r} means nothing without '
-                    'config.train.start_from, the run that they are of')
+    raise UserError(f'config.train.start_parts={train.start_parts!r} needs '
+                    'config.train.start_from, the run to take them from')
   return None
 
 
 class EarlierRun:
-  """One checkpoint of a run, and which of its parameters are to be taken.
+  """One checkpoint of a run, and the parameters to take from it.
 
   Attributes:
     folder: checkpoints/STEP.
-    config: of the run.
-    is_average: whether the run kept a moving average, which is what is taken then.
+    config: config of the run.
+    is_average: whether the run kept a moving average, which then replaces its parameters.
     shapes: shape and dtype of all its variables, by (collection, path).
-    taken: of those, the keys of what is to be taken.
-    towers: pretrained towers that it began with and that are taken, by part.
+    taken: keys of the variables to take.
+    towers: its pretrained towers with parameters to take, by part.
   """
 
   def __init__(self, name: str, pattern: str):
@@ -53,7 +53,7 @@ class EarlierRun:
     except reading.Damaged as proof:
       raise _damaged(self.folder, proof) from proof
     self.is_average = any(item == 'ema' for item, *_ in stored)
-    # As a checkpoint has them: params/..., collections/NAME/... and ema/...
+    # Keys in a checkpoint: params/..., collections/NAME/... and ema/...
     self._keys = {}
     for key in stored:
       if key[0] == ('ema' if self.is_average else 'params'):
@@ -69,19 +69,20 @@ class EarlierRun:
         name.startswith(f'backbone/{part}_tower/') for name in names)}
     self._all_towers = there
 
-  def settle(self, config):
-    """The config of the new run, see settings.settle.
+  def resolve(self, config):
+    """Fills in the config of the new run, see settings.resolve.
 
     Raises:
-      UserError: a tower is to be two things, or the sizes do not go together.
+      UserError: a tower has two sources, or the sizes are incompatible.
     """
     settings.check_towers(config, self.config, self._names, self.towers)
-    return settings.settle(config, self.config, self._names, self.towers)
+    return settings.resolve(config, self.config, self._names, self.towers)
 
   def make_tokenizer(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """The tokenizer of the new run, where its config names none; as train_tokenizer.
+    """Makes the new run's tokenizer if its config names none; same arguments as train_tokenizer.
 
-    The run's own, if a parameter is taken that counts its tokens; one that was learned learns on.
+    Returns the earlier run's tokenizer if any parameter with a token axis is taken; a learned
+    tokenizer is extended with the new texts.
     """
     if not any(map(counts_tokens, self._names)):
       return train_tokenizer(texts, vocab_size)
@@ -89,13 +90,14 @@ class EarlierRun:
     is_learned = not self.config.model.text.tokenizer and 'text' not in self._all_towers
     return own.grown(texts, vocab_size) if is_learned else own
 
-  def meaning(self) -> Meaning:
-    """What its parameters stand for; UserError if its assets are damaged."""
+  def spec(self) -> ModelSpec:
+    """Spec of the run's model; UserError if its assets are damaged."""
     tokenizer, tasks = build.load_assets(self.config, self._assets)
-    return Meaning(vision_tower(self.config, {}, self._all_towers.get('vision')), tokenizer, tasks)
+    vision = vision_tower(self.config, {}, self._all_towers.get('vision'))
+    return ModelSpec(vision, tokenizer, tasks)
 
   def read(self, wanted: Mapping[tuple[str, str], jax.ShapeDtypeStruct]) -> dict:
-    """Some of its variables, as `wanted` says, by (collection, path).
+    """Reads the wanted variables, by (collection, path).
 
     Raises:
       UserError: they are damaged, or cannot be read.
@@ -109,12 +111,12 @@ class EarlierRun:
 
 
 def _find(name):
-  """The folder of a whole checkpoint."""
+  """The folder of an undamaged checkpoint."""
   try:
     folder = checkpoint.find(name)
     for item in ('model', checkpoint.ASSETS):
       path = os.path.join(folder, item)
-      # Assets that an older version wrote have no list.
+      # Assets written by an older version have no list.
       if item == 'model' or os.path.exists(os.path.join(path, damage.LIST)):
         if proof := damage.proof(path):
           raise _damaged(folder, f'{item}: {proof}')
@@ -127,4 +129,4 @@ def _find(name):
 
 
 def _damaged(folder, proof):
-  return UserError(f'checkpoint {folder} is damaged ({proof}); take another of its run')
+  return UserError(f'checkpoint {folder} is damaged ({proof}); use another one of its run')

@@ -1,4 +1,4 @@
-"""How a parameter of one model is made to fit another: by words, places or layers."""
+"""Fits a parameter of one model to another: by labels, positions or layers."""
 
 from collections.abc import Callable, Hashable, Mapping
 import dataclasses
@@ -15,18 +15,18 @@ from xmodal.models.towers.vit import ViT
 from xmodal.pretrained.positions import cubic_weights, resize_positions
 from xmodal.tasks.task import Task
 
-# Axis that counts tokens, by the end of a parameter's path.
+# Token axis of a parameter, by the end of its path.
 _TOKENS = {'token_embedding/embedding': 0, 'lm_head/kernel': 1}
-_PAD, _END = ('pad',), ('end',)  # what those tokens are, whatever they are called
+_PAD, _END = ('pad',), ('end',)  # labels of special tokens, independent of their text
 
 
 @dataclasses.dataclass(frozen=True)
-class Meaning:
-  """What the parameters of a model stand for.
+class ModelSpec:
+  """The parts of a model that give its parameters their meaning.
 
   Attributes:
     vision: the vision tower.
-    tokenizer: of its texts.
+    tokenizer: the tokenizer of its texts.
     tasks: by name.
   """
 
@@ -35,7 +35,7 @@ class Meaning:
   tasks: Mapping[str, Task]
 
   def labels(self, path: str) -> tuple[int, str, dict[Hashable, int]] | None:
-    """What an axis of a parameter counts: the axis, a word for it, and the place of each label."""
+    """A parameter's labelled axis: (axis, kind of label, {label: index}); None if it has none."""
     for end, axis in _TOKENS.items():
       if path.endswith(f'_tower/{end}'):
         special = {self.tokenizer.pad_id: _PAD, self.tokenizer.eos_id: _END}
@@ -49,18 +49,19 @@ class Meaning:
 
 
 def counts_tokens(path: str) -> bool:
-  """Whether an axis of a parameter counts the tokens of a tokenizer."""
+  """Whether a parameter has an axis of tokens."""
   return any(path.endswith(f'_tower/{end}') for end in _TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """How a parameter comes about from that of another model.
+  """How to make a parameter from that of another model.
 
   Attributes:
-    how: in words; '' where it is copied.
-    make: (the new model's own initial value, the other's) -> value; traced.
-    is_whole: whether `make` is numpy's, of the whole array on every host, and needs no initial one.
+    how: description for the user; '' for a plain copy.
+    make: (initial value in the new model, the other model's value) -> value; traced.
+    is_whole: whether `make` runs in numpy on the full array on every host, and ignores the
+      initial value.
   """
 
   how: str = ''
@@ -68,15 +69,15 @@ class Fit:
   is_whole: bool = False
 
 
-def fit(path: str, old_shape: tuple[int, ...], shape: tuple[int, ...], old: Meaning,
-        new: Meaning) -> Fit | None:
-  """How a parameter of this path and shape comes about from one of another model; None: not at all.
+def fit(path: str, old_shape: tuple[int, ...], shape: tuple[int, ...], old: ModelSpec,
+        new: ModelSpec) -> Fit | None:
+  """How to make a parameter of this path and shape from that of another model; None if impossible.
 
   Args:
     path: such as 'backbone/vision_tower/position_embedding'.
-    old_shape: in the other model.
-    shape: in the new one.
-    old, new: what both models' parameters stand for.
+    old_shape: shape in the other model.
+    shape: shape in the new model.
+    old, new: specs of both models.
   """
   if (axis := new.labels(path)) and (known := old.labels(path)):
     return _by_labels(old_shape, shape, known[2], *axis)
@@ -87,7 +88,7 @@ def fit(path: str, old_shape: tuple[int, ...], shape: tuple[int, ...], old: Mean
     return Fit()
   if path.endswith(('row_embedding', 'column_embedding')) and old_shape[1:] == shape[1:]:
     weights = cubic_weights(old_shape[0], shape[0])
-    return Fit(f'{old_shape[0]} places resized to {shape[0]}',
+    return Fit(f'{old_shape[0]} positions resized to {shape[0]}',
                lambda _, table: weights @ table, is_whole=True)
   if re.search(r'(^|/)\w*layers/', path) and old_shape[1:] == shape[1:] and shape:
     count = min(old_shape[0], shape[0])
@@ -99,7 +100,7 @@ def fit(path: str, old_shape: tuple[int, ...], shape: tuple[int, ...], old: Mean
 
 
 def _by_labels(old_shape, shape, known, axis, what, wanted):
-  """Rows or columns of the same label."""
+  """Copies rows or columns with the same label."""
   axis %= len(shape)
   if len(old_shape) != len(shape) or any(
       a != b for i, (a, b) in enumerate(zip(old_shape, shape)) if i != axis):
@@ -115,20 +116,20 @@ def _by_labels(old_shape, shape, known, axis, what, wanted):
     at = (slice(None),) * axis + (to,)
     return value.at[at].set(jnp.take(other, origin, axis=axis))
 
-  return Fit(f'{len(to)} of {len(wanted)} {what} known', make)
+  return Fit(f'{len(to)} of {len(wanted)} {what} found', make)
 
 
 def _of_places(old_shape, shape, source, module):
-  """Positions of a grid of patches, resized as those of pretrained towers are."""
+  """Resizes position embeddings of a patch grid, as for pretrained towers."""
   grids = [tuple(side // vit.patch_size for side in vit.image_size) for vit in (source, module)]
   if old_shape == shape and grids[0] == grids[1]:
     return Fit()
-  # DINOv2's with registers alone.
+  # Antialiased only for DINOv2 with registers.
   resize = resize_positions(source, module, antialias=source.num_registers > 0)
   try:
     resize(np.zeros(old_shape, np.float32), shape)
   except UserError:
     return None
   (rows, columns), (new_rows, new_columns) = grids
-  return Fit(f'{rows} x {columns} places resized to {new_rows} x {new_columns}',
+  return Fit(f'{rows} x {columns} positions resized to {new_rows} x {new_columns}',
              lambda _, table: resize(table, shape), is_whole=True)

@@ -1,4 +1,4 @@
-"""Towers that begin with the weights people already have."""
+"""Towers initialised from pretrained checkpoints."""
 
 import collections
 from collections.abc import Collection, Iterator, Mapping
@@ -14,23 +14,23 @@ import jax.numpy as jnp
 from xmodal.errors import UserError
 from xmodal.models.lora import is_adapter
 from xmodal.pretrained.checkpoint import Checkpoint
-from xmodal.pretrained.families import FAMILIES, family_module
+from xmodal.pretrained.families import family_module, family_name
 from xmodal.pretrained.preprocessing import Preprocessing
 
 PARTS = ('vision', 'text')
 _FILE = 'towers.json'
-# Of how a run computes, not of what the tower is.
+# Fields set by the run, not by the tower's checkpoint.
 _OF_THE_RUN = ('parent', 'name', 'dtype', 'remat', 'attention', 'dropout_rate', 'scan_unroll')
 
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-  """What a pretrained tower is, apart from its weights.
+  """A pretrained tower without its weights.
 
   Attributes:
-    family: a file of xmodal.pretrained.
-    module: the Flax module, as the checkpoint has it.
-    preprocessing: of a vision tower's pictures.
+    family: name of a file of xmodal.pretrained.
+    module: the Flax module that the checkpoint describes.
+    preprocessing: image preprocessing of a vision tower; None for text.
   """
 
   family: str
@@ -38,58 +38,56 @@ class Tower:
   preprocessing: Preprocessing | None
 
   def clone(self, **fields) -> nn.Module:
-    """The module with other fields, those left out that it does not have."""
+    """The module with other field values; ignores fields that it lacks."""
     own = {field.name for field in dataclasses.fields(self.module)}
     return self.module.clone(**{key: value for key, value in fields.items() if key in own})
 
 
 def open_checkpoints(config, without: Collection[str] = ()) -> dict[str, Checkpoint]:
-  """The checkpoints that config.model.vision.pretrained and .text.pretrained name, by part.
+  """Opens the checkpoints that config.model.vision.pretrained and .text.pretrained name, by part.
 
   Args:
     config: the whole config.
-    without: parts that an earlier run has, begun from the same.
+    without: parts to skip, as an earlier run provides them.
 
   Raises:
-    UserError: one cannot be read, is of the other part, or is no tower.
+    UserError: one cannot be read, belongs to the other part, or is not a tower.
   """
   opened = {}
   for part in PARTS:
     name = config.model[part].pretrained
     if name and part not in without:
-      opened[part] = Checkpoint(name)
+      opened[part] = Checkpoint(name, part)
       found = opened[part].part
       if found not in PARTS:
         raise UserError(f'config.model.{part}.pretrained={name!r} is a {found}, a {part} tower is '
-                        'wanted; use it as it is, with xmodal.pretrained.load')
+                        'wanted; use it directly with xmodal.pretrained.load')
       if found != part:
         raise UserError(f'config.model.{part}.pretrained={name!r} is a {found} tower; '
-                        f'give it as config.model.{found}.pretrained')
+                        f'set it as config.model.{found}.pretrained')
   return opened
 
 
 def towers_of(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Tower]:
-  """What the towers are, by part."""
-  return {part: Tower(FAMILIES[c.config['model_type']], c.module, c.preprocessing)
+  """The towers of the checkpoints, by part."""
+  return {part: Tower(c.family, c.module, c.preprocessing)
           for part, c in checkpoints.items()}
 
 
 def save_towers(towers: Mapping[str, Tower], folder: str) -> None:
-  """Writes what the towers are into a folder; nothing if there are none."""
+  """Writes descriptions of the towers into a folder; nothing if there are none."""
   if not towers:
     return
   described = {}
   for part, tower in towers.items():
-    fields = {f.name: getattr(tower.module, f.name) for f in dataclasses.fields(tower.module)
-              if f.name not in _OF_THE_RUN}
-    described[part] = {'family': tower.family, 'fields': fields,
+    described[part] = {'family': tower.family, 'fields': _fields(tower.module),
                        'preprocessing': tower.preprocessing and tower.preprocessing._asdict()}
   with open(os.path.join(folder, _FILE), 'w', encoding='utf-8') as f:
     json.dump(described, f, indent=2)
 
 
 def load_towers(folder: str) -> dict[str, Tower]:
-  """Reads what save_towers wrote."""
+  """Reads the towers that save_towers wrote."""
   path = os.path.join(folder, _FILE)
   if not os.path.exists(path):
     return {}
@@ -97,12 +95,26 @@ def load_towers(folder: str) -> dict[str, Tower]:
     with open(path, encoding='utf-8') as f:
       described = json.load(f)
   except ValueError as error:  # not JSON, or not UTF-8
-    raise UserError(f'{path} is damaged ({error}); take that of another checkpoint of the run'
+    raise UserError(f'{path} is damaged ({error}); use that of another checkpoint of the run'
                     ) from error
   return {part: Tower(
-      d['family'], family_module(d['family']).MODULE(**_tuples(d['fields'])),
+      d['family'], _module(d),
       Preprocessing(**_tuples(d['preprocessing'])) if d['preprocessing'] else None)
           for part, d in described.items()}
+
+
+def _fields(module):
+  """A module's fields, of which one may be a module itself."""
+  fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module)
+            if f.name not in _OF_THE_RUN}
+  return {name: {'family': family_name(value), 'fields': _fields(value)}
+          if isinstance(value, nn.Module) else value for name, value in fields.items()}
+
+
+def _module(described):
+  fields = {name: _module(value) if isinstance(value, dict) else value
+            for name, value in described['fields'].items()}
+  return family_module(described['family']).MODULE(**_tuples(fields))
 
 
 def _tuples(fields):
@@ -110,7 +122,7 @@ def _tuples(fields):
 
 
 class Loader:
-  """Puts the weights of checkpoints, and those of an earlier run, into a model's state."""
+  """Loads the weights of checkpoints and of an earlier run into a model's state."""
 
   def __init__(self, checkpoints: Mapping[str, Checkpoint], backbone, abstract,
                transfer=None):
@@ -120,10 +132,10 @@ class Loader:
       checkpoints: by part.
       backbone: the model's Backbone.
       abstract: TrainState of shapes and shardings.
-      transfer: a train.start.transfer.Transfer from an earlier run, or None; no tower has both.
+      transfer: a train.start.transfer.Transfer from an earlier run, or None; covers other towers.
 
     Raises:
-      UserError: a tensor is missing, has another shape, or has no place.
+      UserError: a tensor is missing, has another shape, or matches no parameter.
     """
     self._params, self._transfer = abstract.params, transfer
     self._plans = {part: checkpoint.plan(getattr(backbone, f'{part}_tower'),
@@ -132,7 +144,7 @@ class Loader:
     self._names = {part: checkpoint.folder for part, checkpoint in checkpoints.items()}
 
   def report(self) -> Iterator[str]:
-    """What is loaded, fitted, ignored and new, a line each."""
+    """Yields lines on loaded, fitted, ignored and new parameters."""
     if not self._plans and self._transfer is None:
       return
     for part, plan in self._plans.items():
@@ -148,7 +160,7 @@ class Loader:
       yield f'newly initialised: {", ".join(_modules(new, flat))}; {len(new)} in all'
 
   def fill(self, state):
-    """A new TrainState with the weights in place of random ones."""
+    """Returns a TrainState with loaded weights in place of random ones."""
     params, collections = (traverse_util.flatten_dict(tree) for tree in
                            (state.params, state.collections))
     for part, plan in self._plans.items():
@@ -167,7 +179,7 @@ class Loader:
 
 
 def _modules(new, every):
-  """The modules of new parameters; where others of a module are not new, how many are."""
+  """The modules of new parameters; with counts for modules that are only partly new."""
   def module(path):
     return '/'.join(path.split('/')[:2]) + (' (adapters)' if is_adapter(path) else '')
 
@@ -177,7 +189,7 @@ def _modules(new, every):
 
 
 def _tower_shapes(abstract, part):
-  """{'params': ..., other collections} of one tower, without adapters, which no file has."""
+  """{'params': ..., other collections} of one tower, without adapters, which are in no file."""
   variables = {'params': abstract.params, **abstract.collections}
   inside = ('backbone', f'{part}_tower')
   flat = {}

@@ -1,9 +1,9 @@
-"""What a new run takes over from an earlier one: which parameters, and the sizes they come with.
+"""Settings for starting from an earlier run: which parameters to take, and their sizes.
 
     xmodal train --config detection --config.train.start_from=runs/vqa
 
-A parameter of the same path and shape is copied, one that counts tokens, answers, places or layers
-is made to fit (see train.start.fits), every other one begins as it would without the earlier run.
+A parameter of the same path and shape is copied. One with an axis of tokens, answers, positions or
+layers is fitted (see train.start.fits). All others keep their usual initial values.
 """
 
 from collections.abc import Collection
@@ -15,29 +15,29 @@ from xmodal.options import Option
 
 OPTIONS = {
     'start_from': Option(
-        '', "An earlier run whose parameters a new one begins with: its workdir, WORKDIR/best or "
-        "WORKDIR/checkpoints/STEP; '': none. What the config leaves open is as in that run: sizes, "
-        'pretrained towers, config.data.image_size, and the tokenizer, to which the words of the '
-        'new data are added up to config.model.text.vocab_size.'),
+        '', "Run to initialise parameters from: its workdir, WORKDIR/best or "
+        "WORKDIR/checkpoints/STEP; '': none. Values that the config leaves at their defaults come "
+        'from that run: sizes, pretrained towers, config.data.image_size, and the tokenizer, which '
+        'is extended with words of the new data up to config.model.text.vocab_size.'),
     'start_parts': Option(
-        '', "Regular expression found in the paths of the parameters that are taken, such as "
+        '', "Regular expression searched in paths; matching parameters are taken, such as "
         "'vision_tower|cross_modal'; '': all that fit.", is_pattern=True)}
 
-# Where in the model the part of each slot is.
+# Parameter path of each slot's part.
 _MODULES = {'vision': 'backbone/vision_tower/', 'text': 'backbone/text_tower/',
             'cross': 'backbone/cross_modal/', 'denoiser': 'heads_generation/denoiser/'}
 
 
 def select(names: Collection[str], pattern: str, where: str) -> frozenset[str]:
-  """Of the paths of an earlier run's parameters, those that config.train.start_parts selects.
+  """Selects paths of an earlier run's parameters by config.train.start_parts.
 
   Args:
     names: all paths.
-    pattern: regular expression found in paths; '': all.
+    pattern: regular expression searched in paths; '': all.
     where: the run, for messages.
 
   Raises:
-    UserError: the pattern, or one of those between its '|', is found in no path.
+    UserError: the pattern, or one of its alternatives, matches no path.
   """
   for part in _alternatives(pattern):
     if not any(re.search(part, name) for name in names):
@@ -45,12 +45,12 @@ def select(names: Collection[str], pattern: str, where: str) -> frozenset[str]:
                       for name in names})
       what = repr(pattern) if part == pattern else f'{part!r} of {pattern!r}'
       raise UserError(f'config.train.start_parts: {what} matches no parameter of {where}; wanted a '
-                      f'regular expression found in paths, which begin with {", ".join(begin)}')
+                      f'regular expression that matches paths, which begin with {", ".join(begin)}')
   return frozenset(name for name in names if re.search(pattern, name))
 
 
 def _alternatives(pattern):
-  """The expressions between those '|' of a regular expression that stand in no bracket."""
+  """The top-level alternatives of a regular expression, split at each '|' outside brackets."""
   flags = re.match(r'(\(\?[aimsx]+\))?', pattern)[0]
   found, depth = [''], 0
   for piece in re.findall(r'\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.', pattern, re.DOTALL):
@@ -63,12 +63,12 @@ def _alternatives(pattern):
 
 
 def check_towers(config, then, names: Collection[str], towers: Collection[str]) -> None:
-  """Raises UserError where a pretrained tower is to be another than that of the earlier run.
+  """Raises UserError if a tower would come from both a pretrained checkpoint and the earlier run.
 
   Args:
-    config: of the new run.
+    config: config of the new run.
     then: config of the earlier run.
-    names: paths of the parameters that are taken from it.
+    names: paths of the parameters to take from it.
     towers: its pretrained towers.
   """
   for part in parts.DEFAULTS:
@@ -79,18 +79,18 @@ def check_towers(config, then, names: Collection[str], towers: Collection[str]) 
       rest = f'^(?!{_MODULES[part]})'
       raise UserError(
           f'config.model.{part}.pretrained={name!r} and config.train.start_from='
-          f'{config.train.start_from!r} both have a {part} tower: leave out the first, or take the '
-          f'rest of the second with config.train.start_parts={rest!r}')
+          f'{config.train.start_from!r} both have a {part} tower: remove the first, or exclude '
+          f'this tower from the second with config.train.start_parts={rest!r}')
 
 
-def settle(config, then, names: Collection[str], towers: Collection[str]):
-  """The config with what it leaves at its defaults filled in as in the earlier run.
+def resolve(config, then, names: Collection[str], towers: Collection[str]):
+  """Fills in the config's default values from the earlier run.
 
-  Sizes of parts of which nothing is taken stay open, and all do where config.model.size is given
-  and another than there. Arguments as of `check_towers`.
+  Sizes are filled in only for parts with parameters to take, and only if config.model.size is not
+  set to another size than there. See `check_towers` for the arguments.
 
   Raises:
-    UserError: the sizes do not go together.
+    UserError: the sizes are incompatible.
   """
   config = config.copy_and_resolve_references()
   is_taken = {slot: any(path.startswith(module) for path in names)
@@ -101,7 +101,7 @@ def settle(config, then, names: Collection[str], towers: Collection[str]):
   for slot in filter(is_taken.get, parts.slots()):
     own, old = config.model[slot], then.model[slot]
     if slot in towers:
-      own.pretrained = old.pretrained  # so that a third run may name the same
+      own.pretrained = old.pretrained  # so that a third run can set the same value
       continue
     given = {key for key, option in parts.slot_options(slot).items() if own[key] != option.default}
     if slot in parts.DEFAULTS and own.name == parts.DEFAULTS[slot] and (
@@ -115,11 +115,11 @@ def settle(config, then, names: Collection[str], towers: Collection[str]):
 
 
 def resume(config, then):
-  """The config of a run that began with an earlier one, filled in as its first start filled it.
+  """Fills in the config of a resumed run that started from an earlier run, as its first start did.
 
   Args:
-    config: as it is given now.
-    then: as the run's own folder has it.
+    config: the config given now.
+    then: the config saved in the run's folder.
   """
   if not then.train.start_from:
     return config
@@ -134,7 +134,7 @@ def resume(config, then):
 
 
 def _fill(section, values, options):
-  """Gives keys that are at their defaults other values."""
+  """Overwrites keys that are at their defaults."""
   for key, option in options.items():
     if key in values and section[key] == option.default:
       section[key] = values[key]

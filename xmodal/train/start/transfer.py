@@ -1,4 +1,4 @@
-"""Parameters of an earlier run in the state of a new one."""
+"""Transfers parameters of an earlier run to a new run."""
 
 import collections
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from xmodal.models.lora import Lora, is_adapter
 from xmodal.sharding import mesh as meshes
 from xmodal.sharding.rules import spec_for
 from xmodal.train.start.earlier import EarlierRun
-from xmodal.train.start.fits import Fit, Meaning, fit
+from xmodal.train.start.fits import Fit, ModelSpec, fit
 from xmodal.train.steps.state import TrainState
 
 _ADAPTER = ('lora_a', 'lora_b')
@@ -23,9 +23,11 @@ _MOST = 6  # names in a line
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-  """Attributes:
+  """How one variable of the new run is made.
+
+  Attributes:
     sources: keys of the earlier run's variables: one, or a kernel and its two adapters.
-    fit: how they become the new one.
+    fit: how to make the new variable from them.
   """
 
   sources: tuple[tuple[str, str], ...]
@@ -33,40 +35,40 @@ class _Match:
 
 
 class Transfer:
-  """Finds what an earlier run has for each variable of a new one; reads none yet."""
+  """Matches variables of an earlier run with those of a new run; `fill` reads them."""
 
-  def __init__(self, earlier: EarlierRun, abstract: TrainState, meaning: Meaning, adapters: Lora,
+  def __init__(self, earlier: EarlierRun, abstract: TrainState, spec: ModelSpec, adapters: Lora,
                mesh):
     """
     Args:
-      earlier: the run.
+      earlier: the earlier run.
       abstract: shapes and shardings of the new run.
-      meaning: of the new model.
-      adapters: of the new model.
-      mesh: of devices.
+      spec: spec of the new model.
+      adapters: LoRA settings of the new model.
+      mesh: the device mesh.
 
     Raises:
       UserError: nothing fits.
     """
     self._earlier, self._mesh = earlier, mesh
     self._variables = _flat(abstract.params, abstract.collections)
-    self._old, self._new = earlier.meaning(), meaning
+    self._old, self._new = earlier.spec(), spec
     self._lora = Lora(**earlier.config.model.lora)
     self._scale_is_same = (self._lora.alpha / self._lora.rank == adapters.alpha / adapters.rank)
     self._matches, self._misfits = {}, {}
-    # Kernels first: a bias is of no use without its kernel.
+    # Kernels first: a bias is useless without its kernel.
     for key in sorted(self._variables, key=lambda key: not key[1].endswith('/kernel')):
       if key in earlier.taken and not is_adapter(key[1]):
         self._match(key)
     if not self._matches:
       why = _some(list(self._misfits.values()) or _groups(path for _, path in earlier.taken), 3)
       raise UserError(
-          f'config.train.start_from: none of the {len(earlier.taken)} parameters to be taken from '
-          f'{earlier.folder} fits this model ({why}); change config.model, or take another run')
+          f'config.train.start_from: none of the {len(earlier.taken)} parameters selected from '
+          f'{earlier.folder} fits this model ({why}); change config.model, or use another run')
 
   @property
   def taken(self) -> frozenset[str]:
-    """Paths of the new model's variables that do not begin as new ones."""
+    """Paths of the new model's variables that come from the earlier run."""
     return frozenset(path for _, path in self._matches)
 
   def _match(self, key):
@@ -88,12 +90,12 @@ class Transfer:
         own in self._variables and own in self._earlier.taken
         and self._variables[own].shape == shapes[own].shape for own in pair):
       self._matches |= {own: _Match((own,), Fit()) for own in (key, *pair)}
-    else:  # else what the adapters learned would be lost
+    else:  # merged, as the adapters' training would be lost otherwise
       self._matches[key] = _Match((key, *pair), dataclasses.replace(
           found, how='; '.join(filter(None, ('adapters merged', found.how)))))
 
   def report(self) -> Iterator[str]:
-    """What is loaded, fitted, of no use here, and too unlike, a line each."""
+    """Yields lines on loaded, fitted, ignored and mismatched parameters."""
     fits = collections.defaultdict(list)
     for (_, path), match in self._matches.items():
       fits[match.fit.how].append(path)
@@ -107,13 +109,13 @@ class Transfer:
     for how, names in fits.items():
       yield f'fitted: {_some(_groups(names))}: {how}'
     if self._misfits:
-      yield f'new, for their shapes: {_some(list(self._misfits.values()), 3)}'
+      yield f'not loaded, as shapes differ: {_some(list(self._misfits.values()), 3)}'
 
   def fill(self, params, collections):
-    """Parameters and collections with those of the run in place of their initial values.
+    """Returns params and collections with the earlier run's values in place of initial ones.
 
-    Each device gets its own part of those that are copied, and of the others all but tables of
-    places, which are small. UserError if they cannot be read.
+    Each device reads only its own shards, except of position tables, which are small and
+    replicated. Raises UserError if they cannot be read.
     """
     wanted = {}
     for match in self._matches.values():
@@ -135,14 +137,14 @@ class Transfer:
     return tree.pop('params'), tree
 
   def _struct(self, key, is_whole):
-    """Shape, dtype and sharding of a variable of the earlier run, to be read."""
+    """Shape, dtype and sharding to read a variable of the earlier run with."""
     struct, name = self._earlier.shapes[key], key[1] if key[0] == 'params' else '/'.join(key)
     sharding = meshes.replicated(self._mesh) if is_whole else jax.sharding.NamedSharding(
         self._mesh, spec_for(name, struct.shape, self._mesh))
     return jax.ShapeDtypeStruct(struct.shape, struct.dtype, sharding=sharding)
 
   def _fitted(self, pairs):
-    """{key: value} of {key: (initial value, arrays of the earlier run)}."""
+    """Maps {key: (initial value, arrays of the earlier run)} to {key: value}."""
     made = {}
     for key, (value, arrays) in pairs.items():
       layer = dict(zip(('kernel', *_ADAPTER), arrays))
@@ -152,7 +154,7 @@ class Transfer:
 
 
 def _placed(fit, whole, value):
-  """What fit makes of a whole array on each host, on the devices of a value."""
+  """Applies `fit` to a full array on each host; places the result with the sharding of `value`."""
   made = np.asarray(fit.make(None, np.asarray(whole)), value.dtype)
   return jax.make_array_from_callback(value.shape, value.sharding, lambda index: made[index])
 
@@ -164,7 +166,7 @@ def _flat(params, collections):
 
 
 def _groups(names) -> list[str]:
-  """Names as they are where they are few; else those of their modules and how many they are."""
+  """The names if few; else their modules with counts."""
   names = list(names)
   if len(names) <= _MOST:
     return names

@@ -1,1 +1,1 @@
-"""One step: state, losses, gradients, update."""
+"""The training step: state, losses, gradients, update."""

@@ -1,6 +1,6 @@
-"""Agreement of tasks: norms and cosines of their gradients at shared parameters.
+"""Agreement between tasks: norms and cosines of their gradients at shared parameters.
 
-A function of its own computes them, so steps without a measurement cost nothing more.
+A separate function computes them, so steps without a measurement have no extra cost.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -19,7 +19,7 @@ OPTIONS = {'measure_every': Option(100, 'Steps between measurements of the norms
 
 
 def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
-  """Each task's gradient norm, and the cosine of each pair of tasks."""
+  """Gradient norm of each task, and cosine of each pair of tasks."""
   tasks = tuple(tasks)
   norms = jnp.sqrt(jnp.diagonal(gram))
   return {f'{name}/gradient_norm': norms[i] for i, name in enumerate(tasks)} | {
@@ -30,8 +30,10 @@ def compared(tasks, gram: jax.Array) -> dict[str, jax.Array]:
 def make_measure(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
                  accumulation: int = 1, frozen: Set[str] = frozenset(),
                  shared: Set[str] = frozenset()) -> Callable:
-  """A pure function (state, batch) -> metrics: norms and cosines of the tasks' gradients, each
-  times its task_weight, at shared parameters; changes nothing."""
+  """A pure function (state, batch) -> metrics: norms and cosines of the tasks' gradients.
+
+  The gradients are at shared parameters, and multiplied by task_weights.
+  """
   gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation, separate=True)
 
   def measure(state, batch):

@@ -1,6 +1,6 @@
-"""Frozen parameters: which they are, and the split of a tree into trained and frozen ones.
+"""Frozen parameters: selects them, and splits a tree into trained and frozen parameters.
 
-Gradients and optimiser state exist for trained parameters only; frozen ones cost a forward pass.
+Only trained parameters have gradients and optimiser state; frozen ones cost a forward pass.
 """
 
 from collections.abc import Set
@@ -17,20 +17,20 @@ def frozen_names(pattern: str, params) -> frozenset[str]:
 
   Args:
     pattern: config.optimizer.frozen, a regular expression searched in paths; '' for none.
-    params: all parameters, or their shapes. Adapters among them freeze the rest of their towers.
+    params: all parameters, or their shapes. Towers with adapters are frozen except for these.
 
   Raises:
-    UserError: the pattern matches nothing or everything, or an adapter.
+    UserError: the pattern matches no parameter or an adapter, or nothing is left to train.
   """
   names = set(traverse_util.flatten_dict(params, sep='/'))
   found = {name for name in names if re.search(pattern, name)} if pattern else set()
   if pattern and not found:
     parts = sorted({'/'.join(name.split('/')[:2]) for name in names})
     raise UserError(f'config.optimizer.frozen={pattern!r} matches no parameter; wanted a regular '
-                    f'expression found in paths, which begin with {", ".join(parts)}')
+                    f'expression that matches paths, which begin with {", ".join(parts)}')
   if adapters := sorted(filter(is_adapter, found)):
     raise UserError(f'config.optimizer.frozen={pattern!r} matches the adapter {adapters[0]}; '
-                    'towers with adapters are frozen but for those, leave them out of the pattern')
+                    'towers with adapters are frozen except for these; exclude them')
   frozen = frozenset(found | frozen_by_adapters(names))
   if frozen == names:
     raise UserError(f'config.optimizer.frozen={pattern!r} leaves no parameter to train; wanted a '
@@ -47,6 +47,6 @@ def split(params, frozen: Set[str]):
 
 
 def join(trained, frozen):
-  """Joins what `split` gave."""
+  """Joins the results of `split`."""
   return traverse_util.unflatten_dict(
       {**traverse_util.flatten_dict(trained), **traverse_util.flatten_dict(frozen)})

@@ -1,4 +1,4 @@
-"""Losses and gradients of one batch, for any tasks, sources and micro-batches."""
+"""Losses and gradients of one batch, for any tasks, sources and number of micro-batches."""
 
 from collections.abc import Callable, Mapping, Set
 import itertools
@@ -19,18 +19,18 @@ _NAMES = 0x6e616d65
 
 def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
                    accumulation: int = 1, separate: bool = False) -> Callable:
-  """A pure function of a batch's gradients.
+  """Makes a pure function that computes a batch's gradients.
 
   A task's loss = task_weight * (sum over its terms of term_weight * mean). A mean is over the
   examples of the whole batch that count for the term, independent of the number of micro-batches
   and devices.
 
   Args:
-    model: a models.backbone.MultiTask.
-    tasks: those of the batch.
+    model: a models.joint.MultiTask.
+    tasks: tasks of the batch, by name.
     task_weights: weight of each task's loss.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
-    separate: whether to return each task's gradient by itself. Tasks of one source share the
+    separate: whether to return each task's gradient separately. Tasks of one source share the
       forward pass; each has its own backward pass.
 
   Returns:
@@ -40,7 +40,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     gradients are {task: tree}.
   """
   def weights_of(part):
-    """float32 [B] by 'task/term': how much each example counts."""
+    """Per-example weights, float32 [B], by 'task/term'."""
     return {f'{name}/{term}': weight * part['valid']
             for name, task in tasks.items() if name in part
             for term, weight in task.weights(part[name]).items()}
@@ -55,18 +55,18 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
             **{name: jnp.maximum(count.sum(), 1) for name, count in counts_of(part).items()}}
 
   def vocabularies_of(batch, key):
-    """The names that each task looks for in this step, {task: Names}."""
+    """Sampled vocabulary of each task in this step, {task: Names}."""
     return {name: names for part in parts(batch) for name, task in tasks.items()
             if name in part and (names := task.sampled_vocabulary(part[name], key)) is not None}
 
   def read(trained, fixed, collections, names, rng):
-    """See models.names.read_names: once a step, however many micro-batches it has."""
+    """Encodes names, see models.names.read_names; once per step for all micro-batches."""
     return read_names(names, lambda trained, tokens: model.apply(
         {'params': gather_when_used(join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
   def forward(learned, fixed, collections, part, vocabularies, totals, rng):
-    """Losses of a part of a micro-batch as their part of the whole's, and what to report."""
+    """Losses of a micro-batch part, normalised by totals of the whole batch, and metrics."""
     trained, vectors = learned
     part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
                    for name, names in vocabularies.items() if name in part}
@@ -89,12 +89,12 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     losses, metrics, pullbacks = {}, {}, []
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
-      of_part, pullback, (collections, told) = jax.vjp(
+      of_part, pullback, (collections, logged) = jax.vjp(
           lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key),
           learned, has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
-      metrics |= told
+      metrics |= logged
     if separate:
       grads = {name: grad for names, pullback in pullbacks
                for name, grad in _one_by_one(names, pullback).items()}
@@ -105,7 +105,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     return (grads, losses, metrics), collections
 
   def gradients(trained, fixed, collections, batch, rng, weigh=None):
-    # These depend on data alone, so they are known before the first micro-batch.
+    # These depend on data only, so they are known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
     choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
     vocabularies = vocabularies_of(batch, choice)
@@ -132,7 +132,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
                                           rng, weigh)
       return found[0], collections, *found[1:]
 
-    # Every device keeps its own examples: micro-batch i takes each i-th of them.
+    # Examples stay on their devices: micro-batch i takes examples i, i + accumulation, ...
     micro = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0), batch)
 
@@ -155,16 +155,16 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
 
 
 def at_step(batch: Mapping, step: jax.Array) -> dict:
-  """Adds the number of the training step to a batch: 'step', int32 [B]."""
+  """Adds the training step to a batch: 'step', int32 [B]."""
   if 'valid' not in batch:
     return {feed: at_step(part, step) for feed, part in batch.items()}
   return {**batch, 'step': jnp.full_like(batch['valid'], step, jnp.int32)}
 
 
 def _one_by_one(names, pullback):
-  """{task: gradient of its loss alone}."""
-  # Separate passes instead of a loop, which would compile sooner: XLA removes the parts whose
-  # gradients are zero. On a CPU a step of five tasks took a fifth of the time.
+  """{task: gradient of this task's loss only}."""
+  # Separate passes, although a loop would compile faster: XLA removes parts with zero gradients.
+  # On a CPU, a step of five tasks took a fifth of the time.
   return {name: pullback({other: jnp.float32(other == name) for other in names})[0]
           for name in names}
 
@@ -177,12 +177,12 @@ def _sum(trees):
 
 
 def weighted_sum(grads: Mapping[str, dict], weights: Mapping[str, jax.Array]):
-  """Of {task: gradients}, one tree."""
+  """Weighted sum of {task: gradients}, one tree."""
   return _sum([jax.tree.map(lambda x: weights[name] * x, grad) for name, grad in grads.items()])
 
 
 def products(grads: Mapping[str, dict], names: Set[str]) -> jax.Array:
-  """float32 [K, K]: products of the tasks' gradients of the parameters with these paths."""
+  """float32 [K, K]: inner products of the tasks' gradients at the parameters with these paths."""
   flat = [traverse_util.flatten_dict(split(grad, names)[1]) for grad in grads.values()]
   gram = [[jnp.zeros(())] * len(flat) for _ in flat]
   for i, j in itertools.combinations_with_replacement(range(len(flat)), 2):

@@ -1,4 +1,4 @@
-"""Batches laid out over the devices ahead of time."""
+"""Prefetches batches onto the devices."""
 
 from collections.abc import Callable, Iterator
 import queue
@@ -10,11 +10,11 @@ from xmodal.sharding import mesh as meshes
 
 
 class Prefetch:
-  """Reads an iterator of host batches in a thread and lays them over the mesh, `depth` ahead."""
+  """Reads host batches in a thread and shards them over the mesh, `depth` batches ahead."""
 
   def __init__(self, make_iterator: Callable[[], Iterator[dict]], mesh, batch_size: int,
                depth: int = 2):
-    """Starts at once: TensorFlow's import then overlaps with compilation."""
+    """Starts immediately, so that TensorFlow's import overlaps with compilation."""
     self._queue = queue.Queue(depth)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(make_iterator, mesh, batch_size),
@@ -40,7 +40,7 @@ class Prefetch:
     return False
 
   def next(self) -> dict[str, jax.Array]:
-    """The next batch; raises what reading it raised."""
+    """The next batch; re-raises errors of the reading thread."""
     batch, error = self._queue.get()
     if error is not None:
       raise error

@@ -1,4 +1,4 @@
-"""Parameters that a kind of step does not update, parameters that tasks share, data per step."""
+"""Parameters that a kind of step does not update, parameters shared by tasks, data per step."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 import re
@@ -14,8 +14,8 @@ def resting(kind: Kind, used: Mapping[str, Set[str]], params, frozen: Set[str]) 
   """Paths of the parameters that a kind of step does not update although other kinds do.
 
   Args:
-    kind: of the step.
-    used: paths of the parameters that each task uses; {} where there is one task.
+    kind: kind of the step.
+    used: paths of the parameters that each task uses; {} for a single task.
     params: all parameters, or their shapes.
     frozen: paths of the parameters that no step trains.
 
@@ -29,13 +29,13 @@ def resting(kind: Kind, used: Mapping[str, Set[str]], params, frozen: Set[str]) 
   if not moving:
     parts = sorted({'/'.join(name.split('/')[:2]) for name in trained})
     raise UserError(f'config.mixer.turns: {kind.updated!r} matches no parameter that is trained; '
-                    'wanted a regular expression found in paths, which begin with '
+                    'wanted a regular expression that matches paths, which begin with '
                     f'{", ".join(parts)}')
   return frozenset(trained - moving)
 
 
 def shared(used: Mapping[str, Set[str]], frozen: Set[str]) -> frozenset[str]:
-  """Paths of the trained parameters that two tasks or more use."""
+  """Paths of the trained parameters that two or more tasks use."""
   met, twice = set(), set()
   for names in used.values():
     twice |= met & names
@@ -44,21 +44,21 @@ def shared(used: Mapping[str, Set[str]], frozen: Set[str]) -> frozenset[str]:
 
 
 def never_updated(of_kinds: Mapping[Kind, Set[str]]) -> Iterator[str]:
-  """A line if some parameters are updated by no kind of step."""
+  """Yields a line if no kind of step updates some parameters."""
   if never := frozenset.intersection(*of_kinds.values()):
     yield (f'config.mixer.turns: none updates {len(never)} parameter arrays, such as {min(never)}: '
-           'they stay as they begin')
+           'they keep their initial values')
 
 
 def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
-  """Lines on the number of epochs of each source, where that is not obvious.
+  """Yields lines on the number of epochs of each source.
 
-  That is with several sources or kinds of steps, or with a batch larger than its source.
+  Only with several sources or kinds of steps, or with a batch larger than its source.
   """
   if 'train' not in feeds[0].sources:
     return
   for feed in feeds:
-    steps, size = sampling.taken(feed.tasks, train.steps), len(feed.sources['train'])
+    steps, size = sampling.count_steps(feed.tasks, train.steps), len(feed.sources['train'])
     if len(feeds) == len(sampling.kinds) == 1 and size >= train.batch_size:
       continue
     yield (f'{feed.name}: {steps:,} of {train.steps:,} steps read {train.batch_size} of {size:,} '
@@ -69,4 +69,4 @@ def of_steps(sampling: Sampling, tasks: Collection[str], step: int) -> dict[str,
   """Share of the steps up to `step` that trained each task; {} if every step trains all tasks."""
   if len(tasks) == 1 or all(len(kind.tasks) == len(tasks) for kind in sampling.kinds):
     return {}
-  return {f'{task}/share': sampling.taken((task,), step) / step for task in tasks}
+  return {f'{task}/share': sampling.count_steps((task,), step) / step for task in tasks}

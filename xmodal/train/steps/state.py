@@ -1,4 +1,4 @@
-"""The state of training: created with its shardings, changed by every step."""
+"""The training state: created with its shardings, updated by every step."""
 
 from collections.abc import Set
 from typing import Any
@@ -19,18 +19,18 @@ from xmodal.train.steps.frozen import join, split
 
 @flax.struct.dataclass
 class TrainState:
-  """What a checkpoint holds.
+  """The state that a checkpoint holds.
 
   Attributes:
-    step: int32, steps taken; the batch of the next step depends on it.
+    step: int32, number of steps taken; determines the next batch.
     params: float32 parameters.
     collections: other Flax variables (running statistics of batch norm).
     opt_state: state of the optimiser, for the trained parameters only.
     ema: moving average of params, or None.
-    mixer: state of the balance of the tasks, see mixer.balance.
+    mixer: state of the balance, see mixer.balance.
     rng: random key of the run; each step folds in its number.
-    skipped: int32, steps whose gradients were not finite and changed nothing.
-    skipped_in_a_row: int32, how many of those came after the last good step.
+    skipped: int32, number of steps skipped because gradients were not finite.
+    skipped_in_a_row: int32, number of steps skipped since the last finite one.
   """
 
   step: jax.Array
@@ -45,19 +45,19 @@ class TrainState:
 
   @property
   def variables(self):
-    """The variables that evaluation applies the model with."""
+    """The variables of evaluation: with the moving average if there is one."""
     return {'params': self.params if self.ema is None else self.ema, **self.collections}
 
 
 def variables_fn(model, batch, seed: int):
-  """A function without arguments that makes the model's variables; batch gives shapes only."""
+  """A function without arguments that initialises the model's variables; `batch` gives shapes."""
   @jax.jit  # traced once, although several callers need the shapes
   def variables():
     init_key, _ = jax.random.split(jax.random.key(seed))
-    # Parameters do not depend on the batch: zeros of one example will do.
+    # Parameters do not depend on the batch: zeros for one example suffice.
     dummy = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
     first, *others = (model.init(init_key, part, deterministic=True) for part in parts(dummy))
-    for other in others:  # one for each source: each initialises the parts that it uses
+    for other in others:  # one per source: each initialises the parts that it uses
       first = join(other, first)
     return first
   return variables
@@ -69,11 +69,11 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
 
   Args:
     variables: from variables_fn.
-    optimizer: for the trained parameters.
-    seed: of the run.
+    optimizer: optimiser of the trained parameters.
+    seed: seed of the run.
     ema: whether to keep a moving average of the parameters.
-    frozen: paths of the parameters that are not trained.
-    balance: of the tasks.
+    frozen: paths of the frozen parameters.
+    balance: balance of the tasks.
   """
   def init():
     _, train_key = jax.random.split(jax.random.key(seed))
@@ -90,7 +90,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
 
 def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh,
                    frozen: Set[str] = frozenset()):
-  """A NamedSharding for each array of the state, by the sharding rules."""
+  """A NamedSharding for each array of the state, from the sharding rules."""
   whole = meshes.replicated(mesh)
   params = rules.shard_tree(abstract.params, mesh)
   return TrainState(
@@ -103,7 +103,7 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
 
 def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh,
                    frozen: Set[str] = frozenset()):
-  """Shapes, dtypes and shardings of the state that init makes; nothing is computed."""
+  """Shapes, dtypes and shardings of the state that init makes; computes nothing."""
   abstract = jax.eval_shape(init)
   return jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -111,5 +111,5 @@ def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh,
 
 
 def create(init, abstract) -> TrainState:
-  """A new state; each device computes its own shards."""
+  """Creates a state; each device computes its own shards."""
   return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()

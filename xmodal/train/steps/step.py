@@ -1,4 +1,4 @@
-"""The one training step that all tasks share."""
+"""The training step, shared by all tasks."""
 
 from collections.abc import Callable, Mapping, Set
 
@@ -16,9 +16,9 @@ from xmodal.train.steps.gradients import at_step, make_gradients, products, weig
 from xmodal.train.steps.state import TrainState
 
 OPTIONS = {
-    'steps': Option(1000, 'Steps of training.', low=1, may_change=True),
-    'batch_size': Option(64, 'Examples of a step, over all devices.', low=1),
-    'accumulation': Option(1, 'Micro-batches of a step: less memory, same result.', low=1),
+    'steps': Option(1000, 'Number of training steps.', low=1, may_change=True),
+    'batch_size': Option(64, 'Examples per step, over all devices.', low=1),
+    'accumulation': Option(1, 'Micro-batches per step: less memory, same result.', low=1),
     'ema_decay': Option(0.0, 'Decay of the moving average of the parameters; 0: none.', low=0,
                         high=0.999999)}
 
@@ -30,31 +30,31 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     shared: Set[str] = frozenset()) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
-  It minimises the sum over tasks of weight * task_weight * loss, with the weights of the balance;
-  under PCGrad, the sum of task_weight * loss. That sum is the metric 'loss'.
+  Minimises the sum over tasks of weight * task_weight * loss, with weights from the balance; under
+  PCGrad, the sum of task_weight * loss. That sum is the metric 'loss'.
 
   Args:
-    model: a models.backbone.MultiTask.
+    model: a models.joint.MultiTask.
     tasks: the tasks of this step, by name.
     task_weights: weight of each task's loss.
     optimizer: the gradient transformation.
     accumulation: micro-batches whose gradients are summed; less memory, same result.
     ema_decay: decay of the moving average of the parameters; 0: none.
-    frozen: paths of the parameters that never change; the optimizer is for the others.
-    balance: of all tasks of the run, also those of other steps; None: all weights are 1.
+    frozen: paths of the parameters that never change; the optimizer covers the others.
+    balance: balance of all tasks of the run, also of other steps; None: all weights are 1.
     resting: paths of the parameters that this step does not update although other steps do. Their
-      moments and counters in the optimizer stay, too: a gradient of zero would change them.
-      PyTorch does the same where a gradient is None.
-    shared: paths of the parameters at which the gradients of tasks are compared.
+      moments and counters stay too, whereas a zero gradient would change them. PyTorch does the
+      same for a gradient of None.
+    shared: paths of the parameters at which task gradients are compared.
 
   Returns:
-    The step. Its metrics are float32 scalars: 'loss', 'task/term' of each term,
-    'task/progress', with several tasks 'task/loss' and 'task/weight', 'gradient_norm' (of trained
-    parameters), 'skipped' and 'skipped_in_a_row'. A step whose gradients are not all finite changes
-    the counters only.
+    The step. Its metrics are float32 scalars: 'loss', 'task/term' for each term, the task's
+    progress metrics, with several tasks 'task/loss' and 'task/weight', 'gradient_norm' (over
+    trained parameters), 'skipped' and 'skipped_in_a_row'. A step whose loss or gradients are not
+    finite changes the counters only.
   """
   balance = balance or Balance(tuple(tasks))
-  # With several micro-batches the weights are known only after the last one's losses.
+  # With several micro-batches the weights are known only after the last one.
   separate = balance.needs == 'gradients' or (balance.needs == 'losses' and accumulation > 1)
   gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation,
                              separate=separate)
@@ -72,7 +72,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     if gram is not None:
       metrics |= compared(grads, gram)
     total = weighted_sum(grads, weights)
-    if balance.of_shared:
+    if balance.shared_only:
       whole = weighted_sum(grads, dict.fromkeys(grads, 1.0))
       total = join(split(total, shared)[1], split(whole, shared)[0])
     return total, collections, losses, weights, gram, metrics
@@ -84,7 +84,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
     moving, still = split(trained, resting)
     grads, collections, losses, weights, gram, metrics = gradients_and_weights(
         state.mixer, moving, join(still, fixed), state.collections, batch, rng)
-    if balance.of_shared:  # its weights apply to projected gradients, not to losses
+    if balance.shared_only:  # the weights apply to projected gradients, not to losses
       weights = dict.fromkeys(losses, 1.0)
     loss = sum(weights[name] * losses[name] for name in losses)
     norm = optax.tree.norm(grads)
@@ -97,7 +97,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
       opt_state = _keep_resting(optimizer, opt_state, state.opt_state, trained, resting)
     ema = state.ema
     if ema is not None:
-      # Early averages follow quickly, so that they forget the initial parameters.
+      # A lower decay in early steps, so that the average forgets the initial parameters.
       decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
       average, fixed_average = split(ema, frozen)
       average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, moved)
@@ -125,17 +125,17 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
 
 
 def _keep_resting(optimizer, new, old, params, resting):
-  """The optimiser's new state, with the old state of the resting parameters.
+  """The new optimiser state, with the old state for resting parameters.
 
-  A counter rests if all parameters of its state do: make_optimizer makes a state for each group of
-  parameters that rest together.
+  A counter rests if all parameters of its state do: make_optimizer keeps a separate state for each
+  group of parameters that rest together.
   """
   moving, still = split(params, resting)
   rests = join(jax.tree.map(lambda _: False, moving), jax.tree.map(lambda _: True, still))
   rests = by_parameter(optimizer, new, rests, None)
 
   def with_counter(rests):
-    moments = jax.tree.leaves(rests)  # those of parameters: other fields are None
+    moments = jax.tree.leaves(rests)  # only those of parameters; other fields are None
     return rests._replace(count=bool(moments) and all(moments)) if _has_counter(rests) else rests
 
   rests = jax.tree.map(with_counter, rests, is_leaf=_has_counter)

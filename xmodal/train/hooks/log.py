@@ -13,25 +13,25 @@ _MOST_SKIPPED = 10
 
 
 class Logging:
-  """Reports the metrics of steps, some steps late: to read the last ones would make the device
-  wait."""
+  """Reports the metrics of steps with a delay of two steps, so that the device never waits for a
+  read."""
 
   def __init__(self, plan: Plan, report: Report, skipped: int):
-    """skipped: steps skipped before."""
+    """skipped: number of steps skipped before."""
     self._config, self._report = plan.config, report
     self._sampling, self._tasks = plan.sampling, tuple(plan.tasks)
     self._running = collections.deque()
-    self._recent = {}  # the last value of each metric that is not logged yet
+    self._recent = {}  # latest value of each metric since the last logged step
     self._skipped = skipped
 
   def add(self, step: int, metrics) -> None:
-    """Metrics of one step, float32 scalars on the devices."""
+    """Adds the metrics of one step, float32 scalars on the devices."""
     self._running.append((step, metrics))
     while len(self._running) > 2:
       self._log(*self._running.popleft())
 
   def finish(self) -> None:
-    """Reports what was added: whoever goes on from here does not log these steps again."""
+    """Reports all added steps; a run resumed from here does not repeat them."""
     while self._running:
       self._log(*self._running.popleft())
 

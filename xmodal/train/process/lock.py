@@ -1,9 +1,9 @@
-"""One run at a time in a workdir: WORKDIR/running.json names the process that holds it.
+"""Workdir lock, one run at a time: WORKDIR/running.json names the process that holds it.
 
-The file is created exclusively, which works on NFS too; system locks (flock, fcntl) hold there for
-one host only, or not at all. The holder touches the file every BEAT seconds. A holder on the same
-machine has ended when its process has. A holder on another machine counts as ended when it has not
-touched the file for LIMIT seconds. All processes of one run are one holder.
+The file is created exclusively, which works on NFS too; there, system locks (flock, fcntl) hold
+for one host only, or not at all. The holder touches the file every BEAT seconds. A holder on the
+same machine has ended when its process has. A holder on another machine counts as ended when it has
+not touched the file for LIMIT seconds. All processes of one run are one holder.
 """
 
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ _mine: dict[str, str] = {}  # path of each file made by this process -> its toke
 
 @dataclasses.dataclass(frozen=True)
 class _Holder:
-  """A process, as it is written into the file.
+  """A process, as written in the file.
 
   Attributes:
-    host, pid, since: for people.
+    host, pid, since: shown to users.
     machine: boot and namespace that pid belongs to; '' if unknown.
-    started: when the process began, in ticks since the boot: its pid may be in use again.
+    started: start of the process, in ticks since boot; tells it from a later process with its pid.
     token: unique to this hold.
   """
 
@@ -53,10 +53,10 @@ class _Holder:
 
 @contextlib.contextmanager
 def hold(workdir: str) -> Iterator[None]:
-  """Keeps other runs out of a workdir, which is made if it is not there.
+  """Locks a workdir, which is created if missing.
 
   Raises:
-    UserError: another run is in it, or the hosts of this one do not share it.
+    UserError: another run uses it, or the hosts of this run do not share it.
   """
   path = os.path.join(workdir, FILE)
   holder = _Holder(**json.loads(together.agree(lambda: _take(workdir), lead=True)))
@@ -109,12 +109,12 @@ def _check_held(workdir):
 
 
 def _held(workdir, other):
-  return UserError(f'{workdir} is in use: {other}, trains or evaluates there; wait for its end, '
-                   'end it, or give another --workdir')
+  return UserError(f'{workdir} is in use: {other}, trains or evaluates there; wait for it to '
+                   'end, stop it, or give another --workdir')
 
 
 def _take(workdir):
-  """Makes the file; returns what is in it."""
+  """Creates the file; returns its content."""
   os.makedirs(workdir, exist_ok=True)
   path = os.path.join(workdir, FILE)
   me = _Holder(socket.gethostname(), os.getpid(), time.strftime('%Y-%m-%d %H:%M:%S'), _machine(),
@@ -143,7 +143,7 @@ def _create(path, holder):
 
 
 def _read(path) -> tuple[_Holder, float]:
-  """The holder in the file (an unknown one if it is incomplete), and when it was touched."""
+  """The holder in the file (an unknown one if it is incomplete), and the time of its last touch."""
   # Opening the file makes NFS fetch its attributes from the server.
   with open(path, encoding='utf-8', errors='replace') as f:
     touched = os.fstat(f.fileno()).st_mtime
@@ -154,10 +154,10 @@ def _read(path) -> tuple[_Holder, float]:
 
 
 def _remove(path, other):
-  """Removes the file of a holder that has ended, and no other file."""
+  """Removes the file of an ended holder, unless another run has replaced it."""
   aside = f'{path}.{other.token or "cut"}'
   os.rename(path, aside)
-  if _read(aside)[0].token != other.token:  # another run was quicker, and this is its file
+  if _read(aside)[0].token != other.token:  # another run was quicker: restore its file
     with contextlib.suppress(FileExistsError):
       os.link(aside, path)
   os.unlink(aside)
@@ -168,7 +168,7 @@ def _is_here(holder):
 
 
 def _runs(holder):
-  """Whether a process of this machine is there and not ending."""
+  """Whether a process of this machine runs and is not exiting."""
   try:
     os.kill(holder.pid, 0)
   except ProcessLookupError:
@@ -179,15 +179,15 @@ def _runs(holder):
 
 
 def _wait_for_beat(workdir, path, other, touched):
-  """Returns once a holder on another machine has not touched its file for LIMIT seconds.
+  """Waits until a holder on another machine has not touched its file for LIMIT seconds.
 
   Raises:
-    UserError: it touches it.
+    UserError: the holder touches it.
   """
   # Clocks of hosts differ, but not by hours.
   wait = 0.0 if time.time() - touched > max(3600.0, 2 * LIMIT) else LIMIT
   if wait:
-    print(f'{path}: {other}, may still be at work; looking for up to {LIMIT:.0f} s',
+    print(f'{path}: {other}, may still be running; watching it for up to {LIMIT:.0f} s',
           file=sys.stderr, flush=True)
   ends = time.monotonic() + wait
   while time.monotonic() < ends:
@@ -210,16 +210,16 @@ def _beating(path, holder):
 
   def beat():
     while not ended.wait(BEAT):
-      # After an outage of the disk the next beat looks again.
+      # After a disk outage the next beat tries again.
       with contextlib.suppress(OSError):
         try:
           other, _ = _read(path)
-        except FileNotFoundError:  # a person removed it
+        except FileNotFoundError:  # a user removed it
           _create(path, holder)
           continue
         if other.token and other.token != holder.token:
-          # This process was suspended for longer than LIMIT: now two would write into one folder.
-          os.write(2, f'error: {path}: {other}, has taken this workdir over\n'.encode())
+          # Suspended for longer than LIMIT, so two runs would now write to one folder.
+          os.write(2, f'error: {path}: {other}, has taken over this workdir\n'.encode())
           os._exit(2)
         os.utime(path)
 
@@ -229,11 +229,11 @@ def _beating(path, holder):
     yield
   finally:
     ended.set()
-    thread.join(BEAT)  # it may hang on a disk that does not answer
+    thread.join(BEAT)  # it may hang on an unresponsive disk
 
 
 def _probe(workdir, made):
-  """Makes a file that all hosts must see, in a folder that may be new; returns its name."""
+  """Creates a file that all hosts must see, in a folder that may be new; returns its name."""
   folder = workdir
   while not os.path.isdir(folder):
     made.append(folder)
@@ -253,13 +253,13 @@ def _check_seen(workdir, name, token):
           not token or _read(os.path.join(workdir, name))[0].token == token):
         return ''
     if time.monotonic() > ends:
-      raise UserError(f'--workdir {workdir}: {together.here()} does not see what process 0 writes '
+      raise UserError(f'--workdir {workdir}: {together.here()} does not see files of process 0 '
                       'there; wanted a folder that all hosts of the run share (NFS, Lustre, ...)')
     time.sleep(0.2)
 
 
 def _machine():
-  """The boot of this machine and the namespace of its pids; '' where there is no /proc."""
+  """Boot id of this machine and its pid namespace; '' without /proc."""
   try:
     with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as f:
       return f'{f.read().strip()} {os.readlink("/proc/self/ns/pid")}'
@@ -268,7 +268,7 @@ def _machine():
 
 
 def _start_of(pid):
-  """When a process began, in ticks since the boot; -1 if it is ending, None if unknown."""
+  """Start time of a process, in ticks since boot; -1 if it is exiting, None if unknown."""
   try:
     with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
       fields = f.read().rpartition(')')[2].split()

@@ -1,4 +1,4 @@
-"""Which evaluation was the best so far: its checkpoint is kept, and training may end by it."""
+"""The best evaluation so far: keeps its checkpoint, and ends training without improvement."""
 
 from collections.abc import Mapping
 import json
@@ -14,10 +14,10 @@ from xmodal.train.checkpoints.checkpoint import BEST
 from xmodal.train.evaluation import DEFAULT, Evaluation
 
 OPTIONS = {
-    'keep_best': Option('', 'Score whose best checkpoint is kept beside the newest: TASK (its main '
-                        "score), TASK/SCORE or EVALUATION/TASK/SCORE, such as 'vqa/accuracy'; with "
-                        "a '-' before it, the lowest is the best.", may_change=True),
-    'patience': Option(0, 'Evaluations without a better score after which training ends; 0: never.',
+    'keep_best': Option('', 'Score whose best checkpoint is kept besides the newest: TASK (main '
+                        "score), TASK/SCORE or EVALUATION/TASK/SCORE, such as 'vqa/accuracy'; "
+                        "prefix '-': lower is better.", may_change=True),
+    'patience': Option(0, 'Evaluations without improvement after which training ends; 0: never.',
                        low=0, may_change=True)}
 
 
@@ -25,18 +25,18 @@ class Best:
   """The best score of a run.
 
   Attributes:
-    step: of the best evaluation; None: there was none.
+    step: step of the best evaluation; None: no evaluation yet.
   """
 
   def __init__(self, train, evaluations: Mapping[str, Evaluation], workdir: str):
     """
     Args:
       train: config.train.
-      evaluations: of the run, by name.
-      workdir: of the run; what an earlier start wrote there is read.
+      evaluations: the run's evaluations, by name.
+      workdir: folder of the run; its best.json is read.
 
     Raises:
-      UserError: keep_best names no task, or patience comes without it.
+      UserError: keep_best names no task, or patience is set without it.
     """
     self.step: int | None = None
     self._key, self._patience = train.keep_best, train.patience
@@ -44,7 +44,7 @@ class Best:
     self._score, self._since = None, 0
     if train.patience and not train.keep_best:
       raise UserError(f'config.train.patience={train.patience} needs config.train.keep_best, the '
-                      'score that is to get better')
+                      'score to watch')
     if train.keep_best:
       self._evaluation, self._task, self._name = _parse(train.keep_best, evaluations)
       self._read()
@@ -56,18 +56,18 @@ class Best:
       if was['key'] == self._key:
         self.step, self._score, self._since = int(was['step']), was['score'], int(was['since'])
     except (OSError, ValueError, KeyError, TypeError):
-      pass  # none there; or cut by a crash: the next evaluation counts as the best
+      pass  # missing, or truncated by a crash: the next evaluation counts as the best
 
   def forget_after(self, step: int) -> None:
-    """Forgets a best score of a later step: the run goes on from an earlier checkpoint."""
+    """Forgets a best score after `step`, the step of the checkpoint that the run resumes from."""
     if self.step is not None and self.step > step:
       self.step, self._score, self._since = None, None, 0
 
   def is_better(self, evaluation: str, scores: Mapping[str, Mapping]) -> bool | None:
-    """Whether an evaluation has the best score so far; None if it is not the one that counts.
+    """Whether an evaluation has the best score so far; None if keep_best names another evaluation.
 
     Raises:
-      UserError: it has no such score.
+      UserError: the evaluation lacks the score.
     """
     if not self._key or evaluation != self._evaluation:
       return None
@@ -82,7 +82,7 @@ class Best:
         score < self._score if self._key.startswith('-') else score > self._score)
 
   def note(self, step: int, better: bool, scores: Mapping[str, Mapping]) -> None:
-    """Writes what `is_better` said; the checkpoint of the step lies on disk if it is better."""
+    """Records the result of `is_better`; a better step's checkpoint must already be on disk."""
     if better:
       self.step, self._score, self._since = step, scores[self._task][self._name], 0
     else:
@@ -94,7 +94,7 @@ class Best:
 
   @property
   def is_exhausted(self) -> bool:
-    """Whether training is to end: no better score for too long."""
+    """Whether to end training: no better score for `patience` evaluations."""
     return bool(self._patience) and self._since >= self._patience
 
   def __str__(self):
@@ -107,7 +107,7 @@ def _parse(key, evaluations):
   name = parts.pop(0) if parts[0] in evaluations and len(parts) > 1 else DEFAULT
   tasks = evaluations[name].tasks
   if parts[0] not in tasks:
-    raise UserError(f'config.train.keep_best={key!r}: {parts[0]!r} is none of the tasks '
+    raise UserError(f'config.train.keep_best={key!r}: {parts[0]!r} is not one of the tasks '
                     f'{", ".join(tasks)}; wanted TASK, TASK/SCORE or EVALUATION/TASK/SCORE')
   task, *score = parts
   if not (score := '/'.join(score) or tasks[task].main_score):

@@ -2,18 +2,18 @@
 
 import jax
 
-from xmodal.train.around.save import Saving
 from xmodal.train.evaluation import DEFAULT
+from xmodal.train.hooks.save import Saving
 from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
 from xmodal.train.process.stop import Stop
 
 
 class Evaluating:
-  """Makes the evaluations that are due.
+  """Runs the evaluations that are due.
 
   Attributes:
-    scores: {evaluation: {task: scores}} of the last ones made.
+    scores: latest {evaluation: {task: scores}}.
   """
 
   def __init__(self, plan: Plan, report: Report, saving: Saving):
@@ -22,18 +22,18 @@ class Evaluating:
     self._report, self._saving = report, saving
 
   def due(self, step: int) -> list[str]:
-    """Names of the evaluations that are made after a step."""
+    """Names of the evaluations to run after a step."""
     return [name for name, one in self._evaluations.items() if one.is_due(step)]
 
   def run(self, names, state, stop: Stop) -> bool:
-    """Makes some evaluations of a state; False if stopped on the way: then the state is saved."""
+    """Runs the named evaluations on a state. If stopped, saves the state and returns False."""
     step = int(state.step)
     for name in names:
       one = self._evaluations[name]
       try:
         scores = one.run(state.variables, step, self._workdir, stop)
       except Exception:
-        if jax.process_count() == 1:  # the others may not have failed, and would not save
+        if jax.process_count() == 1:  # saving needs all processes, and others may not have failed
           self._saving.save(state)
         raise
       if scores is None:
@@ -58,6 +58,6 @@ class Evaluating:
 
   @property
   def final(self) -> dict[str, dict]:
-    """What final.json holds of the scores."""
+    """The scores in the form of final.json."""
     more = {name: scores for name, scores in self.scores.items() if name != DEFAULT}
     return {'evaluation': self.scores[DEFAULT], **({'evaluations': more} if more else {})}

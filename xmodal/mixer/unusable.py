@@ -1,4 +1,4 @@
-"""Records of the pictures and boxes that a run could not use, over all processes and restarts."""
+"""Records of unusable pictures and boxes, over all processes and restarts of a run."""
 
 from collections.abc import Iterator, Sequence
 import json
@@ -25,7 +25,7 @@ def exchange(feeds: Sequence[Feed]) -> None:
 
 
 def save(feeds: Sequence[Feed], path: str) -> None:
-  """Writes the records of training, for `load`."""
+  """Writes the records of the training split, for `load`."""
   text = _text(feeds, ('train',))
   if os.path.exists(path) or text != '{}':
     with atomic.written(path) as f:

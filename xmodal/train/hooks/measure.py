@@ -1,4 +1,4 @@
-"""Measurements of the agreement of tasks, every config.mixer.measure_every steps."""
+"""Measures agreement between tasks: norms and cosines of their gradients."""
 
 import jax
 
@@ -8,10 +8,10 @@ from xmodal.train.programs import compile_measure
 
 
 class Measuring:
-  """Measures a run every config.mixer.measure_every steps."""
+  """Measures task agreement every config.mixer.measure_every steps."""
 
   def __init__(self, plan: Plan, start: int):
-    """Compiles, if a step after `start` is to be measured."""
+    """Compiles the measurement if a step after `start` needs it."""
     train, self._every = plan.config.train, plan.config.mixer.measure_every
     self._plan, self._tasks = plan, tuple(plan.tasks)
     # Balances that need gradients log them at every step.
@@ -21,8 +21,10 @@ class Measuring:
       self._measure = compile_measure(plan)
 
   def __call__(self, step: int, state, batch) -> dict[str, jax.Array]:
-    """Measures before a step (counted from 1), with its batch or one of all tasks; {} at most
-    steps."""
+    """Measures before a step (counted from 1), on its batch or a batch of all tasks.
+
+    Returns {} for steps without a measurement.
+    """
     if self._measure is None or step % self._every:
       return {}
     plan, sampling, size = self._plan, self._plan.sampling, self._plan.config.train.batch_size

@@ -15,7 +15,7 @@ import tiny
 
 from xmodal.errors import UserError
 from xmodal.train.plan import Plan
-from xmodal.train.process import holder
+from xmodal.train.process import lock
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 
@@ -32,14 +32,14 @@ def other():
 def written(workdir, **values):
   """Writes the file as a holder does, with some values of another; returns its path."""
   workdir.mkdir(exist_ok=True)
-  path = workdir / holder.FILE
-  me = holder._Holder('elsewhere', 1, '2026-01-02 03:04:05', holder._machine(), 0, 'theirs')
+  path = workdir / lock.FILE
+  me = lock._Holder('elsewhere', 1, '2026-01-02 03:04:05', lock._machine(), 0, 'theirs')
   path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(me, **values))))
   return path
 
 
 def by(process):
-  return {'pid': process.pid, 'started': holder._start_of(process.pid)}
+  return {'pid': process.pid, 'started': lock._start_of(process.pid)}
 
 
 def contents(workdir):
@@ -61,7 +61,7 @@ def test_the_second_run_says_who_holds_the_workdir_and_changes_nothing(finished,
     with pytest.raises(UserError, match=said) as error:
       Plan(tiny.get_config(), str(workdir), mode)
     assert '\n' not in str(error.value)
-  with pytest.raises(UserError, match=said), holder.hold(str(workdir)):
+  with pytest.raises(UserError, match=said), lock.hold(str(workdir)):
     pass
   assert contents(workdir) == before
   Plan(tiny.get_config(), str(workdir), 'dry_run')  # writes nothing
@@ -69,26 +69,26 @@ def test_the_second_run_says_who_holds_the_workdir_and_changes_nothing(finished,
 
 @linux
 def test_after_kill_9_the_next_goes_on_at_once(tmp_path, other, monkeypatch):
-  monkeypatch.setattr(holder, '_wait_for_beat', lambda *_: pytest.fail('it waits'))
+  monkeypatch.setattr(lock, '_wait_for_beat', lambda *_: pytest.fail('it waits'))
   path = written(tmp_path / 'run', **by(other))
   other.kill()  # not waited for, it stays in the table of processes
   os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
-  with holder.hold(str(tmp_path / 'run')):
+  with lock.hold(str(tmp_path / 'run')):
     assert json.loads(path.read_text())['pid'] == os.getpid()
   assert os.listdir(tmp_path / 'run') == []
 
 
 @linux
 def test_another_process_with_the_same_number_is_no_holder(tmp_path, other):
-  written(tmp_path / 'run', pid=other.pid, started=holder._start_of(other.pid) - 1)
-  with holder.hold(str(tmp_path / 'run')):
+  written(tmp_path / 'run', pid=other.pid, started=lock._start_of(other.pid) - 1)
+  with lock.hold(str(tmp_path / 'run')):
     pass
 
 
 @pytest.mark.parametrize('text', [None, '', '{"host": "a'], ids=['whole', 'empty', 'cut'])
 def test_a_holder_elsewhere_is_known_by_its_beats(tmp_path, monkeypatch, capsys, text):
-  monkeypatch.setattr(holder, 'BEAT', 0.05)
-  monkeypatch.setattr(holder, 'LIMIT', 0.3)
+  monkeypatch.setattr(lock, 'BEAT', 0.05)
+  monkeypatch.setattr(lock, 'LIMIT', 0.3)
   path = written(tmp_path / 'run', machine='another boot')
   if text is not None:
     path.write_text(text)
@@ -101,28 +101,28 @@ def test_a_holder_elsewhere_is_known_by_its_beats(tmp_path, monkeypatch, capsys,
   thread = threading.Thread(target=beat)
   thread.start()
   try:
-    with pytest.raises(UserError, match='is in use'), holder.hold(str(tmp_path / 'run')):
+    with pytest.raises(UserError, match='is in use'), lock.hold(str(tmp_path / 'run')):
       pass
   finally:
     ended.set()
     thread.join()
-  with holder.hold(str(tmp_path / 'run')):  # it beats no more
+  with lock.hold(str(tmp_path / 'run')):  # it beats no more
     assert json.loads(path.read_text())['pid'] == os.getpid()
-  assert 'may still be at work; looking for up to' in capsys.readouterr().err
+  assert 'may still be running; watching it for up to' in capsys.readouterr().err
   assert os.listdir(tmp_path / 'run') == []
 
 
 def test_a_holder_of_long_ago_is_not_waited_for(tmp_path, monkeypatch):
   path = written(tmp_path / 'run', machine='another boot')
   os.utime(path, (1e9, 1e9))
-  with holder.hold(str(tmp_path / 'run')):
+  with lock.hold(str(tmp_path / 'run')):
     pass
 
 
 @pytest.mark.parametrize('way_out', [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 def test_every_way_out_lets_go(tmp_path, way_out):
-  with pytest.raises(way_out), holder.hold(str(tmp_path / 'run')):
-    assert os.listdir(tmp_path / 'run') == [holder.FILE]
+  with pytest.raises(way_out), lock.hold(str(tmp_path / 'run')):
+    assert os.listdir(tmp_path / 'run') == [lock.FILE]
     raise way_out
   assert os.listdir(tmp_path / 'run') == []
 
@@ -130,24 +130,24 @@ def test_every_way_out_lets_go(tmp_path, way_out):
 def test_of_two_that_come_to_a_dead_holder_one_gets_it(tmp_path, monkeypatch):
   """The slower of the two must not take away the file that the quicker one has made."""
   path = written(tmp_path / 'run', machine='another boot')
-  gone, _ = holder._read(path)
+  gone, _ = lock._read(path)
   quicker = written(tmp_path / 'run', token='of the quicker one').read_text()
-  holder._remove(str(path), gone)
-  assert path.read_text() == quicker and os.listdir(tmp_path / 'run') == [holder.FILE]
+  lock._remove(str(path), gone)
+  assert path.read_text() == quicker and os.listdir(tmp_path / 'run') == [lock.FILE]
 
 
 def test_who_lost_the_workdir_while_suspended_ends(tmp_path):
   script = '\n'.join((
-      'import sys, time', 'from xmodal.train.process import holder', 'holder.BEAT = 0.05',
-      'with holder.hold(sys.argv[1]):', '  print("held", flush=True)', '  time.sleep(60)'))
+      'import sys, time', 'from xmodal.train.process import lock', 'lock.BEAT = 0.05',
+      'with lock.hold(sys.argv[1]):', '  print("held", flush=True)', '  time.sleep(60)'))
   with subprocess.Popen([sys.executable, '-c', script, tmp_path / 'run'], text=True,
                         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                         cwd=pathlib.Path(__file__).parents[1]) as process:
     assert process.stdout.readline() == 'held\n'
-    path = tmp_path / 'run' / holder.FILE
+    path = tmp_path / 'run' / lock.FILE
     (tmp_path / 'new').write_text(json.dumps(dataclasses.asdict(
-        holder._Holder('elsewhere', 7, 'now', '', 0, 'theirs'))))
+        lock._Holder('elsewhere', 7, 'now', '', 0, 'theirs'))))
     os.replace(tmp_path / 'new', path)
     assert process.wait(timeout=60) == 2
-    assert 'process 7 on elsewhere, since now, has taken this workdir over' in process.stderr.read()
+    assert 'process 7 on elsewhere, since now, has taken over this workdir' in process.stderr.read()
   assert json.loads(path.read_text())['token'] == 'theirs'

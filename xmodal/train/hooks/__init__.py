@@ -1,0 +1,1 @@
+"""Hooks of the training loop: logging, measurements, checkpoints, evaluations, best score."""
