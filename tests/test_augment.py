@@ -36,7 +36,7 @@ DESK = "A man's black dog sleeps under the wooden table. There are no cats."
 @pytest.mark.parametrize('caption, question, answer, expected', [
     (SCENE, 'Is there a red circle?', 'yes', True),
     (SCENE, 'Is there a red circle?', 'no', False),
-    (SCENE, 'Does the picture show a red square?', 'yes', False),  # both words, of different objects
+    (SCENE, 'Does the picture show a red square?', 'yes', False),  # words of two objects
     (SCENE, 'Does the picture show a red square?', 'no', True),
     (SCENE, 'Are there crosses?', 'Yes.', True),
     (SCENE, 'Is it a circle or a dog?', 'yes', None),
@@ -87,7 +87,7 @@ def test_true_captions_agree_with_no_wrong_answer_and_contradict_no_right_one():
 
 
 class Model:
-  """A Predictor that says what it is told to: {picture's name: (caption, probability)}, {question:
+  """A Predictor with given answers: {picture's name: (caption, probability)}, {question:
   (answer, probability)}."""
 
   def __init__(self, captions, answers):

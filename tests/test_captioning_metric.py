@@ -66,7 +66,7 @@ def test_captions_without_a_common_word_score_nothing(monkeypatch):
 
 
 def test_no_caption_is_never_right(monkeypatch):
-  """Output of a model with NaN logits, with empty references."""
+  """Empty captions, as written from NaN logits, against references without words."""
   monkeypatch.setattr(captioning, 'meteor', lambda *_: None)
   scores = captioning.caption_scores(['', ''], [['...'], ['?', '!']])
   assert all(score < 1e-5 for score in scores.values()), scores

@@ -164,7 +164,7 @@ def test_a_finished_run_is_only_evaluated(workdir, finished, final):
   assert told['resumed_from'] == told['step'] == 6
   before = json.loads((finished / 'final.json').read_text())
   assert told['evaluation'] == before['evaluation']
-  assert json.loads((workdir / 'final.json').read_text()) == before  # with its time
+  assert json.loads((workdir / 'final.json').read_text()) == before  # its training time is kept
   one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished, workdir))
   assert one == two
   assert_same(tiny.restored(workdir), final)
@@ -202,7 +202,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_line(small_disk):
-  """Orbax's threads once left thousands of others."""
+  """Orbax's threads once printed thousands more."""
   ran = subprocess.run(
       [sys.executable, '-m', 'xmodal.main', '--config', 'tests/tiny.py', '--workdir',
        small_disk / 'run'], capture_output=True, text=True, cwd=ROOT)

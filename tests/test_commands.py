@@ -266,7 +266,7 @@ def test_a_mistake_ends_the_process_with_code_2():
 @pytest.fixture(scope='module')
 def own_data(tmp_path_factory):
   """The pictures and questions of the tiny run as a jsonl folder: in the third batch of training
-  one picture is cut off, and one has a box outside."""
+  one picture is truncated, and one has a box outside."""
   folder = tmp_path_factory.mktemp('own')
   read = order.train_records(order.positions(2, 8), 64, seed=0)
   for split, count in (('train', 64), ('val', 20)):

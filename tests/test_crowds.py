@@ -60,7 +60,7 @@ def parse(text):
 
 
 def least(candidates, measures, margin):
-  """Indices of the minimum of every measure, with a margin."""
+  """The candidate that is least by every measure, by a margin."""
   best = min(candidates, key=measures[0])
   for measure in measures:
     others = [measure(o) for o in candidates if o is not best]
@@ -69,7 +69,7 @@ def least(candidates, measures, margin):
 
 
 def meant(text, objects):
-  """(the thing that the text means, the things that its description fits)"""
+  """(the object that the text means, the objects that fit its description)"""
   phrase, word, landmark = parse(text)
   fitting = select(objects, phrase)
   if word is None:
@@ -118,8 +118,8 @@ def test_superlatives_and_relations_are_needed(train):
     chances[e.question_type].append(1 / len(fitting))
     chances['blind'].append(1 / len(e.objects))
   assert max(chances['extreme']) < 1
-  assert np.mean(np.array(chances['relation']) < 1) > 0.85  # Not where there are but two things.
-  # Random choice among all objects, and among those that fit the description.
+  assert np.mean(np.array(chances['relation']) < 1) > 0.85  # Not with only two objects.
+  # Chance of a random choice among all objects, or among those that fit the description.
   assert np.mean(chances['blind']) == pytest.approx(0.29, abs=0.02)
   assert np.mean(chances['extreme']) == pytest.approx(0.38, abs=0.02)
   assert np.mean(chances['relation']) == pytest.approx(0.49, abs=0.03)
@@ -190,7 +190,7 @@ def test_families_and_numbers_of_things_are_equally_frequent(train):
 
 
 def coverage(scene, k, outline):
-  """[S, S]: how much of every pixel shows thing k, from what another color of it changes."""
+  """[S, S]: the share of every pixel that shows object k, from the effect of recolouring it."""
   other = {'red': 'green', 'green': 'red', 'blue': 'yellow', 'yellow': 'blue', 'purple': 'cyan',
            'cyan': 'purple'}
   changed = list(scene.objects)

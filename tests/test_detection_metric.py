@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_official_way(seed, tmp_path):
   for name in ('cat', 'red circle', 'dog'):
     one = judge(tmp_path, instances, results, [NAMES[name]])
     assert (scores[f'AP/{name}'], scores[f'AP50/{name}']) == tuple(one[:2])
-    # One other category, in any order of requests.
+    # One category by itself, in any order.
     assert coco_scores(instances, results, [name])['mAP'] == one[0]
   assert 'AP/never there' not in scores
 

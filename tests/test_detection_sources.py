@@ -547,7 +547,7 @@ def test_check_reads_every_source_and_looks_at_the_pictures(tmp_path, capsys):
 
 
 def test_a_list_of_examples_with_faults_is_a_list(tmp_path):
-  """Vocabularies are trained on all of a list, or the first records of another source."""
+  """Vocabularies use all of a list, but only the first records of other sources."""
   root, _ = _coco(tmp_path, [_annotation(1)])
   assert isinstance(read_coco(root, 'val'), list) and isinstance(Examples([], []), list)
 

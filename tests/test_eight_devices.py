@@ -225,7 +225,6 @@ def test_predictions_are_those_of_one_device(results, towers, mesh):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  sys.modules['tensorflow'] = None  # takes seconds to import; Python's own threads read as well
   told = [learn_and_predict(sys.argv[1], towers, MESHES[towers][mesh],
                             file_of(sys.argv[1], towers, mesh)) for towers, mesh in CASES]
   print(json.dumps([told, contrastive(8)]))

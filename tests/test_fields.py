@@ -1,4 +1,4 @@
-"""Whatever a field of a published format holds, reading ends in examples or in one line."""
+"""Whatever a field of a published format holds, reading returns examples or fails in one line."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ def _nested(depth):
   return value
 
 
-# Near the depth at which parsing and showing a value give up.
+# Near the depth at which parsing and printing a value fail.
 _DEEP = _nested(sys.getrecursionlimit() - 120)
 _ODD = [None, True, False, 0, 1, -1, 7.0, 1.5, 10**400, 1e300, float('nan'), float('inf'), '', ' ',
         '7', '\ud83d', 'a\0b', 'a\x1bb', 'a\nb', 'x' * 5000, '../..', [], [1], ['a'], {}, {'a': 1},
@@ -132,7 +132,7 @@ def test_no_value_breaks_the_reading(kind, folder):
         assert all(line.isprintable() for line in faults), (path, odd)
         examples = list(source)
         ways.add('said' if faults else 'taken')
-        # Nothing is lost in silence but what JSON calls not given.
+        # Only empty or null values are dropped silently.
         assert faults or odd in (None, [], {}) or _amount(examples) >= _amount(good), (path, odd)
         for text in (text for e in examples for text in _texts(e)):
           text.encode()
@@ -157,7 +157,7 @@ def test_files_that_are_no_data_end_in_one_line(kind, text, folder):
   for file in contents:
     _write(folder, contents)
     (folder / file).write_text(text, encoding='utf-8')
-    if (file, text) == ('objects.json', '[]'):  # there may be none
+    if (file, text) == ('objects.json', '[]'):  # may be empty
       assert len(read(str(folder), split)) == 1
       continue
     with pytest.raises(UserError) as error:
@@ -231,7 +231,7 @@ def test_visual_genome_joins_each_picture_once(folder):
   contents = copy.deepcopy(_GENOME)
   objects = contents['objects.json']
   objects[0]['objects'] = [{k: v for k, v in objects[0]['objects'][0].items() if k != 'object_id'}
-                           for _ in range(2)]  # without ids none is that of another
+                           for _ in range(2)]  # without ids, neither is a duplicate
   objects.append(copy.deepcopy(objects[0]))
   _write(folder, contents)
   [example] = source = read_visual_genome(str(folder), 'train+val+test')
@@ -275,7 +275,7 @@ def test_jsonl_ids_that_occur_twice(folder):
 
   assert list(read().faults) == [
       f'{path}:2: question_id 4 is also that of line 1, wanted a unique one']
-  # Retrieval and COCO's results tell pictures apart by it.
+  # Retrieval and COCO's results identify pictures by it.
   with pytest.raises(UserError, match='3: image_id 1 is that of another picture in line 1'):
     read({'image': 'images/7.jpg', 'image_id': 1})
 

@@ -1,4 +1,4 @@
-"""Pictures are found whatever wrote their names: Windows, macOS, people with spaces."""
+"""Pictures are found with names from Windows, macOS and users (spaces)."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_the_name_as_written_goes_before_others(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_reported_in_one_line(tmp_path, capsys):
-  """As a zip of another system unpacks them."""
+  """Names as a zip from another system unpacks them."""
   path = os.path.join(os.fsencode(tmp_path), b'gr\xf6\xdfe.jpg')
   try:
     open(path, 'wb').close()
@@ -79,7 +79,7 @@ def test_names_that_are_not_utf8_are_reported_in_one_line(tmp_path, capsys):
 
 
 def _voc(root, listed, pictures):
-  """A VOC folder of pictures, each with an object."""
+  """A VOC folder of pictures, each with one object."""
   for name in pictures:
     _picture(root / 'JPEGImages' / name)
     path = root / 'Annotations' / f'{os.path.splitext(name)[0]}.xml'

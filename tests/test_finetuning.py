@@ -54,12 +54,12 @@ class TwoLayers(nn.Module):
 
 @functools.cache
 def two_layers(pattern='', **options):
-  """A new state and its step, not compiled; parameters that match the pattern are frozen."""
+  """A new state and its uncompiled step; parameters that match the pattern are frozen."""
   model = TwoLayers()
   variables = states.variables_fn(model, a_batch(), 0)
   params = jax.eval_shape(variables)['params']
   frozen = frozen_names(pattern, params)
-  # Clipping that bites, so that it shows whose norm it is.
+  # Clipping takes effect, so that the test shows which norm is used.
   c = tiny.changed(optimizer__clip_norm=0.01, optimizer__weight_decay=0.5).optimizer
   optimizer = make_optimizer(c, optax.constant_schedule(0.1), params)
   init = states.init_fn(variables, optimizer, 0, options.get('ema_decay', 0) > 0, frozen)
@@ -75,7 +75,7 @@ def test_what_is_frozen_keeps_its_bits_and_has_no_optimiser_state():
   assert changed_names(new.ema, state.ema) == {'upper/kernel', 'upper/bias'}
   moments = optax.tree.get(new.opt_state, 'mu'), optax.tree.get(new.opt_state, 'nu')
   assert all(flat(moment).keys() == {'upper/kernel', 'upper/bias'} for moment in moments)
-  # The other layer learns as it does where the optimiser knows no other.
+  # The other layer trains as if the optimiser had no other parameters.
   x = np.tanh(a_batch()['image'] @ state.params['lower']['kernel'] + state.params['lower']['bias'])
   y, counts = a_batch()['task']['y'], a_batch()['task']['counts']
 
@@ -98,7 +98,7 @@ def test_no_gradient_of_frozen_kernels_is_computed():
     state, step = two_layers(pattern)
     return str(jax.make_jaxpr(step)(state, a_batch())).count('dot_general')
 
-  # Two forward; then one for each kernel's gradient, and one for what lies below the upper.
+  # Two forward; then one for each kernel's gradient, and one for the input of the upper layer.
   assert (products(''), products('lower'), products('upper')) == (5, 3, 4)
 
 
@@ -136,7 +136,7 @@ def test_a_pattern_that_would_freeze_adapters_is_named():
 
 
 def one_number_each(c):
-  """Of the model's names: as many numbers as a parameter has stacked layers, or one."""
+  """A tree with the model's names; each leaf has one number per stacked layer, or one."""
   params = Plan(c, 'unused').abstract.params
   rng = np.random.default_rng(0)
   return jax.tree_util.tree_map_with_path(
@@ -145,7 +145,7 @@ def one_number_each(c):
 
 
 def unstacked(params):
-  """One leaf a layer: .../layers/3/...; all else as it is."""
+  """Splits stacked layers into one leaf each: .../layers/3/...."""
   leaves = {}
   for name, x in traverse_util.flatten_dict(params, sep='/').items():
     if 'layers/' in name:
@@ -162,7 +162,7 @@ def test_rates_equal_separate_optimisers_of_unstacked_layers():
                    optimizer__text_rate=2.0, optimizer__layer_decay=0.7,
                    optimizer__clip_norm=1.0, optimizer__weight_decay=0.3)
   params = one_number_each(c)
-  # Powers of the decay, written out: first place in the list that is found in the name.
+  # Powers of the decay: index of the first entry that occurs in the name.
   powers = {'vision': [('stem/', 4), ('position_embedding', 4), ('layers/0/', 3), ('layers/1/', 2),
                        ('layers/2/', 1), ('final_norm', 0)],
             'text': [('token_embedding', 5), ('encoder_layers/0/', 2), ('encoder_layers/1/', 1),
@@ -226,7 +226,7 @@ def test_rates_that_cannot_be_are_named(key, value):
 
 
 def adapted():
-  # Five layers are a loop, which compiles faster than two that are not.
+  # Five layers are a loop, which compiles faster than two unrolled layers.
   return tiny.changed(
       mixer__tasks=('vqa',), mixer__weights=(1.0,),
       model__lora__pattern='text_tower/.*/(query|value)/kernel|stem/conv2/kernel|lm_head|answers',
@@ -234,7 +234,7 @@ def adapted():
       train__ema_decay=0.5, optimizer__layer_decay=0.8, optimizer__frozen='pool|grid_position')
 
 
-# What the words above freeze and train, in the words of a user.
+# The parameters that the patterns above freeze and train.
 LEARNS = ('/lora_a', '/lora_b')
 FROZEN = ('backbone/vision_tower/', 'backbone/text_tower/', 'backbone/pool/',
           'backbone/grid_position/', 'heads_vqa/answers/kernel')
@@ -260,9 +260,9 @@ def batch(base):
 
 @pytest.fixture(scope='module')
 def outputs(run, base, batch):
-  """Compiled functions of parameters, with adapters and without: what is decoded, and logits."""
+  """Compiled functions of parameters, with and without adapters: decoded text, and logits."""
   def of(model):
-    # The program that Predictor compiles too.
+    # The same program as in Predictor.
     predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
     logits = jax.jit(lambda params: model.apply({'params': params}, batch, deterministic=True))
     return lambda params: (predict({'params': params}, batch), logits(params))
@@ -285,12 +285,12 @@ def test_a_model_with_adapters_begins_as_the_model_without(run, base, outputs):
   plain = {name: x for name, x in flat(with_adapters).items() if not lora.is_adapter(name)}
   assert plain.keys() == flat(without).keys()
   assert all((plain[name] == x).all() for name, x in flat(without).items())
-  # Most kernels that write into the stream are zero at first; others tell more.
+  # Most kernels that write into the residual stream start at zero, so random ones test more.
   params = randomised(with_adapters)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: np.zeros_like(x) if path_name(path).endswith('lora_b') else x, params)
   bare = without_adapters(params)
-  # Two programs, which XLA may compile to other orders of sums: rounding is left.
+  # XLA may order the sums of two programs differently, so rounding differs.
   for a, b in zip(jax.tree.leaves(outputs[0](params)), jax.tree.leaves(outputs[1](bare)),
                   strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
@@ -304,7 +304,7 @@ def test_merged_parameters_give_the_same_outputs(run, outputs):
   for a, b in zip(jax.tree.leaves((logits, decoded)),
                   jax.tree.leaves((their_logits, their_decoded)), strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
-  # Were adapters without effect, in cached decoding or else, merging would change something.
+  # If adapters had no effect, in cached decoding or elsewhere, merging would change results.
   bare = without_adapters(params)
   for a, b in zip(jax.tree.leaves(outputs[1](bare)[1]), jax.tree.leaves(logits), strict=True):
     assert np.linalg.norm(a - b) > 1e-2 * np.linalg.norm(b)
@@ -328,7 +328,7 @@ def test_dropout_is_of_the_adapters_input_in_training_alone():
 
   assert (output(0) != output(1)).all() and (output(0) == output(0)).all()
   assert (output(0, deterministic=True) == output(1, deterministic=True)).all()
-  # The kernel's own input is whole.
+  # The kernel's own input is unaffected.
   without = dict(lora_b=np.zeros_like(layer['lora_b']))
   np.testing.assert_array_equal(output(0, **without), output(0, deterministic=True, **without))
 
@@ -347,7 +347,7 @@ def test_training_changes_adapters_and_what_lies_outside_the_towers(run, trained
   names = set(flat(first.params))
   frozen = {name for name in names if name.startswith(FROZEN) and not name.endswith(LEARNS)}
   assert moved <= names - frozen
-  # Biases of keys have no gradient; all else has.
+  # Only biases of keys have no gradient.
   assert {name for name in names - frozen - moved if not name.endswith('key/bias')} == set()
   assert changed_names(state.ema, first.ema) == moved
   assert flat(optax.tree.get(state.opt_state, 'mu')).keys() == names - frozen == names - run.frozen
@@ -372,7 +372,7 @@ def test_a_run_with_adapters_goes_on_bit_for_bit(run, trained, tmp_path):
 
 def test_prediction_from_a_checkpoint_has_adapters(run, base, trained, outputs):
   predictor = Predictor(str(trained))
-  examples = [base.feeds[0].sources['eval'][i] for i in range(4)]  # those of the fixture `batch`
+  examples = [base.feeds[0].sources['eval'][i] for i in range(4)]  # as in the fixture `batch`
   expected = outputs[1](lora.merge(stored(run, trained).ema, run.config.model.lora))[0]['vqa']
   for found, answer in zip(predictor(examples, 'vqa')[1], base.tasks['vqa'].decode(expected),
                            strict=True):

@@ -1,4 +1,4 @@
-"""Flow matching on a distribution whose answers are known, and what the denoiser is made of."""
+"""Flow matching on a distribution with a known solution, and the parts of the denoiser."""
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ def transported(noise, steps, sampler, predict='x'):
                  'noise': lambda: (z - t * exact(z, t)) / (1 - t)}[predict]()
     return flow.velocity(predicted, z, t, predict, least=1e-3)
 
-  start = 0.02 if predict == 'noise' else 0.0  # at 0 the noise says nothing of the picture
+  start = 0.02 if predict == 'noise' else 0.0  # at 0 the noise determines nothing of the picture
   return flow.integrate(velocity, noise, steps=steps, sampler=sampler, start=start)
 
 
 def ideal(noise):
-  """Where the flow takes noise in the end: the linear map of optimal transport to N(MEAN, COV)."""
+  """The end point of the flow: the linear map of optimal transport to N(MEAN, COV)."""
   values, vectors = np.linalg.eigh(COV)
   return MEAN + noise @ (vectors * np.sqrt(values)) @ vectors.T
 
@@ -57,7 +57,7 @@ def test_noise_becomes_the_known_gaussian_with_the_order_of_the_sampler(noise, s
 def test_whatever_is_predicted_gives_the_same_velocities(noise, predict):
   x = transported(noise, 64, 'heun')
   other = transported(noise, 64, 'heun', predict)
-  # Of noise: begun a little later.
+  # When predicting noise, the start is a little later.
   np.testing.assert_allclose(other, x, atol=0.05 if predict == 'noise' else 1e-4)
 
 
@@ -67,7 +67,7 @@ def test_the_loss_of_the_truth_is_zero_at_every_time(noise, predict):
   truth = {'x': x, 'v': x - eps, 'noise': eps}[predict]
   t = jnp.linspace(0, 1, 256)
   np.testing.assert_allclose(flow.v_loss(truth, x, eps, t, predict), 0, atol=1e-6)
-  inside = slice(20, 230)  # where nothing is clamped it is the squared error of velocities
+  inside = slice(20, 230)  # without clamping, the loss is the squared velocity error
   v = x - eps
   wrong = {'x': lambda: x + 0.1, 'v': lambda: v + 0.1, 'noise': lambda: eps + 0.1}[predict]()
   factor = {'x': 1 / (1 - t), 'v': jnp.ones_like(t), 'noise': 1 / t}[predict]
@@ -83,7 +83,7 @@ def test_times_are_logit_normal():
 
 
 def test_a_late_start_goes_on_from_there(noise):
-  """From half way, with data at hand: what is on the line at 0.5 comes to the same end."""
+  """Starting at 0.5 from a point on the line leads to the same end."""
   def velocity(z, t):
     return flow.velocity(exact(z, t), z, t, 'x', least=1e-3)
 
@@ -124,7 +124,7 @@ def test_products_of_turned_tokens_hang_on_their_distance_alone():
   rotate = rotary((rows, columns), 1, 8)
   tokens = lambda x: jnp.broadcast_to(jnp.asarray(x), (1, 1 + rows * columns, 1, 8))
   turned = [np.asarray(rotate(tokens(x)))[0, :, 0] for x in (query, key)]
-  np.testing.assert_allclose(turned[0][0], query, rtol=1e-6)  # it lies nowhere
+  np.testing.assert_allclose(turned[0][0], query, rtol=1e-6)  # it has no position
   products = (turned[0][1:] @ turned[1][1:].T).reshape(rows, columns, rows, columns)
   for down, right in ((0, 1), (1, 0), (2, -3)):
     of_pairs = [products[r, c, r + down, c + right] for r in range(rows - down)
@@ -142,7 +142,7 @@ def test_windows_lie_around_their_patches_and_add_up_again():
     seen = padded[:, 4 * row:4 * row + 8, 4 * column:4 * column + 8]
     np.testing.assert_array_equal(np.sort(windows[:, row, column]),
                                   np.sort(seen.reshape(2, -1)))
-  # Each pixel lies in four windows, but for those beyond the edge.
+  # Each pixel lies in four windows, except at the edge.
   times = np.asarray(denoiser.from_windows(windows, 4)) / images
   expected = np.multiply.outer([1] * 2 + [2] * 4 + [1] * 2, [1] * 2 + [2] * 8 + [1] * 2)
   np.testing.assert_allclose(times, np.broadcast_to(expected[None, :, :, None], times.shape),
@@ -153,7 +153,7 @@ def test_windows_lie_around_their_patches_and_add_up_again():
 
 @pytest.mark.parametrize('patches', PATCHES)
 def test_the_stem_begins_with_the_slow_cosines_of_each_square(patches):
-  """As scipy's discrete cosine transform finds them, each slower one at least as loud."""
+  """As scipy's discrete cosine transform; lower frequencies have larger or equal amplitude."""
   z = np.random.default_rng(0).normal(size=(1, 8, 12, 3)).astype(np.float32)
   kernel = Denoiser(**{**TINY, 'bottleneck_dim': 18}, patches=patches).init(
       jax.random.key(0), z, jnp.zeros(1), jnp.zeros((1, 3, 8)), jnp.ones((1, 3), bool))[
@@ -167,7 +167,7 @@ def test_the_stem_begins_with_the_slow_cosines_of_each_square(patches):
   loud = np.asarray(cut(z, 4)[0, 1, 1] @ kernel) / slowest.reshape(-1)
   np.testing.assert_allclose(loud.reshape(-1, 3), loud[::3, None].repeat(3, 1), rtol=1e-3)
   assert (np.diff(loud[::3]) < 1e-4).all() and loud[-1] < loud[0] / 4
-  assert (np.asarray(kernel) ** 2).sum() == pytest.approx(18)  # what random noise becomes
+  assert (np.asarray(kernel) ** 2).sum() == pytest.approx(18)  # variance from white noise
 
 
 @pytest.mark.parametrize('patches', PATCHES)
@@ -214,7 +214,7 @@ def test_sizes_that_do_not_fit_are_one_line(change, words):
 
 @pytest.mark.parametrize('patches', PATCHES)
 def test_a_known_picture_costs_nothing_in_bfloat16(patches):
-  """Its velocity is the difference of two pictures divided by as little as 0.05."""
+  """The velocity is a difference of two pictures divided by as little as 0.05."""
   model = Denoiser(**TINY, patches=patches)
   rng = np.random.default_rng(0)
   z, t = rng.normal(size=(2, *TINY['image_size'], 3)).astype(np.float32), jnp.array([0.96, 0.99])

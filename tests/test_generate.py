@@ -35,7 +35,7 @@ def models(request, tmp_path_factory):
   with torch.no_grad():
     for parameter in theirs.parameters():
       parameter += (0.3 if request.param == '1.0' else 0.2) * torch.randn(parameter.shape)
-    # Varied texts of sharp distributions: no rounding may decide between two texts.
+    # Sharp distributions and varied texts, so that rounding decides nothing.
     if request.param == '1.0':
       theirs.shared.weight *= 0.1
       theirs.decoder.final_layer_norm.weight *= 40
@@ -62,7 +62,7 @@ def generate_theirs(model, prompts, **options):
 
 
 def padded(sequences, eos):
-  """Tokens [..., NEW] without the start token, 0 after the end (a search of theirs repeats eos)."""
+  """Tokens [..., NEW] without the start token, 0 after the end (their beam search repeats eos)."""
   tokens = np.zeros((len(sequences), NEW), int)
   tokens[:, :sequences.shape[1] - 1] = sequences[:, 1:]
   return np.where(np.arange(NEW) < lengths_of(tokens, eos)[:, None], tokens, 0)
@@ -89,7 +89,7 @@ def write(models, prompts, method, num_beams=1, **options):
 
 @pytest.fixture(scope='module')
 def ends(models, prompts):
-  """Tokens that this model says: one often and one seldom."""
+  """Tokens that this model generates: one often and one rarely."""
   said = generate_theirs(models[0], prompts, do_sample=False, eos_token_id=-1).sequences[:, 1:]
   texts_with = [(said == token).any(1).sum() for token in range(VOCAB)]
   by_frequency = np.argsort(texts_with)[::-1]
@@ -117,7 +117,7 @@ def test_greedy_equals_transformers(models, prompts, ends, which):
     indirect=['models'])
 def test_beam_search_equals_transformers(
     models, prompts, ends, num_beams, which, length_penalty, early_stopping):
-  """All W texts of each row, in order: the best and those that it had to beat."""
+  """All W texts of each row, best first."""
   eos = ends[which]
   options = dict(length_penalty=length_penalty, early_stopping=early_stopping)
   out = generate_theirs(models[0], prompts, do_sample=False, num_beams=num_beams,
@@ -132,11 +132,11 @@ def test_beam_search_equals_transformers(
   np.testing.assert_allclose(log_probability, score * lengths ** length_penalty, rtol=1e-4)
 
 
-# Without a model: what the search and the draw are asked for
+# Without a model: arguments of search and sampling
 
 
 def chain(table):
-  """A decoder that looks at the last token alone: logits table[token]."""
+  """A decoder that depends only on the last token: logits table[token]."""
   return lambda token, cache: (jnp.asarray(table)[token], cache)
 
 
@@ -164,7 +164,7 @@ def test_the_loop_stops_when_every_row_has_ended(method):
     (1.0, 500, 0.99)])
 def test_filtered_logits_equal_transformers(temperature, top_k, top_p):
   logits = np.random.default_rng(0).normal(size=(40, 59), scale=3).astype(np.float32)
-  # Ties: at the k-th place, at the edge of the nucleus, everywhere.
+  # Ties at the k-th place, at the edge of the nucleus, and everywhere.
   logits[20:30] = np.round(logits[20:30])
   logits[39] = 1.5
   theirs = torch.tensor(logits)
@@ -176,12 +176,12 @@ def test_filtered_logits_equal_transformers(temperature, top_k, top_p):
       x, temperature=temperature, top_k=top_k, top_p=top_p))(logits)
   assert np.isfinite(ours).any(1).all()
   np.testing.assert_allclose(ours[:20], theirs[:20], rtol=1e-6)
-  # Which of several equals are in is up to the order of an unstable sort; how many is not.
+  # An unstable sort decides which of several equals are kept, but not how many.
   np.testing.assert_allclose(np.sort(ours), np.sort(theirs), rtol=1e-6)
 
 
 def test_samples_are_as_frequent_as_their_probabilities():
-  """Of two tokens in a row: draws of one step must not depend on those of another."""
+  """Two consecutive tokens: samples of one step must not depend on another's."""
   rows, options = 20_000, dict(temperature=0.8, top_k=4, top_p=0.95)
   table = np.random.default_rng(3).normal(size=(6, 6)).astype(np.float32)
   tokens, log_probability = jax.jit(lambda key: sample(
@@ -196,7 +196,7 @@ def test_samples_are_as_frequent_as_their_probabilities():
   possible = expected > 0
   assert possible.sum() > 9
   assert stats.chisquare(seen[possible], expected[possible]).pvalue > 0.01
-  # The model's own, not the filtered one's.
+  # The probability of the model, before filtering.
   own = torch.tensor(table).log_softmax(-1).numpy()
   np.testing.assert_allclose(
       log_probability, own[2, tokens[:, 0]] + own[tokens[:, 0], tokens[:, 1]], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Drawing what a text says, as people train and ask for it."""
+"""Image generation: training, queries and scores."""
 
 import base64
 import copy
@@ -88,7 +88,7 @@ def test_it_learns_beside_other_tasks_with_data_of_its_own(tmp_path, monkeypatch
 
 
 def test_captions_of_people_give_a_loss_and_no_faithfulness(tmp_path):
-  """Some pictures have several captions, some have none; they keep their shape."""
+  """Some pictures have several captions, some none; shapes stay the same."""
   folder = tmp_path / 'data'
   folder.mkdir()
   rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_what_is_evaluated_hangs_on_the_example_alone(predictor):
 
 @pytest.mark.parametrize('share, hidden', [(0.0, range(1)), (0.5, range(1, 8)), (1.0, range(8, 9))])
 def test_captions_are_hidden_as_often_as_said(share, hidden):
-  """The loss of an example whose caption is hidden is the same with another's."""
+  """With a dropped caption, the loss does not depend on the caption."""
   run = Plan(config(generation__caption_drop=share), 'unused')
   batch = run.maker('train')(np.arange(8), np.arange(8))
   variables = states.create(run.init, run.abstract).variables
@@ -169,7 +169,7 @@ def test_early_steps_have_times_of_their_own():
   late = {'generation__time_mean': -1.0, 'generation__time_std': 0.7}
   early, between, after = losses(100, 200, 300, **late, generation__early_steps=300,
                                  generation__early_mean=1.0)
-  # Equal to rounding: each config compiles a program of its own.
+  # Equal up to rounding, because each config compiles its own program.
   for loss, step, values in (
       (early, 100, dict(generation__time_mean=1.0, generation__time_std=0.3)),
       (between, 200, dict(generation__time_mean=0.0, generation__time_std=0.5)),
@@ -178,7 +178,7 @@ def test_early_steps_have_times_of_their_own():
 
 
 def test_guidance_goes_on_from_no_text_through_the_text(predictor):
-  """Of one step from noise the picture is linear in it."""
+  """After one step from noise, the picture is linear in the guidance."""
   task, blank = predictor.task('generation'), np.zeros((32, 32, 3), np.uint8)
 
   def drawn(guidance, *captions):
@@ -191,9 +191,9 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
   assert np.abs(without - drawn(1.0)).max() <= 1
   inside = (more > 0) & (more < 255)
   assert np.abs(plain - without).max() > 1 and inside.mean() > 0.5
-  assert np.abs(more - (without + 3 * (plain - without)))[inside].max() <= 3  # all are rounded
+  assert np.abs(more - (without + 3 * (plain - without)))[inside].max() <= 3  # pictures are rounded
 
-  # Outside its times there is none, but no more heed of the text than was asked for either.
+  # Outside its interval there is no guidance, and the plain conditional picture remains.
   task = copy.copy(task)
   task._config = task._config.copy_and_resolve_references()
   task._config.generation.guidance_from = 0.5
@@ -248,11 +248,11 @@ def test_what_is_not_masked_stays_and_strength_says_how_much_changes(trained, tm
 
 @pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
 def test_transparent_parts_of_a_mask_are_not_drawn_anew(tmp_path, mode):
-  """As a paint program exports white strokes on an empty layer, and as a palette stores them."""
+  """White strokes on an empty layer, as paint programs export them, and as a palette image."""
   task = Generation(config(), train_tokenizer(['a red circle'], 40), {
       'max_captions': 1, 'words': [], 'drawn': False, 'names': []})
   Image.new('RGB', (32, 32)).save(tmp_path / 'in.png')
-  strokes = np.full((32, 32, 2), (255, 0), np.uint8)  # white, and nothing of it to be seen
+  strokes = np.full((32, 32, 2), (255, 0), np.uint8)  # white, fully transparent
   strokes[:, 20:, 1] = 255
   mask, expected = Image.fromarray(strokes, 'LA'), strokes[..., 1] == 255
   path = tmp_path / 'mask.png'
@@ -413,7 +413,7 @@ def test_the_frechet_formula_is_that_of_scipy_and_the_closed_form():
   theirs = (np.square(means[0] - means[1]).sum()
             + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real))
   assert frechet.frechet(means[0], a, means[1], b) == pytest.approx(theirs)
-  # Of covariances that commute: the squared differences of deviations.
+  # For commuting covariances: squared differences of standard deviations.
   assert frechet.frechet(np.zeros(3), np.diag([4.0, 9, 0]), np.ones(3), np.diag([1.0, 1, 0])
                          ) == pytest.approx(3 + 1 + 4)
 
@@ -466,7 +466,7 @@ def test_flops_are_those_that_xla_counts(patches):
             jnp.ones((1, 14), bool))
   variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   counted = jax.jit(model.apply).lower(variables, *inputs).cost_analysis()['flops']
-  # XLA counts norms, softmax and the like, too.
+  # XLA also counts norms, softmax and the like.
   assert 0.85 * counted < bench.forward_flops(model, 14) < counted
 
 

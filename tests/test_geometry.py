@@ -19,7 +19,7 @@ EVERYTHING = Augmentation(mirror=True, zoom=0.4, crop=0.4, flip=True)
 
 
 class Told:
-  """A task that keeps what it is given."""
+  """A task that returns its inputs."""
 
   def __init__(self):
     self.given = []
@@ -72,7 +72,7 @@ def find_white(pixels):
 @pytest.mark.parametrize('keep_aspect', [False, True])
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
 def test_a_box_lies_where_its_pixels_are(kind, keep_aspect):
-  """Within the half pixel that finding it costs, and with no drift to any side."""
+  """Within the half pixel of measurement error, and without drift to any side."""
   rng = np.random.default_rng(0)
   errors, gone, told = [], 0, Told()
   for number in range(160):
@@ -99,7 +99,7 @@ def test_a_box_lies_where_its_pixels_are(kind, keep_aspect):
 
 
 def random_case(rng):
-  """(height, width), the part that is seen, where it is laid, the input's size, the two turns."""
+  """(height, width), the crop, its placement, the input's size, the two orientations."""
   size, input_size = rng.integers(20, 3000, 2), rng.integers(16, 400, 2)
   sides = rng.uniform(0.1, 1, (2, 2))  # of the picture and of the input; a crop leaves a tenth
   starts = rng.uniform(0, 1 - sides)
@@ -115,7 +115,7 @@ def random_boxes(rng, size, count=7):
 
 
 def steps(part, area, input_size, mirrored, flipped):
-  """The same map as a chain of 3x3 matrices, one a step: cut, resize, turn, lay, to 0..1."""
+  """The same map as a product of 3x3 matrices: crop, resize, turn, place, scale to 0..1."""
   def scale(x, y):
     return torch.diag(torch.tensor([x, y, 1], dtype=torch.float64))
 
@@ -154,7 +154,7 @@ def test_boxes_come_back_to_the_thousandth_of_a_pixel(seed):
   placement = Placement.of_part(size, part, area, input_size, **turns)
   boxes = random_boxes(rng, size)
   np.testing.assert_allclose(placement.pixels(placement.boxes(boxes)), boxes, atol=1e-3)
-  # What a model predicts may stick out of the picture.
+  # Predicted boxes may extend beyond the picture.
   wild = rng.normal(0.5, 2, (50, 2, 2))
   x, y, w, h = placement.pixels(np.sort(wild, axis=1).reshape(-1, 4)).T
   assert min(x.min(), y.min(), w.min(), h.min()) >= 0
@@ -190,7 +190,7 @@ def test_an_object_that_a_crop_leaves_little_of_is_gone():
   assert visible_objects((), placement)[1].shape == (0, 4)
 
 
-# Pictures that keep their ratio
+# Pictures that keep their aspect ratio
 
 
 @pytest.mark.parametrize('shape', [(30, 60), (60, 30), (480, 640), (7, 300), (48, 48), (500, 3)])
@@ -240,7 +240,7 @@ def test_what_cannot_be_read_or_must_not_be_seen_has_no_shape():
 
 
 def test_a_crop_is_the_part_that_its_placement_tells(tmp_path):
-  """Against Pillow: decode in full, turn upright, cut, resize."""
+  """Against Pillow: decode in full, turn upright, crop, resize."""
   rng = np.random.default_rng(0)
   rows, columns = np.mgrid[:300, :421]
   waves = [np.sin(rows / 19 + c) * np.cos(columns / 23 - c) for c in range(3)]
@@ -268,7 +268,7 @@ def test_a_crop_is_the_part_that_its_placement_tells(tmp_path):
 
 
 def test_a_crop_has_the_sharpness_of_a_whole_picture(tmp_path):
-  """Stripes of 6 pixels are lost if a picture is decoded just large enough to be seen whole."""
+  """Stripes of 6 pixels vanish if a picture is decoded just large enough for an uncropped input."""
   stripes = np.zeros((1024, 1024, 3), np.uint8)
   stripes[:, np.arange(1024) // 6 % 2 == 0] = 255
   Image.fromarray(stripes).save(tmp_path / 'a.jpg', quality=95)
@@ -282,7 +282,7 @@ def test_a_crop_has_the_sharpness_of_a_whole_picture(tmp_path):
 
 
 def visits(changes, example, count=60):
-  """The inputs that visits to an example give."""
+  """The inputs from repeated visits to an example."""
   return maker([example], changes, (16, 16))(np.zeros(count, int), np.arange(count))['image']
 
 

@@ -1,4 +1,4 @@
-"""What a query sees of the pixels around its box, against Pillow's and PyTorch's sampling."""
+"""Pixels that a query samples around its box, against Pillow and PyTorch."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ HEIGHT, WIDTH, CELLS = 40, 56, 6
 PICTURE = np.random.default_rng(0).random((1, HEIGHT, WIDTH, 1)).astype(np.float32)
 
 
-# Of pixels: less than one a cell, and one, two or four times as many.
+# Box sizes in pixels: below one per cell, and one, two or four per cell.
 @pytest.mark.parametrize('side, shrink', [(3.0, 1), (7.5, 1), (11.0, 2), (30.0, 4)])
 def test_it_is_the_picture_around_the_box_shrunk_till_a_pixel_is_a_cell(side, shrink):
   rng = np.random.default_rng(int(side))
@@ -34,7 +34,7 @@ def test_beyond_the_picture_there_is_nothing_and_boxes_learn_nothing():
   boxes = np.float32([[[-0.5, 0.25, 0.5, 0.75], [0.2, 0.2, 0.2, 0.2]]])
   found = np.asarray(glimpse(PICTURE + 1, boxes, CELLS, zoom=1.0))
   assert (found[0, 0, :, :3] == 0).all() and (found[0, 0, :, 3:] > 0.9).all()
-  assert np.isfinite(found).all() and (found[0, 1] > 0.9).all()  # of a box without area: a point
+  assert np.isfinite(found).all() and (found[0, 1] > 0.9).all()  # a box without area is a point
   gradient = jax.grad(lambda b: glimpse(PICTURE, b, CELLS).sum())(boxes)
   assert (np.asarray(gradient) == 0).all()
 

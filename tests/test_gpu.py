@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU shows: JAX_PLATFORMS=cuda python -m pytest tests/test_gpu.py."""
+"""Tests that need an NVIDIA GPU: JAX_PLATFORMS=cuda python -m pytest tests/test_gpu.py."""
 
 import json
 
@@ -19,7 +19,7 @@ TASKS = ('vqa', 'objects', 'detection', 'captioning', 'retrieval', 'regression',
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-  """A folder of pictures wide and high, with something for every task to learn."""
+  """A folder of wide and high pictures, with labels for every task."""
   folder = tmp_path_factory.mktemp('pictures')
   rng = np.random.default_rng(0)
   lines = []

@@ -1,4 +1,4 @@
-"""Programs on a CPU keep their memory: they start themselves anew, once."""
+"""Commands on a CPU keep freed memory: they restart themselves once."""
 
 import os
 import subprocess

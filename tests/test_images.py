@@ -41,7 +41,7 @@ def assert_close(pixels, expected, mean=0.7, most=2):
 
 @pytest.fixture(scope='module')
 def photo() -> Image.Image:
-  """Smaller than SIZE: enlarging leaves no choice of filter, so decoding alone is tested."""
+  """Smaller than SIZE: enlarging is the same with any filter, so this tests decoding."""
   return Image.fromarray(photo_like(np.random.default_rng(1), 30, 38))
 
 
@@ -182,7 +182,7 @@ def test_jpeg_decoded_at_reduced_scale(height, width):
 
 
 def test_jpeg_of_any_side_fills_its_row_and_stays_in_place():
-  """Decoding 45 pixels at 1/2 gives 23 for 22.5: all sizes must fit, and none may shift."""
+  """Decoding 45 pixels at 1/2 gives 23, not 22.5; sizes must match, and no picture may shift."""
   size = (16, 16)
   for side in range(16, 150):
     image = Image.fromarray(smooth(side, side + 3))
@@ -318,7 +318,7 @@ def test_memory_gives_the_same_pictures_and_reads_each_file_once(tmp_path):
     with open(path, 'wb') as f:
       f.write(jpeg(photo_like(rng, side, side + 7)))
   expected = [load_image(path, SIZE) for path in paths]
-  decode = KeepDecoded(2 * 100 * 107 * 3)  # has room for two of the three
+  decode = KeepDecoded(2 * 100 * 107 * 3)  # room for two of the three
   for _ in range(2):
     for path, (pixels, stored_size) in zip(paths, expected):
       again, again_size = fit(decode(path, SIZE), SIZE)

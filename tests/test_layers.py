@@ -1,4 +1,4 @@
-"""Imports point one way: what README's map of the code draws."""
+"""Imports point one way, as in the README's map of the code."""
 
 import ast
 import pathlib
@@ -6,10 +6,10 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / 'xmodal'
-# From the ground up: a package may import those before it in the list, and itself.
+# From the bottom up: a package may import itself and earlier ones.
 FREE = ('errors', 'paths', 'atomic', 'strict_json', 'options', 'registry', 'letters')
 GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained')
-# What these may import of each other.
+# Allowed imports between these.
 AMONG = {('pretrained', 'models'), ('metrics', 'data')}
 ABOVE = ('tasks', 'mixer', 'train')
 
@@ -43,7 +43,7 @@ def test_packages_on_the_ground_know_nothing_of_each_other(package):
 def test_packages_above_import_only_what_is_below(package):
   below = {*FREE, *GROUND, *ABOVE[:ABOVE.index(package) + 1]}
   if package == 'train':
-    below.add('config')  # which train's own parts declare options for
+    below.add('config')  # train's parts declare options there
   for path in files(package):
     assert set(imports(path)) <= below, f'{path.relative_to(ROOT)}: {set(imports(path)) - below}'
 

@@ -1,4 +1,4 @@
-"""Texts of all scripts in pictures for people."""
+"""Text of all scripts in drawn pictures."""
 
 import importlib.util
 import unicodedata
@@ -37,12 +37,12 @@ def test_scripts_are_drawn(script):
   assert lettering.note([text]) == ''
   letters = [c for c in dict.fromkeys(text) if unicodedata.category(c)[0] == 'L']
   pictures = {picture(letter).tobytes() for letter in letters}
-  assert len(pictures) == len(letters)  # no two are the same box
+  assert len(pictures) == len(letters)  # none is the missing-glyph box
   assert lettering.length(text, 16) > 10
 
 
 def test_a_letter_is_drawn_by_a_font_that_has_it():
-  """Which letters those are is told by the fonts' own tables."""
+  """The fonts' own tables list the supported letters."""
   tables = {kind: TTFont(path, lazy=True).getBestCmap()
             for kind, path in lettering._kinds().items()}
   rng = np.random.default_rng(0)

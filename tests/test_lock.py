@@ -1,4 +1,4 @@
-"""One run at a time in a workdir, whoever holds it and however it ended."""
+"""One run at a time per workdir, whoever holds it and however that run ended."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 
 @pytest.fixture
 def other():
-  """A process that does nothing, to be a holder of this machine."""
+  """An idle process, to act as a holder on this machine."""
   process = subprocess.Popen(['sleep', '1000'])
   yield process
   process.kill()
@@ -71,7 +71,7 @@ def test_the_second_run_says_who_holds_the_workdir_and_changes_nothing(finished,
 def test_after_kill_9_the_next_goes_on_at_once(tmp_path, other, monkeypatch):
   monkeypatch.setattr(lock, '_wait_for_beat', lambda *_: pytest.fail('it waits'))
   path = written(tmp_path / 'run', **by(other))
-  other.kill()  # not waited for, it stays in the table of processes
+  other.kill()  # a zombie until it is waited for
   os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
   with lock.hold(str(tmp_path / 'run')):
     assert json.loads(path.read_text())['pid'] == os.getpid()
@@ -128,7 +128,7 @@ def test_every_way_out_lets_go(tmp_path, way_out):
 
 
 def test_of_two_that_come_to_a_dead_holder_one_gets_it(tmp_path, monkeypatch):
-  """The slower of the two must not take away the file that the quicker one has made."""
+  """The slower process must not remove the file of the quicker one."""
   path = written(tmp_path / 'run', machine='another boot')
   gone, _ = lock._read(path)
   quicker = written(tmp_path / 'run', token='of the quicker one').read_text()

@@ -79,7 +79,7 @@ def test_normal_form_is_the_official_one(text, form):
 _TEN = [
     ('yes', ['yes'] * 10, 1.0),
     ('no', ['yes'] * 10, 0.0),
-    # One of ten: nine subsets have one match, the one without it none: 9 * 1/3 / 10.
+    # One of ten: nine subsets have one match, one subset has none: 9 * 1/3 / 10.
     ('no', ['no'] + ['yes'] * 9, 0.3),
     # Two: eight subsets have two matches, two have one: (8 * 2/3 + 2 * 1/3) / 10.
     ('no', ['no'] * 2 + ['yes'] * 8, 0.6),
@@ -89,13 +89,13 @@ _TEN = [
     # The answers differ: both sides are normalised.
     ('Two.', ['2'] * 5 + ['two'] * 4 + ['3'], 1.0),
     ('the t-shirt', ['t shirt'] * 2 + ['T-shirt'] + ['shirt'] * 7, 0.9),
-    # They do not differ, but for white space around: neither is.
+    # They differ only in surrounding white space: neither side is normalised.
     ('2', ['two'] * 10, 0.0),
     ('two', ['two'] * 9 + ['two\n'], 1.0),
     ('Yes', ['yes'] * 10, 0.0),
     ('t-shirt', ['t-shirt'] * 10, 1.0),
     ('t shirt', ['t-shirt'] * 10, 0.0),
-    # They differ only as written: normalised after all.
+    # They differ only in spelling: both sides are normalised.
     ('YES!', ['yes'] * 9 + ['Yes'], 1.0),
     ('', ['a'] * 5 + ['b'] * 5, 1.0),
 ]
@@ -167,7 +167,7 @@ def test_label_scores_equal_sklearn_on_random_labels(seed):
     (['x', 'y'], ['a', 'a']), (['', 'a', ' '], ['', ' ', ' ']), (['é', 'e'], ['é', 'é'])])
 def test_label_scores_equal_sklearn_on_odd_labels(predictions, truths):
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # sklearn warns of labels without truth
+    warnings.simplefilter('ignore')  # sklearn warns of labels without true samples
     wanted = _sklearn_scores(predictions, truths)
   assert classification_scores(predictions, truths) == pytest.approx(wanted, abs=1e-12)
 
@@ -191,7 +191,7 @@ def test_accuracy_by_group():
 
 
 def test_constant_baseline_is_the_best_of_all_answers():
-  """Compared with trying every answer on every question, in accuracy, on mixed sizes."""
+  """Against brute force over all answers and questions, on mixed sizes."""
   rng = np.random.default_rng(1)
   pool = ['yes', 'no', 'No', 'No.', 't-shirt', 't shirt', 'two', '2', 'cat', 'The cat']
   for _ in range(40):

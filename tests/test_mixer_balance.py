@@ -32,7 +32,7 @@ def as_array(weights):
 
 
 def follow(rule, losses, grams=None):
-  """The weights of each step, [T, K], of losses [T, K] and products of gradients [T, K, K]."""
+  """The weights of each step [T, K], for losses [T, K] and gradient products [T, K, K]."""
 
   @jax.jit
   def step(state, values, gram):
@@ -46,15 +46,15 @@ def follow(rule, losses, grams=None):
   return np.array(seen)
 
 
-# The toy problem of PCGrad, CAGrad (arXiv:2110.14048, appendix) and FAMO: two losses that oppose
-# each other, in which plain descent gets stuck. FAMO's version has the first a tenth as large.
+# The toy problem of PCGrad, CAGrad (arXiv:2110.14048, appendix) and FAMO: two conflicting losses,
+# on which plain descent gets stuck. In FAMO's version the first is a tenth as large.
 
-LOWEST = np.array([-2.1, -21.0])  # below both, as FAMO's experiment takes them
+LOWEST = np.array([-2.1, -21.0])  # lower bounds, as in FAMO's experiment
 STARTS = np.array([[-8.5, 7.5], [0.0, 0.0], [9.0, 9.0], [-7.5, -0.5], [9.0, -1.0]], np.float32)
 
 
 def toy(x, np=jnp):
-  """Both losses, [2], at a point x [2]; with np=torch, of torch."""
+  """Both losses [2] at a point x [2]; np=torch computes with torch."""
   a, b = x[0], x[1]
   zero = 0 * b
   up, down = np.maximum(np.tanh(b / 2), zero), np.maximum(np.tanh(-b / 2), zero)
@@ -67,7 +67,7 @@ def toy(x, np=jnp):
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def descend(rule, starts, steps, task_weights=(1.0, 1.0)):
-  """Adam from each start: where it ends, [N, 2]; all points on the way, [N, T, 2]."""
+  """Adam from each start: end points [N, 2] and trajectories [N, T, 2]."""
   adam = optax.adam(1e-2)
 
   def from_one(start):
@@ -88,20 +88,20 @@ def descend(rule, starts, steps, task_weights=(1.0, 1.0)):
 
 
 def test_famo_comes_to_where_neither_loss_can_fall_alone_and_sooner_than_the_sum():
-  """The best compromises have b = -8.4 and a in -7..7 (the bowls, tanh(b / 2) being -1 there)."""
+  """The Pareto set has b = -8.4 and a in -7..7 (the bowls, where tanh(b / 2) is -1)."""
   ways = {name: np.asarray(descend(balance(name, TASKS[:2]), STARTS, 10_000)[1])
           for name in ('fixed', 'famo')}
   ends = ways['famo'][:, -1]
   assert (np.abs(ends[:, 1] + 8.4) < 0.1).all() and (np.abs(ends[:, 0]) < 7).all()
-  # From (9, 9) the sum sticks in the valley of one loss, along which the other hardly falls.
+  # From (9, 9) the sum gets stuck in the valley of one loss, along which the other hardly falls.
   assert ways['fixed'][2, 5000, 1] > 1 > -2 > ways['famo'][2, 5000, 1]
 
 
 @pytest.mark.parametrize('task_weights', [(1.0, 1.0), (3.0, 1.0)], ids=str)
 def test_famo_goes_the_way_of_the_paper(task_weights):
-  """Its second forward pass sees the batch that is the next step's: here there is one batch.
+  """Its second forward pass is on the next step's batch; here there is only one batch.
 
-  With weights c the losses are loss^(1/c), and shares begin in proportion to c^2.
+  With weights c the losses are loss^(1/c), and initial shares are proportional to c^2.
   """
   c = torch.tensor(task_weights)
   x = torch.tensor(STARTS[3], requires_grad=True)
@@ -132,7 +132,7 @@ def test_famo_goes_the_way_of_the_paper(task_weights):
   np.testing.assert_allclose(ours[0], way, atol=2e-3)
 
 
-# Each rule by itself
+# Each rule alone
 
 
 def test_pcgrad_is_the_algorithm_of_the_paper_for_the_same_orders():
@@ -223,14 +223,14 @@ def test_dwa_compares_the_last_two_windows():
                                rtol=1e-5)
 
 
-# What config.mixer.weights mean under each
+# The effect of config.mixer.weights on each
 
 
 @pytest.mark.parametrize('name', ['fixed', 'uncertainty', 'dwa', 'gradnorm', 'pcgrad', 'famo'])
 def test_twice_the_weight_of_a_task_is_twice_its_gradient(name):
   rng = np.random.default_rng(0)
   grads = rng.normal(size=(3, 6)).astype(np.float32)
-  grads[0] -= grads[1]  # so that they oppose each other
+  grads[0] -= grads[1]  # so that they conflict
   losses, key = np.array([0.7, 2.0, 0.1], np.float32), jax.random.key(0)
   totals = []
   for task_weights in ((1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 3.0, 1.0)):
@@ -243,7 +243,7 @@ def test_twice_the_weight_of_a_task_is_twice_its_gradient(name):
   once, twice, thrice = totals
   assert np.abs(twice - once).max() > 0.1
   np.testing.assert_allclose(thrice - twice, twice - once, rtol=1e-4, atol=1e-5)
-  if name != 'pcgrad':  # which projects parts out of it
+  if name != 'pcgrad':  # which projects out components
     np.testing.assert_allclose(twice - once, as_array(balance(name).weights(
         balance(name).init(), named(losses), grads @ grads.T, key))[1] * grads[1]
                                if name != 'famo' else 3 / losses[1] / (1 / losses).sum() * grads[1],
@@ -268,8 +268,8 @@ def test_gradnorm_brings_gradient_norms_to_the_weights():
 
 
 def test_famo_makes_log_losses_fall_as_tasks_weigh():
-  """Losses exp(80 - s x), each with an x of its own; with equal weights the first falls four times
-  as fast. Steps are of one length, as Adam's are."""
+  """Losses exp(80 - s x), each with its own x; with equal weights the first falls four times as
+  fast. All steps have the same length, as with Adam."""
   speed, task_weights = np.array([2.0, 1.0]), np.array([1.0, 2.0])
   rule = balance('famo', TASKS[:2], tuple(task_weights))
   step = jax.jit(lambda state, losses: (rule.weights(state, losses), rule.update(state, losses)))

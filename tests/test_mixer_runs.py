@@ -1,4 +1,4 @@
-"""Three tasks from two sources in one run, as people run it."""
+"""Three tasks from two sources in one run."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ from xmodal.train.plan import Plan
 
 
 def mixed(tasks=('vqa', 'objects', 'detection'), **values):
-  """Detection reads crowded scenes of its own, fewer of them, in their true shape."""
+  """Detection has its own source: fewer, crowded scenes, at their aspect ratio."""
   c = tiny.changed(mixer__tasks=tasks, mixer__weights=(1.0,) * len(tasks), **values)
   for task in set(tasks) - {'vqa', 'objects'} or tasks[-1:]:
     c.mixer.data[task].crowded = True
@@ -40,13 +40,13 @@ def in_turns(**values):
 
 @functools.cache
 def planned():
-  """The plan of such a run."""
+  """The Plan of such a run."""
   return Plan(in_turns(), 'unused')
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """The workdir of six steps of one task each, and what final.json holds."""
+  """The workdir of six single-task steps, and the contents of final.json."""
   workdir = tmp_path_factory.mktemp('mixed') / 'run'
   return workdir, tiny.train(workdir, in_turns())
 
@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
   a, b = (restored(folder) for folder in (workdir, stopped))
   assert a.step == b.step == 6
   jax.tree.map(np.testing.assert_array_equal, a, b)
-  assert a.mixer['seen'].sum() == 6  # every step had one task
+  assert a.mixer['seen'].sum() == 6  # every step trained one task
 
 
 def restored(workdir):
@@ -74,7 +74,7 @@ def test_each_task_is_scored_on_its_own_source(run):
   workdir, final = run
   scores = final['evaluation']
   assert (scores['vqa']['examples'], scores['detection']['examples']) == (20, 12)
-  assert scores['detection']['referring_examples'] == 12  # texts, that crowded scenes alone have
+  assert scores['detection']['referring_examples'] == 12  # only crowded scenes have texts
   assert len((workdir / 'predictions_vqa_val.jsonl').read_text().splitlines()) == 20
   for task in ('vqa', 'objects', 'detection'):
     assert (workdir / 'samples' / f'{task}_val_0000006.png').exists()
@@ -97,7 +97,7 @@ def test_losses_weights_shares_and_cosines_are_written_down(run):
     assert told[6][task]['gradient_norm'] > 0
     assert {'share'} <= told[6][task].keys()
   assert sum(told[6][task]['share'] for task in ('vqa', 'objects', 'detection')) == pytest.approx(1)
-  # A line has the last numbers of the tasks trained since the line before.
+  # A line has the last metrics of the tasks trained since the previous line.
   for step, line in told.items():
     trained = {task for task in ('vqa', 'objects', 'detection')
                if sampling.count_steps((task,), step) > sampling.count_steps((task,), step - 3)}
@@ -118,7 +118,7 @@ def test_a_run_in_turns_goes_on_with_the_same_config_alone(run):
   with pytest.raises(UserError, match='mixer.sampling'):
     Plan(mixed(seed=5), str(run[0]))
   moved = in_turns()
-  moved.mixer.data.detection.max_bad_share = 0.5  # as data.max_bad_share may change
+  moved.mixer.data.detection.max_bad_share = 0.5  # like data.max_bad_share, it may change
   Plan(moved, str(run[0]))
 
 

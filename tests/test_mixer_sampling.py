@@ -1,4 +1,4 @@
-"""Which tasks a step trains, and which examples it reads: exact, and the same after any stop."""
+"""Task and example sampling: exact, and the same after any stop."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_round_robin_takes_turns():
 
 @pytest.mark.parametrize('name, temperature, expected', [
     ('proportional', 2.0, (70, 20, 10)), ('temperature', 1.0, (70, 20, 10)),
-    ('temperature', 2.0, (52, 28, 20)),  # square roots are as 52.3 : 27.9 : 19.8
+    ('temperature', 2.0, (52, 28, 20)),  # square roots in ratio 52.3 : 27.9 : 19.8
     ('temperature', 1e9, (34, 33, 33))])
 def test_every_cycle_has_the_exact_share_of_each_task(name, temperature, expected):
   sampled = sampling(name, mixer__temperature=temperature)
@@ -114,18 +114,18 @@ def test_turns_that_cannot_be_are_one_line(values, words):
   assert '\n' not in str(error.value)
 
 
-# What a task reads
+# The examples of a task
 
 
 class Number:
-  """A task that gives the number of the record."""
+  """A task whose feature is the record's number."""
 
   def encode(self, example, placement):
     return {'number': np.int32(-1 if example.number is None else example.number)}
 
 
 def stream(**sizes):
-  """A stream of one feed a name, of so many examples each; 'a+b' is a feed of two tasks."""
+  """A stream with one feed per name, of the given sizes; 'a+b' is a feed of two tasks."""
   makers = {}
   for name, size in sizes.items():
     source = [Example(np.zeros((8, 8, 3), np.uint8), number=i) for i in range(size)]
@@ -169,7 +169,7 @@ def test_a_late_start_gives_bit_identical_batches_of_changing_tasks():
     np.testing.assert_array_equal(part[name]['number'], b[name][name]['number'])
 
 
-# Whose source is whose
+# The source of each task
 
 
 def own_data(**values):
@@ -202,7 +202,7 @@ def test_tasks_with_the_same_data_share_a_source():
      r'data of detection: config\.mixer\.data\.detection\.augment\.crop=3')])
 def test_data_that_cannot_be_is_one_line(changes, words):
   c = own_data()
-  c.mixer.data = changes  # as a file in configs/ may set it
+  c.mixer.data = changes  # as a config file may set it
   with pytest.raises(UserError, match=words) as error:
     open_feeds(c, c.mixer.tasks, ('train', 'eval'))
   assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""Steps of several tasks on a model of one shared layer: what moves, rests and is weighed."""
+"""Steps of several tasks on a model of one shared layer: updates, frozen heads and weights."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ WEIGHTS = {'a': 1.0, 'b': 3.0, 'c': 0.5}
 
 
 class Heads(nn.Module):
-  """A layer that all tasks share, one that a and b do, and a head a task."""
+  """A layer shared by all tasks, one shared by a and b, and a head per task."""
 
   @nn.compact
   def __call__(self, batch, *, deterministic):
@@ -47,7 +47,7 @@ SHARED = shares.shared(USED, frozenset())
 
 
 def batch_of(tasks=TASKS, seed=0):
-  """Every task has pictures of its own."""
+  """Every task has its own pictures."""
   parts = {}
   for task in tasks:
     part = a_batch(seed=seed + 10 * TASKS.index(task))
@@ -78,7 +78,7 @@ def flat(tree):
 
 
 def task_gradient(params, batch, task):
-  """Of one task by itself, by another formula: {path: array}."""
+  """Gradients of one task alone, by another formula: {path: array}."""
   def loss(params):
     part = batch[task]
     x = jnp.tanh(part['image'] @ params['tower']['kernel'] + params['tower']['bias'])
@@ -158,7 +158,7 @@ def test_the_loss_is_the_weighted_sum_of_those_of_the_tasks(name):
     (Kind(TASKS, 'tower|heads_a'), ('fused', 'heads_b', 'heads_c'))], ids=str)
 def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
   state, joint = start()
-  state, _ = joint(state, batch_of())  # so that momentum and decay would move all
+  state, _ = joint(state, batch_of())  # so that momentum and decay would move everything
   _, step = start(kind=kind)
   new, metrics = step(state, batch_of(kind.tasks))
   moments = [[optax.tree.get(s.opt_state, moment) for s in (new, state)] for moment in ('mu', 'nu')]
@@ -193,14 +193,14 @@ def test_parameters_that_two_optimisers_share_keep_their_moments_too():
 
 
 def optimizer_of(kinds, used, params, **values):
-  """AdamW or Muon as a run of these kinds of steps has it; the rate is constant."""
+  """AdamW or Muon for a run with these kinds of steps, at a constant rate."""
   c = tiny.changed(optimizer__b2=0.999, optimizer__clip_norm=1e9, **values).optimizer
   return make_optimizer(c, optax.constant_schedule(0.02), params,
                         [shares.resting(kind, used, params, frozenset()) for kind in kinds])
 
 
 def test_parameters_that_rest_are_moved_as_torch_does_those_without_gradient():
-  """PyTorch counts the steps of each parameter; the young moments of c begin after ten rests."""
+  """PyTorch counts steps per parameter; the moments of c start after ten skipped steps."""
   kinds = Kind(('a', 'b')), Kind(('c',))
   params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
   optimizer = optimizer_of(kinds, USED, params)
@@ -224,7 +224,7 @@ def test_parameters_that_rest_are_moved_as_torch_does_those_without_gradient():
 
 
 class Matrices(nn.Module):
-  """Two tasks that share nothing, each with a stack of matrices as layers have them."""
+  """Two tasks that share nothing, each with stacked layer matrices."""
 
   @nn.compact
   def __call__(self, batch, *, deterministic):
@@ -318,5 +318,5 @@ def test_norms_and_cosines_are_those_of_the_gradients():
         vectors[other])
     assert measured[f'cosine_{one}_{other}'] == pytest.approx(cosine, abs=1e-5)
   _, metrics = step(state, batch)
-  for key, value in measured.items():  # a balance that looks at gradients tells of them as well
+  for key, value in measured.items():  # gradient-based balances log them too
     assert metrics[key] == pytest.approx(float(value), rel=1e-5)

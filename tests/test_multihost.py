@@ -1,4 +1,4 @@
-"""Several processes, as on the hosts of a pod: the same run as this process, with one device."""
+"""Several processes, as on the hosts of a pod, train as one process with one device."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from xmodal.data.scenes.shapes import Shapes
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-# Ctrl-C comes to the second process alone, in the evaluation of the first step it makes.
+# Ctrl-C reaches only the second process, in the evaluation after its first step.
 INTERRUPTED = '''
 import os, signal, sys, time
 from xmodal import main
@@ -44,7 +44,7 @@ def run_hosts(workdir, *changes, program=('-m', 'xmodal.main'), code=0):
   """Runs xmodal.main on two hosts of one device each; returns what they printed."""
   command = [sys.executable, *program, '--config', ROOT / 'tests' / 'tiny.py',
              '--workdir', workdir, *changes]
-  # What Slurm tells each process it starts; JAX makes its port of the job's number.
+  # Environment that Slurm sets; JAX derives its port from the job's number.
   slurm = {'SLURM_JOB_ID': str(os.getpid()), 'SLURM_STEP_NODELIST': 'localhost',
            'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0', 'JAX_NUM_CPU_DEVICES': '1'}
   processes = [
@@ -58,7 +58,7 @@ def run_hosts(workdir, *changes, program=('-m', 'xmodal.main'), code=0):
     for process in processes:
       process.kill()
   assert [process.returncode for process in processes] == [code] * 2, '\n'.join(outputs)[-4000:]
-  assert not any('starting' in out or 'resuming' in out for out in outputs[1:])  # one speaks
+  assert not any('starting' in out or 'resuming' in out for out in outputs[1:])  # only one prints
   return outputs
 
 
@@ -68,8 +68,8 @@ def final(workdir):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  """The pictures and questions of the tiny run as files; each of two hosts meets one picture in its
-  half of the first batch, or the second, that is cut off. Gives --config's values for it."""
+  """The pictures and questions of the tiny run as files; each of two hosts reads one truncated
+  picture in its half of the first batch or the second. Returns values for --config."""
   folder = tmp_path_factory.mktemp('data')
   for split, count in (('train', 64), ('val', 20)):
     source, lines = Shapes(split, size=count, image_size=32), []
@@ -131,14 +131,14 @@ def test_two_hosts_train_as_one(runs):
 
 
 def test_two_hosts_count_every_example_once(runs):
-  for part in (1, 2):  # hosts with examples of their own, then hosts that share all
+  for part in (1, 2):  # hosts with their own examples, then hosts that share all
     one, two = (runs[hosts][part]['evaluation']['vqa'] for hosts in (1, 2))
     assert two['examples'] == one['examples'] == tiny.get_config().data.eval_examples
     assert two['accuracy'] == one['accuracy']
 
 
 def test_all_pictures_that_cannot_be_read_are_reported(runs):
-  for part in (1, 2):  # the second goes on, and met none itself
+  for part in (1, 2):  # the second resumes, and read none itself
     one, two = (runs[hosts][part]['unreadable_pictures'] for hosts in (1, 2))
     assert len(two['train']) == 2 and two == one
 

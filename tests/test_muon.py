@@ -1,4 +1,4 @@
-"""Muon: equal to torch's for the matrices of layers, and stopped, split and frozen as AdamW is."""
+"""Muon: equal to torch's for layer matrices; stops, shards and freezes as AdamW does."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def test_steps_are_those_of_torch_for_matrices_of_layers_and_of_nadam_for_all_el
     of_nadam = optax.apply_updates(of_nadam, updates)
   for i, (x, theirs, first) in enumerate(zip(
       jax.tree.leaves(ours), jax.tree.leaves(of_nadam), start, strict=True)):
-    if i in matrices:  # torch's iterations of Newton and Schulz are in 16 bits
+    if i in matrices:  # torch's Newton-Schulz iterations are in 16 bits
       theirs = np.stack([layer.detach().numpy() for layer in matrices[i]])
     size, error = np.linalg.norm(theirs - first), np.linalg.norm(x - theirs)
     assert size > 0.1 and error < (0.03 if i in matrices else 1e-5) * size

@@ -1,4 +1,4 @@
-"""Names as data: padding, sampling, reading them by shares, and the gradients through them."""
+"""Class names as data: padding, sampling, sharded encoding, and their gradients."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_names_are_not_padded_beyond_what_the_tower_reads():
   names = Names(np.ones((9, 33), np.int32))
   assert pad_names(names, 0).tokens.shape == (16, 64)
   assert pad_names(names, 0, longest=40).tokens.shape == (16, 40)
-  # The tower says itself that they are too long.
+  # The tower itself reports that they are too long.
   assert pad_names(names, 0, longest=30).tokens.shape == (16, 33)
 
 
@@ -78,11 +78,11 @@ def test_names_of_the_batch_stay_and_others_come_by_chance():
 
   counts = np.stack([draw(jax.random.fold_in(key, step)) for step in range(600)])
   assert counts[:, present].all() and (counts.sum(1) == 10).all()
-  # Each of the 36 absent ones in 6 of 36 steps, within five standard deviations.
+  # Each of the 36 absent names in 6 of 36 steps, within five standard deviations.
   assert np.abs(counts[:, ~present].mean(0) - 1 / 6).max() < 5 * (5 / 36 / 600) ** 0.5
   np.testing.assert_array_equal(draw(key), draw(key))
   assert (draw(key) != draw(jax.random.fold_in(key, 0))).any()
-  # All of the batch, although they are more.
+  # All names of the batch, although they exceed the number.
   many = np.arange(40) < 25
   np.testing.assert_array_equal(draw(key, many), many)
   assert sample_names(names, present, 40, key) is names
@@ -120,7 +120,7 @@ def test_sampled_names_are_read_as_all_names_are(present):
 
 
 class Matching(nn.Module):
-  """A picture's match with each name."""
+  """The score of a picture for each name."""
 
   def setup(self):
     self.embedding, self.dense = nn.Embed(12, 4), nn.Dense(4)
@@ -139,7 +139,7 @@ class Matching(nn.Module):
 
 
 class First:
-  """Finds six names, of which a step reads three or those that are present."""
+  """Detects six names; a step samples three, or those present."""
 
   loss_weights = {'square': 1.0}
   names = Names(np.arange(12, dtype=np.int32).reshape(6, 2))
@@ -160,7 +160,7 @@ class First:
 
 
 class Second(First):
-  """Finds no names."""
+  """Detects no names."""
 
   def sampled_vocabulary(self, features, key):
     return None
@@ -176,7 +176,7 @@ TASKS = {'first': First(), 'second': Second()}
 @pytest.mark.parametrize('present', [(1, 4), (0, 1, 2, 3, 5)])
 def test_names_are_chosen_once_for_all_micro_batches(accumulation, separate, present):
   rng = np.random.default_rng(0)
-  # The micro-batches have other names than the whole.
+  # Micro-batches sample other names than the whole batch.
   features = {'names': np.resize(present, 8).astype(np.int32)}
   batch = {'image': rng.normal(size=(8, 5)).astype(np.float32), 'valid': np.ones(8, bool),
            'first': features, 'second': features}
@@ -221,7 +221,7 @@ def config():
 
 
 def three_steps(name, sizes, folder):
-  """The metrics of three steps on a mesh, and the rows of names that a device has in them."""
+  """The metrics of three steps on a mesh, and the rows of names per device."""
   programs, compile_step = [], test_sharding.compile_step
 
   def keep(run):
@@ -235,7 +235,7 @@ def three_steps(name, sizes, folder):
     test_sharding.compile_step = compile_step
   names = Plan(config(), 'unused').tasks['detection'].vocabulary()
   _, length = names.tokens.shape
-  # Of attention's logits, [rows, heads, length, length]; those of one row are T5's position biases.
+  # Shapes of attention logits, [rows, heads, length, length]; one row: T5's position biases.
   rows = map(int, re.findall(rf'f32\[(\d+),[12],{length},{length}\]', programs[0].as_text()))
   return told | {'rows': sorted({*rows} - {1}), 'names': len(names.tokens)}
 

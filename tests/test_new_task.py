@@ -1,4 +1,4 @@
-"""The task that xmodal/tasks/README.md adds as a plugin: its block is trained and queried."""
+"""The plugin task in xmodal/tasks/README.md: its code block is trained and queried."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-  """The block as a module of a folder elsewhere; its name."""
+  """Writes the code block to a module in another folder; returns its name."""
   text = (ROOT / 'xmodal' / 'tasks' / 'README.md').read_text(encoding='utf-8')
   (block,) = re.findall(r'```python\n(.*?)```', text.split('## Adding a task')[1].split('\n## ')[0],
                         re.DOTALL)
@@ -36,10 +36,10 @@ def test_the_task_of_the_guide_learns_beside_others_and_is_queried(counting, tmp
       mixer__weights=(1.0, 1.0), train__steps=160, train__eval_every=160,
       train__checkpoint_every=160, optimizer__learning_rate=3e-3))
   scores = final['evaluation']['counting']
-  assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 of them show 4, the commonest
+  assert scores['examples'] == 20 and scores['accuracy'] > 0.3  # 6 show 4, the most frequent
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').open()]
   losses = [line['loss'] for line in lines if line['task'] == 'counting' and 'loss' in line]
-  assert losses[0] > 2 and sum(losses[-5:]) / 5 < 1.7  # of eleven counts, and of the few there are
+  assert losses[0] > 2 and sum(losses[-5:]) / 5 < 1.7  # eleven classes, of which few occur
   capsys.readouterr()
   assert predict.main(['--checkpoint', str(tmp_path / 'run'), '--task', 'counting', '--image',
                        str(ROOT / 'notebooks' / 'pictures' / 'scene.png')]) == 0

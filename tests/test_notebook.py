@@ -1,4 +1,4 @@
-"""The notebooks run on workdirs as training writes them, and say what is true of them."""
+"""The notebooks run on workdirs of training, and show correct numbers."""
 
 import itertools
 import json
@@ -29,12 +29,12 @@ _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
 _MULTITASK = _REPOSITORY / 'notebooks' / 'multitask.ipynb'
 _GENERATION = _REPOSITORY / 'notebooks' / 'generation.ipynb'
-# Of the sections, in order.
+# Words in the section titles, in order.
 _TITLES = ('curves', 'Scores', 'family', 'what', 'know', 'worst', 'written')
 
 
 def _write_run(workdir, config, records, predictions):
-  """What Run.train and Run.evaluate write, but checkpoints and pictures; returns the examples."""
+  """Writes a run's files, except checkpoints and pictures; returns the examples."""
   workdir.mkdir()
   source = open_source(config, config.data.eval_split, train=False)
   examples = [source[record] for record in records]
@@ -54,7 +54,7 @@ def _write_run(workdir, config, records, predictions):
 
 
 def _execute(workdir, *more_cells, path=_NOTEBOOK, allow_errors=False, **environment):
-  """A notebook, run on a workdir, with cells added at its end."""
+  """Executes a notebook on a workdir, with cells added at its end."""
   notebook = nbformat.read(path, as_version=4)
   notebook.cells += more_cells
   with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def _text(cell):
 
 
 def _sections(notebook):
-  """Word of the title -> the code cell below it."""
+  """Word of each title -> the code cell below."""
   titles = [i for i, cell in enumerate(notebook.cells)
             if cell.cell_type == 'markdown' and cell.source.startswith('## ')]
   assert len(titles) == len(_TITLES)
@@ -93,9 +93,9 @@ def _figures(cell):
 
 @pytest.fixture(scope='module')
 def shapes_run(tmp_path_factory):
-  """(examples, predictions, notebook) of 40 answers right but for three planted mistakes.
+  """(examples, predictions, notebook) of 40 answers, with three planted mistakes.
 
-  Record 0 was not read; records 3, 11, 7 are wrong, surest first; 5 is written otherwise.
+  Record 0 was not read; records 3, 11, 7 are wrong, most confident first; 5 is written differently.
   """
   workdir = tmp_path_factory.mktemp('shapes') / 'run'
   config = configs.base()
@@ -167,7 +167,7 @@ def test_pictures_of_other_data_are_refused(shapes_run):
 
 
 def test_own_data_without_families_or_written_answers(tmp_path):
-  """Also: a root seen from the repository, ten people, many answers, $ signs, a run going on."""
+  """Also: a relative root, ten annotators, many answers, $ signs, a running run."""
   data = tmp_path / 'data'
   data.mkdir()
   Image.new('RGB', (90, 40), 'teal').save(data / 'a.png')
@@ -177,7 +177,7 @@ def test_own_data_without_families_or_written_answers(tmp_path):
   (data / 'val.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   config = configs.base()
   config.data.source, config.data.root = 'jsonl', os.path.relpath(data, _REPOSITORY)
-  # Answers that three people gave are right, those of one partly: neither is a worst mistake.
+  # Answers of three annotators are right, of one partly right: neither is a worst mistake.
   answers = [f'$thing {i}' for i in range(36)] + ['other', 'rare', 'nonsense', 'nonsense', 'other']
   predictions = [Answer(answer, top=((answer, 0.5 + i / 100),))
                  for i, answer in enumerate(answers)]
@@ -225,7 +225,7 @@ def test_no_run_is_one_line(tmp_path):
 
 
 def _write_multitask_run(workdir, steps, measure_every):
-  """A run of three tasks that take turns; returns the gradients' products at each measure."""
+  """A run of three tasks in turns; returns the gradient products at each measurement."""
   tasks, rng = ('vqa', 'objects', 'detection'), np.random.default_rng(0)
   config = configs.base()
   config.mixer.tasks, config.mixer.weights = tasks, (1.0, 1.0, 1.0)
@@ -272,7 +272,7 @@ def test_a_run_of_several_tasks_is_looked_at(tmp_path):
 
 
 def test_a_run_that_has_compared_no_gradients_yet(finished):
-  """Of a real run; all of its steps train all tasks, and no benchmark was run."""
+  """A real run; all steps train all tasks, and no benchmark was run."""
   notebook = _execute(finished, path=_MULTITASK, XMODAL_RESULTS='nowhere.json')
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
   assert [_figures(cell) for cell in cells[1:]] == [1, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""Objects at image tokens: targets against a plain loop, the loss against PyTorch."""
+"""Object names at image tokens: targets against a plain loop, the loss against PyTorch."""
 
 import jax
 import numpy as np

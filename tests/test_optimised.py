@@ -1,4 +1,4 @@
-"""A run as people have it, with all of XLA's optimisations, which the other tests go without."""
+"""A run with all of XLA's optimisations, which the other tests disable."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def config(*sizes):
 
 
 def train(workdir, sizes):
-  """Trains with all optimisations, except in drawing parameters, which takes long to compile."""
+  """Trains with all optimisations, except for initialisation, which compiles slowly."""
   create = states.create
 
   def quickly(*args):
@@ -58,7 +58,7 @@ def run_optimised(*arguments):
 
 @pytest.fixture(scope='module')
 def workdirs(tmp_path_factory):
-  """Of one device, of eight, and of eight that were killed and went on."""
+  """Runs on one device, on eight, and on eight with a kill and resume."""
   folder = tmp_path_factory.mktemp('optimised')
   one, eight, killed = (folder / name for name in ('one', 'eight', 'killed'))
   train(one, (1, 1, 1))
@@ -77,7 +77,7 @@ def losses(workdir):
 
 @pytest.fixture(scope='module')
 def ended(workdirs):
-  """The last state of each."""
+  """The last state of each run."""
   abstract, found = Plan(config(1, 1, 1), 'unused').abstract, []
   for workdir in workdirs:
     checkpoints = Checkpoints(str(workdir), keep=5)
@@ -99,7 +99,7 @@ def test_eight_devices_train_as_one(workdirs, ended):
   np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-4)
   for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(ended[1].params),
                           jax.tree.leaves(ended[0].params), strict=True):
-    # A key's bias adds the same to all logits of a query: AdamW makes steps of its rounding.
+    # A key bias shifts all logits of a query equally, so AdamW steps along rounding errors.
     if not path_name(path).endswith('key/bias'):
       np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4, err_msg=path_name(path))
   a, b = (json.loads((folder / 'final.json').read_text())['evaluation']['retrieval']
@@ -109,7 +109,6 @@ def test_eight_devices_train_as_one(workdirs, ended):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
-  sys.modules['tensorflow'] = None  # takes seconds to import; Python's own threads read as well
   *dies, last = sys.argv[1:]
   if dies == ['killed']:
     advance = Report.advance

@@ -1,4 +1,4 @@
-"""Which records a step sees: every one once an epoch, the same on any hosts and after any stop."""
+"""The records of a step: each once per epoch, the same on any hosts and after any stop."""
 
 import collections
 
@@ -27,7 +27,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
   orders = [tuple(order.permute(np.arange(1000), 1000, seed, epoch))
             for seed in (0, 1) for epoch in range(3)]
   assert len(set(orders)) == 6
-  # Two independent orders of many records agree at about one place.
+  # Two independent random orders agree at about one position.
   for i, one in enumerate(orders):
     assert all(np.equal(one, other).sum() < 10 for other in orders[:i])
 
@@ -44,7 +44,7 @@ def _batch(step, rows=None):
 
 @pytest.mark.parametrize('hosts', [2, 3, 4, 12])
 def test_the_parts_of_the_hosts_make_the_batch_of_one_host(hosts):
-  for step in (0, 3, 4, 1000):  # step 4 runs over the end of an epoch
+  for step in (0, 3, 4, 1000):  # step 4 crosses the end of an epoch
     parts = [_batch(step, rows) for rows in np.split(np.arange(12), hosts)]
     np.testing.assert_array_equal(np.concatenate(parts), _batch(step))
 
@@ -56,7 +56,7 @@ def test_a_stream_of_batches_is_the_epochs_one_after_another():
 
 
 def test_a_start_far_on_gives_the_same_records():
-  """A billion steps in, each batch still is the part of its epoch that belongs there."""
+  """After a billion steps, each batch is still the right part of its epoch."""
   size, batch, step = 1_000_003, 64, 10**9
   records = order.train_records(order.positions(step, batch), size, seed=1)
   epoch, within = divmod(step * batch, size)

@@ -1,4 +1,4 @@
-"""Padding is seen by nothing: a picture in a larger input gives what it gives alone."""
+"""Padding has no effect: a picture in a larger input gives the same results as alone."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def random(*shape, seed=0):
 
 
 def random_like(shapes):
-  """Variables of these shapes, without the seconds that compiling module.init takes."""
+  """Variables of these shapes, without the seconds of compiling module.init."""
   leaves, tree = jax.tree.flatten(shapes)
   return tree.unflatten([np.abs(random(*x.shape, seed=i)) / 4 for i, x in enumerate(leaves)])
 
@@ -71,7 +71,7 @@ TOWERS = {
 
 
 def tokens_of(features, grid):
-  """Of tokens or a feature map: those that lie nowhere, and the others [B, rows, columns, D]."""
+  """Splits tokens or a feature map: those without position, and the rest [B, rows, columns, D]."""
   if features.ndim == 4:
     return features[:, :0, 0], features
   extra = features.shape[1] - grid[0] * grid[1]
@@ -159,7 +159,7 @@ def test_the_loss_of_objects_is_that_of_the_tokens_that_are_picture():
   np.testing.assert_allclose(gradient[:, :2, :3], expected_gradient, rtol=1e-6)
   assert not np.delete(gradient, np.s_[:2], axis=1).any() and not gradient[:, :, 3:].any()
   broken = np.where(np.arange(2) == 0, padded, np.nan)
-  assert np.isnan(loss(inside, broken)[0])  # a model that has come apart is not padding
+  assert np.isnan(loss(inside, broken)[0])  # diverged predictions are not padding
 
 
 # The whole model
@@ -167,7 +167,7 @@ def test_the_loss_of_objects_is_that_of_the_tokens_that_are_picture():
 
 @pytest.fixture(scope='module')
 def examples():
-  """Broad and high ones, of which none is near to square."""
+  """Wide and high pictures, none near square."""
   source = Shapes('train', size=6, image_size=32)
   return [dataclasses.replace(source[i], image=source[i].image[:height, :width])
           for i, (height, width) in enumerate(
@@ -209,13 +209,13 @@ def test_what_is_in_the_padding_changes_nothing(examples, tower, variant):
   expected = run(variables, batch)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(expected))
   jax.tree.map(np.testing.assert_array_equal, run(variables, scrawled), expected)
-  # Scrawls on the first picture itself change much.
+  # Noise on the first picture itself changes much.
   scrawled['image'] = np.where(np.arange(6).reshape(6, 1, 1, 1) == 0, junk, batch['image'])
   for task, term in (('vqa', 'cls'), ('vqa', 'gen'), ('objects', 'names')):
     change = np.abs(run(variables, scrawled)[0][task][term] - expected[0][task][term])
     assert change[0] > 1e-3 and not change[1:].any()
 
-  # Positions that no picture reaches learn nothing; the others do.
+  # Positions outside all pictures receive no gradient; the others do.
   if tower == 'vit':
     learned = expected[1]['params']['backbone']['vision_tower']['position_embedding'].any(-1)
     reached = is_picture[:, ::8, ::8].any(0)

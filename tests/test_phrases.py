@@ -1,4 +1,4 @@
-"""What --text asks for where it holds several texts: the same in every task."""
+"""A --text with several texts is parsed alike by every task."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A task with options, a tower of a third sense, a source and a balance from another folder."""
+"""Plugins from another folder: a task with options, a third modality, a source and a balance."""
 
 import json
 import subprocess
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_and_another_process_evaluates(workdir, lab, tmp_p
 
 
 def changed():
-  """The keys of `config` as a command line has them."""
+  """The keys of `config` as on a command line."""
   return {'data.source': 'waves', 'mixer.tasks': "('wave','vqa')", 'mixer.weights': '(1.0,0.1)',
           'mixer.balance': 'halves', 'mixer.halves_at': 2, 'wave.most': 2, 'train.steps': 60,
           'optimizer.learning_rate': 3e-3}

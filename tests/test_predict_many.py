@@ -1,4 +1,4 @@
-"""xmodal predict about folders of pictures and files of questions."""
+"""xmodal predict with folders of pictures and files of questions."""
 
 import json
 import os
@@ -16,7 +16,7 @@ QUESTION = 'how many circles?'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Forty pictures, more than a batch, one of them cut off and one in a folder below."""
+  """Forty pictures, more than a batch, one truncated and one in a subfolder."""
   folder = tmp_path_factory.mktemp('pictures')
   (folder / 'below').mkdir()
   source = Shapes('val', size=39, image_size=32)
@@ -74,7 +74,7 @@ def test_a_task_without_text_takes_a_folder_to_stdout(command, folder):
 
 
 def test_a_file_of_questions_is_answered_line_by_line(command, folder, tmp_path):
-  """The fields of jsonl data, of which answers are ignored; --text where a line has no question."""
+  """The fields of jsonl data, without answers; --text for lines without a question."""
   questions = written(
       folder / 'questions.jsonl',
       {'image': '01.png', 'question': ' what color is the circle? ', 'question_id': 7,
@@ -137,7 +137,7 @@ def test_answers_that_are_there_stay_unless_they_are_to_be_replaced(
   output = written(tmp_path / 'answers.jsonl', 'mine')
   questions = written(folder / 'one.jsonl', {'image': '01.png', 'question': 'what?'})
   with monkeypatch.context() as patch:
-    patch.setattr(predict, 'Predictor', None)  # it is said before a model is loaded
+    patch.setattr(predict, 'Predictor', None)  # reported before a model is loaded
     for what in (('--input', questions), ('--image', folder, '--text', 'what?')):
       code, _, err = command(*what, '--output', output)
       assert code == 2 and err == (
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line(command, folder, tmp_path, arguments, words):
 
 
 def test_lines_are_written_batch_by_batch(command, folder, tmp_path, monkeypatch):
-  """What was answered is in the file when a later batch fails."""
+  """Earlier answers are in the file if a later batch fails."""
   batches = predict_many.answers
 
   def fail_in_the_second(*args):

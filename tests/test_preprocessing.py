@@ -1,4 +1,4 @@
-"""Pictures' settings in the files of checkpoints, read as AutoImageProcessor reads them."""
+"""Preprocessing in checkpoint files, read as AutoImageProcessor does."""
 
 import json
 
@@ -31,7 +31,7 @@ def read(folder, config=None):
     {'feature_extractor_type': 'ConvNextFeatureExtractor'}, {'size': 16}])
 def test_pixels_are_those_of_transformers(stated, nested, tmp_path):
   (tmp_path / 'config.json').write_text('{"model_type": "vit"}')
-  if nested:  # it goes before the other file
+  if nested:  # it takes precedence over the other file
     (tmp_path / 'processor_config.json').write_text(json.dumps({'image_processor': stated}))
     stated = {'image_mean': [9, 9, 9]}
   (tmp_path / 'preprocessor_config.json').write_text(json.dumps(stated))

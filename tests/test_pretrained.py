@@ -1,4 +1,4 @@
-"""Checkpoints that people have: read, trained on, given back; what is wrong with broken ones."""
+"""Published checkpoints: read, fine-tuned and exported; errors for broken ones."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(folders, tmp_path_factory):
-  """A workdir of a few steps that began with both."""
+  """A workdir of a few steps, initialised from both."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   tiny.train(workdir, changed(folders))
   return workdir
@@ -63,7 +63,7 @@ def changed(folders, **values):
   return c
 
 
-# A run that begins with towers
+# A run initialised from towers
 
 
 def test_a_run_takes_sizes_pixels_and_tokenizer_from_the_files(folders):
@@ -84,7 +84,7 @@ def test_a_run_begins_with_the_weights_and_its_folder_needs_no_other(folders, tr
   file = load_file(folders['vision'] / 'model.safetensors')
   np.testing.assert_array_equal(state.params['backbone']['vision_tower']['final_norm']['scale'],
                                 file['layernorm.weight'])
-  predictor = Predictor(str(trained))  # a tower's folder is never asked again
+  predictor = Predictor(str(trained))  # a tower's folder is not read again
   assert predictor.towers['vision'].family == 'vit'
   module, variables, preprocessing = predictor.tower('vision')
   assert preprocessing.mean == (0.4, 0.5, 0.6) and module.image_size == (32, 32)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_without_the_files(folders, trained, tmp_path, capsys):
   gone = {part: tmp_path / 'gone' / part for part in folders}
   config = changed(folders, train__steps=8)
   assert tiny.train(workdir, config)['resumed_from'] == 6
-  # And says that its learning rate, which had come down, goes up again.
+  # It also reports that the decayed learning rate rises again.
   told = capsys.readouterr().out
   assert 'where it was 1e-05 at step 6: config.train.steps was 6 and is 8' in told
   with pytest.raises(UserError, match='another config'):
@@ -114,9 +114,9 @@ def test_what_the_config_and_a_checkpoint_say_otherwise_is_reported(folders):
   said = '\n'.join(Plan(config, 'unused').notes)
   assert 'config.model.vision.name=resnet not used: the tower is the pretrained vit' in said
   assert 'config.model.text: num_decoder_layers not used' in said
-  # T5's config has 0.1, of its years of pretraining; the run's own is used.
+  # T5's config has 0.1, from pretraining; the run's own rate is used.
   assert 'text tower: dropout_rate is the 0.0 of config.model.dropout_rate, not the 0.1' in said
-  assert 'vision tower: dropout_rate' not in said  # both have none
+  assert 'vision tower: dropout_rate' not in said  # both are 0
   with pytest.raises(UserError, match='neighbor_bias=1.0 means nothing to a pretrained'):
     Plan(changed(folders, model__text__neighbor_bias=1.0), 'unused')
 
@@ -126,7 +126,7 @@ def test_a_tower_of_the_other_part_is_refused(folders):
     Plan(changed({'text': folders['vision']}), 'unused')
 
 
-# Sharded, and given back
+# Sharded, and exported
 
 
 _SHARDED = """
@@ -167,7 +167,7 @@ def test_an_exported_tower_gives_the_same_numbers_in_transformers(trained, tmp_p
   assert not loading['unexpected_keys'] and not loading['mismatched_keys']
   assert all('pooler' in key for key in loading['missing_keys'])
   module, variables, _ = Predictor(str(trained)).tower(part)
-  if dtype == 'bfloat16':  # what the file holds, computed in float32 by both
+  if dtype == 'bfloat16':  # stored so, computed in float32 by both
     variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), variables)
   rng = np.random.default_rng(0)
   if part == 'vision':

@@ -20,13 +20,13 @@ from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
 from xmodal.models.detector.detr import Detr
 from xmodal.models.towers.resnet import ResNet
+from xmodal.predictor import Predictor
 from xmodal.pretrained import Checkpoint, detr, resnet
 from xmodal.pretrained import __main__ as command
 from xmodal.pretrained.detections import detections, pad_pictures
 from xmodal.pretrained.export import save
 from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.tensors import init_shapes, match_variables
-from xmodal.predictor import Predictor
 from xmodal.sharding.rules import path_name, spec_for
 from xmodal.train.optimizer.rates import rates
 from xmodal.train.plan import Plan
@@ -38,7 +38,7 @@ PADDED = CASES[2]
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """case -> (torch model, folder where it is saved); each made once."""
+  """case -> (torch model, its saved folder); each made once."""
   made = {}
 
   def save(case):
@@ -56,14 +56,14 @@ def run(module, variables, images, mask=None):
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
-  """Logits and boxes, each relative to its largest."""
+  """Logits and boxes, each relative to its largest value."""
   for a, b in zip(ours, theirs, strict=True):
     assert a.shape == b.shape and a.dtype == np.float32
     assert np.abs(a - b).max() < tolerance * np.abs(b).max()
 
 
 def tampered(folder, to, change, **config):
-  """A copy of a checkpoint's folder with other tensors and another config."""
+  """A copy of a checkpoint's folder, with other tensors or config."""
   tensors = load_file(folder / 'model.safetensors')
   tensors = change(tensors) or tensors
   save_file(tensors, to / 'model.safetensors')
@@ -133,7 +133,7 @@ def test_a_segmentation_head_is_ignored_and_named(tmp_path):
 
 
 class Bottleneck(nn.Module):
-  """torchvision's, with the names that it and timm have."""
+  """torchvision's ResNet, with the names that timm shares."""
 
   def __init__(self, channels, planes, stride, dilation):
     super().__init__()
@@ -153,7 +153,7 @@ class Bottleneck(nn.Module):
 
 
 class TimmResNet(nn.Module):
-  """What timm's resnet50 computes, by its names; dilated: its output_stride is 16."""
+  """timm's resnet50, with its names; dilated: output_stride is 16."""
 
   def __init__(self, sizes, width, dilated):
     super().__init__()
@@ -188,10 +188,10 @@ def test_the_resnets_of_timm_have_these_names_and_shapes(name, sizes):
   assert len(matches) == sum(not key.endswith('.num_batches_tracked') for key in tensors)
 
 
-PUBLISHED = {  # what facebook/detr-resnet-50 says of its backbone
+PUBLISHED = {  # the backbone keys of facebook/detr-resnet-50
     'backbone': 'resnet50', 'use_timm_backbone': True, 'backbone_config': None,
     'use_pretrained_backbone': True}
-SAVED_AGAIN = {  # and transformers 4 of a model that was trained from it
+SAVED_AGAIN = {  # of a model fine-tuned from it in transformers 4
     **PUBLISHED, 'backbone_kwargs': {'in_chans': 3, 'out_indices': [1, 2, 3, 4]}}
 
 
@@ -217,7 +217,7 @@ def test_a_backbone_of_timm(tmp_path, monkeypatch, dilated, stated):
   assert_close(run(checkpoint.module, variables, *case.inputs()), case.run(model, *case.inputs()))
 
 
-# What goes in and what comes out
+# Inputs and outputs
 
 
 PICTURES = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
@@ -239,7 +239,7 @@ def test_pictures_are_padded_as_transformers_does():
 def test_detections_are_those_of_transformers():
   rng = np.random.default_rng(0)
   logits, boxes = rng.normal(size=(3, 6, 5), scale=3), rng.uniform(size=(3, 6, 4))
-  logits[2, :, 4] = 100  # nothing there
+  logits[2, :, 4] = 100  # no object
   names, sizes = ('cat', 'dog', 'cow', 'owl'), [p.shape[:2] for p in PICTURES]
   expected = DetrImageProcessorPil().post_process_object_detection(
       types.SimpleNamespace(logits=torch.tensor(logits), pred_boxes=torch.tensor(boxes)),

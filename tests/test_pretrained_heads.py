@@ -1,5 +1,5 @@
-"""Checkpoints of a family's other models: a whole tower under any names, with any heads, or one
-line. The numbers are those of transformers, which reads the same folder."""
+"""Checkpoints of a family's other models: a complete tower under any prefix with any heads, or an
+error. Results equal those of transformers on the same folder."""
 
 import json
 
@@ -30,7 +30,7 @@ RESNET = dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type=
 SIGLIP = dict(vision_config=VIT, text_config=dict(
     vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
     num_attention_heads=2, max_position_embeddings=8))
-# The base model that transformers reads a folder as, sizes, and classes that write one.
+# transformers' base model for a folder, sizes, and classes that write one.
 FAMILIES = {
     'T5EncoderModel': (T5, 'T5ForSequenceClassification T5ForQuestionAnswering '
                        'T5ForTokenClassification T5ForConditionalGeneration T5Model '
@@ -49,7 +49,7 @@ FAMILIES = {
 
 
 def saved(name, sizes, folder):
-  """A model of transformers with random weights, saved; the folder."""
+  """Saves a randomly initialised model of transformers; returns the folder."""
   torch.manual_seed(0)
   kind = getattr(transformers, name)
   model = kind(kind.config_class(**sizes))
@@ -61,8 +61,8 @@ def saved(name, sizes, folder):
 
 
 def theirs(base, folder):
-  """What transformers' base model of a folder gives, float32."""
-  if base == 'SiglipVisionModel':  # its text tower is of no use to it
+  """Outputs of transformers' base model of a folder, float32."""
+  if base == 'SiglipVisionModel':  # without the text tower
     kind = json.loads((folder / 'config.json').read_text())['architectures'][0]
     model = getattr(transformers, kind).from_pretrained(folder).vision_model.eval()
   else:
@@ -91,7 +91,7 @@ def assert_close(a, b):
 
 
 def rewrite(folder, to, change=lambda tensors: tensors, **config):
-  """A copy of a folder with other tensors and another config."""
+  """A copy of a folder, with other tensors or config."""
   to.mkdir()
   stated = json.loads((folder / 'config.json').read_text())
   (to / 'config.json').write_text(json.dumps(stated | config))
@@ -103,7 +103,7 @@ def rewrite(folder, to, change=lambda tensors: tensors, **config):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  """Towers without their heads: by the first word of the class that wrote them."""
+  """Towers without heads, by the first word of the class that wrote them."""
   root = tmp_path_factory.mktemp('towers')
   return {name: saved(kind, sizes, root / name) for name, kind, sizes in (
       ('t5', 'T5EncoderModel', T5), ('decoder', 'T5ForConditionalGeneration', T5),
@@ -162,7 +162,7 @@ def test_two_towers_are_not_chosen_between(folders, tmp_path):
   refused(rewrite(folders['bert'], tmp_path / 'twice', twice),
           '2 towers, under the prefixes a., b.')
 
-  def usual(tensors):  # that of transformers, beside another
+  def usual(tensors):  # the usual prefix, beside another
     return {f'bert.{key}': value for key, value in tensors.items()} | {
         f'average.{key}': value + 1 for key, value in tensors.items()}
 

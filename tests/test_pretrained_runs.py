@@ -12,8 +12,8 @@ from xmodal.data.tokenizer import train_tokenizer
 
 VISION = {case.family: case for case in reversed(parity_vision.CASES)}
 TEXT = {case.family: case for case in reversed(parity_text.CASES)}
-del VISION['siglip']  # the same tower as siglip_vision_model, in another file
-# Where the checkpoint names none, or one that is too small for shapes.
+del VISION['siglip']  # the tower of siglip_vision_model in another file
+# If the checkpoint states no size, or one too small for the shapes.
 IMAGE_SIZES = {'resnet': 64, 'vgg': 64, 'dinov2': 42, 'dinov2_with_registers': 42}
 
 
@@ -32,7 +32,7 @@ def test_a_tower_trains_in_the_first_config_of_readme(vision, text, tmp_path):
     made['text'] = dataclasses.replace(
         TEXT[text], config={**TEXT[text].config, 'vocab_size': 300}).make()
   else:
-    config.vqa.generation_weight = 0.0  # the written answer is the text tower's, seen above
+    config.vqa.generation_weight = 0.0  # text towers above cover written answers
   for part, model in made.items():
     folder = tmp_path / part
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Text towers read from and written to the files of transformers (PyTorch), with its numbers."""
+"""Text towers read from and written to files of transformers (PyTorch), with equal results."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ BATCHES = [(16, 16), (17, 5, 1)]  # lengths of the texts
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A model of transformers, the folder that it saved, and ours of that folder."""
+  """A model of transformers, its saved folder, and ours read from that folder."""
 
   case: Case
   theirs: Any
@@ -66,7 +66,7 @@ def pairs(tmp_path_factory):
 
 
 def texts(lengths):
-  """Tokens int [B, L] with something in the padding too, mask bool [B, L]."""
+  """Tokens int [B, L], also non-zero in the padding, and mask bool [B, L]."""
   tokens = np.random.default_rng(0).integers(2, 37, (len(lengths), max(lengths)))
   return tokens, np.arange(max(lengths))[None] < np.array(lengths)[:, None]
 
@@ -77,12 +77,12 @@ def largest_error(ours, theirs, mask):
 
 
 def class_of(folder):
-  """The class of transformers that a folder says it is of."""
+  """The class of transformers that a folder names."""
   return getattr(transformers, json.loads((folder / 'config.json').read_text())['architectures'][0])
 
 
 def rewrite(pair, folder, change=lambda tensors: tensors, **config):
-  """A copy of the saved folder, its tensors and its config changed."""
+  """A copy of the saved folder, with changed tensors and config."""
   folder.mkdir()
   told = json.loads(open(f'{pair.folder}/config.json').read())
   (folder / 'config.json').write_text(json.dumps({**told, **config}))
@@ -94,7 +94,7 @@ def assert_same(ours, theirs):
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-# The same numbers, both ways
+# Equal results in both directions
 
 
 @pytest.mark.parametrize('lengths', BATCHES)
@@ -112,7 +112,7 @@ def test_bfloat16_is_as_near_as_that_of_transformers(pair):
   ours = pair.case.run_ours(pair.module.clone(dtype=jnp.bfloat16), pair.variables, tokens, mask)
   error = largest_error(theirs, exact, mask)
   assert largest_error(ours, exact, mask) < 2 * error
-  # The largest is the same wherever its lead is more than what rounding gives or takes.
+  # The argmax is the same wherever its margin exceeds rounding errors.
   second, first = np.moveaxis(np.sort(exact, axis=-1)[..., -2:], -1, 0)
   clear = mask & (first - second > 2 * error * np.abs(exact[mask]).max())
   assert clear.sum() > 0.5 * mask.sum()
@@ -128,7 +128,7 @@ def test_what_we_write_transformers_reads(pair, tmp_path):
   tokens, mask = texts(BATCHES[1])
   again = pair.case.run(theirs.eval(), tokens, mask)
   assert largest_error(again, pair.case.run(pair.theirs, tokens, mask), mask) < 1e-6
-  # And so do we.
+  # Ours does, too.
   module, variables = load(str(tmp_path / 'ours'))
   assert module == pair.module
   assert_same(variables, pair.variables)
@@ -171,7 +171,7 @@ def test_the_encoder_of_a_t5_alone(pairs, tmp_path):
   assert_same(again, variables)
 
 
-# Files of other years
+# Files of other versions
 
 
 def test_bert_under_the_names_of_tensorflow(pairs, tmp_path):
@@ -265,7 +265,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(pairs, tmp_path, name, te
     ('bert', 'bert.embeddings.word_embeddings.weight'),
     ('bert', 'bert.embeddings.position_embeddings.weight')])
 def test_a_table_with_a_row_too_few_is_not_filled_up(pairs, tmp_path, name, table):
-  """It grows where somebody asks for more words alone."""
+  """A table grows only if more rows are requested."""
   def shorter(tensors):
     return tensors | {table: tensors[table][:-1]}
 
@@ -358,7 +358,7 @@ def test_who_writes_answers(name):
 
 
 def test_a_pretrained_text_tower_that_cannot_write_gets_a_decoder(pair):
-  """An encoder alone of T5 too."""
+  """Also an encoder-only T5."""
   config = tiny.changed(model__text__num_decoder_layers=3)
   decoder = decoder_tower(config, pair.module, 50, {'dtype': jnp.bfloat16})
   assert (decoder is None) == pair.case.decodes
@@ -367,7 +367,7 @@ def test_a_pretrained_text_tower_that_cannot_write_gets_a_decoder(pair):
 
 
 def test_the_benchmark_of_a_published_checkpoint(tmp_path, capsys, monkeypatch):
-  """On a BERT of ours, with a tokenizer: the package is of no use without the network."""
+  """On a small local BERT with a tokenizer, because the package needs the network."""
   folder = str(tmp_path / 'bert')
   words = train_tokenizer(parity_published.TEXTS, 30)
   words.save(folder)

@@ -31,7 +31,7 @@ FIRST_OF_EACH = pytest.mark.parametrize('case', FIRST.values(), ids=FIRST)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """case -> (torch model, folder where it is saved); each made once."""
+  """case -> (torch model, its saved folder); each made once."""
   made = {}
 
   def save(case):
@@ -54,7 +54,7 @@ def run(module, variables, images):
 
 
 def read_back(folder):
-  """The torch model of a written folder, in which only heads may be missing."""
+  """The torch model of an exported folder, of which only heads may be missing."""
   model, troubles = parity_vision.load(folder)
   assert all(name.startswith(('pooler.', 'classifier.')) for name in troubles)
   return model
@@ -221,7 +221,7 @@ def tampered(folder, to, change):
   return Checkpoint(to)
 
 
-# A tensor that must be there, and one of a layer, a token or a bias too many.
+# A required tensor, and a surplus one of a layer, token or bias.
 NAMES = {
     'vit': ('encoder.layer.1.output.dense.bias', 'encoder.layer.2.output.dense.bias'),
     'deit': ('embeddings.distillation_token', 'embeddings.second_token'),

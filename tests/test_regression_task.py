@@ -1,4 +1,4 @@
-"""Regression: its scenes, its scores, what it makes of examples, and as people run it."""
+"""The regression task: scenes, scores, features, and a whole run."""
 
 import collections
 import json
@@ -43,14 +43,14 @@ def scenes():
 
 
 def named(example, phrase):
-  """Boxes of the objects that a phrase of a question names."""
+  """Boxes of the objects that a phrase in a question names."""
   words = set(phrase.replace('crosses', 'cross').split()) - {'object', 'objects'}
   words = {word.removesuffix('s') if word != 'cross' else word for word in words}
   return [o.box for o in example.objects if words <= set(o.name.split())]
 
 
 def answer(example):
-  """What a question asks, read off the boxes: an evaluator that knows its English alone."""
+  """The answer of a question from the boxes, by an independent evaluator of its English."""
   question = example.question.lower().rstrip('?')
   if example.question_type == 'count':
     phrase = re.search(r'how many (.*?) (?:are there|do you see)|number of (.*)', question)
@@ -132,7 +132,7 @@ def test_shares_and_groups_by_hand():
   assert scores['within_10%'] == 0.75 and scores['within_0.5'] == 0.75
   groups = scores_by_group([1, 2, 9], [1, 3, 9], ['b', 'b', 'a'])
   assert list(groups) == ['a', 'b'] and groups['b']['MAE'] == 0.5 and groups['b']['examples'] == 2
-  assert 'R2' not in groups['a']  # of one number there is no variance
+  assert 'R2' not in groups['a']  # a single target has no variance
   with pytest.raises(ValueError, match='at least one'):
     regression_scores([], [])
 
@@ -192,7 +192,7 @@ def test_numbers_are_written_and_read(number, text):
 
 
 def test_what_is_no_number_is_not_read():
-  assert writing.read_number('- 2 . 5') == -2.5  # as some tokenizers give it back
+  assert writing.read_number('- 2 . 5') == -2.5  # as some tokenizers decode it
   assert [writing.read_number(text) for text in ('', 'two', 'nan', 'inf', '1.2.3')] == [None] * 5
 
 
@@ -225,7 +225,7 @@ def test_scores_by_type_and_of_what_is_written(tokenizer):
 def test_mistakes_are_said(tokenizer):
   with pytest.raises(UserError, match='none of 1 training examples has a number.*data.numbers'):
     make(tokenizer, [None])
-  task = make(tokenizer, [5, 5])  # all alike: no division by 0
+  task = make(tokenizer, [5, 5])  # all equal: no division by 0
   assert task.encode(asked(6.0), Placement(4, 4))['number'] == 1
   with pytest.raises(UserError, match='none of 1 examples has "question" and "number"'):
     task.survey([asked(question='')])
@@ -237,7 +237,7 @@ def test_mistakes_are_said(tokenizer):
     open_source(tiny.changed(data__numbers=True, data__crowded=True), 'train', train=True)
 
 
-# As people run it
+# A whole run
 
 
 def config():
@@ -248,7 +248,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(workdir, what final.json says of the task)."""
+  """(workdir, the task's scores in final.json)."""
   workdir = tmp_path_factory.mktemp('regression') / 'run'
   return workdir, tiny.train(workdir, config())['evaluation']['regression']
 

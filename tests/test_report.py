@@ -1,4 +1,4 @@
-"""What a run writes down: each number once, whatever was killed and whatever a crash left."""
+"""The logs of a run: each metric once, after kills and crashes too."""
 
 import json
 

@@ -14,7 +14,7 @@ def directions(rng, *shape):
 
 
 def test_one_right_candidate_each_is_top_k_accuracy():
-  """Of more queries than are ranked at once."""
+  """With more queries than are ranked at once."""
   rng = np.random.default_rng(0)
   truth = rng.integers(0, 40, 700)
   candidates = directions(rng, 40, 6)
@@ -32,7 +32,7 @@ def test_one_right_candidate_each_is_top_k_accuracy():
 
 
 def vse_plus_plus(images, captions):
-  """As its evaluation.py says: five captions each, in order; every picture five times."""
+  """As in its evaluation.py: five captions per picture, in order; every picture five times."""
   similarity = images @ captions.T
   of_image = np.array([np.flatnonzero(np.argsort(-row) // 5 == i)[0]
                        for i, row in enumerate(similarity)])
@@ -43,7 +43,7 @@ def vse_plus_plus(images, captions):
 
 
 def test_five_captions_a_picture_are_scored_as_coco_is():
-  """One line a caption, the picture repeated on each; it counts once."""
+  """One line per caption, each with its picture, which counts once."""
   rng = np.random.default_rng(1)
   seen = directions(rng, 60, 8)
   read = np.repeat(seen, 5, axis=0) + 0.8 * directions(rng, 300, 8)
@@ -82,10 +82,10 @@ def test_ties_do_not_flatter():
   same = np.full((30, 4), 0.5, np.float32)
   own = np.arange(30)[:, None]
   assert (rank(same, same, own).ranks == 30).all()
-  # Nor do differences that are rounding alone.
+  # Nor do differences by rounding only.
   rounded = same * (1 + np.float32(1e-7) * np.arange(30, dtype=np.float32)[:, None] / 10)
   assert (rank(same, rounded, own).ranks == 30).all()
-  # Other right ones are no rivals.
+  # Other correct candidates do not count as rivals.
   assert (rank(same, same, [np.arange(10)] * 30).ranks == 21).all()
 
 
@@ -97,4 +97,4 @@ def test_chance_is_that_of_random_order():
     assert scores[f'chance_at_{k}'] == pytest.approx(np.mean(expected))
   assert scores['recall_at_1'] == 0.25 and scores['recall_at_5'] == 0.75
   assert scores['median_rank'] == 3
-  assert recall_scores([1, 2], [1, 1], 2)['chance_at_5'] == 1  # fewer than five there are
+  assert recall_scores([1, 2], [1, 1], 2)['chance_at_5'] == 1  # with fewer than five candidates

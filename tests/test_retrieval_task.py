@@ -1,4 +1,4 @@
-"""Retrieval as people run it: what is learned; scored, asked, drawn."""
+"""The retrieval task: training pairs, scores, queries and drawings."""
 
 import json
 import types
@@ -49,7 +49,7 @@ def described(*captions, **fields):
   return Example(IMAGE, captions=captions, **fields)
 
 
-# What is learned from
+# Training pairs
 
 
 def test_features_of_several_captions(tokenizer):
@@ -65,7 +65,7 @@ def test_features_of_several_captions(tokenizer):
 
 
 def test_an_unreadable_picture_is_no_negative(tokenizer, tmp_path):
-  """Its captions would be, if it came into the batch with them."""
+  """Its captions would be negatives if they entered the batch."""
   (tmp_path / 'bad.png').write_bytes(b'no picture')
   source = [described('two things'), Example(str(tmp_path / 'bad.png'), captions=('a red circle',))]
   make = BatchMaker(source, {'retrieval': of(tokenizer, *source)}, (32, 32), BadPictures(2, 1.0))
@@ -75,7 +75,7 @@ def test_an_unreadable_picture_is_no_negative(tokenizer, tmp_path):
 
 
 def test_every_caption_gets_its_turn(tokenizer):
-  """In training one at random; none of those that an example has not."""
+  """In training, one random caption of the example, never its padding."""
   examples = [described(*CAPTIONS), described(*CAPTIONS[:2])]
   task = of(tokenizer, *examples)
   features = jax.tree.map(
@@ -105,12 +105,12 @@ def test_what_cannot_be_trained_is_said(tokenizer):
   assert left.startswith('1 captions beyond the first 5')
 
 
-# As people run it
+# A whole run
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(workdir, what final.json says of the task)."""
+  """(workdir, the task's scores in final.json)."""
   workdir = tmp_path_factory.mktemp('retrieval') / 'run'
   return workdir, tiny.train(workdir, config())['evaluation']['retrieval']
 
@@ -126,7 +126,7 @@ def folder(tmp_path_factory):
 
 
 def test_scores_are_those_of_the_similarities(run):
-  """scikit-learn's on what the model says of each picture and text by itself."""
+  """scikit-learn's score on the model's vectors of each picture and text alone."""
   workdir, scores = run
   predictor = Predictor(str(workdir))
   source = Shapes('val', size=20, image_size=32)
@@ -197,7 +197,7 @@ def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, 
   assert code == 0 and Image.open(drawn).width > 300
   assert len(found) == 10 and len({path for _, path in found}) == 10
   assert [float(n) for n, _ in found] == sorted((float(n) for n, _ in found), reverse=True)
-  # The same picture and text are as similar, whichever of the two is searched for.
+  # The similarity of a picture and a text is the same in both directions.
   of_text = {text: float(number) for number, text in lines}['a red circle']
   of_picture = {path: float(number) for number, path in found}.get(str(folder / '3.png'))
   assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
@@ -243,7 +243,7 @@ def test_predict_says_what_is_wrong(run, folder, tmp_path, capsys):
 
 
 def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
-  """Two pictures with two captions, one a line, and one picture without any."""
+  """Two pictures with two captions, one per line, and one picture without any."""
   lines = []
   for name in 'abc':
     Image.new('RGB', (40, 30)).save(tmp_path / f'{name}.png')
@@ -258,7 +258,7 @@ def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
   scores = task.score(examples, related)
   assert (scores['pictures'], scores['captions']) == (2, 4)
   assert scores['image_to_text/chance_at_1'] == scores['text_to_image/chance_at_1'] == 0.5
-  # Each picture has a caption of its own and one of the other as its best: the tie is lost.
+  # For each picture, one of its captions ties with one of the other's: a tie counts as a miss.
   assert [p.text_rank for p in related] == [2, 2, 2, 2, None]
   assert [p.picture_ranks for p in related] == [(1,), (2,), (1,), (2,), ()]
   encoded = [task.encode(e, Placement(40, 30))['picture'] for e in examples]
@@ -266,7 +266,7 @@ def test_captions_on_lines_of_their_own_are_of_one_picture(tokenizer, tmp_path):
 
 
 def test_a_split_with_more_captions_than_training_has(tmp_path):
-  """Steps are compiled for what training gives; the evaluation counts all."""
+  """The training split sets the shapes of training steps; evaluation keeps all captions."""
   Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
   for split, caption in (('train', 'a cat'), ('val', ['a cat', 'cats', 'one cat'])):
     (tmp_path / f'{split}.jsonl').write_text(json.dumps({'image': 'a.png', 'caption': caption}))
@@ -279,7 +279,7 @@ def test_a_split_with_more_captions_than_training_has(tmp_path):
 
 
 def test_a_caption_worded_as_a_right_one_is_right(tokenizer):
-  """Three scenes, two of one description: each is a right answer for it."""
+  """Three scenes, two with the same description: both are correct for it."""
   examples = [described('A cat.', image_id=0), described('a  cat.', image_id=1),
               described('a dog', image_id=2)]
   x, y = np.eye(2, dtype=np.float32)

@@ -80,7 +80,7 @@ def test_losses_equal_transformers(case):
       num_labels=K, focal_loss_alpha=0.75, focal_loss_gamma=2.0)).loss_labels_vfl(
           outputs, targets, matcher()(outputs, targets), sum(COUNTS))
   ours, count = losses(*case), np.array(COUNTS)
-  # They sum over the batch and divide by all its objects.
+  # transformers sums over the batch and divides by all its objects.
   for term, name, weight in (('scores', 'loss_vfl', np.maximum(count, 1)),
                              ('boxes', 'loss_bbox', count), ('overlap', 'loss_giou', count)):
     np.testing.assert_allclose((ours[term] * weight).sum() / count.sum(), expected[name].item(),
@@ -102,7 +102,7 @@ def test_a_proposal_that_is_not_matched_learns_the_smallest_box_that_it_lies_in(
   large, small = [0.0, 0.0, 0.8, 0.8], [0.5, 0.5, 0.7, 0.7]
   boxes = np.float32([[large, small, [0, 0, 1, 1]]])
   names = np.int32([[0, 0, -1]])  # the last is no object
-  # In the large, in both, in both, nowhere; the first two are matched.
+  # Inside the large box, in both, in both, in none; the first two are matched.
   places = np.float32([[0.2, 0.2], [0.6, 0.6], [0.6, 0.55], [0.9, 0.9]])
   proposals = np.float32([[large, small, [0.5, 0.5, 0.7, 0.8], large]])
   found = Queries(np.zeros((1, 4, 1), np.float32),
@@ -113,7 +113,7 @@ def test_a_proposal_that_is_not_matched_learns_the_smallest_box_that_it_lies_in(
   def distance(proposals):
     return losses(found._replace(proposals=proposals), boxes, names)['boxes'].sum()
 
-  # One of the two that learn the small one is 0.1 too high, by 0.05 off its centre.
+  # One of the two trained on the small box is 0.1 too tall, its centre off by 0.05.
   np.testing.assert_allclose(distance(proposals), (0.1 + 0.05) / 2 / 2, rtol=1e-5)
   learns = np.abs(np.asarray(jax.grad(distance)(proposals + 0.01))).sum(-1)[0] > 0
   assert learns.tolist() == [True, True, True, False]
@@ -128,8 +128,8 @@ def test_any_query_that_shows_the_thing_meant_is_right():
   share = torch.softmax(torch.tensor([2.0, 1, 0, 3]), 0)
   terms = expression_losses(found, box)
   np.testing.assert_allclose(terms['scores'], -np.log(float(share[1] + share[2])), rtol=1e-5)
-  assert abs(terms['boxes'][0]) < 1e-6  # of the nearest
-  # Where none shows it yet, the nearest is to.
+  assert abs(terms['boxes'][0]) < 1e-6  # of the nearest query
+  # If no query covers it, the nearest one is trained on it.
   gone = found._replace(mask=np.array([[True, False, False, True]]))
   overlapping = gone._replace(boxes=np.float32([[[0.5, 0.5, 0.9, 0.9], near, box[0], far]]))
   np.testing.assert_allclose(expression_losses(overlapping, box)['scores'],

@@ -47,7 +47,7 @@ def test_a_wrong_shape_or_dtype_is_an_error(call):
 
 
 def test_every_module_of_the_packages_is_checked():
-  """One imported before the checks were installed would be silently unchecked."""
+  """A module imported before the checks are installed would be silently unchecked."""
   import shape_checks
   for package in shape_checks.PACKAGES:
     path = importlib.import_module(package).__path__

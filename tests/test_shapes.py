@@ -29,8 +29,8 @@ def train():
   return [source[i] for i in range(len(source))]
 
 
-# An evaluator of its own: it knows the English of the questions and the
-# names and boxes of the objects, and nothing of how either was made.
+# An independent evaluator: it knows the English of the questions, and the
+# names and boxes of the objects, but not how either was made.
 
 
 def facts(example):
@@ -57,7 +57,7 @@ def center(thing):
 
 
 def offset(direction, first, second):
-  """Pixels by which the first lies further in the direction than the second."""
+  """Pixels by which the first lies further in the direction than the second does."""
   (x, y), (u, v) = center(first), center(second)
   return {'left': u - x, 'right': x - u, 'above': v - y, 'below': y - v}[direction]
 
@@ -163,7 +163,7 @@ def test_captions_name_every_object_and_a_true_relation(train):
 
 
 def most_alike(mask, corner, width, zoom=8):
-  """The shape that, drawn by Pillow in this square box, overlaps the mask best."""
+  """The shape whose Pillow drawing in this square box overlaps the mask best."""
   outlines = {
       'square': [(0, 0), (1, 0), (1, 1), (0, 1)], 'triangle': [(0.5, 0), (1, 1), (0, 1)],
       'circle': [(0.5 + np.cos(a) / 2, 0.5 + np.sin(a) / 2) for a in np.linspace(0, 6.28, 40)],
@@ -257,7 +257,7 @@ def test_families_and_their_answers_are_equally_frequent(train):
 
 
 def histogram(example):
-  """What the picture alone tells: how many objects of every sort."""
+  """Features of the picture alone: the number of objects of every kind."""
   things = facts(example)
   sorts = [{c, s} for c in COLORS for s in SHAPES] + [{w} for w in (*COLORS, *SHAPES, 'large')]
   counts = [sum(sort <= words for words, _ in things) for sort in sorts]
@@ -277,11 +277,11 @@ def test_neither_the_question_nor_the_picture_gives_the_answer_away(train):
   groups, groups_val = (np.array([e.question_type for e in part]) for part in (train, val))
   for family, choices in ANSWERS.items():
     rows, rows_val = groups == family, groups_val == family
-    # Three standard deviations of the accuracy of a blind guess.
+    # Three standard deviations of the accuracy of a random guess.
     chance = 1 / 2 if family == 'comparison' else 1 / len(choices)  # It names two.
     limit = chance + 3 * np.sqrt(chance * (1 - chance) / rows_val.sum())
     assert (guess == truth)[rows_val].mean() < limit, family
-    if family == 'comparison':  # Without the question it is not known which two are meant.
+    if family == 'comparison':  # Without the question, the two objects are unknown.
       model = LogisticRegression(C=0.01, max_iter=100).fit(seen[rows], answers[rows])
       assert model.score(seen_val[rows_val], truth[rows_val]) < chance
     if choices == ('yes', 'no'):

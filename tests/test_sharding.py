@@ -29,7 +29,7 @@ from xmodal.train.steps import state as states
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
-  """What the rules see of a mesh; no devices."""
+  """The attributes of a mesh that the rules use; no devices."""
   return types.SimpleNamespace(shape={'data': data, 'fsdp': fsdp, 'tensor': tensor})
 
 
@@ -99,7 +99,7 @@ MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
 
 
 def random_state(abstract):
-  """As states.create makes it, but for the parameters: of those it makes, many have no gradient."""
+  """As states.create, but with random parameters: many initial ones have no gradient."""
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract).replace(params=jax.tree.map(
       lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), abstract.params))
@@ -111,7 +111,7 @@ def by_name(tree, prefix):
 
 
 def three_steps(sizes, file, config=None):
-  """Takes three steps on a mesh of these sizes, and writes what became of each parameter.
+  """Takes three steps on a mesh of these sizes, and writes results for each parameter.
 
   Returns the metrics of each step, and the share of the state that a device holds. The file
   gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
@@ -136,7 +136,7 @@ def three_steps(sizes, file, config=None):
 
 
 class Halves(nn.Module):
-  """A part of what one layer gives goes through another, and meets the rest."""
+  """Part of one layer's output passes through another layer and joins the rest."""
 
   @nn.compact
   def __call__(self, x):
@@ -145,7 +145,7 @@ class Halves(nn.Module):
 
 
 def gradients_of_halves(sizes):
-  """{parameter: gradient of the sum of what Halves gives}, on a mesh of these sizes."""
+  """{parameter: gradient of the sum of Halves' output}, on a mesh of these sizes."""
   x = np.random.default_rng(0).normal(size=(8, 6, 16)).astype(np.float32)
   params = Halves().init(jax.random.key(0), x)['params']
   mesh = meshes.make_mesh(*sizes)
@@ -165,7 +165,7 @@ def folder(tmp_path_factory):
 
 
 def run_alone(file, argument):
-  """What a test file prints as a program of its own, which may have other devices."""
+  """Runs a test file as its own process, which may have other devices; returns its output."""
   out = subprocess.run([sys.executable, file, str(argument)], capture_output=True, text=True,
                        cwd=pathlib.Path(__file__).parents[1],
                        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
@@ -219,7 +219,7 @@ def test_parts_of_an_array_on_three_axes(on_eight):
 
 def test_the_state_really_is_split(on_one, on_eight):
   assert on_one['held'] == on_eight['data']['held'] == 1
-  # Norms, biases and sides that eight does not divide stay whole: little in a real model.
+  # Norms, biases and dimensions not divisible by eight stay replicated: little in a real model.
   assert on_eight['fsdp']['held'] < 0.3
   assert on_eight['all']['held'] < 0.4
 

@@ -1,4 +1,4 @@
-"""What sizes, dropout and recomputation mean to each tower; those that mean nothing in one line."""
+"""Sizes, dropout and rematerialisation of each tower; errors for those without effect."""
 
 import functools
 
@@ -27,7 +27,7 @@ SIZES = dict(hidden_dim=16, mlp_dim=24, num_heads=2, num_layers=1)
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 TOKENS, MASK = np.arange(2, 12).reshape(2, 5), np.ones((2, 5), bool)
 STREAM = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
-# A module of each kind, and what it is called with.
+# A module of each kind, and its inputs.
 TOWERS = {
     'vit': (ViT(8, **SIZES, image_size=(16, 16)), (IMAGES,)),
     'resnet': (ResNet('basic', (1, 1), (8, 16), 8, norm='group'), (IMAGES,)),

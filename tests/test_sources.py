@@ -1,4 +1,4 @@
-"""Readers of data as people have it on disk, and the checker of own data."""
+"""Readers of data on disk, and the checker of a user's own data."""
 
 import builtins
 import errno
@@ -101,7 +101,7 @@ def test_jsonl_lists_a_folder_once_for_any_number_of_lines(tmp_path, monkeypatch
   assert listed == [str(tmp_path)]
 
 
-# A bad line, and what is said of it.
+# A bad line, and its message.
 _BAD_LINES = [
     ('{"image": "a.jpg"', 'not JSON .* column'),
     ('image: a.jpg', 'not JSON'),
@@ -291,7 +291,7 @@ def test_check_finds_what_only_decoding_shows(tmp_path, capsys):
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 def test_check_and_training_agree_on_a_picture(tmp_path):
-  """Cut off anywhere, with broken bytes or a broken EXIF block."""
+  """Truncated anywhere, with broken bytes or a broken EXIF block."""
   whole = _picture(tmp_path / 'whole.jpg', 300, 200).read_bytes()
   rng = np.random.default_rng(0)
   files = {f'cut{n}.jpg': whole[:n] for n in rng.integers(1, len(whole), 20)}
@@ -363,7 +363,7 @@ def _vqa_v2(root, subtype='train2014', num_annotations=2, pictures=(9, 25)):
        'question_id': question['question_id']}
       for question, people, answer_type in zip(questions, answers, ('number', 'yes/no'))]
   if subtype != 'test2015':
-    # The real files list annotations in their own order.
+    # The real files list annotations in another order.
     (root / f'v2_mscoco_{subtype}_annotations.json').write_text(
         json.dumps({'annotations': annotations[::-1][:num_annotations]}))
   for number in pictures:
@@ -451,7 +451,7 @@ def test_vqa_rad_val_imitates_test():
   assert open_val == pytest.approx(open_test, abs=0.03)
   pictures = {e.image for e in train}
   assert np.mean([e.image in pictures for e in val]) > 0.95
-  # No rephrasing across the line: the linked questions stay together.
+  # Linked rephrasings stay in the same split.
   records = json.loads((_VQA_RAD / 'VQA_RAD Dataset Public.json').read_text('utf-8'))
   linked = {int(r['qid']): r['qid_linked_id'] for r in records}
   groups = [{linked[e.question_id] for e in examples} for examples in (train, val, test)]

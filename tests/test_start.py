@@ -1,4 +1,4 @@
-"""A run that begins with an earlier run's parameters: what it takes, fits, says and refuses."""
+"""Runs initialised from an earlier run: parameters loaded and fitted, messages and errors."""
 
 import json
 import os
@@ -30,12 +30,12 @@ def flat(tree):
 
 
 def plan(start, **values):
-  """Of a new run that begins with another."""
+  """The Plan of a new run initialised from another."""
   return Plan(tiny.changed(train__start_from=str(start), **values), 'unused')
 
 
 def initial_state(of):
-  """A state of a plan with numbers that no other array has; quicker than `states.create`."""
+  """A state of a plan with distinct values in every array; faster than `states.create`."""
   rng = np.random.default_rng(0)
   params, collections = jax.tree.map(
       lambda x: jax.device_put(rng.normal(size=x.shape).astype(x.dtype), x.sharding),
@@ -44,7 +44,7 @@ def initial_state(of):
 
 
 def begun(of):
-  """A plan's new parameters: as they would be without an earlier run, and as they are."""
+  """A plan's initial parameters without the earlier run, and with it."""
   state = initial_state(of)
   return flat(state.params), flat(of.loader.fill(state).params)
 
@@ -82,7 +82,7 @@ def adapted(tmp_path_factory):
   for key in ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers'):
     config.model.vision[key] = None
   tiny.train(root / 'run', config)
-  shutil.rmtree(root / 'vit')  # nobody asks for it again
+  shutil.rmtree(root / 'vit')  # it is not read again
   return root / 'run', config
 
 
@@ -95,7 +95,7 @@ def adapted_state(adapted):
   return state
 
 
-# What is taken
+# Loaded parameters
 
 
 def test_the_same_model_begins_where_the_other_ended(finished, stored):
@@ -119,7 +119,7 @@ def test_a_start_is_a_workdir_its_best_or_a_step(finished, tmp_path):
 
 @pytest.fixture(scope='module')
 def detection(finished):
-  """A detection run on other data, larger pictures, with deeper towers and more words."""
+  """A detection run on other data, with larger pictures, deeper towers and a larger vocabulary."""
   return plan(finished, mixer__tasks=('detection',), mixer__weights=(1.0,), data__crowded=True,
               data__image_size=48, model__vision__num_layers=2, model__cross__num_layers=2,
               model__text__vocab_size=150, train__ema_decay=0.9)
@@ -141,7 +141,7 @@ def test_another_task_takes_all_that_fits_and_the_rest_is_new(finished, stored, 
       copied += 1
   assert copied == 34
 
-  # Words by their strings; those of the crowded scenes alone are new.
+  # Tokens by their strings; those only in the crowded scenes are new.
   own, there = detection.tokenizer.vocabulary, tokens(finished / 'assets')
   assert set(there) < set(own) and len(there) == 120 and len(own) > 130
   for token, number in own.items():
@@ -149,7 +149,7 @@ def test_another_task_takes_all_that_fits_and_the_rest_is_new(finished, stored, 
         params[embedding][number],
         stored[embedding][there[token]] if token in there else initial[embedding][number])
 
-  # Places as torch resizes them.
+  # Positions as torch resizes them.
   table = torch.tensor(stored[f'{vision}/position_embedding'].reshape(4, 4, 16))
   theirs = torch.nn.functional.interpolate(table.permute(2, 0, 1)[None], (6, 6), mode='bicubic')
   np.testing.assert_allclose(params[f'{vision}/position_embedding'].reshape(6, 6, 16),
@@ -191,7 +191,7 @@ def test_answers_are_found_by_their_texts(finished, stored, tmp_path):
       np.testing.assert_array_equal(
           params[path][..., i],
           initial[path][..., i] if place is None else stored[path][..., place])
-  # As many answers in another order are other answers, though the shape is the same.
+  # Answers in another order are other answers, though the shape is equal.
   folder = shutil.copytree(finished / 'checkpoints/6', tmp_path / 'checkpoints/6')
   (folder / 'assets/vqa/answers.json').write_text(json.dumps(there[::-1]))
   (folder / 'assets/files.json').unlink()
@@ -222,10 +222,10 @@ def test_parts_are_taken_by_their_paths(finished, stored):
   vision = {path for path in stored if 'vision_tower' in path}
   for path, value in params.items():
     np.testing.assert_array_equal(value, stored[path] if path in vision else initial[path])
-  # A bias is not taken without its kernel.
+  # A bias is not loaded without its kernel.
   assert 'new, for their shapes: heads_vqa/answers/kernel [16, 21] there, [24, ' in (
       '\n'.join(new.notes))
-  # No word of the other run is taken, and so not its tokenizer.
+  # No token of the other run is loaded, so not its tokenizer either.
   learned = Plan(tiny.changed(data__train_examples=40), 'unused').tokenizer.vocabulary
   assert new.tokenizer.vocabulary == learned != tokens(finished / 'assets')
 
@@ -240,7 +240,7 @@ def test_sizes_that_the_config_leaves_open_are_those_of_the_run(finished, stored
   assert {path: x.shape for path, x in
           traverse_util.flatten_dict(new.abstract.params, sep='/').items()} == {
               path: x.shape for path, x in stored.items() if 'objects' not in path}
-  # Of a part of which nothing is taken they stay open.
+  # Sizes stay unset for a part from which nothing is loaded.
   c.model.cross.hidden_dim, c.train.start_parts = 16, 'heads'
   other = Plan(c, 'unused')
   assert other.config.model.vision.hidden_dim is None
@@ -253,7 +253,7 @@ def test_sizes_that_the_config_leaves_open_are_those_of_the_run(finished, stored
 def test_the_average_and_the_pretrained_tower_are_taken(adapted, adapted_state):
   workdir, config = adapted
   ema = flat(adapted_state.ema)
-  for name in ('', config.model.vision.pretrained):  # which is gone
+  for name in ('', config.model.vision.pretrained):  # a deleted folder
     new = plan(workdir, model__vision__pretrained=name)
     _, params = begun(new)
     assert new.towers['vision'].family == 'vit' and new.model.backbone.vision_tower.use_cls_token
@@ -294,7 +294,7 @@ def test_two_towers_for_one_place_are_refused(adapted, finished, tmp_path):
     assert "config.train.start_parts='^(?!backbone/vision_tower/)'" in told
 
 
-# Going on
+# Resuming
 
 
 def test_a_run_goes_on_without_the_other_bit_for_bit(finished, tmp_path):
@@ -320,7 +320,7 @@ def test_a_run_goes_on_without_the_other_bit_for_bit(finished, tmp_path):
   assert tiny.train(tmp_path / 'run', c)['resumed_from'] == 3
   jax.tree.map(np.testing.assert_array_equal, arrays(), whole)
 
-  # Another start is another run.
+  # A run with another start is another run.
   c.train.start_from = str(tmp_path / 'other')
   with pytest.raises(UserError, match=r'another config \(train.start_from=.*/start.* there and '
                                       '.*/other.* here'):
@@ -354,7 +354,7 @@ def test_each_device_gets_its_own_part(finished, tmp_path):
       np.testing.assert_allclose(sharded[path], value, atol=1e-6)
 
 
-# What cannot be: one line each
+# User errors: one line each
 
 
 def test_what_cannot_be_is_said_before_anything_is_written(finished, tmp_path):

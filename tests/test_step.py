@@ -1,4 +1,4 @@
-"""The training step on a model of one layer: means, accumulation, bad gradients, averages."""
+"""The training step on a model of one layer: means, accumulation, bad gradients, EMA."""
 
 import functools
 import re
@@ -24,12 +24,12 @@ from xmodal.train.steps.step import make_train_step
 
 
 class Regression:
-  """A task with two loss terms, of which one counts for some examples only."""
+  """A task with two loss terms, one with weights for some examples only."""
 
   loss_weights = {'square': 1.0, 'absolute': 0.5}
 
   def sampled_vocabulary(self, features, key):
-    return None  # it looks for no names
+    return None  # no names to sample
 
   def weights(self, features):
     return {'square': jnp.ones_like(features['y']), 'absolute': features['counts']}
@@ -68,7 +68,7 @@ def start(model=Linear(), optimizer=optax.adam(0.1), **options):
 
 
 class SomeRegression(Regression):
-  """Of which only some examples count for anything."""
+  """A batch of which only some examples have weights."""
 
   def weights(self, features):
     return {'square': features['counts'], 'absolute': features['counts']}
@@ -119,7 +119,7 @@ def test_loss_and_gradient_equal_torch():
 
 @pytest.mark.parametrize('accumulation', [2, 4])
 def test_accumulation_equals_the_large_batch(accumulation):
-  """Also where micro-batches hold different numbers of examples that count."""
+  """Also if micro-batches have different numbers of weighted examples."""
   batch = a_batch()
   batch['valid'][5] = False
   state, whole = start(ema_decay=0.9)
@@ -141,7 +141,7 @@ def test_fillers_change_nothing():
   state, step = start()
   (a, a_metrics), (b, b_metrics) = step(state, batch), step(state, mixed)
   assert_same((a.params, a_metrics), (b.params, b_metrics))
-  # The mean is over the four that count, not over eight.
+  # The mean is over the four weighted examples, not over eight.
   twice = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]]), batch)
   assert_close(step(state, twice)[1], a_metrics)
 
@@ -169,7 +169,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
   after, metrics = step(again, good)
   assert (after.step, after.skipped, after.skipped_in_a_row) == (4, 2, 0)
   assert np.isfinite(metrics['loss'])
-  # Training goes on exactly as if the bad batches had not been.
+  # Training continues exactly as without the bad batches.
   assert_same(after.params, step(state, good)[0].params)
 
 
@@ -200,7 +200,7 @@ def test_dropout_differs_by_step_and_comes_again():
 
 @pytest.fixture(scope='module')
 def whole():
-  """A run with dropout and an average, and a state of it with random parameters."""
+  """A run with dropout and EMA, and its state with random parameters."""
   run = Plan(tiny.changed(model__dropout_rate=0.3, train__ema_decay=0.2), 'unused')
   rng = np.random.default_rng(0)
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract)
@@ -230,7 +230,7 @@ def test_dropout_of_the_whole_model_is_of_training_alone(whole):
 
 @pytest.mark.parametrize('variant', ['co_attention', 'merged'])
 def test_each_layer_drops_what_it_will(variant):
-  """Layers that add 1 to all that they keep: a mask that they shared would make all sums even."""
+  """Layers that add 1 to kept elements: with a shared mask all sums would be even."""
   model = CrossModal(variant, hidden_dim=16, mlp_dim=4, num_heads=2, num_layers=2, dropout_rate=0.3)
   zeros, mask = np.zeros((2, 3, 16), np.float32), np.ones((2, 3), bool)
   shapes = jax.eval_shape(
@@ -252,7 +252,7 @@ def test_the_average_of_the_whole_model_is_saved_and_loaded(whole, tmp_path):
   def leaf(params):
     return np.array(params['backbone']['text_tower']['token_embedding']['embedding'])
 
-  state = jax.tree.map(jnp.copy, state)  # a step takes its state's memory
+  state = jax.tree.map(jnp.copy, state)  # a step donates its state
   average = leaf(state.params)
   for number, decay in enumerate((1 / 10, 2 / 11, 0.2, 0.2)):
     state, _ = step(state, make(np.arange(8) + 8 * number, np.arange(8) + 8 * number))
@@ -275,7 +275,7 @@ def test_the_average_of_the_whole_model_is_saved_and_loaded(whole, tmp_path):
 
 
 def params_like_the_model(tmp_path):
-  """A tree with the model's names; one number a parameter, which is quicker than its true shape."""
+  """A tree with the model's names and one number per parameter, which is faster."""
   run = Plan(tiny.get_config(), str(tmp_path))
   return jax.tree.map(lambda _: np.ones(1, np.float32), run.abstract.params)
 
@@ -292,7 +292,7 @@ def test_weight_decay_is_of_kernels_and_token_embeddings_alone(tmp_path):
   assert all(moved[name] == pytest.approx(0.1 * c.weight_decay) for name in decayed)
 
   def kinds(names):
-    """The last part of the names; of the embeddings, the one before as well."""
+    """The last part of each name; for embeddings, the last two."""
     parts = [name.split('/') for name in names]
     return {'/'.join(part[-2:]) if part[-1] == 'embedding' else part[-1] for part in parts}
 
@@ -325,7 +325,7 @@ def test_rates_are_those_of_transformers(name):
   ours = make_schedule(tiny.changed(
       optimizer__schedule=name, optimizer__warmup_steps=10, optimizer__end_share=0.1,
       optimizer__learning_rate=0.5).optimizer, 100)
-  assert ours(0) == 0 and ours(5) == pytest.approx(0.25)  # theirs begins at the end's rate
+  assert ours(0) == 0 and ours(5) == pytest.approx(0.25)  # theirs starts at the final rate
   np.testing.assert_allclose([ours(step) for step in range(10, 110)],
                              [0.5 * theirs.lr_lambdas[0](step) for step in range(10, 110)],
                              rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A run that is stopped leaves nothing out, and says by its exit code that it is to go on."""
+"""A stopped run skips nothing, and its exit code asks to resume."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ from xmodal.train.process.stop import Stop
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-  """A copy of the finished run as a kill after step 3 leaves it: without an evaluation of it."""
+  """A copy of the finished run as after a kill at step 3, before its evaluation."""
   workdir = pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
   shutil.rmtree(workdir / 'checkpoints' / '6')
   (workdir / 'final.json').unlink()
@@ -35,11 +35,11 @@ def of_split(workdir, split, task):
 def test_an_evaluation_that_was_not_made_is_made_first(workdir, monkeypatch):
   c = tiny.changed(train__eval_every=3)
   places = []
-  with monkeypatch.context() as patch:  # stopped in it, after two of three batches
+  with monkeypatch.context() as patch:  # stopped after two of three batches
     patch.setattr(Stop, 'reached', lambda self: places.append(1) or len(places) == 2)
     assert tiny.train(workdir, c) == {}
   assert len(places) == 2 and not of_split(workdir, 'eval', 'vqa')
-  expected = runs.evaluate_newest(Plan(c, str(workdir), 'eval'))  # of the only checkpoint
+  expected = runs.evaluate_newest(Plan(c, str(workdir), 'eval'))  # the only checkpoint
   told = tiny.train(workdir, c)
   assert told['resumed_from'] == 3
   for task, scores in expected.items():
@@ -67,7 +67,7 @@ def test_an_evaluation_that_fails_leaves_a_checkpoint_of_its_step(workdir, monke
 def test_what_was_left_out_before_is_told_at_the_end(workdir):
   (workdir / 'left_out.json').write_text(json.dumps(
       {'train': {'pictures': [[7, 'a.png: cut off']], 'boxes': [[9, ['record 9: outside']]]}}))
-  told = tiny.train(workdir, tiny.changed(data__max_bad_share=0.0))  # as they were mended since
+  told = tiny.train(workdir, tiny.changed(data__max_bad_share=0.0))  # pictures repaired
   assert told['unreadable_pictures'] == {'train': ['a.png: cut off'], 'eval': []}
   assert told['boxes_outside'] == {'train': ['record 9: outside'], 'eval': []}
 

@@ -1,4 +1,4 @@
-"""Where programs run: closed streams, users without a home, full disks and devices, odd paths."""
+"""Environments: closed streams, users without a home, full disks and devices, odd paths."""
 
 import errno
 import os
@@ -91,7 +91,7 @@ def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, 
   assert os.listdir(tmp_path) == []
 
 
-# What an error means
+# Meanings of errors
 
 
 def test_an_error_that_the_user_can_fix_is_one_line(tmp_path):
@@ -100,7 +100,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(tmp_path):
       open(tmp_path / name / 'file')
     line = errors.one_line(error.value, 'here')
     assert str(tmp_path / name / 'file') in line and 'No such file' in line
-  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a write names no file
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # write errors name no file
   assert errors.one_line(full, '/my/run').startswith('/my/run: No space left on device')
 
 
@@ -157,7 +157,7 @@ def test_closed_streams_change_no_exit_code(arguments, redirection):
 
 
 def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path):
-  """The next file that is opened would have the number of stderr."""
+  """The next opened file would get the file descriptor of stderr."""
   script = tmp_path / 'program.py'
   script.write_text('\n'.join((
       'import os, sys', 'from xmodal import errors', 'errors.prepare_environment()',
@@ -172,11 +172,11 @@ def test_nothing_that_is_printed_lands_in_a_file_when_stderr_is_closed(tmp_path)
 def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, monkeypatch, home):
   monkeypatch.chdir(tmp_path)
   for name in ('XDG_CACHE_HOME', 'HOME'):
-    monkeypatch.setenv(name, '')  # to be put back, whatever becomes of it
+    monkeypatch.setenv(name, '')  # restored in any case
     monkeypatch.delenv(name)
   if home is not None:
     monkeypatch.setenv('HOME', home)
-  # As of a user that is not in the list of users.
+  # As for a user that is not in the password database.
   monkeypatch.setattr('pwd.getpwuid', lambda _: {}['nobody'])
   before = jax.config.jax_compilation_cache_dir
   jax.config.update('jax_compilation_cache_dir', None)
@@ -187,7 +187,7 @@ def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, m
       for action in (lambda: find_folder('user/name'), lambda: paths.local('~/a', '--workdir')):
         with pytest.raises(UserError, match='no home folder'):
           action()
-    errors.prepare_environment()  # and libraries, such as Keras, find none to make
+    errors.prepare_environment()  # so that libraries such as Keras do not create one
     assert os.path.isabs(os.path.expanduser('~')) and os.listdir(tmp_path) == []
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
@@ -204,7 +204,7 @@ def test_a_program_that_was_cut_in_the_cache_is_compiled_and_kept_again(tmp_path
       'entry.write_bytes(kept[:-20])',
       'jax.clear_caches()', 'assert double(3) == 6',
       'assert entry.stat().st_size > len(kept) - 20',
-      'jax.clear_caches()', 'assert double(4) == 8'))  # and nothing is said again
+      'jax.clear_caches()', 'assert double(4) == 8'))  # without another message
   done = subprocess.run(
       [sys.executable, '-c', script, tmp_path], capture_output=True, text=True, cwd=ROOT,
       env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path), 'JAX_PLATFORMS': 'cpu'})
@@ -232,7 +232,7 @@ print(devices, names.count('tf_XLAEigen'))
     ({'NPROC': '1', 'JAX_NUM_CPU_DEVICES': '4'}, '4 4'),
     ({'NPROC': '7', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}, '4 7')])
 def test_xla_has_a_thread_for_each_device(variables, wanted):
-  """Judged by the system's own list of threads: with fewer than devices a collective may hang."""
+  """Counts the system's threads: with fewer than devices, a collective may hang."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', **variables}
   ended = subprocess.run([sys.executable, '-c', COUNT_THREADS], cwd=ROOT, env=environment,
                          capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ VERSIONS = {
 
 @pytest.fixture(scope='module', params=VERSIONS)
 def models(request, tmp_path_factory):
-  """The PyTorch model, and ours with its parameters read from the folder that it saved."""
+  """The PyTorch model, and ours with parameters read from its saved folder."""
   folder = tmp_path_factory.mktemp(f't5-{request.param}')
   torch.manual_seed(0)
   config = transformers.T5Config(

@@ -1,4 +1,4 @@
-"""Token numbers: ours, those of transformers and those of sentencepiece are the same."""
+"""Token ids of ours, transformers and sentencepiece are the same."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def learned_folder(learned, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def sentences(questions):
-  """A sentencepiece unigram model with T5's special numbers: its serialised bytes."""
+  """Serialised bytes of a sentencepiece unigram model with T5's special ids."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(questions * 3), model_writer=model, vocab_size=80, pad_id=0, eos_id=1,
@@ -121,13 +121,13 @@ def test_a_tokenizer_json_of_transformers_loads_as_it_is(t5_folder, tmp_path):
   theirs.save_pretrained(tmp_path)
   assert (tmp_path / 'tokenizer.json').exists()
   ours = load_tokenizer(str(tmp_path))
-  texts = [text for text in TEXTS if '</s>' not in text]  # a marker to the one, text to the other
+  texts = [text for text in TEXTS if '</s>' not in text]  # special to one, text to the other
   assert rows(ours, texts) == theirs(texts)['input_ids']
   assert ours.vocab_size == len(theirs)
 
 
 def byte_level(questions, special):
-  """A byte-level BPE as GPT-2 and LLaMA 3 have it."""
+  """A byte-level BPE, as in GPT-2 and LLaMA 3."""
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()
@@ -204,7 +204,7 @@ def test_a_tokenizer_without_pad_or_end_token_loads(kind, end, pad, files, quest
             for ids in theirs(TEXTS, split_special_tokens=True)['input_ids']]
   assert rows(ours) == wanted
   assert ours.eos_id == theirs.convert_tokens_to_ids(end)
-  # A pad token that they lack gets a number that no text has.
+  # A missing pad token gets an id that no text has.
   assert ours.pad_id == (len(theirs) if pad is None else theirs.convert_tokens_to_ids(pad))
   assert ours.vocab_size == len(theirs) + (pad is None)
   assert ours.decode(ours.encode(questions, 80)) == theirs.batch_decode(
@@ -222,7 +222,7 @@ def test_a_tokenizer_without_pad_or_end_token_loads(kind, end, pad, files, quest
 
 @pytest.mark.parametrize('kind, as_pad', [(gpt2, '<|endoftext|>'), (llama, '<unk>')])
 def test_a_pad_token_that_texts_have_too_is_not_used(kind, as_pad, questions, tmp_path):
-  """Else the end of an answer would count nowhere in the loss."""
+  """Otherwise the end token of an answer would have no loss."""
   theirs = kind(questions, tmp_path)
   theirs.pad_token = as_pad
   theirs.save_pretrained(tmp_path)
@@ -278,7 +278,7 @@ def test_a_broken_file_beside_a_tokenizer_is_named_in_one_line(
   assert '\n' not in str(error.value)
 
 
-# What other files say over tokenizer.json
+# Files that take precedence over tokenizer.json
 
 
 def folder_of(backend, folder, **files):
@@ -307,7 +307,7 @@ _GPT2 = {'tokenizer_class': 'GPT2Tokenizer', 'eos_token': '<|endoftext|>',
 
 @pytest.mark.parametrize('kind, config, files', [
     ('bert', _BERT | {'do_lower_case': True}, {}), ('bert', _BERT | {'do_lower_case': False}, {}),
-    ('bert', None, {}),  # by config.json alone
+    ('bert', None, {}),  # only by config.json
     ('bert', _BERT | {'tokenizer_class': 'PreTrainedTokenizerFast', 'do_lower_case': True}, {}),
     ('bert', _BERT, {'added_tokens': {'redred': 13, '[NEW]': 14}}),
     ('bert', _BERT, {'special_tokens_map': {'additional_special_tokens': ['<red>']}}),
@@ -367,7 +367,7 @@ def test_special_tokens_in_a_text_are_text(
       assert row[-1] == ours.eos_id and len(row) > len(rows(ours, [''])[0])
 
 
-# Learning on
+# Training on
 
 
 OLD = ['what color is the circle', 'is the square red', 'how many circles are there'] * 3
@@ -388,7 +388,7 @@ def test_a_grown_tokenizer_reads_what_it_knew_as_before_and_has_tokens_for_new_w
   loaded = load_tokenizer(tmp_path)
   assert loaded.vocabulary == new.vocabulary
   np.testing.assert_array_equal(loaded.encode(NEW, 16), new.encode(NEW, 16))
-  # And so it may grow again.
+  # It may grow again.
   assert loaded.grown(OLD + NEW, 8000).vocabulary == new.vocabulary
 
 
@@ -402,7 +402,7 @@ def test_a_full_tokenizer_grows_by_letters_alone():
 
 @pytest.mark.parametrize('room', [10, 40, 120])
 def test_what_is_learned_later_is_as_good_as_what_the_library_learns(questions, room):
-  """Not the same: of pairs that are equally frequent each takes another first."""
+  """Not equal: they order equally frequent pairs differently."""
   letters = train_tokenizer(questions, 3)
   size = letters.vocab_size + room
   ours, theirs = letters.grown(questions, size), train_tokenizer(questions, size)

@@ -1,4 +1,4 @@
-"""The DETR of PyTorch that detection is raced against: trained as in the paper, and as ours."""
+"""The PyTorch DETR of bench.detection trains as in the paper, and like ours."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""What the towers are made of: attention against PyTorch, and what modules do in training."""
+"""Parts of the towers: attention against PyTorch, and modules in training mode."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_attention_equals_torch_with_any_mask_and_bias(mask_shape):
 
 
 def test_attention_of_16_bits_rounds_neither_logits_nor_softmax():
-  """With logits of tens, where rounding one to 16 bits changes a weight by several percent."""
+  """With logits of tens, where 16-bit rounding changes a weight by several percent."""
   query, key, value = (jnp.asarray(size * random_heads(2, n, 3, 88, seed=s), jnp.bfloat16)
                        for s, (n, size) in enumerate(((40, 6), (50, 6), (50, 1))))
   ours = attention(query, key, value)

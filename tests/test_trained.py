@@ -1,4 +1,4 @@
-"""xmodal.load: a trained model as a function; see the tests of tasks for each of theirs."""
+"""xmodal.load: a trained model as a function; the tests of each task cover its queries."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_a_picture_is_a_path_pixels_or_one_of_pillow(model, examples, tmp_path):
   pixels = examples[0].image
   Image.fromarray(pixels).save(tmp_path / 'a.png')
   exif = Image.Exif()
-  exif[0x0112] = 6  # to be turned
+  exif[0x0112] = 6  # rotated
   Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / 'turned.png', exif=exif)
   clear = Image.fromarray(np.dstack([pixels, np.full((32, 32), 255, np.uint8)]))
   clear.putpixel((0, 0), (0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""Visual question answering: targets, losses, answers and what a user is told."""
+"""Visual question answering: targets, losses, answers and messages."""
 
 import types
 
@@ -53,7 +53,7 @@ def features(vqa, *examples):
     (['red'] * 2 + ['dark green'] + ['blue'] * 7, [0.6, 1, 0, 0.3]),
     # Answers outside the list change nothing for those inside.
     (['mauve'] * 7 + ['red'] * 3, [0.9, 0, 0, 0]),
-    # Spellings of one answer are one.
+    # Spellings of one answer are merged.
     (['Red', 'red.', ' RED'] + ['the red'] * 7, [1, 0, 0, 0]),
     (['2'] * 10, [0, 0, 1, 0]),
     (['mauve'], [0, 0, 0, 0])])
@@ -74,7 +74,7 @@ def test_the_written_answer_is_the_commonest(vqa, tokenizer):
 def test_the_answer_list_counts_a_vote_a_question():
   examples = [asked('yes'), asked('yes'), asked(*['No'] * 9, 'no'), asked(*['red'] * 9, 'blue'),
               asked('The no')]
-  assert make_answer_list(examples, 2) == ('no', 'yes')  # a tie: in the order of letters
+  assert make_answer_list(examples, 2) == ('no', 'yes')  # a tie: alphabetical
   assert make_answer_list(examples, 9)[2:] == ('red', 'blue')
   with pytest.raises(UserError, match='none of 1 training examples has an answer'):
     make_answer_list([Example(IMAGE, question='what?')], 5)
@@ -131,7 +131,7 @@ def test_decode_gives_answers_with_their_probabilities(vqa, tokenizer):
 
 @pytest.mark.parametrize('beams', [1, 3])
 def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beams):
-  """Of the decoder without a cache; and more beams may be asked of a model once trained."""
+  """Equals the decoder without a cache; a trained model may use more beams."""
   config = tiny.changed(vqa__beams=beams, vqa__answer_length=5)
   plan._check_continues(config, tiny.changed(vqa__answer_length=5), 'run')
   task = VQA._make(config, types.SimpleNamespace(vocab_size=30, pad_id=0, eos_id=1), ANSWERS)
@@ -140,7 +140,7 @@ def test_the_probability_of_a_written_answer_is_that_of_its_text(tokenizer, beam
   batch = {'image': rng.integers(0, 256, (4, 32, 32, 3), np.uint8),
            'vqa': {'question': rng.integers(2, 30, (4, 12)), 'answer': np.zeros((4, 5), int)}}
   variables = jax.jit(lambda: model.init(jax.random.key(0), batch, deterministic=True))()
-  # Sharper than a model begins, so that texts of several lengths come.
+  # Sharper logits than at initialisation, so that texts differ in length.
   variables = jax.tree.map(lambda x: 3 * x, variables)
   arrays = jax.jit(lambda v: model.apply(v, batch, method='predict'))(variables)['vqa']
   batch['vqa']['answer'] = arrays['tokens']
@@ -178,7 +178,7 @@ def test_examples_without_answers_are_not_scored(vqa):
   assert vqa.score([Example(IMAGE, question='q?')], said[:1]) == {}
 
 
-# What a user is told before training
+# Messages before training
 
 
 def test_both_heads_off_is_a_mistake(tokenizer):
@@ -214,7 +214,7 @@ def test_cut_questions_are_counted(vqa, tokenizer):
 def test_an_unknown_task_names_those_there_are():
   with pytest.raises(UserError, match="no task 'vqq' .did you mean 'vqa'.*wanted one of .*vqa"):
     TASKS['vqq']
-  with pytest.raises(UserError, match="no task 'card'"):  # a file of the folder, but no task
+  with pytest.raises(UserError, match="no task 'card'"):  # a file in the folder, but not a task
     TASKS['card']
 
 

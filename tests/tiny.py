@@ -59,9 +59,9 @@ def _abstract():
 
 
 def restored(workdir, warnings=None):
-  """The state of the newest whole checkpoint, as numpy arrays; None if there is none.
+  """The state of the newest intact checkpoint, as numpy arrays; None if there is none.
 
-  What is said of damaged ones goes into the list `warnings`; without one it is an error.
+  Messages about damaged ones go to the list `warnings`; without it they are errors.
   """
   checkpoints = Checkpoints(str(workdir), keep=5)
   found = []

@@ -196,20 +196,9 @@ def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = No
 
 
 def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
-  """Yields at(start), ..., at(stop - 1) in order, computed in tf.data's threads, or in Python
-  threads if TensorFlow is not installed (container images for GPUs often lack it)."""
+  """Yields at(start), ..., at(stop - 1) in order, computed ahead of time by threads."""
   # Only the CPUs this process may use: a cluster may assign part of a machine.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  # TensorFlow computes nothing here; its note on oneDNN would only confuse.
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  try:
-    import tensorflow as tf  # takes seconds and 600 MB: only where data is read
-  except ModuleNotFoundError:
-    return _in_threads(at, start, stop, workers)
-  return _in_tf_data(tf, at, start, stop, workers)
-
-
-def _in_threads(at, start, stop, workers):
   pending = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:
@@ -221,29 +210,6 @@ def _in_threads(at, start, stop, workers):
         yield pending.popleft().result()
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_tf_data(tf, at, start, stop, workers):
-  tf.config.set_visible_devices([], 'GPU')  # or it takes the memory that JAX needs
-  made = {}  # step -> (its batch, or what making it raised)
-
-  def make(step):
-    # Results bypass TensorFlow, which requires the same arrays at every step. So do exceptions: it
-    # logs a traceback of each, hundreds of lines.
-    try:
-      made[int(step)] = at(int(step)), None
-    except BaseException as error:
-      made[int(step)] = None, error
-    return step
-
-  dataset = tf.data.Dataset.range(start, stop).map(
-      lambda step: tf.numpy_function(make, [step], tf.int64, stateful=False),
-      num_parallel_calls=workers, deterministic=True).prefetch(2)
-  for step in dataset.as_numpy_iterator():
-    batch, error = made.pop(int(step))
-    if error is not None:
-      raise error
-    yield batch
 
 
 def sample(source: Source, count: int = 4096) -> Sequence[Example]:

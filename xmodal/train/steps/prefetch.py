@@ -14,7 +14,7 @@ class Prefetch:
 
   def __init__(self, make_iterator: Callable[[], Iterator[dict]], mesh, batch_size: int,
                depth: int = 2):
-    """Starts immediately, so that TensorFlow's import overlaps with compilation."""
+    """Starts immediately, so that reading overlaps with compilation."""
     self._queue = queue.Queue(depth)
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(make_iterator, mesh, batch_size),
