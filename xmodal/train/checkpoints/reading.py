@@ -10,6 +10,7 @@ from etils import epath
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from xmodal.errors import UserError
@@ -21,22 +22,25 @@ from xmodal.train.process import together
 PAUSES = (1, 5, 15)
 
 
-@jax.jit
-def fingerprint(tree):
+def fingerprint(tree) -> np.ndarray:
   """A uint32 checksum of a tree of 4-byte arrays; changes with any bit.
 
   Orbax's checksums cover its index but not the arrays: a flipped bit on disk would become a wrong
-  parameter.
+  parameter. Each device reads its own shards.
   """
-  total = jnp.zeros((), jnp.uint32)
-  for number, leaf in enumerate(jax.tree.leaves(tree)):
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    # Odd weights: no changed word can vanish modulo 2^32.
-    total += (bits * (2 * place + 1)).sum(dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
-  return total
+  sums = jax.device_get([_weighted_sum(leaf) for leaf in jax.tree.leaves(tree)])
+  total = sum(int(of_leaf) * (2 * number + 1) for number, of_leaf in enumerate(sums))
+  return np.asarray(total % 2**32, np.uint32)
+
+
+@jax.jit  # of one array: many have the same shape, and one program of all compiles for seconds
+def _weighted_sum(leaf):
+  bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+  place = jnp.zeros((), jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  # Odd weights: no changed word can vanish modulo 2^32.
+  return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)
 
 
 class Damaged(Exception):
