@@ -7,9 +7,6 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 JAX = 'jax>=0.10'
-# TensorFlow without a GPU's code, for the machines that it is published for.
-SMALL_TENSORFLOW = 'platform_machine in "x86_64 AMD64" and sys_platform != "darwin"'
-OTHER_TENSORFLOW = 'platform_machine not in "x86_64 AMD64" or sys_platform == "darwin"'
 
 setup(
     name='xmodal',
@@ -46,8 +43,7 @@ setup(
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
         'jaxtyping', 'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless',
         'simplejpeg', 'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece',
-        'safetensors', 'pycocotools', f'tensorflow-cpu; {SMALL_TENSORFLOW}',
-        f'tensorflow; {OTHER_TENSORFLOW}', 'tensorboardX', 'tqdm',
+        'safetensors', 'pycocotools', 'tensorboard', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={

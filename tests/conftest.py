@@ -6,8 +6,6 @@ import os
 import shutil
 import tempfile
 
-# Before jax or tensorflow is imported, here or in a subprocess of a test.
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_gpu.py and
 # test_towers.py -k cudnn.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

@@ -13,9 +13,9 @@ import socket
 import struct
 import time
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import masked_crc32c
 
 _NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')
 
@@ -77,7 +77,7 @@ def _numbers(line):
 
 def _values(split, numbers):
   for key, number in numbers.items():
-    yield scalar(f'{split}/{key}', number).value[0]
+    yield Summary.Value(tag=f'{split}/{key}', simple_value=number)
 
 
 def _record(event):
