@@ -28,10 +28,13 @@ OPTIONS = {
                     choices=('', 'image', 'question')),
     'memory_mb': Option(1024, 'MiB per host to cache decoded pictures; small data sets are then '
                         'decoded once.', low=0, may_change=True),
+    'workers': Option(None, 'Processes that read ahead; 0: threads. None: threads if '
+                      'the model is on the CPU, or else a process for each core but two.', kind=int,
+                      low=0, may_change=True),
     'max_bad_share': Option(0.05, 'Share of unreadable pictures above which training stops.', low=0,
                             high=1, may_change=True)}
-# Keys of config.data that all tasks share: the model's input, and the host's memory.
-OF_THE_RUN = ('image_size', 'memory_mb')
+# Keys of config.data that all tasks share: the model's input, the host's memory and cores.
+OF_THE_RUN = ('image_size', 'memory_mb', 'workers')
 # Default height and width in pixels for a vision tower trained from scratch.
 IMAGE_SIZE = 48
 

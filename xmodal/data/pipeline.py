@@ -1,13 +1,15 @@
 """Makes batches of arrays from a source, in a reproducible order."""
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import threading
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from xmodal.data.made import Joined
 from xmodal.data.pictures import images
 from xmodal.data.pictures.augmentation import Augmentation, Transform
 from xmodal.data.pictures.box_checks import BadBoxes, keep_inside
+from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.pictures.placement import Placement
 from xmodal.errors import UserError
 
@@ -61,6 +64,16 @@ class BadPictures:
             'xmodal.data.check lists all) or raise config.data.max_bad_share')
 
 
+class _Unread:
+  """BadPictures of another process, which lists them for the one that counts."""
+
+  def __init__(self):
+    self.pictures: list[tuple[int, str]] = []
+
+  def add(self, record, reason):
+    self.pictures.append((record, reason))
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
   """Turns record numbers into one batch of arrays.
@@ -79,6 +92,8 @@ class BatchMaker:
     bad_boxes: collects boxes that are not inside their pictures. They are clipped to the picture,
       and removed if nothing of them is inside.
     senses: name of a sense beside pictures and text -> function that encodes an example for it.
+    name: unique in a run.
+    workers: processes that know this maker by its name; None: threads make its batches.
   """
 
   source: Source
@@ -92,6 +107,21 @@ class BatchMaker:
   keep_aspect: bool = False
   bad_boxes: BadBoxes = dataclasses.field(default_factory=BadBoxes)
   senses: Mapping[str, Callable[[Example], dict]] = dataclasses.field(default_factory=dict)
+  name: str = ''
+  workers: Any = None  # a data.workers.Workers
+
+  def with_tasks(self, names: Iterable[str]) -> 'BatchMaker':
+    """The maker with some of its tasks."""
+    return dataclasses.replace(self, tasks={name: self.tasks[name] for name in names})
+
+  def shapes(self) -> dict:
+    """A batch of one padding example."""
+    return self(np.array([-1]), np.array([0]))
+
+  def portable(self, count: int) -> 'BatchMaker':
+    """The maker for each of `count` other processes, which count no unreadable pictures."""
+    decode = self.decode.part(count) if isinstance(self.decode, KeepDecoded) else self.decode
+    return dataclasses.replace(self, workers=None, decode=decode, bad=self.bad and _Unread())
 
   def __call__(self, records: np.ndarray, positions: np.ndarray) -> dict:
     """One batch.
@@ -171,13 +201,22 @@ def train_records(make: BatchMaker, batch_size: int, number: int,
   return order.train_records(positions, len(make.source), make.seed), positions
 
 
+class Part(NamedTuple):
+  """A batch to be made; arguments as of BatchMaker."""
+
+  make: BatchMaker
+  records: np.ndarray
+  positions: np.ndarray
+
+
 def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
                   rows: np.ndarray | None = None) -> Iterator[dict]:
   """This host's rows (None: all) of the batches start..stop-1, computed ahead of time.
 
   A batch depends on (make, batch_size, its number) only; a later start costs nothing.
   """
-  return ahead(lambda number: make(*train_records(make, batch_size, number, rows)), start, stop)
+  return _single(Part(make, *train_records(make, batch_size, number, rows))
+                 for number in range(start, stop))
 
 
 def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = None,
@@ -188,23 +227,42 @@ def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = No
   """
   size = min(len(make.source), most or len(make.source))
 
-  def at(step):
+  def part(step):
     records = order.positions(step, batch_size, rows)
-    return make(np.where(records < size, records, -1), records)
+    return Part(make, np.where(records < size, records, -1), records)
 
-  return ahead(at, 0, -(-size // batch_size))
+  return _single(map(part, range(-(-size // batch_size))))
 
 
-def ahead(at: Callable[[int], dict], start: int, stop: int) -> Iterator[dict]:
-  """Yields at(start), ..., at(stop - 1) in order, computed ahead of time by threads."""
-  # Only the CPUs this process may use: a cluster may assign part of a machine.
-  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+def _single(parts):
+  return (batch for batch, in ahead([part] for part in parts))
+
+
+def ahead(jobs: Iterable[Sequence[Part]]) -> Iterator[list[dict]]:
+  """Yields the batches of each job in order, computed ahead of time: by the workers of the parts'
+  makers, or else by threads."""
+  jobs = iter(jobs)
+  if (first := next(jobs, None)) is None:
+    return iter(())
+  jobs = itertools.chain([first], jobs)
+  if first[0].make.workers is not None:
+    return first[0].make.workers.batches(jobs)
+  return threaded(lambda job: [part.make(part.records, part.positions) for part in job], jobs)
+
+
+def cores() -> int:
+  """The CPUs that this process may use: a cluster may assign part of a machine."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def threaded(function: Callable, items: Iterable) -> Iterator:
+  """Yields function(item) of each item in order, computed ahead of time by a thread a core."""
   pending = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+  with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
     try:
-      for step in range(start, stop):
-        pending.append(pool.submit(at, step))
-        if len(pending) == workers + 2:
+      for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) == cores() + 2:
           yield pending.popleft().result()
       while pending:
         yield pending.popleft().result()

@@ -24,6 +24,7 @@ from xmodal.data.pictures.augmentation import Augmentation, language_notes
 from xmodal.data.pictures.box_checks import BadBoxes, size_notes
 from xmodal.data.pictures.images import Decoded
 from xmodal.data.sources.source import SOURCES
+from xmodal.data.workers import Workers
 from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import Sampling
 from xmodal.options import Option
@@ -99,16 +100,20 @@ class Feed:
       notes += language_notes(augmentation, pipeline.sample(source, _SAMPLED))
     return notes
 
-  def maker(self, use: str, tasks: Mapping[str, Task],
-            decode: Callable[..., Decoded]) -> pipeline.BatchMaker:
-    """Makes flat batches of a use, for those of `tasks` that read this feed."""
+  def maker(self, use: str, tasks: Mapping[str, Task], decode: Callable[..., Decoded],
+            name: str = '', workers: Workers | None = None) -> pipeline.BatchMaker:
+    """Makes flat batches of a use, for those of `tasks` that read this feed.
+
+    decode, name, workers: see pipeline.BatchMaker; the feed's name is added to `name`.
+    """
     data = self.config.data
     return pipeline.BatchMaker(
         self.sources[use], {name: tasks[name] for name in self.tasks},
         (data.image_size, data.image_size), self.bad[use],
         Augmentation(**data.augment.to_dict()) if use == 'train' else None, data.blank,
         self.config.seed, decode, data.keep_aspect, self.bad_boxes[use],
-        senses=senses_of({name: tasks[name] for name in self.tasks}))
+        senses=senses_of({name: tasks[name] for name in self.tasks}), name=f'{name}/{self.name}',
+        workers=workers)
 
 
 def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]) -> list[Feed]:
@@ -212,11 +217,19 @@ class Stream:
 
   def batch(self, tasks: tuple[str, ...], records: Callable[[pipeline.BatchMaker], tuple]) -> dict:
     """One batch of some tasks; `records` maps a maker to (records, positions)."""
-    parts = {}
-    for name, make in self._makers.items():
-      if chosen := {task: make.tasks[task] for task in make.tasks if task in tasks}:
-        parts[name] = dataclasses.replace(make, tasks=chosen)(*records(make))
-    return parts if len(self._makers) > 1 else next(iter(parts.values()))
+    job = self._job(tasks, records)
+    return self._joined(tasks, [part.make(part.records, part.positions) for part in job])
+
+  def _job(self, tasks, records):
+    return [pipeline.Part(make.with_tasks(chosen), *records(make))
+            for make in self._makers.values()
+            if (chosen := [task for task in make.tasks if task in tasks])]
+
+  def _joined(self, tasks, batches):
+    if len(self._makers) == 1:
+      return batches[0]
+    names = (name for name, make in self._makers.items() if not make.tasks.keys().isdisjoint(tasks))
+    return dict(zip(names, batches, strict=True))
 
   def filler(self, tasks: tuple[str, ...]) -> dict:
     """A batch of one padding example, used for shapes."""
@@ -229,15 +242,22 @@ class Stream:
     A feed advances only in steps that read it, so each of its examples occurs once
     per epoch of the feed.
     """
-    return self.batch(tasks, lambda make: pipeline.train_records(
-        make, batch_size, sampling.count_steps(make.tasks, step), rows))
+    return self.batch(tasks, self._records_at(sampling, step, batch_size, rows))
+
+  def _records_at(self, sampling, step, batch_size, rows):
+    return lambda make: pipeline.train_records(
+        make, batch_size, sampling.count_steps(make.tasks, step), rows)
 
   def batches(self, sampling: Sampling, batch_size: int, start: int, stop: int,
               rows: np.ndarray | None = None) -> Iterator[dict]:
     """This host's rows of the batches of steps start..stop-1, prefetched."""
-    return pipeline.ahead(
-        lambda step: self.at(sampling.kinds[sampling.kind(step)].tasks, sampling, step, batch_size,
-                             rows), start, stop)
+    def tasks(step):
+      return sampling.kinds[sampling.kind(step)].tasks
+
+    jobs = (self._job(tasks(step), self._records_at(sampling, step, batch_size, rows))
+            for step in range(start, stop))
+    for step, batches in enumerate(pipeline.ahead(jobs), start):
+      yield self._joined(tasks(step), batches)
 
 
 def parts(batch: Mapping) -> tuple[Mapping, ...]:

@@ -39,6 +39,7 @@ class Evaluation:
     scored: names of the tasks for which the split has targets.
     batch_size: examples predicted at once, over all devices.
     predict_step: see evaluate.make_predict_step.
+    readers: processes that make its batches, see process.readers; None: threads make them.
   """
 
   def __init__(self, name: str, own, config, feeds: Sequence[Feed], tasks: Mapping[str, Task],
@@ -59,6 +60,7 @@ class Evaluation:
       UserError: batch_size does not divide over the devices.
     """
     self.name, self.feeds, self._config, self._mesh = name, feeds, config, mesh
+    self.readers = None
     self._decode, self._most = decode, own.examples if own else 0
     self.tasks = {task: tasks[task].for_split(samples[task]) for task in tasks}
     self.scored = [task for task in tasks if any(e.has(*tasks[task].needs) for e in samples[task])]
@@ -76,7 +78,7 @@ class Evaluation:
 
   def maker(self, feed: Feed | None = None) -> pipeline.BatchMaker:
     """Makes batches of a feed; None: the first."""
-    return (feed or self.feeds[0]).maker('eval', self.tasks, self._decode)
+    return (feed or self.feeds[0]).maker('eval', self.tasks, self._decode, self.name, self.readers)
 
   def compile(self, feed: Feed, abstract_variables):
     """Compiles the predict step for a feed: (variables, batch) -> predictions."""

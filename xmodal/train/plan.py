@@ -57,6 +57,7 @@ class Plan:
     optimizer: see train.optimizer.
     init: see train.steps.state.init_fn.
     abstract: TrainState of shapes and shardings.
+    readers: processes that make batches, see process.readers; None: threads make them.
     loader: loads the weights that the model is initialised from.
     task_weights: weight of each task's loss, by name.
   """
@@ -112,6 +113,7 @@ class Plan:
                   *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
     self.notes += _survey(self.tasks, samples)
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
+    self.readers = None
     self.evaluations = self._open_evaluations(names, samples['eval'])
     self.best = Best(config.train, self.evaluations, workdir)
 
@@ -180,7 +182,7 @@ class Plan:
     """Makes batches of a feed (None: the first) from records of a use, 'train' or 'eval'."""
     if use == 'eval':
       return self.evaluation.maker(feed)
-    return (feed or self.feeds[0]).maker(use, self.tasks, self._decode)
+    return (feed or self.feeds[0]).maker(use, self.tasks, self._decode, use, self.readers)
 
   def stream(self, use: str) -> Stream:
     """Makes batches of all feeds."""

@@ -23,6 +23,7 @@ from xmodal.train.loop import run_steps
 from xmodal.train.optimizer.schedules import changed_rate
 from xmodal.train.plan import Plan, count
 from xmodal.train.process import lock, together
+from xmodal.train.process.readers import readers
 from xmodal.train.process.stop import signals
 from xmodal.train.steps import state as states
 from xmodal.train.steps.prefetch import Prefetch
@@ -96,12 +97,14 @@ def _train(plan, stop):
              f'{count(plan.abstract.params) / 1e6:.2f}M parameters, {_sizes(plan, "train")} '
              f'training examples, {_sizes(plan, "eval")} to evaluate on; '
              f'{"nothing left to train, evaluating" if ends else "compiling"}')
-  batches = Prefetch(lambda: plan.stream('train').batches(
-      plan.sampling, config.train.batch_size, start, config.train.steps,
-      meshes.local_rows(plan.mesh, config.train.batch_size)), plan.mesh, config.train.batch_size)
   with contextlib.ExitStack() as closing:  # closes each, even if closing another fails
-    for part in (checkpoints, report, batches):
+    for part in (checkpoints, report):
       closing.callback(part.close)
+    closing.enter_context(readers(plan, report.say))
+    batches = Prefetch(lambda: plan.stream('train').batches(
+        plan.sampling, config.train.batch_size, start, config.train.steps,
+        meshes.local_rows(plan.mesh, config.train.batch_size)), plan.mesh, config.train.batch_size)
+    closing.callback(batches.close)
     if state is None:
       state = plan.loader.fill(states.create(plan.init, plan.abstract))
     evaluating = Evaluating(plan, report, saving)

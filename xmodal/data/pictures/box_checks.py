@@ -117,6 +117,11 @@ class BadBoxes:
     if line := other_size(example, width, height):
       self.of_size[str(example.image)] = f'{example.image}: {line}'
 
+  def merge(self, other: 'BadBoxes') -> None:
+    """Adds what another one collected."""
+    self.of_record |= other.of_record
+    self.of_size |= other.of_size
+
   def lines(self) -> list[str]:
     """A line on each picture of a wrong size, then on each bad box in the order of the records."""
     return [*sorted(self.of_size.values()), *self.box_lines()]

@@ -20,6 +20,13 @@ class KeepDecoded:
     self._lock = threading.Lock()
     self._kept: dict[tuple, images.Decoded] = {}
 
+  def part(self, count: int) -> 'KeepDecoded':
+    """An empty cache with a share of the room, for each of `count` processes."""
+    return self if count == 1 else KeepDecoded(self._room // count)
+
+  def __reduce__(self):
+    return KeepDecoded, (self._room,)
+
   def __call__(self, source: str | np.ndarray, size: tuple[int, int]) -> images.Decoded:
     """As `images.decode`; pixels given as an array are not kept."""
     if isinstance(source, np.ndarray):

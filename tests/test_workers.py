@@ -1,0 +1,144 @@
+"""Batches made by processes are those made by threads, whatever happens to the processes."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+from test_pipeline import CHANGES, Boxes, Number, assert_equal, maker, numbered
+
+from xmodal.data import pipeline
+from xmodal.data.example import Example, Object
+from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.workers import Workers
+from xmodal.errors import UserError
+
+BATCH = 8
+
+
+@contextlib.contextmanager
+def started(make, count=2, said=None):
+  """The maker with processes."""
+  make = dataclasses.replace(make, name='train')
+  with contextlib.closing(Workers({'train': make}, {'train': BATCH}, count,
+                                  (said if said is not None else []).append)) as workers:
+    yield dataclasses.replace(make, workers=workers)
+
+
+def children(make):
+  """Process ids of the processes that make rows."""
+  parent = make.workers._process.pid
+  with open(f'/proc/{parent}/task/{parent}/children', encoding='utf-8') as f:
+    return [int(number) for number in f.read().split()]
+
+
+class Mortal:
+  """A source that kills the process which reads record 5, once for each file of a folder."""
+
+  def __init__(self, source, folder):
+    self._source, self._folder = source, folder
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    if index == 5 and (left := sorted(os.listdir(self._folder))):
+      os.remove(os.path.join(self._folder, left[0]))
+      os.kill(os.getpid(), signal.SIGKILL)
+    return self._source[index]
+
+
+class Broken(list):
+  """A source with a defect."""
+
+  def __getitem__(self, index):
+    if index == 3:
+      raise ZeroDivisionError('in the source')
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_any_number_of_processes_makes_the_batches_of_threads(count):
+  make = maker(Shapes('train', size=20, image_size=32), Boxes(), CHANGES, seed=5,
+               decode=KeepDecoded(2**20))
+  expected = list(pipeline.train_batches(make, BATCH, 2, 9))
+  with started(make, count) as many:
+    rows = np.array([1, 2, 6])
+    other = pipeline.train_batches(many, BATCH, 3, 4, rows)  # beside the first
+    for a, b in zip(expected, pipeline.train_batches(many, BATCH, 2, 9), strict=True):
+      assert_equal(a, b)
+    np.testing.assert_array_equal(next(other)['image'], expected[1]['image'][rows])
+    next(half := pipeline.train_batches(many, BATCH, 0, 10**9))
+    half.close()
+    for a, b in zip(pipeline.eval_batches(make, BATCH), pipeline.eval_batches(many, BATCH),
+                    strict=True):
+      assert_equal(a, b)
+
+
+def test_what_is_wrong_with_records_is_counted_by_the_trainer(tmp_path):
+  Image.new('RGB', (10, 10)).save(tmp_path / 'good.png')
+  source = [Example(str(tmp_path / 'good.png'), number=float(i)) for i in range(10)]
+  source[7] = Example(str(tmp_path / 'missing.png'))
+  source[2] = dataclasses.replace(source[2], objects=(Object('dot', (5, 5, 9, 2)),),
+                                  recorded_size=(20, 10))
+  plain, many = (maker(source, Number(), share=0.1) for _ in range(2))
+  expected = list(pipeline.eval_batches(plain, BATCH))
+  with started(many) as many:
+    for a, b in zip(expected, pipeline.eval_batches(many, BATCH), strict=True):
+      assert_equal(a, b)
+  assert many.bad.reasons == plain.bad.reasons and list(many.bad.reasons) == [7]
+  assert many.bad_boxes.lines() == plain.bad_boxes.lines() and len(many.bad_boxes.lines()) == 2
+  with started(maker(source, Number(), share=0.05)) as strict:
+    with pytest.raises(UserError, match='1 of 10 pictures cannot be read.*missing.png'):
+      list(pipeline.eval_batches(strict, BATCH))
+
+
+def test_a_defect_is_raised_as_itself():
+  with started(maker(Broken(numbered(8)), Number())) as make:
+    with pytest.raises(ZeroDivisionError, match='in the source'):
+      list(pipeline.eval_batches(make, BATCH))
+
+
+def test_a_killed_process_is_replaced_and_its_rows_made_again(tmp_path):
+  (tmp_path / 'once').touch()
+  said, source = [], numbered(20)
+  expected = list(pipeline.train_batches(maker(source, Number()), BATCH, 0, 6))
+  with started(maker(Mortal(source, str(tmp_path)), Number()), said=said) as make:
+    for a, b in zip(expected, pipeline.train_batches(make, BATCH, 0, 6), strict=True):
+      assert_equal(a, b)
+  assert said == ['a process that reads pictures died (killed, perhaps as memory ran out): '
+                  'started again']
+
+
+def test_processes_that_go_on_dying_end_the_run(tmp_path):
+  for i in range(9):
+    (tmp_path / str(i)).touch()
+  with started(maker(Mortal(numbered(20), str(tmp_path)), Number())) as make:
+    with pytest.raises(UserError, match='the 4th time: lower config.data.workers=2') as error:
+      list(pipeline.train_batches(make, BATCH, 0, 6))
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_they_ignore_signals_of_the_terminal_and_end_with_the_trainer():
+  with started(maker(numbered(8), Number())) as make:
+    batch, = pipeline.train_batches(make, BATCH, 0, 1)
+    found = children(make)
+    assert len(found) == 2
+    for process in found:
+      os.kill(process, signal.SIGINT)
+      os.kill(process, signal.SIGTERM)
+    again, = pipeline.train_batches(make, BATCH, 0, 1)
+    assert_equal(batch, again)
+  assert not any(os.path.exists(f'/proc/{process}') for process in found)
+
+
+def test_what_cannot_be_sent_is_one_line():
+  with pytest.raises(UserError, match='cannot be sent to another process.*set 0 for threads'):
+    with started(maker(numbered(8), Number(), senses={'touch': lambda example: {}})):
+      pass
