@@ -11,13 +11,14 @@ something is wrong, 2 if there is nothing to check.
 
 import argparse
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
 import os
 import statistics
 import sys
+from typing import Any
 
 from xmodal import errors
 from xmodal.data.example import Example, Source
@@ -68,7 +69,7 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
                     'see xmodal/data/sources/jsonl.py for what is in them')
   files = [_parse_file(path, LineParser(root)) for path in paths]
-  pictures = decode_all({example.image for file in files for example in file.examples.values()})
+  pictures = decode_all(example.image for file in files for example in file.examples.values())
   for file in files:
     _check_pictures(file, pictures)
   return files
@@ -81,30 +82,35 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
+  called = {}  # picture -> its name in messages
   for start in range(0, len(source), _CHUNK):  # millions may be generated on access
     examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
-    decoded = decode_all({example.image for example in examples} - sizes.keys())
+    for number, example in enumerate(examples, start):
+      called.setdefault(example.picture, example.file_name or f'example {number}')
+    decoded = decode_all(e.image for e in examples if e.picture not in sizes)
     sizes |= decoded
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))
     for example in examples:
-      met = example.image in seen
+      key, name = example.picture, called[example.picture]
+      met = key in seen
       objects = () if met else example.objects or ()
-      seen.setdefault(example.image, len(objects))
+      seen.setdefault(key, len(objects))
       names.update(thing.name for thing in objects)
       ignored += sum(thing.ignore for thing in objects)
-      if not isinstance(size := sizes[example.image], str):
+      if not isinstance(size := sizes[key], str):
         if not met and (line := other_size(example, *size)):
-          complaints.append(f'{example.image}: {line}')
+          complaints.append(f'{name}: {line}')
         shown = dataclasses.replace(example, objects=objects)
-        complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
+        complaints += [f'{name}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
-  lines += picture_notes(sizes)
+  lines += picture_notes({called[key]: size for key, size in sizes.items()})
   if names:
     most = max(seen, key=seen.get)
     rest = len(names) - _MOST_NAMES
     lines += [
-        f'  most boxes: {seen[most]} in {most}; none in {list(seen.values()).count(0):,} pictures',
+        f'  most boxes: {seen[most]} in {called[most]}; '
+        f'none in {list(seen.values()).count(0):,} pictures',
         '  ' + ', '.join(f'{name} {count:,}' for name, count in names.most_common(_MOST_NAMES))
         + (f' and {rest:,} names more' if rest > 0 else '')]
   return complaints, lines
@@ -120,11 +126,15 @@ class Size(tuple[int, int]):
   note: str = ''
 
 
-def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
-  """Decodes pictures as training does: path -> their size, or the error message."""
-  paths = list(paths)
+def decode_all(pictures: Iterable[Any]) -> dict[Hashable, Size | str]:
+  """Decodes pictures as training does: Example.picture -> their size, or the error message.
+
+  Args:
+    pictures: values of Example.image.
+  """
+  distinct = {Example(image).picture: image for image in pictures}
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
-    return dict(zip(paths, pool.map(_decode, paths)))
+    return dict(zip(distinct, pool.map(_decode, distinct.values())))
 
 
 def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
