@@ -5,11 +5,13 @@ For jsonl, prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 summary, which lists pictures that are read in an unusual way (pixels without a
 value, 12 bits stored in 16). For other sources, prints everything that was left out
 of a split or repaired in it, pictures whose size differs from the size stated with
-their boxes, and boxes outside their pictures. Exits with 0 if all is good, 1 if
-something is wrong, 2 if there is nothing to check.
+their boxes, and boxes outside their pictures; of a table whose rows cannot be used,
+those rows. Options of a source are given as in xmodal train, --config.data.KEY=VALUE.
+Exits with 0 if all is good, 1 if something is wrong, 2 if there is nothing to check.
 """
 
 import argparse
+import ast
 import collections
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 import concurrent.futures
@@ -24,6 +26,7 @@ from xmodal import errors
 from xmodal.data.example import Example, Source
 from xmodal.data.pictures import images
 from xmodal.data.pictures.box_checks import keep_inside, other_size
+from xmodal.data.sources.columns import BadRows
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
 from xmodal.data.sources.source import SOURCES
@@ -33,6 +36,7 @@ from xmodal.errors import UserError
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES, _MOST_NOTES = 100, 5
 _CHUNK = 4096
+_OPTION = '--config.data.'
 
 
 @dataclasses.dataclass
@@ -221,17 +225,38 @@ def main(arguments: list[str] | None = None) -> int:
                      help='as config.data.source; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there')
-  flags = flags.parse_args(arguments)
-  return errors.command(lambda: _report(flags), flags.folder)
+  flags, rest = flags.parse_known_args(arguments)
+  return errors.command(lambda: _report(flags, rest), flags.folder)
 
 
-def _report(flags):
+def _report(flags, rest):
   splits = (flags.split,) if flags.split else SPLITS
-  if flags.source == 'jsonl':
-    return _report_files(check_folder(flags.folder, splits), splits)
   source = SOURCES[flags.source]
   options = {key: option.default for key, option in source.options.items()}
+  options |= dict(_option(argument, flags.source) for argument in rest)
+  if flags.source == 'jsonl':
+    return _report_files(check_folder(flags.folder, splits), splits)
   return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
+
+
+def _option(argument, name):
+  """The key and value of --config.data.KEY=VALUE, an option of the source of this name."""
+  options = SOURCES[name].options
+  flag, _, text = argument.partition('=')
+  key = flag.removeprefix(_OPTION)
+  if not flag.startswith(_OPTION) or key not in options:
+    known = ', '.join(f'{_OPTION}{key}=...' for key in options) or 'none'
+    raise UserError(f'{argument}: not understood; options of the source {name!r}: {known}')
+  option, value = options[key], text
+  if option.type is not str:
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      pass
+    if not isinstance(value, option.type):
+      raise UserError(f'{argument}: wanted a {option.type.__name__}')
+  option.check(f'config.data.{key}', value)
+  return key, value
 
 
 def _report_files(files, splits):
@@ -256,6 +281,10 @@ def _report_splits(read, root, splits):
     except MissingSplit as error:
       absent.append(error)
       print(f'{split}: not there')
+      continue
+    except BadRows as error:
+      num_bad += len(error.lines)
+      print('\n'.join([*error.lines, f'{split}: {len(error.lines):,} bad rows']))
       continue
     complaints, lines = check_source(source)
     num_bad += len(complaints)
