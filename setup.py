@@ -50,10 +50,11 @@ setup(
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'notebook': ['notebook', 'matplotlib'],
+        'parquet': ['pyarrow'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
-                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap',
+                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'ruff==0.17.*'],  # the next may find more
     },
 )
