@@ -43,17 +43,18 @@ setup(
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
         'jaxtyping', 'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless',
         'simplejpeg', 'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece',
-        'safetensors', 'pycocotools', 'tensorboard', 'tqdm',
+        'safetensors', 'pycocotools', 'pyyaml', 'tensorboard', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'notebook': ['notebook', 'matplotlib'],
+        'parquet': ['pyarrow'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
-                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap',
+                 'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'ruff==0.17.*'],  # the next may find more
     },
 )

@@ -5,24 +5,28 @@ For jsonl, prints every bad line of train.jsonl, val.jsonl and test.jsonl as
 summary, which lists pictures that are read in an unusual way (pixels without a
 value, 12 bits stored in 16). For other sources, prints everything that was left out
 of a split or repaired in it, pictures whose size differs from the size stated with
-their boxes, and boxes outside their pictures. Exits with 0 if all is good, 1 if
-something is wrong, 2 if there is nothing to check.
+their boxes, and boxes outside their pictures; of a table whose rows cannot be used,
+those rows. Options of a source are given as in xmodal train, --config.data.KEY=VALUE.
+Exits with 0 if all is good, 1 if something is wrong, 2 if there is nothing to check.
 """
 
 import argparse
+import ast
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
 import os
 import statistics
 import sys
+from typing import Any
 
 from xmodal import errors
 from xmodal.data.example import Example, Source
 from xmodal.data.pictures import images
 from xmodal.data.pictures.box_checks import keep_inside, other_size
+from xmodal.data.sources.columns import BadRows
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
 from xmodal.data.sources.source import SOURCES
@@ -32,6 +36,7 @@ from xmodal.errors import UserError
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES, _MOST_NOTES = 100, 5
 _CHUNK = 4096
+_OPTION = '--config.data.'
 
 
 @dataclasses.dataclass
@@ -68,7 +73,7 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
                     'see xmodal/data/sources/jsonl.py for what is in them')
   files = [_parse_file(path, LineParser(root)) for path in paths]
-  pictures = decode_all({example.image for file in files for example in file.examples.values()})
+  pictures = decode_all(example.image for file in files for example in file.examples.values())
   for file in files:
     _check_pictures(file, pictures)
   return files
@@ -81,30 +86,35 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
+  called = {}  # picture -> its name in messages
   for start in range(0, len(source), _CHUNK):  # millions may be generated on access
     examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
-    decoded = decode_all({example.image for example in examples} - sizes.keys())
+    for number, example in enumerate(examples, start):
+      called.setdefault(example.picture, example.file_name or f'example {number}')
+    decoded = decode_all(e.image for e in examples if e.picture not in sizes)
     sizes |= decoded
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))
     for example in examples:
-      met = example.image in seen
+      key, name = example.picture, called[example.picture]
+      met = key in seen
       objects = () if met else example.objects or ()
-      seen.setdefault(example.image, len(objects))
+      seen.setdefault(key, len(objects))
       names.update(thing.name for thing in objects)
       ignored += sum(thing.ignore for thing in objects)
-      if not isinstance(size := sizes[example.image], str):
+      if not isinstance(size := sizes[key], str):
         if not met and (line := other_size(example, *size)):
-          complaints.append(f'{example.image}: {line}')
+          complaints.append(f'{name}: {line}')
         shown = dataclasses.replace(example, objects=objects)
-        complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
+        complaints += [f'{name}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
-  lines += picture_notes(sizes)
+  lines += picture_notes({called[key]: size for key, size in sizes.items()})
   if names:
     most = max(seen, key=seen.get)
     rest = len(names) - _MOST_NAMES
     lines += [
-        f'  most boxes: {seen[most]} in {most}; none in {list(seen.values()).count(0):,} pictures',
+        f'  most boxes: {seen[most]} in {called[most]}; '
+        f'none in {list(seen.values()).count(0):,} pictures',
         '  ' + ', '.join(f'{name} {count:,}' for name, count in names.most_common(_MOST_NAMES))
         + (f' and {rest:,} names more' if rest > 0 else '')]
   return complaints, lines
@@ -120,11 +130,15 @@ class Size(tuple[int, int]):
   note: str = ''
 
 
-def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
-  """Decodes pictures as training does: path -> their size, or the error message."""
-  paths = list(paths)
+def decode_all(pictures: Iterable[Any]) -> dict[Hashable, Size | str]:
+  """Decodes pictures as training does: Example.picture -> their size, or the error message.
+
+  Args:
+    pictures: values of Example.image.
+  """
+  distinct = {Example(image).picture: image for image in pictures}
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
-    return dict(zip(paths, pool.map(_decode, paths)))
+    return dict(zip(distinct, pool.map(_decode, distinct.values())))
 
 
 def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
@@ -211,17 +225,38 @@ def main(arguments: list[str] | None = None) -> int:
                      help='as config.data.source; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there')
-  flags = flags.parse_args(arguments)
-  return errors.command(lambda: _report(flags), flags.folder)
+  flags, rest = flags.parse_known_args(arguments)
+  return errors.command(lambda: _report(flags, rest), flags.folder)
 
 
-def _report(flags):
+def _report(flags, rest):
   splits = (flags.split,) if flags.split else SPLITS
-  if flags.source == 'jsonl':
-    return _report_files(check_folder(flags.folder, splits), splits)
   source = SOURCES[flags.source]
   options = {key: option.default for key, option in source.options.items()}
+  options |= dict(_option(argument, flags.source) for argument in rest)
+  if flags.source == 'jsonl':
+    return _report_files(check_folder(flags.folder, splits), splits)
   return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
+
+
+def _option(argument, name):
+  """The key and value of --config.data.KEY=VALUE, an option of the source of this name."""
+  options = SOURCES[name].options
+  flag, _, text = argument.partition('=')
+  key = flag.removeprefix(_OPTION)
+  if not flag.startswith(_OPTION) or key not in options:
+    known = ', '.join(f'{_OPTION}{key}=...' for key in options) or 'none'
+    raise UserError(f'{argument}: not understood; options of the source {name!r}: {known}')
+  option, value = options[key], text
+  if option.type is not str:
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      pass
+    if not isinstance(value, option.type):
+      raise UserError(f'{argument}: wanted a {option.type.__name__}')
+  option.check(f'config.data.{key}', value)
+  return key, value
 
 
 def _report_files(files, splits):
@@ -246,6 +281,10 @@ def _report_splits(read, root, splits):
     except MissingSplit as error:
       absent.append(error)
       print(f'{split}: not there')
+      continue
+    except BadRows as error:
+      num_bad += len(error.lines)
+      print('\n'.join([*error.lines, f'{split}: {len(error.lines):,} bad rows']))
       continue
     complaints, lines = check_source(source)
     num_bad += len(complaints)

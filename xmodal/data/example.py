@@ -1,7 +1,9 @@
 """The schema that every data set is read into."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 import dataclasses
+import hashlib
+import os
 from typing import Any, Protocol
 import zlib
 
@@ -31,13 +33,31 @@ class Object:
 
 
 @dataclasses.dataclass(frozen=True)
+class Packed:
+  """A picture file inside a larger file, whose bytes are read when it is decoded.
+
+  A source with millions of pictures can then list its examples without holding pictures in memory.
+
+  Attributes:
+    name: where it is, such as '/data/train-0001.tar: 17.jpg'; Packed of one name are equal.
+    read: returns the bytes of the picture file; called from several threads.
+  """
+
+  name: str
+  read: Callable[[], bytes] = dataclasses.field(compare=False, repr=False)
+
+  def __str__(self) -> str:
+    return self.name
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
   """One picture with its annotations.
 
   A source fills the fields it has; a task names the fields it needs.
 
   Attributes:
-    image: path of a picture file, or uint8 pixels [H, W, 3].
+    image: path of a picture file, its bytes, a Packed one, or uint8 pixels [H, W, 3].
     image_id: the data set's own number or name of the picture.
     question: the question, or ''.
     answers: people's answers: one entry per person, repeats kept.
@@ -55,7 +75,7 @@ class Example:
       which the boxes were drawn; the actual picture may differ.
   """
 
-  image: str | np.ndarray
+  image: str | bytes | Packed | np.ndarray
   question: str = ''
   answers: tuple[str, ...] = ()
   question_id: int | str | None = None
@@ -81,9 +101,25 @@ class Example:
       identity = repr(self.image_id).encode()
     elif isinstance(self.image, np.ndarray):
       identity = self.image.tobytes()
+    elif isinstance(self.image, bytes):
+      identity = self.image
     else:
-      identity = self.image.encode()
+      identity = str(self.image).encode()
     return np.uint32(zlib.crc32(identity)).astype(np.int32)
+
+  @property
+  def picture(self) -> Hashable:
+    """What tells the picture from others: its path or place, or a digest of its bytes or pixels."""
+    if isinstance(self.image, np.ndarray):
+      return self.image.shape, hashlib.blake2b(self.image.tobytes(), digest_size=16).digest()
+    if isinstance(self.image, bytes):
+      return hashlib.blake2b(self.image, digest_size=16).digest()
+    return self.image
+
+  @property
+  def file_name(self) -> str:
+    """Name of the picture for messages: its path or place; '' for bytes and pixels."""
+    return str(self.image) if isinstance(self.image, str | os.PathLike | Packed) else ''
 
 
 class Source(Protocol):

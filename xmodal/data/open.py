@@ -89,4 +89,7 @@ def _open(config, split, train):
 
 def check_flags(config, split: str) -> str:
   """The arguments of `xmodal check` for one split of a config's data."""
-  return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'
+  data = config.data
+  own = [shlex.quote(f'--config.data.{key}={data[key]}')
+         for key, option in SOURCES[data.source].options.items() if data[key] != option.default]
+  return ' '.join([f'{shlex.quote(data.root)} --source {data.source} --split {split}', *own])

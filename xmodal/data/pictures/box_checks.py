@@ -77,7 +77,7 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
     flags: of xmodal.data.check, to read the same split.
   """
   wrong, num_checked = [], 0
-  if not isinstance(source[0].image, str):  # generated on access
+  if isinstance(source[0].image, np.ndarray):  # generated on access
     return wrong
   for record in np.unique(np.linspace(0, len(source) - 1, _NUM_CHECKED).astype(int)).tolist():
     example = source[record]
@@ -89,7 +89,7 @@ def size_notes(source: Source, name: str, flags: str) -> list[str]:
       continue  # reported during training
     num_checked += 1
     if line := other_size(example, width, height):
-      wrong.append(f'{example.image}: {line}')
+      wrong.append(f'{example.file_name or record}: {line}')
   return wrong and [
       f'{name}: {len(wrong)} of {num_checked} pictures checked differ in size from the files of '
       'their boxes:', f'  {wrong[0]}', f'  all of them: xmodal check {flags}']
@@ -109,13 +109,14 @@ class BadBoxes:
 
   def add(self, record: int, example: Example, complaints: list[str]) -> None:
     """Records the complaints of keep_inside about a record's example."""
-    picture = example.image if isinstance(example.image, str) else 'pixels'
+    picture = example.file_name or 'pixels'
     self.of_record[record] = [f'record {record}, {picture}: {line}' for line in complaints]
 
   def add_size(self, example: Example, width: int, height: int) -> None:
     """Records the complaint of other_size about an example, if any."""
     if line := other_size(example, width, height):
-      self.of_size[str(example.image)] = f'{example.image}: {line}'
+      name = example.file_name or f'picture {example.seed()}'
+      self.of_size[name] = f'{name}: {line}'
 
   def merge(self, other: 'BadBoxes') -> None:
     """Adds what another one collected."""

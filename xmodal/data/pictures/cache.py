@@ -1,9 +1,11 @@
 """Keeps decoded pictures in memory, so that a small data set is decoded once."""
 
+from collections.abc import Hashable
 import threading
 
 import numpy as np
 
+from xmodal.data.example import Example, Packed
 from xmodal.data.pictures import images
 
 
@@ -18,7 +20,7 @@ class KeepDecoded:
     """Keeps up to max_bytes of pixels."""
     self._room = max_bytes
     self._lock = threading.Lock()
-    self._kept: dict[tuple, images.Decoded] = {}
+    self._kept: dict[Hashable, images.Decoded] = {}
 
   def part(self, count: int) -> 'KeepDecoded':
     """An empty cache with a share of the room, for each of `count` processes."""
@@ -27,11 +29,12 @@ class KeepDecoded:
   def __reduce__(self):
     return KeepDecoded, (self._room,)
 
-  def __call__(self, source: str | np.ndarray, size: tuple[int, int]) -> images.Decoded:
+  def __call__(self, source: str | bytes | Packed | np.ndarray,
+               size: tuple[int, int]) -> images.Decoded:
     """As `images.decode`; pixels given as an array are not kept."""
     if isinstance(source, np.ndarray):
       return images.decode(source, size)
-    key = (source, tuple(size))
+    key = Example(source).picture, tuple(size)
     picture = self._kept.get(key)
     if picture is None:
       picture = images.decode(source, size)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
+from xmodal.data.example import Packed
 from xmodal.data.pictures import deep_grey
 from xmodal.data.pictures.resize import resize_antialiased
 from xmodal.errors import UserError
@@ -43,7 +44,7 @@ _UPRIGHT = {
 
 
 def load_image(
-    source: str | os.PathLike | bytes | np.ndarray,
+    source: str | os.PathLike | bytes | Packed | np.ndarray,
     size: tuple[int, int],
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -55,7 +56,7 @@ def load_image(
   run in parallel.
 
   Args:
-    source: path of a picture file, its bytes, or uint8 pixels [H, W, 3].
+    source: path of a picture file, its bytes, a Packed one, or uint8 pixels [H, W, 3].
     size: target (height, width) in pixels.
     out: uint8 [height, width, 3] to write to, such as one row of a batch.
 
@@ -72,7 +73,7 @@ def load_image(
   return fit(decode(source, size), size, out)
 
 
-def load_within(source: str | os.PathLike | bytes | np.ndarray,
+def load_within(source: str | os.PathLike | bytes | Packed | np.ndarray,
                 longest: int) -> tuple[np.ndarray, tuple[int, int]]:
   """As `load_image`, but keeps the aspect ratio: the longer side has at most `longest` pixels."""
   picture = decode(source, (longest, longest))
@@ -105,7 +106,7 @@ class Decoded(NamedTuple):
     return self.stored_size[::-1] if _UPRIGHT[self.orientation][2] else self.stored_size
 
 
-def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int],
+def decode(source: str | os.PathLike | bytes | Packed | np.ndarray, size: tuple[int, int],
            behind: str = 'white') -> Decoded:
   """The first half of `load_image`: decodes a picture at no less than the target (height, width).
 
@@ -193,10 +194,21 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
   return pixels
 
 
-def _read(source: str | os.PathLike | bytes) -> tuple[bytes, str]:
+def stored_size(path: str) -> tuple[int, int] | None:
+  """(width, height) of a picture file turned upright, from its header alone; None if unreadable."""
+  try:
+    with Image.open(path) as image:
+      return image.size[::-1] if _UPRIGHT[_orientation(image)][2] else image.size
+  except Exception:  # decoders raise exceptions of many types; decoding reports the cause
+    return None
+
+
+def _read(source: str | os.PathLike | bytes | Packed) -> tuple[bytes, str]:
   """(the bytes, their name in errors)."""
   if isinstance(source, bytes):
     return source, 'image'
+  if isinstance(source, Packed):
+    return source.read(), source.name
   name = os.fspath(source)
   try:
     with open(name, 'rb') as file:

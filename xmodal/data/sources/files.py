@@ -9,9 +9,56 @@ from xmodal import paths
 from xmodal.data.fields import Check, check_fields, shown
 from xmodal.errors import UserError
 
+# Split -> its names in published data sets, as `datasets` knows them.
+_SPLIT_NAMES = {'train': ('train', 'training'), 'val': ('val', 'validation', 'valid', 'dev'),
+                'test': ('test', 'testing')}
+
 
 class MissingSplit(UserError):
   """The data set has no such split."""
+
+
+def split_names(split: str) -> tuple[str, ...]:
+  """The names that a split may have in files: its own, then the usual ones ('validation')."""
+  return tuple(dict.fromkeys((split, *_SPLIT_NAMES.get(split, ()))))
+
+
+def shards(root: str, split: str, ending: str) -> list[str]:
+  """The files of a split, which may be divided into several, sorted.
+
+  Looks in the folder and in its data/, for SPLIT.ending, SPLIT-*.ending and SPLIT/*.ending.
+
+  Args:
+    root: the folder.
+    split: such as 'val'; its files may be named 'validation'.
+    ending: such as '.parquet'.
+
+  Raises:
+    MissingSplit: there are none.
+  """
+  for name in split_names(split):
+    for folder in (root, os.path.join(root, 'data')):
+      for place, begins in ((folder, (f'{name}-', f'{name}{ending}')),
+                            (os.path.join(folder, name), '')):
+        found = [file for file in _listed(place) if file.endswith(ending)
+                 and file.startswith(begins)]
+        if found:
+          return [os.path.join(place, file) for file in found]
+  there = [file for file in _listed(root) + _listed(os.path.join(root, 'data'))
+           if file.endswith(ending)]
+  raise MissingSplit(f'{root} has no files of {split!r}, wanted {split}{ending}, {split}-*{ending} '
+                     f'or {split}/*{ending}, also in data/; {ending} files there: '
+                     f'{", ".join(there[:5]) or "none"}{", ..." if there[5:] else ""}')
+
+
+def _listed(folder):
+  """The names in a folder, sorted; [] if it does not exist."""
+  try:
+    return sorted(os.listdir(folder))
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  except OSError as error:
+    raise unreadable(folder, error) from None
 
 
 def existing_folder(root: str, wanted: str) -> str:

@@ -23,7 +23,7 @@ import os
 import sys
 
 from xmodal.data import fields
-from xmodal.data.example import Example, Object
+from xmodal.data.example import Example, Object, Packed
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
 from xmodal.data.fields import Complaint, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
@@ -84,7 +84,7 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 class LineParser:
-  """Parses the lines of one file.
+  """Turns lines of JSON, or records with the same fields, into Examples.
 
   Attributes:
     ignored: unknown keys, in the order of their first occurrence.
@@ -99,8 +99,13 @@ class LineParser:
         'answers': _answers, 'question_id': fields.identifier, 'question_type': fields.trimmed,
         'caption': _captions, 'objects': self._objects, 'expression': self._expression,
         'number': fields.number, 'reason': fields.trimmed, 'made': fields.flag}.items()}
-    self._question_lines: dict[int | str, int] = {}  # question_id -> line
-    self._image_lines: dict[int | str, tuple[str, int]] = {}  # image_id -> path, line
+    self._question_lines: dict[int | str, str] = {}  # question_id -> place
+    self._image_lines: dict[int | str, tuple[str | Packed, str]] = {}  # image_id -> picture, place
+
+  @property
+  def known(self) -> tuple[str, ...]:
+    """The names of the fields."""
+    return tuple(self._checks)
 
   def parse(self, line: bytes, number: int) -> tuple[Example | None, list[str]]:
     """Parses one line.
@@ -109,11 +114,20 @@ class LineParser:
       The Example, or None if the line cannot be used, and complaints, 'what, wanted
       what'. Complaints returned with an Example are Faults: things left out of it.
     """
-    self._left_out = []
     try:
       record = json_object(line)
     except Complaint as complaint:
       return None, [str(complaint)]
+    return self.parse_record(record, f'line {number}')
+
+  def parse_record(self, record: dict, place: str) -> tuple[Example | None, list[str]]:
+    """As parse, for the object in a line.
+
+    Args:
+      record: field -> value; image may be a Packed picture, too.
+      place: where it is, for complaints about a later record: 'line 7'.
+    """
+    self._left_out = []
     self.ignored.update((key, None) for key in record
                         if key not in self._checks and key != 'made_by')
     values, complaints = fields.check_fields(record, self._checks)
@@ -123,25 +137,26 @@ class LineParser:
     no_question = record.get('question') is None or values.get('question') == ''
     if record.get('answers') not in (None, []) and no_question:
       complaints.append(_EMPTY_QUESTION)
-    complaints += self._met_before(values, number)
+    complaints += self._met_before(values, place)
     if complaints:
       return None, complaints + self._left_out
     values['captions'] = values.pop('caption', ())
     return Example(**values), self._left_out
 
-  def _met_before(self, values, number):
-    """Complaints about ids used by an earlier line; tolerable ones go to _left_out instead."""
+  def _met_before(self, values, place):
+    """Complaints about ids used by an earlier record; tolerable ones go to _left_out instead."""
     question_id, image_id, image = map(values.get, ('question_id', 'image_id', 'image'))
     if question_id is not None and (
-        first := self._question_lines.setdefault(question_id, number)) != number:
+        first := self._question_lines.setdefault(question_id, place)) != place:
       self._left_out.append(Fault(
-          f'question_id {shown(question_id)} is also that of line {first}, wanted a unique one',
-          'question_id is that of an earlier line'))
-    if image_id is None or image is None:
+          f'question_id {shown(question_id)} is also that of {first}, wanted a unique one',
+          'question_id is that of an earlier one'))
+    # Packed: each row that is about a picture holds a copy of it.
+    if image_id is None or image is None or isinstance(image, Packed):
       return []
-    other, first = self._image_lines.setdefault(image_id, (image, number))
+    other, first = self._image_lines.setdefault(image_id, (image, place))
     return [] if other == image else [
-        f'image_id {shown(image_id)} is that of another picture in line {first}, wanted a unique '
+        f'image_id {shown(image_id)} is that of another picture in {first}, wanted a unique '
         'one: scores identify pictures by it']
 
   def ignored_note(self) -> str:
@@ -155,6 +170,8 @@ class LineParser:
     return f'ignored keys {", ".join(keys)} (known: {", ".join(self._checks)})'
 
   def _image(self, value):
+    if isinstance(value, Packed):
+      return value
     if value == '' or not isinstance(value, str):
       raise Complaint(f'is {shown(value)}, wanted the path of a picture')
     try:

@@ -95,13 +95,23 @@ def find_pictures(folder: str, flag: str) -> list[str]:
   """
   if not os.path.isdir(folder):
     raise UserError(f'{flag} {folder}: no such folder')
-  known = Image.registered_extensions()
-  paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names
-                 if os.path.splitext(name)[1].lower() in known)
+  paths = picture_files(folder)
   if not paths:
     raise UserError(f'{flag} {folder}: no pictures in that folder; wanted some in a format that '
                     'Pillow opens, such as .jpg or .png')
   return paths
+
+
+def picture_files(folder: str) -> list[str]:
+  """As find_pictures; [] if there is no such folder or nothing in it."""
+  return sorted(os.path.join(place, name)
+                for place, _, names in os.walk(folder, followlinks=True) for name in names
+                if is_picture(name))
+
+
+def is_picture(name: str) -> bool:
+  """Whether a file is named as a picture that Pillow may open."""
+  return os.path.splitext(name)[1].lower() in Image.registered_extensions()
 
 
 def check_present(missing: list[str], total: int, folder: str, pictures: Pictures) -> None:

@@ -4,8 +4,8 @@ A source is a function (root, split, **options) -> Source: root is config.data.r
 the values in config.data of the options it declares. It raises UserError if the files cannot be
 used.
 
-    @SOURCES.register('csv', options={'delimiter': Option(',', 'Between the fields.')})
-    def read_csv(root, split, delimiter): ...
+    @SOURCES.register('pairs', options={'separator': Option('|', 'Between the fields.')})
+    def read_pairs(root, split, separator): ...
 
 Facts:
   boxes: true if files hold boxes; a training split without any usable box is then an error.
