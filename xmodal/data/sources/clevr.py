@@ -12,13 +12,12 @@ from xmodal.data.sources.files import (
   split_file,
   take_records,
 )
-from xmodal.data.sources.jsonl import check_questions
 from xmodal.data.sources.pictures import find_all
 from xmodal.data.sources.source import SOURCES
 
 _QUESTION = {
-    'question_index': fields.identifier, 'image_filename': fields.path, 'question': fields.text,
-    'answer': fields.optional(fields.answer),
+    'question_index': fields.identifier, 'image_filename': fields.path,
+    'question': fields.filled_text, 'answer': fields.optional(fields.answer),
     'program': fields.optional(fields.list_of(fields.member('function', fields.text)), ())}
 
 
@@ -38,21 +37,19 @@ def read_clevr(root: str, split: str) -> list[Example]:
     program: 'count', 'exist', 'query_color', 'equal_integer', ...; '' in test.
 
   Raises:
-    UserError: a file or picture is missing or invalid, a question with an answer is empty, or
-      two share a question_index.
+    UserError: a file or picture is missing or invalid, a question is empty, or two share a
+      question_index.
   """
   root = existing_folder(root, 'questions/CLEVR_train_questions.json and pictures in images/train')
   path = split_file(root, os.path.join('questions', f'CLEVR_{split}_questions.json'))
   records = take_records(path, read_json(path, _shortened), _QUESTION, 'questions')
   check_unique(path, 'question_index', (question_id for question_id, *_ in records))
   paths = find_all(os.path.join(root, 'images', split), (name for _, name, *_ in records))
-  examples = [
+  return [
       Example(image=paths[name], question=question, question_id=question_id,
               answers=() if answer is None else (answer,),
               question_type=program[-1] if program else '')
       for question_id, name, question, answer, program in records]
-  check_questions(examples, path)
-  return examples
 
 
 def _shortened(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
