@@ -78,6 +78,9 @@ def _read_graphs(root, split, image_ids, faults):
   content = read_json(path, _without_relations)
   if not isinstance(content, dict) or not content:
     raise UserError(f'{path}: wanted scene graphs by image, found {fields.shown(content)}')
+  if not image_ids & content.keys():
+    raise UserError(f'{path}: has no scene graph of a picture that the questions are about; take '
+                    'both files from one release')
   graphs = {}
   for image_id, graph in content.items():
     if image_id not in image_ids:

@@ -44,8 +44,8 @@ def read_refcoco(root: str, split: str, split_by: str = '') -> Examples:
     UserError: a file or picture is missing or invalid.
   """
   root = existing_folder(root, 'refs(unc).p or refs(umd).p, and instances.json')
-  path = split_file(root, *(f'refs({by}).p' for by in (
-      [split_by] if split_by else _AUTHORS)))
+  authors = [split_by] if split_by else _AUTHORS
+  path = split_file(root, *(f'refs({by}).p' for by in authors))
   references = take_records(path, read_plain_pickle(path), _REFERENCE)
   chosen = [reference for reference in references if reference[2] == split or (
       split == 'test' and reference[2].startswith('test'))]
@@ -71,7 +71,8 @@ def read_refcoco(root: str, split: str, split_by: str = '') -> Examples:
             image=paths[file_name], image_id=image_id, objects=tuple(things.values()),
             expression=Object(name, things[number].box), recorded_size=known_size(size)))
   if not examples:
-    raise UserError(f'{faults[0]}; no expression of {split!r} can be used')
+    why = f'; the first fault: {faults[0]}' if faults else ''
+    raise UserError(f'{path}: no expression of {split!r} can be used{why}')
   return Examples(examples, faults)
 
 
