@@ -103,5 +103,5 @@ def test_a_file_that_is_none_or_runs_code_stops_in_one_line(
 
 def test_missing_pictures_are_counted(tmp_path):
   root = _refcoco(tmp_path, [_reference()], pictures='elsewhere')
-  with pytest.raises(UserError, match=f'1 of 1 pictures are not in .*refcoco/images.*{_NAME}'):
+  with pytest.raises(UserError, match=f'1 of 1 pictures are not in .*refcoco .*{_NAME}'):
     read_refcoco(root, 'val')

@@ -14,7 +14,7 @@ from xmodal.errors import UserError
 from xmodal.options import Option
 
 _AUTHORS = ('umd', 'unc', 'google')
-_IMAGES = 'images/mscoco/images/train2014'
+_FOLDERS, _ABOVE = ('train2014', 'images'), ('train2014', 'images/mscoco/images/train2014')
 _REFERENCE = {'ann_id': fields.identifier, 'image_id': fields.identifier, 'split': fields.text,
               'sentences': fields.list_of(fields.member('sent', lambda value: value))}
 
@@ -57,7 +57,10 @@ def read_refcoco(root: str, split: str, split_by: str = '') -> Examples:
   if objects is None:
     raise UserError(f'{instances}: has no annotations, wanted the boxes of objects')
   examples = []
-  paths = _find(root, [pictures[image_id][0] for _, image_id, *_ in chosen if image_id in pictures])
+  above = os.path.dirname(root)
+  paths = find_all(
+      root, (pictures[image_id][0] for _, image_id, *_ in chosen if image_id in pictures),
+      (*_FOLDERS, *(os.path.join(above, folder) for folder in _ABOVE)))
   for number, image_id, _, sentences in chosen:
     where = f'{path}: object {fields.shown(number)}'
     things = objects.get(image_id, {})
@@ -74,8 +77,3 @@ def read_refcoco(root: str, split: str, split_by: str = '') -> Examples:
     why = f'; the first fault: {faults[0]}' if faults else ''
     raise UserError(f'{path}: no expression of {split!r} can be used{why}')
   return Examples(examples, faults)
-
-
-def _find(root, names):
-  above, here = os.path.split(root)
-  return find_all(above, names, (_IMAGES, 'train2014', f'{here}/train2014', f'{here}/images'))
