@@ -8,7 +8,7 @@ from xmodal.errors import UserError
 
 
 def read_plain_pickle(path: str) -> Any:
-  """Reads a pickle of lists, tuples, dictionaries, sets, text and numbers.
+  """Reads a pickle of lists, tuples, dictionaries, text and numbers.
 
   A pickle is a program that may import and call anything; one that names a class or a function is
   refused. Text of Python 2 is taken as UTF-8.
@@ -30,6 +30,7 @@ def read_plain_pickle(path: str) -> Any:
 
 
 class _Plain(pickle.Unpickler):
+  """An unpickler that finds no class and no function, so that it can call none."""
 
   def find_class(self, module, name):
     raise pickle.UnpicklingError(f'it names {module}.{name}, which is not read')
