@@ -2,15 +2,23 @@
 
 import copy
 import json
+import pickle
 import sys
 
 from PIL import Image
 import pytest
 
 from xmodal.data import check, fields
+from xmodal.data.sources.aokvqa import read_aokvqa
+from xmodal.data.sources.clevr import read_clevr
 from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.gqa import read_gqa
 from xmodal.data.sources.jsonl import read_jsonl
+from xmodal.data.sources.karpathy import read_coco_karpathy
+from xmodal.data.sources.okvqa import read_okvqa
+from xmodal.data.sources.refcoco import read_refcoco
 from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.sources.vizwiz import read_vizwiz
 from xmodal.data.sources.vqa_rad import read_vqa_rad
 from xmodal.data.sources.vqa_v2 import read_vqa_v2
 from xmodal.errors import UserError
@@ -62,11 +70,42 @@ _GENOME = {
         {'object_id': 1, 'names': ['cat'], 'x': 1, 'y': 2, 'w': 3, 'h': 4}]}],
     'region_descriptions.json': [{'id': 7, 'regions': [
         {'region_id': 1, 'phrase': 'the cat', 'x': 1, 'y': 2, 'width': 3, 'height': 4}]}]}
+_CLEVR = {'questions/CLEVR_train_questions.json': {'questions': [
+    {'question_index': 1, 'image_filename': '7.jpg', 'question': 'Who?', 'answer': 'a',
+     'program': [{'function': 'scene'}, {'function': 'exist'}]}]}}
+_GQA = {
+    'train_balanced_questions.json': {'1': {
+        'imageId': '7', 'question': 'Who?', 'answer': 'a',
+        'types': {'structural': 'query', 'semantic': 'obj'}}},
+    'train_sceneGraphs.json': {'7': {'width': 60, 'height': 40, 'objects': {
+        '1': {'name': 'cat', 'x': 1, 'y': 2, 'w': 3, 'h': 4}}}}}
+_OKVQA = {name.removeprefix('v2_'): content for name, content in _VQA.items()}
+_OKVQA['mscoco_train2014_annotations.json'] = {'annotations': [
+    {'question_id': 1, 'image_id': 7, 'question_type': 'one', 'answers': [{'answer': 'a'}]}]}
+_AOKVQA = {'aokvqa_v1p0_train.json': [
+    {'question_id': 'a', 'image_id': 7, 'question': 'Who?', 'direct_answers': ['a'],
+     'difficult_direct_answer': False, 'rationales': ['r'], 'choices': ['a', 'b'],
+     'correct_choice_idx': 1}]}
+_VIZWIZ = {'Annotations/train.json': [
+    {'image': '7.jpg', 'question': 'Who?', 'answer_type': 'other',
+     'answers': [{'answer': 'a'}, {'answer': 'b'}]}]}
+_KARPATHY = {'dataset_coco.json': {'images': [
+    {'split': 'train', 'filename': '7.jpg', 'filepath': 'images', 'cocoid': 7,
+     'sentences': [{'raw': 'A cat.'}, {'raw': 'Cats.'}]}]}}
+_REFCOCO = {
+    'refs(unc).p': [{'ann_id': 1, 'image_id': 7, 'split': 'train', 'sentences': [
+        {'sent': 'the cat'}]}],
+    'instances.json': _COCO['annotations/instances_train.json']}
 _SETS = {
+    'clevr': (_CLEVR, read_clevr, 'train'), 'gqa': (_GQA, read_gqa, 'train'),
+    'okvqa': (_OKVQA, read_okvqa, 'train'), 'aokvqa': (_AOKVQA, read_aokvqa, 'train'),
+    'vizwiz': (_VIZWIZ, read_vizwiz, 'train'), 'refcoco': (_REFCOCO, read_refcoco, 'train'),
+    'karpathy': (_KARPATHY, read_coco_karpathy, 'train'),
     'jsonl': (_JSONL, read_jsonl, 'train'), 'coco': (_COCO, read_coco, 'train'),
     'vqa_v2': (_VQA, read_vqa_v2, 'train'), 'vqa_rad': (_RAD, read_vqa_rad, 'train+val'),
     'visual_genome': (_GENOME, read_visual_genome, 'train+val+test')}
-_FOLDERS = ('', 'images', 'VG_100K', 'train2014', 'VQA_RAD Image Folder')
+_FOLDERS = ('', 'images', 'images/train', 'train', 'train2017', 'VG_100K', 'train2014',
+            'VQA_RAD Image Folder')
 
 
 def _places(value, path=()):
@@ -89,14 +128,24 @@ def _with(content, path, value):
 def _write(root, contents):
   for name, content in contents.items():
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(json.dumps(content))
+    (root / name).write_bytes(_pickled(content) if name.endswith('.p') else
+                              json.dumps(content).encode())
+
+
+def _pickled(content):
+  limit = sys.getrecursionlimit()
+  try:
+    sys.setrecursionlimit(10 * limit)  # writing a nested value takes several calls a level
+    return pickle.dumps(content)
+  finally:
+    sys.setrecursionlimit(limit)
 
 
 @pytest.fixture
 def folder(tmp_path):
   for name in _FOLDERS:
-    (tmp_path / name).mkdir(exist_ok=True)
-    for file in ('7.jpg', 'COCO_train2014_000000000007.jpg'):
+    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    for file in ('7.jpg', '000000000007.jpg', 'COCO_train2014_000000000007.jpg'):
       Image.new('RGB', (60, 40)).save(tmp_path / name / file)
   return tmp_path
 

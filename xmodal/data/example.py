@@ -57,7 +57,8 @@ class Example:
   A source fills the fields it has; a task names the fields it needs.
 
   Attributes:
-    image: path of a picture file, its bytes, a Packed one, or uint8 pixels [H, W, 3].
+    image: path of a picture file, its bytes, a Packed one, the paths of two
+      (xmodal.data.pictures.images.SideBySide), or uint8 pixels [H, W, 3].
     image_id: the data set's own number or name of the picture.
     question: the question, or ''.
     answers: people's answers: one entry per person, repeats kept.

@@ -1,5 +1,6 @@
 """Turns any picture into pixels, in the same way for training, evaluation and predict."""
 
+from collections.abc import Sequence
 import io
 import math
 import os
@@ -41,6 +42,23 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (False, True, True),
 }
+
+
+class SideBySide(str):
+  """The paths of two pictures that are decoded as one: the second is to the right of the first.
+
+  Both are scaled to the smaller of their heights. The text names both files.
+  """
+
+  paths: tuple[str, str]
+
+  def __new__(cls, left: str, right: str):
+    self = super().__new__(cls, f'{left} + {right}')
+    self.paths = left, right
+    return self
+
+  def __getnewargs__(self):  # for pickle
+    return self.paths
 
 
 def load_image(
@@ -114,6 +132,8 @@ def decode(source: str | os.PathLike | bytes | Packed | np.ndarray, size: tuple[
   """
   if isinstance(source, np.ndarray):
     return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
+  if isinstance(source, SideBySide):
+    return _joined([decode(path, size, behind) for path in source.paths])
   data, name = _read(source)
   return _decode_plain_jpeg(data, size, name) or _decode(data, name, behind)
 
@@ -183,6 +203,15 @@ def size_within(size: tuple[float, float], room: tuple[int, int]) -> tuple[int, 
   """The largest (height, width) in whole pixels with the aspect ratio of `size` within `room`."""
   scale = min(most / side for side, most in zip(size, room))
   return tuple(min(max(round(side * scale), 1), most) for side, most in zip(size, room))
+
+
+def _joined(pictures: Sequence[Decoded]) -> Decoded:
+  """Several pictures as one, from left to right, scaled to the smallest of their heights."""
+  height = math.ceil(min(p.extent[_UPRIGHT[p.orientation][2]] for p in pictures))
+  widths = (max(1, round(p.size[1] / p.size[0] * height)) for p in pictures)
+  pixels = np.hstack([fit(p, (height, width))[0] for p, width in zip(pictures, widths)])
+  return Decoded(pixels, pixels.shape[:2], pixels.shape[:2], 1,
+                 '; '.join(filter(None, (p.note for p in pictures))))
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """COCO's instances (Lin et al., ECCV 2014), and other data exported in its format."""
 
 import collections
+from collections.abc import Hashable, Mapping
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
@@ -53,11 +54,8 @@ def read_coco(root: str, split: str) -> Examples:
   """
   root = existing_folder(root, 'annotations/instances_train2017.json and pictures')
   name, path = _find(root, split)
-  content = read_json(path, _without_outlines)
   faults = []
-  pictures = _read_pictures(path, content, faults)
-  names = _read_categories(path, content, faults)
-  found = _read_objects(path, content, pictures, names, faults)
+  pictures, names, found = read_instances(path, faults)
   captions = _read_captions(root, name, pictures, faults)
   files, missing, examples = Pictures(root), [], []
   folders = list(dict.fromkeys(folder.format(called) for folder in _FOLDERS
@@ -68,13 +66,35 @@ def read_coco(root: str, split: str) -> Examples:
     if image is None:
       missing.append(file_name)
       continue
-    objects = None if found is None else tuple(found.get(image_id, ()))
+    objects = None if found is None else tuple(found.get(image_id, {}).values())
     examples.append(Example(image=image, image_id=image_id, objects=objects,
                             captions=tuple(captions.get(image_id, ())),
                             recorded_size=known_size(size)))
   check_present(missing, len(pictures), f'{root} ({", ".join(folders[:-1])})', files)
   # If ids share a name, the first one; Objects have their own category_id.
   return Examples(examples, faults, {name: number for number, name in reversed(names.items())})
+
+
+class Instances(NamedTuple):
+  """The content of a file of instances.
+
+  Attributes:
+    pictures: image_id -> (file_name, (width, height)); the size is infinite if not known.
+    names: category_id -> name, for categories that have a name.
+    objects: image_id -> {annotation_id: Object}; None if the file has no annotations.
+  """
+
+  pictures: dict[int | str, tuple[str, tuple[float, float]]]
+  names: dict[int | str, str]
+  objects: Mapping[int | str, dict[Hashable, Object]] | None
+
+
+def read_instances(path: str, faults: list[Fault]) -> Instances:
+  """Reads a file of instances; adds to faults what it leaves out. Raises: as read_coco."""
+  content = read_json(path, _without_outlines)
+  pictures = _read_pictures(path, content, faults)
+  names = _read_categories(path, content, faults)
+  return Instances(pictures, names, _read_objects(path, content, pictures, names, faults))
 
 
 def _find(root, split):
@@ -132,13 +152,13 @@ def _read_categories(path, content, faults):
 
 
 def _read_objects(path, content, pictures, names, faults):
-  """image_id -> list of Objects; None if the file has no annotations."""
+  """image_id -> {annotation_id: Object}; None if the file has no annotations."""
   annotations = content.get('annotations')
   if annotations is None:
     return None
   if not isinstance(annotations, list):
     raise UserError(f'{path}: annotations are {shown(annotations)}, wanted a list')
-  found, seen, numbers = collections.defaultdict(list), set(), collections.defaultdict(dict)
+  found, seen, numbers = collections.defaultdict(dict), set(), collections.defaultdict(dict)
   for place, record in enumerate(annotations):
     image_id, thing, wrong = _read_object(record, pictures, names, seen)
     for what, value in wrong:
@@ -146,7 +166,8 @@ def _read_objects(path, content, pictures, names, faults):
       where = f'[{place}]' if annotation_id is None else f' {shown(annotation_id)}'
       faults.append(fault(f'{path}: annotation{where}', what, value))
     if thing:
-      found[image_id].append(thing)
+      annotation_id = _key(record.get('id'))
+      found[image_id][(place,) if annotation_id is None else annotation_id] = thing
       numbers[thing.name][thing.category_id] = None
   for name, ids in numbers.items():
     if len(ids) > 1:

@@ -79,6 +79,22 @@ def existing_folder(root: str, wanted: str) -> str:
   return path
 
 
+def check_split(title: str, split: str, splits: Iterable[str]) -> None:
+  """Raises MissingSplit if a data set, named by its title, does not have the split."""
+  if split not in (splits := tuple(splits)):
+    raise MissingSplit(f'{title} has no split {split!r}, wanted one of {", ".join(splits)}')
+
+
+def split_file(root: str, *names: str) -> str:
+  """The path of the first of these files below root that exists; MissingSplit if none does."""
+  for name in names:
+    if os.path.isfile(path := os.path.join(root, name)):
+      return path
+  others = f', there or as {" or ".join(names[1:])}' if names[1:] else ''
+  raise MissingSplit(f'{os.path.join(root, names[0])}: no such file, wanted it as distributed'
+                     f'{others}')
+
+
 def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None = None) -> Any:
   """Parses a JSON file; object_pairs_hook as in json.load.
 

@@ -1,6 +1,6 @@
 """Finds the picture files that a data set names, whichever operating system wrote the names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import errno
 import functools
@@ -112,6 +112,28 @@ def picture_files(folder: str) -> list[str]:
 def is_picture(name: str) -> bool:
   """Whether a file is named as a picture that Pillow may open."""
   return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def find_all(root: str, names: Iterable[str], folders: Sequence[str] = ('',)) -> dict[str, str]:
+  """name -> path of each picture that a data set names.
+
+  Args:
+    root: the data set's folder.
+    names: of the pictures; a name may occur several times.
+    folders: folders below root, searched in this order.
+
+  Raises:
+    UserError: pictures are missing.
+  """
+  pictures, found = Pictures(root), {}
+  for name in names:
+    if name not in found:
+      paths = (pictures.find(os.path.join(folder, name)) for folder in folders)
+      found[name] = next(filter(None, paths), None)
+  missing = [name for name, path in found.items() if path is None]
+  listed = ', '.join(filter(None, folders))
+  check_present(missing, len(found), f'{root} ({listed})' if listed else root, pictures)
+  return found
 
 
 def check_present(missing: list[str], total: int, folder: str, pictures: Pictures) -> None:

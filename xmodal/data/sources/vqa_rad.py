@@ -6,11 +6,10 @@ import os
 from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import Complaint
-from xmodal.data.sources.files import check_unique, existing_folder, read_records
+from xmodal.data.sources.files import check_split, check_unique, existing_folder, read_records
 from xmodal.data.sources.jsonl import check_questions
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
-from xmodal.errors import UserError
 
 _QUESTIONS = 'VQA_RAD Dataset Public.json'
 _PICTURES = 'VQA_RAD Image Folder'
@@ -45,8 +44,7 @@ def read_vqa_rad(root: str, split: str) -> list[Example]:
     UserError: a file or picture is missing or invalid, a question is empty, or two
       share a qid.
   """
-  if split not in _SPLITS:
-    raise UserError(f'VQA-RAD has no split {split!r}, wanted one of {", ".join(_SPLITS)}')
+  check_split('VQA-RAD', split, _SPLITS)
   root = existing_folder(root, f'{_QUESTIONS!r} and {_PICTURES!r}')
   pictures, missing, examples = Pictures(root), [], []
   path = os.path.join(root, _QUESTIONS)
