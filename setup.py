@@ -41,9 +41,9 @@ setup(
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
-        'jaxtyping', 'ml-collections', 'ml-dtypes', 'numpy', 'pillow', 'opencv-python-headless',
-        'simplejpeg', 'tokenizers', 'transformers>=5', 'huggingface-hub', 'sentencepiece',
-        'safetensors', 'pycocotools', 'pyyaml', 'tensorboard', 'tqdm',
+        'google-crc32c', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy', 'pillow',
+        'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
+        'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={

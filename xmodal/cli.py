@@ -63,6 +63,8 @@ XMODAL = Command(xmodal.__doc__, commands={
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),
     'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),
+    'pack': Command('Packs a data set into a few large files, to read from any disk at any size.',
+                    'xmodal.data.pack.pack'),
     'keys': Command('Lists the keys of the config, with defaults and ranges.', 'xmodal.keys'),
     'show': Command('Shows what a pretrained checkpoint holds, and whether it is complete.',
                     'xmodal.pretrained', ('show',)),

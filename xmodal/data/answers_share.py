@@ -31,6 +31,11 @@ class PartlyAnswered:
                       < max(1, round(share * size)))
     self._records = np.flatnonzero(self._answered) if only else np.arange(size)
 
+  @property
+  def is_whole(self) -> bool:
+    """See pipeline.sample."""
+    return getattr(self._source, 'is_whole', isinstance(self._source, list))
+
   def __len__(self) -> int:
     return len(self._records)
 

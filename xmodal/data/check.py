@@ -232,11 +232,24 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(flags, rest):
   splits = (flags.split,) if flags.split else SPLITS
   source = SOURCES[flags.source]
-  options = {key: option.default for key, option in source.options.items()}
-  options |= dict(_option(argument, flags.source) for argument in rest)
+  options = source_options(flags.source, rest)
   if flags.source == 'jsonl':
     return _report_files(check_folder(flags.folder, splits), splits)
   return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
+
+
+def source_options(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+  """The options of the source of this name, its defaults where the arguments give no other.
+
+  Args:
+    name: of the source.
+    arguments: --config.data.KEY=VALUE.
+
+  Raises:
+    UserError: the source has no such option, or the value is invalid.
+  """
+  options = {key: option.default for key, option in SOURCES[name].options.items()}
+  return options | dict(_option(argument, name) for argument in arguments)
 
 
 def _option(argument, name):

@@ -33,8 +33,9 @@ class Joined:
 
 def count_made(source: Source) -> int:
   """Number of examples that a model made; a generated source has none."""
-  return sum(example.made for part in getattr(source, 'parts', (source,)) if isinstance(part, list)
-             for example in part)
+  parts = getattr(source, 'parts', (source,))
+  return sum(getattr(part, 'num_made', 0) for part in parts) + sum(
+      example.made for part in parts if isinstance(part, list) for example in part)
 
 
 def made_notes(use: str, source: Source) -> list[str]:

@@ -144,7 +144,11 @@ class BatchMaker:
 
   def _row(self, record, position, out):
     """An example's features; its picture is written to out, uint8 [H, W, 3]."""
-    example = self.source[max(record, 0)]
+    try:
+      example = self.source[max(record, 0)]
+    except UserError as error:  # a record that has changed on disk: as a picture that has
+      self._count_bad(record, error)
+      example, record = Example(np.zeros((1, 1, 3), np.uint8)), -1
     if self.blank == 'question':
       example = dataclasses.replace(example, question='')
     placement, extent = self._picture(example, record, position, out)
@@ -171,6 +175,12 @@ class BatchMaker:
       row[name] = task.encode(example, placement)
     return row
 
+  def _count_bad(self, record, error):
+    if self.bad is None:
+      raise error
+    if record >= 0:
+      self.bad.add(record, str(error))
+
   def _picture(self, example, record, position, out):
     """Writes an example's picture to out; returns its Placement (None: unreadable) and extent."""
     transform = Transform()
@@ -180,10 +190,7 @@ class BatchMaker:
     try:
       picture = self.decode(example.image, self._decoded_size)
     except UserError as error:
-      if self.bad is None:
-        raise
-      if record >= 0:
-        self.bad.add(record, str(error))
+      self._count_bad(record, error)
       return None, self.image_size
     return transform.apply(picture, out, self.keep_aspect)
 
@@ -271,8 +278,9 @@ def threaded(function: Callable, items: Iterable) -> Iterator:
 
 
 def sample(source: Source, count: int = 4096) -> Sequence[Example]:
-  """Examples to learn vocabularies from: all of a list, the first `count` of a generated source."""
-  if isinstance(source, list):
+  """Examples to learn vocabularies from: the first `count` of a source that makes them when asked,
+  and all of a list, or of a source that says `is_whole`."""
+  if isinstance(source, list) or getattr(source, 'is_whole', False):
     return source
   if isinstance(source, Joined):
     return [example for part in source.parts for example in sample(part, count)]

@@ -134,7 +134,7 @@ def decode(source: str | os.PathLike | bytes | Packed | np.ndarray, size: tuple[
     return Decoded(_checked(source), source.shape[:2], source.shape[:2], 1)
   if isinstance(source, SideBySide):
     return _joined([decode(path, size, behind) for path in source.paths])
-  data, name = _read(source)
+  data, name = read_bytes(source)
   return _decode_plain_jpeg(data, size, name) or _decode(data, name, behind)
 
 
@@ -232,8 +232,8 @@ def stored_size(path: str) -> tuple[int, int] | None:
     return None
 
 
-def _read(source: str | os.PathLike | bytes | Packed) -> tuple[bytes, str]:
-  """(the bytes, their name in errors)."""
+def read_bytes(source: str | os.PathLike | bytes | Packed) -> tuple[bytes, str]:
+  """The bytes of a picture file, and its name in messages; UserError if it cannot be read."""
   if isinstance(source, bytes):
     return source, 'image'
   if isinstance(source, Packed):

@@ -1,0 +1,219 @@
+"""Packs a source: `xmodal pack DIR --source coco --output OUT`.
+
+OUT gets, for each split, files of examples and of pictures (see records.py), an index of each, and
+at last pack.json. A picture that several examples have is written once. Pictures stay as they are;
+--longest 512 makes larger ones smaller, and scales their boxes. A run that was stopped goes on
+where it was.
+
+  xmodal train --config vqa --config.data.source=pack --config.data.root=OUT
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shlex
+import sys
+import uuid
+
+import numpy as np
+from tqdm import tqdm
+
+from xmodal import atomic, errors, paths
+from xmodal.data import pipeline
+from xmodal.data.check import source_options
+from xmodal.data.example import Source
+from xmodal.data.pack import examples, records
+from xmodal.data.sources.files import MissingSplit
+from xmodal.data.sources.source import SOURCES
+from xmodal.errors import UserError
+
+VERSION = 1
+TITLE = 'pack.json'
+SPLITS = ('train', 'val', 'test')
+KINDS = ('examples', 'pictures')
+_STATE = 'unfinished.json'
+_CHUNK = 64  # examples that are read at the same time
+_MOST_LINES = 20
+
+
+def file_name(split: str, kind: str, number: int) -> str:
+  """Name of a file of records of a split; kind: 'examples' or 'pictures'."""
+  return f'{split}-{kind}-{number:05d}.tfrecord'
+
+
+def title(pack: str, split: str, kind: str, number: int) -> bytes:
+  """The first record of a file."""
+  return f'{pack} {split} {kind} {number}'.encode()
+
+
+class _Packing:
+  """Writes the splits of a source into a folder."""
+
+  def __init__(self, folder: str, pack: str, longest: int | None, quality: int, file_bytes: int):
+    self._folder, self._pack, self._limit = folder, pack, file_bytes
+    self._file = functools.partial(_picture, longest=longest, quality=quality)
+    self.unread: list[str] = []
+
+  def write(self, split: str, source: Source) -> dict:
+    """Writes what is missing of a split; returns its section of pack.json."""
+    parts = self._parts(split)
+    known = {}  # picture -> its number and scale
+    for part in parts:
+      for key, scale in zip(part['keys'].tolist(), part['scales'].tolist()):
+        known[key] = len(known), scale
+    start = sum(int(part['read']) for part in parts)
+    with tqdm(total=len(source), initial=start, desc=split, unit=' examples',
+              disable=None) as bar:
+      while start < len(source):
+        part = self._write_part(split, len(parts), source, start, known, bar)
+        start += int(part['read'])
+        parts.append(part)
+    section = {'examples': len(source), 'pictures': len(known), 'files': {
+        kind: [os.path.getsize(self._path(split, kind, number)) for number in range(len(parts))]
+        for kind in KINDS}, 'categories': dict(getattr(source, 'categories', {})),
+               'made': sum(int(part['made']) for part in parts)}
+    for kind in KINDS:
+      with atomic.written(os.path.join(self._folder, f'{split}-{kind}.npy'), 'wb') as f:
+        np.save(f, np.concatenate([part[kind] for part in parts]))
+    return section
+
+  def _path(self, split, kind, number):
+    return os.path.join(self._folder, file_name(split, kind, number))
+
+  def _parts(self, split):
+    found = []
+    while os.path.exists(path := os.path.join(self._folder, f'{split}-{len(found):05d}.npz')):
+      with np.load(path) as part:
+        found.append(dict(part))
+    return found
+
+  def _write_part(self, split, number, source, start, known, bar):
+    keys, scales, first, made = [], [], start, 0
+    with contextlib.ExitStack() as opened:
+      writers = {kind: records.Writer(
+          opened.enter_context(atomic.written(self._path(split, kind, number), 'wb')), number,
+          title(self._pack, split, kind, number)) for kind in KINDS}
+      while start < len(source) and writers['pictures'].size < self._limit:
+        read = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
+        of_read = [_key(example) for example in read]
+        new = {key: example.image for key, example in zip(of_read, read) if key not in known}
+        for key, (data, scale, fault) in zip(new, pipeline.threaded(self._file, new.values())):
+          known[key] = len(known), scale
+          keys.append(key)
+          scales.append(scale)
+          writers['pictures'].add(data)
+          self.unread += [fault] if fault else []
+        for key, example in zip(of_read, read):
+          writers['examples'].add(examples.to_record(example, *known[key]))
+        made += sum(example.made for example in read)
+        start += len(read)
+        bar.update(len(read))
+    part = {'keys': np.array(keys, 'S32'), 'scales': np.array(scales), 'read': start - first,
+            'made': made} | {
+        kind: writer.places for kind, writer in writers.items()}
+    with atomic.written(os.path.join(self._folder, f'{split}-{number:05d}.npz'), 'wb') as f:
+      np.savez(f, **part)
+    return part
+
+  def finish(self, description: dict) -> None:
+    """Writes pack.json and removes what only an unfinished pack needs."""
+    with atomic.written(os.path.join(self._folder, TITLE)) as f:
+      json.dump(description, f, indent=2)
+    for split in description['splits']:
+      for number in range(len(self._parts(split))):
+        os.remove(os.path.join(self._folder, f'{split}-{number:05d}.npz'))
+    os.remove(os.path.join(self._folder, _STATE))
+
+
+def _key(example):
+  return hashlib.blake2b(repr(example.picture).encode(), digest_size=16).hexdigest().encode()
+
+
+def _picture(image, longest, quality):
+  """(picture file, scale, fault); a picture that cannot be read is empty, and unreadable again."""
+  try:
+    return *examples.picture_file(image, longest, quality), ''
+  except UserError as error:
+    return b'', 1.0, str(error)
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs a command line; returns its exit code."""
+  flags = argparse.ArgumentParser(prog='xmodal pack', description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+  flags.add_argument('folder', metavar='DIR', help='folder of the data')
+  flags.add_argument('--source', default='jsonl', choices=[
+      name for name, source in SOURCES.items() if not source.facts.get('embedded')],
+      help='as config.data.source; its options as --config.data.KEY=VALUE')
+  flags.add_argument('--output', required=True, metavar='OUT', help='new folder of the pack')
+  flags.add_argument('--splits', nargs='+', metavar='SPLIT',
+                     help=f'if not given, those of {", ".join(SPLITS)} that are there')
+  flags.add_argument('--longest', type=int, metavar='PIXELS',
+                     help='make pictures with a longer side smaller')
+  flags.add_argument('--quality', type=int, default=95, help='of JPEG, with --longest (default 95)')
+  flags.add_argument('--file_mb', type=int, default=512, help='size of a file (default 512)')
+  flags, rest = flags.parse_known_args(arguments)
+  return errors.command(lambda: _run(flags, rest), flags.output)
+
+
+def _run(flags, rest):
+  for key, low, high in (('longest', 8, 2**16), ('quality', 1, 100), ('file_mb', 1, 2**20)):
+    if (value := getattr(flags, key)) is not None and not low <= value <= high:
+      raise UserError(f'--{key} {value}: wanted {low} to {high}')
+  output = paths.local(flags.output, '--output')
+  options = source_options(flags.source, rest)
+  opened = {}
+  for split in flags.splits or SPLITS:
+    try:
+      opened[split] = SOURCES[flags.source].make(flags.folder, split, **options)
+    except MissingSplit:
+      if flags.splits:
+        raise
+  if not opened:
+    raise UserError(f'{flags.folder}: has none of {", ".join(SPLITS)}; name some with --splits')
+  made_from = {'source': flags.source, 'root': os.path.abspath(flags.folder), 'arguments': rest,
+               'longest': flags.longest, 'quality': flags.quality,
+               'examples': {split: len(source) for split, source in opened.items()}}
+  pack = _begin(output, made_from)
+  packing = _Packing(output, pack, flags.longest, flags.quality, flags.file_mb * 2**20)
+  splits = {split: packing.write(split, source) for split, source in opened.items()}
+  packing.finish({'format': 'xmodal pack', 'version': VERSION, 'pack': pack, **made_from,
+                  'splits': splits})
+  for line in packing.unread[:_MOST_LINES]:
+    print(f'cannot be read, left empty: {line}')
+  for split, section in splits.items():
+    size = sum(map(sum, section['files'].values())) / 2**20
+    print(f'{split}: {section["examples"]:,} examples, {section["pictures"]:,} pictures, '
+          f'{size:,.1f} MiB')
+  if packing.unread:
+    print(f'{len(packing.unread):,} pictures could not be read')
+  print(f'in {output}: --config.data.source=pack --config.data.root={shlex.quote(output)}')
+  return 0
+
+
+def _begin(output, made_from):
+  """The id of the pack in a folder, a new one or an unfinished one of the same arguments."""
+  if os.path.exists(os.path.join(output, TITLE)):
+    raise UserError(f'{output}: is a pack already; give another --output')
+  state = os.path.join(output, _STATE)
+  if not os.path.exists(state):
+    if os.path.isdir(output) and os.listdir(output):
+      raise UserError(f'{output}: is not empty; give a new folder')
+    os.makedirs(output, exist_ok=True)
+    begun = {'pack': uuid.uuid4().hex, 'from': made_from}
+    with atomic.written(state) as f:
+      json.dump(begun, f)
+  else:
+    with open(state, encoding='utf-8') as f:
+      begun = json.load(f)
+    if begun['from'] != made_from:
+      raise UserError(f'{output}: holds an unfinished pack of other data or arguments, '
+                      f'{begun["from"]}; give these, or another --output')
+  return begun['pack']
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,82 @@
+"""Packs, as `xmodal pack` writes them: any size in constant memory, read at random."""
+
+from collections.abc import Sequence
+import json
+import os
+
+import numpy as np
+
+from xmodal.data.example import Example
+from xmodal.data.pack import examples, pack, records
+from xmodal.data.sources.files import MissingSplit, existing_folder
+from xmodal.data.sources.source import SOURCES
+from xmodal.errors import UserError
+
+
+class PackedExamples(Sequence[Example]):
+  """The examples of a split of a pack; each is read when it is asked for.
+
+  Attributes:
+    is_whole: see pipeline.sample.
+    categories: as of faults.Examples.
+    num_made: how many of them a model made.
+  """
+
+  is_whole = True
+
+  def __init__(self, readers: dict[str, records.Reader], categories: dict, num_made: int):
+    self._readers, self.categories, self.num_made = readers, categories, num_made
+
+  def __len__(self):
+    return len(self._readers['examples'])
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    number = range(len(self))[index]
+    return examples.from_record(self._readers['examples'].read(number),
+                                self._readers['pictures'].read)
+
+
+@SOURCES.register('pack')
+def read_pack(root: str, split: str) -> PackedExamples:
+  """Opens one split of a pack.
+
+  Raises:
+    UserError: no pack, of a newer version, without the split, or with files that are missing, cut,
+      or of another pack.
+  """
+  root = existing_folder(root, f'{pack.TITLE} and the files of a pack')
+  path = os.path.join(root, pack.TITLE)
+  try:
+    with open(path, encoding='utf-8') as f:
+      described = json.load(f)
+    version, splits = described['version'], described['splits']
+  except FileNotFoundError:
+    raise UserError(f'{root}: has no {pack.TITLE}: no pack, or one that is not finished; run '
+                    '`xmodal pack` again') from None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
+  if version != pack.VERSION:
+    raise UserError(f'{path}: is of version {version}, this program reads {pack.VERSION}; update '
+                    'it, or make the pack again')
+  if split not in splits:
+    raise MissingSplit(f'{root}: has no split {split!r}; it has {", ".join(splits)}')
+  section, readers = splits[split], {}
+  for kind, sizes in section['files'].items():
+    files = [os.path.join(root, pack.file_name(split, kind, i)) for i in range(len(sizes))]
+    records.check_files(files, sizes, (
+        pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
+    readers[kind] = records.Reader(files, _places(os.path.join(root, f'{split}-{kind}.npy'),
+                                                  section[kind]))
+  return PackedExamples(readers, section['categories'], section['made'])
+
+
+def _places(path, count):
+  try:
+    places = np.load(path, mmap_mode='r')
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
+  if places.dtype != records.PLACE or len(places) != count:
+    raise UserError(f'{path}: is the index of another pack; copy it again')
+  return places
