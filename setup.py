@@ -43,7 +43,8 @@ setup(
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
         'google-crc32c', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy', 'pillow',
         'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
-        'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard', 'tqdm',
+        'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard',
+        'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
