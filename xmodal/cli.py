@@ -116,3 +116,7 @@ def _help(program, command):
       command.sentence, '', f'usage: {program} [--help | --version] COMMAND ...', '',
       *(f'  {name:<{width}}  {one.sentence}' for name, one in command.commands.items()), '',
       f'{program} COMMAND --help explains one of them.'])
+
+
+if __name__ == '__main__':
+  sys.exit(main())

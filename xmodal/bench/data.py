@@ -1,20 +1,24 @@
 """Pictures per second of the training input pipeline, against bare decoding.
 
-`python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256]` makes
+`python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256] [--workers 1 2]` makes
 photo-like JPEGs (quality 90, 4:2:0) in a temporary folder. For each size it
 measures two ways in alternating rounds, each on every core through the same
-prefetching (data.pipeline.ahead):
+prefetching (data.pipeline.threaded):
   bare      reads and decodes each file at full size and drops the pixels
   pipeline  data.pipeline.train_batches: reads in random order, decodes, resizes
             to 224x224 and makes batches
 'cpu' columns are processor milliseconds per picture, which are stable on a
-shared machine where pictures per second are not.
+shared machine where pictures per second are not. With --workers, it also measures the
+pipeline with so many processes (config.data.workers), from files and from a pack.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
 import importlib.metadata
 import io
+import json
 import os
 import re
 import statistics
@@ -30,6 +34,9 @@ import simplejpeg
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.data import pipeline
 from xmodal.data.example import Example
+from xmodal.data.pack import pack
+from xmodal.data.sources.pack import read_pack
+from xmodal.data.workers import Workers
 from xmodal.errors import UserError
 
 _TARGET = (224, 224)
@@ -102,8 +109,8 @@ def measure(paths: list[str], rounds: int) -> dict[str, float]:
   source = [Example(image=path) for path in paths]
   make = pipeline.BatchMaker(source, {}, _TARGET, pipeline.BadPictures(len(paths), 0.0))
   ways = {
-      'bare': lambda: pipeline.ahead(
-          lambda step: _decode_batch(paths[step * _BATCH : (step + 1) * _BATCH]), 0, steps),
+      'bare': lambda: pipeline.threaded(
+          lambda step: _decode_batch(paths[step * _BATCH : (step + 1) * _BATCH]), range(steps)),
       'pipeline': lambda: pipeline.train_batches(make, _BATCH, 0, steps),
   }
   seen = {name: [] for name in ways}
@@ -124,6 +131,35 @@ def measure(paths: list[str], rounds: int) -> dict[str, float]:
   }
 
 
+def measure_workers(paths: list[str], counts: Sequence[int], rounds: int) -> list[str]:
+  """A line for each number of processes: pictures per second, and per process against the first."""
+  folder = os.path.dirname(paths[0])
+  with open(os.path.join(folder, 'train.jsonl'), 'w', encoding='utf-8') as f:
+    f.writelines(json.dumps({'image': path, 'caption': 'a'}) + '\n' for path in paths)
+  out = os.path.join(folder, 'pack')
+  with contextlib.redirect_stdout(io.StringIO()):
+    pack.main([folder, '--output', out, '--splits', 'train'])
+  sources = {'files': [Example(image=path) for path in paths], 'pack': read_pack(out, 'train')}
+  steps, lines = len(paths) // _BATCH, []
+  for name, source in sources.items():
+    make = pipeline.BatchMaker(source, {}, _TARGET, pipeline.BadPictures(len(source), 0.0),
+                               name=name)
+    found = {}
+    with contextlib.ExitStack() as opened:
+      makers = {count: dataclasses.replace(make, workers=opened.enter_context(contextlib.closing(
+          Workers({name: make}, {name: _BATCH}, count, print)))) for count in counts}
+      for i in range(rounds + 1):
+        for count, maker in makers.items():
+          speed, _ = _run_once(pipeline.train_batches(maker, _BATCH, 0, steps), steps * _BATCH)
+          if i:  # the first round warms up
+            found.setdefault(count, []).append(speed)
+    for count in counts:
+      ratio = statistics.median(b / a for a, b in zip(found[counts[0]], found[count]))
+      lines.append(f'{name:>9} {count:9} processes {statistics.median(found[count]):9.0f} images/s'
+                   f' {ratio * counts[0] / count:9.2f} of the first, per process')
+  return lines
+
+
 def _size(text: str) -> tuple[int, int]:
   """(width, height) of 'WIDTHxHEIGHT'."""
   match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
@@ -138,6 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--pictures', type=int, default=512, help='pictures of each size')
   parser.add_argument('--sizes', nargs='+', default=['640x480', '256x256'], help='width x height')
   parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--workers', type=int, nargs='+', default=[], help='numbers of processes')
   return run_command(_run, parser.parse_args(arguments))
 
 
@@ -146,6 +183,8 @@ def _run(options):
     raise UserError(f'--pictures={options.pictures}: wanted {_BATCH} or more, one '
                     'batch')
   check_positive(options, 'rounds')
+  if options.workers and min(options.workers) < 1:
+    raise UserError(f'--workers={options.workers}: wanted 1 or more')
   sizes = [_size(text) for text in options.sizes]
   versions = [
       f'{name} {importlib.metadata.version(name)}'
@@ -162,9 +201,10 @@ def _run(options):
       paths = write_pictures(folder, options.pictures, height, width)
       density = sum(map(os.path.getsize, paths)) / (len(paths) * height * width)
       figures = measure(paths, options.rounds)
+      lines = measure_workers(paths, options.workers, options.rounds) if options.workers else []
     shown = (f'{figures[c]:12.0f}' if c in ('bare', 'pipeline') else f'{figures[c]:12.3f}'
              for c in columns)
-    print(f'{f"{width}x{height}":>9} {density:9.2f}', *shown, flush=True)
+    print('\n'.join([' '.join([f'{f"{width}x{height}":>9} {density:9.2f}', *shown]), *lines]), flush=True)
 
 
 if __name__ == '__main__':
