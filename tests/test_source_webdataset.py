@@ -77,6 +77,22 @@ def test_members_fill_fields(tmp_path):
   assert read_webdataset(str(tmp_path), 'train', question='which?')[1].answers == ('dog',)
 
 
+def test_names_are_grouped_as_the_library_groups_them(tmp_path):
+  library = pytest.importorskip('webdataset')
+  names = ['./a.b/1.png', './a.b/1.txt', 'x/2.PNG', 'x/2.cls', '.hid.png', '__x__/3.png',
+           '4.seg.png', 'noext', '5/6.png', '5/7.png', '5/6.txt', '8.png']
+  path = _tar(tmp_path / 'train.tar', [
+      (name, _picture(1) if 'png' in name.lower() else 'x') for name in names])
+  theirs = [(one['__key__'], sorted(ending for ending in one if not ending.startswith('__')))
+            for one in library.WebDataset(str(path), shardshuffle=False)]
+  ours = read_webdataset(str(tmp_path), 'train')
+  assert [(example.image.name.removeprefix(f'{path}: '), len(example.captions + example.answers))
+          for example in ours] == [
+      (f'{key}.{ending}', len(endings) - 1) for key, endings in theirs
+      for ending in endings if ending.endswith('png')]
+  assert len(ours) + len(ours.faults) == len(theirs)
+
+
 def test_other_members_and_keys_are_named_by_a_config(tmp_path):
   _tar(tmp_path / 'train.tar', [
       ('1.left.png', _picture(1)), ('1.right.png', _picture(2)), ('1.report', 'No finding.'),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 import json
 import logging
+import shlex
 from typing import Any
 
 from xmodal.data.example import Example
@@ -59,7 +60,9 @@ class Rows:
     """
     self.parser = LineParser(root)
     self.given = _pairs(fields, self.parser.known)
-    self._command = f'xmodal check {root} --source {source}'
+    self._command = f'xmodal check {shlex.quote(root)} --source {source}'
+    if self.given:
+      self._command += f' {shlex.quote(f"--{_KEY}={tuple(self.given.items())}")}'
     self._question = question
     self._examples: list[Example] = []
     self._faults: list[Fault] = []
