@@ -56,6 +56,6 @@ setup(
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
-                 'ruff==0.17.*'],  # the next may find more
+                 'webdataset', 'ruff==0.17.*'],  # the next may find more
     },
 )

@@ -4,8 +4,8 @@
   xmodal train --config own_boxes --config.data.root=DIR
 
 For one GPU.
-Data: DIR in COCO's layout, or in another with --config.data.source=voc, jsonl or visual_genome; see
-xmodal/data/README.md.
+Data: DIR in COCO's layout, or in another with --config.data.source=yolo, voc, jsonl or
+visual_genome; see xmodal/data/README.md.
 """
 
 from xmodal import config

@@ -5,7 +5,8 @@
 
 For one GPU; try the data on a CPU with --config.model.size=tiny --config.data.image_size=48
 --config.train.steps=1000.
-Data: DIR holds train.jsonl, val.jsonl and pictures; see xmodal/data/README.md.
+Data: DIR holds train.jsonl, val.jsonl and pictures, or what --config.data.source=imagefolder, csv,
+parquet or webdataset reads; see xmodal/data/README.md.
 """
 
 from xmodal import config

@@ -204,7 +204,9 @@ def _run(options):
       lines = measure_workers(paths, options.workers, options.rounds) if options.workers else []
     shown = (f'{figures[c]:12.0f}' if c in ('bare', 'pipeline') else f'{figures[c]:12.3f}'
              for c in columns)
-    print('\n'.join([' '.join([f'{f"{width}x{height}":>9} {density:9.2f}', *shown]), *lines]), flush=True)
+    print(f'{f"{width}x{height}":>9} {density:9.2f}', *shown, flush=True)
+    for line in lines:
+      print(line, flush=True)
 
 
 if __name__ == '__main__':

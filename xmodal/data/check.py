@@ -86,13 +86,14 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
-  called = {}  # picture -> its name in messages
+  called, contents = {}, _Contents()  # called: picture -> its name in messages
   for start in range(0, len(source), _CHUNK):  # millions may be generated on access
     examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
     for number, example in enumerate(examples, start):
       called.setdefault(example.picture, example.file_name or f'example {number}')
     decoded = decode_all(e.image for e in examples if e.picture not in sizes)
     sizes |= decoded
+    contents.add(examples)
     complaints += sorted(size for size in decoded.values() if isinstance(size, str))
     for example in examples:
       key, name = example.picture, called[example.picture]
@@ -107,7 +108,7 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
         shown = dataclasses.replace(example, objects=objects)
         complaints += [f'{name}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
-           f'({ignored:,} to be ignored)']
+           f'({ignored:,} to be ignored)', *(contents.lines() if contents.has_more else ())]
   lines += picture_notes({called[key]: size for key, size in sizes.items()})
   if names:
     most = max(seen, key=seen.get)
@@ -156,25 +157,50 @@ def summary(file: CheckedFile) -> list[str]:
   """Lines of text: counts, filled fields, most frequent answers, question lengths."""
   bad, total = len(file.complaints), len(file.examples.keys() | file.complaints.keys())
   examples = file.examples.values()
-  filled = {
-      field.name: sum(getattr(example, field.name) != field.default for example in examples)
-      for field in dataclasses.fields(Example) if field.name != 'image'}
+  contents = _Contents()
+  contents.add(examples)
   lines = [
       f'{os.path.basename(file.path)}: {total} lines, {total - bad} good, {bad} bad, '
-      f'{len({example.image for example in examples})} pictures',
-      '  filled: ' + (', '.join(f'{name} {n}' for name, n in filled.items() if n) or 'image only')]
-  answers = collections.Counter(a for example in examples for a in example.answers)
-  if answers:
-    top = ', '.join(f'{answer[:40]!r} {count / answers.total():.0%}'
-                    for answer, count in answers.most_common(5))
-    lines.append(f'  answers: {len(answers)} different; {top}')
-  lengths = [len(example.question.split()) for example in examples if example.question]
-  if lengths:
-    lines.append(f'  questions: {min(lengths)} to {max(lengths)} words, '
-                 f'median {statistics.median(lengths):g}')
+      f'{len({example.image for example in examples})} pictures', *contents.lines()]
   if file.note:
     lines.append(f'  {file.note}')
   return lines + file.pictures
+
+
+class _Contents:
+  """Counts what examples have."""
+
+  def __init__(self):
+    self._filled = {field.name: 0 for field in dataclasses.fields(Example)
+                    if field.name != 'image'}
+    self._answers: collections.Counter[str] = collections.Counter()
+    self._lengths: list[int] = []
+
+  def add(self, examples: Iterable[Example]) -> None:
+    for example in examples:
+      for name in self._filled:
+        self._filled[name] += example.has(name)
+      self._answers.update(example.answers)
+      if example.question:
+        self._lengths.append(len(example.question.split()))
+
+  @property
+  def has_more(self) -> bool:
+    """Whether there is more than objects."""
+    return any(self._filled[name] for name in ('question', 'answers', 'captions', 'number'))
+
+  def lines(self) -> list[str]:
+    """Lines of text: filled fields, most frequent answers, lengths of questions."""
+    lines = ['  filled: ' + (', '.join(f'{name} {n}' for name, n in self._filled.items() if n)
+                             or 'image only')]
+    if self._answers:
+      top = ', '.join(f'{answer[:40]!r} {count / self._answers.total():.0%}'
+                      for answer, count in self._answers.most_common(5))
+      lines.append(f'  answers: {len(self._answers)} different; {top}')
+    if self._lengths:
+      lines.append(f'  questions: {min(self._lengths)} to {max(self._lengths)} words, '
+                   f'median {statistics.median(self._lengths):g}')
+    return lines
 
 
 def _parse_file(path, parser):

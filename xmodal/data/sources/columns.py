@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 import json
 import logging
+import shlex
 from typing import Any
 
 from xmodal.data.example import Example
-from xmodal.data.faults import Examples, Fault
+from xmodal.data.faults import Examples, Fault, count_kinds, fault
 from xmodal.data.fields import shown
 from xmodal.data.sources.jsonl import LineParser
 from xmodal.errors import UserError, did_you_mean
@@ -43,6 +44,7 @@ class Rows:
 
   Attributes:
     parser: what turns a row into an Example.
+    given: field -> column, as config.data.fields names them.
   """
 
   def __init__(self, root: str, fields: Iterable, source: str, question: str = ''):
@@ -57,8 +59,10 @@ class Rows:
       UserError: fields is invalid.
     """
     self.parser = LineParser(root)
-    self._given = _pairs(fields, self.parser.known)
-    self._command = f'xmodal check {root} --source {source}'
+    self.given = _pairs(fields, self.parser.known)
+    self._command = f'xmodal check {shlex.quote(root)} --source {source}'
+    if self.given:
+      self._command += f' {shlex.quote(f"--{_KEY}={tuple(self.given.items())}")}'
     self._question = question
     self._examples: list[Example] = []
     self._faults: list[Fault] = []
@@ -76,14 +80,14 @@ class Rows:
       UserError: config.data.fields names a column that is not there, or no column has pictures.
     """
     names = list(names)
-    for column in self._given.values():
+    for column in self.given.values():
       if column not in names:
         raise UserError(f'{where}: no column {column!r}{did_you_mean(column, names)}, which {_KEY} '
                         f'names; its columns: {_listed(names)}')
     found = {name: name for name in names if name in self.parser.known}
     if image in names:
       found['image'] = image
-    found |= self._given
+    found |= self.given
     if 'image' not in found:
       raise UserError(f'{where}: no column {image!r}; its columns: {_listed(names)}; name the one '
                       f"with pictures: --{_KEY}=\"(('image', 'COLUMN'),)\"")
@@ -112,6 +116,10 @@ class Rows:
     """Adds a row that cannot be used."""
     self._bad.append(f'{where}: {complaint}')
 
+  def leave_out(self, where: str, what: str) -> None:
+    """Counts a row that is left out, as a fault."""
+    self._faults.append(fault(where, f'{what}, left out'))
+
   def examples(self, where: str) -> Examples:
     """All rows.
 
@@ -122,7 +130,8 @@ class Rows:
     if self._bad:
       raise BadRows(self._bad, self._command)
     if not self._examples:
-      raise UserError(f'{where}: has no examples, wanted one a row')
+      why = f' ({count_kinds(self._faults)})' if self._faults else ''
+      raise UserError(f'{where}: has no examples{why}, wanted one a row')
     if self.parser.ignored:
       logging.getLogger(__name__).warning('%s: %s', where, self.parser.ignored_note())
     return Examples(self._examples, self._faults)

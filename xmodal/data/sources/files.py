@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Mapping
 import json
 import os
+import re
 from typing import Any
 
 from xmodal import paths
@@ -26,7 +27,8 @@ def split_names(split: str) -> tuple[str, ...]:
 def shards(root: str, split: str, ending: str) -> list[str]:
   """The files of a split, which may be divided into several, sorted.
 
-  Looks in the folder and in its data/, for SPLIT.ending, SPLIT-*.ending and SPLIT/*.ending.
+  Looks in the folder and in its data/, for SPLIT.ending, SPLIT-*.ending and SPLIT/*.ending; then
+  for names with SPLIT between dashes, underscores, dots, spaces or digits (set-train-0001.tar).
 
   Args:
     root: the folder.
@@ -36,14 +38,17 @@ def shards(root: str, split: str, ending: str) -> list[str]:
   Raises:
     MissingSplit: there are none.
   """
-  for name in split_names(split):
-    for folder in (root, os.path.join(root, 'data')):
-      for place, begins in ((folder, (f'{name}-', f'{name}{ending}')),
-                            (os.path.join(folder, name), '')):
-        found = [file for file in _listed(place) if file.endswith(ending)
-                 and file.startswith(begins)]
-        if found:
-          return [os.path.join(place, file) for file in found]
+  folders = (root, os.path.join(root, 'data'))
+  names = '|'.join(map(re.escape, split_names(split)))
+  end = re.escape(ending)
+  for places, pattern in (
+      (folders, rf'({names})(-.*)?{end}'),
+      ([os.path.join(folder, name) for folder in folders for name in split_names(split)],
+       rf'.*{end}'),
+      (folders, rf'(.*[-_. \d])?({names})([-_. \d].*)?{end}')):
+    for place in places:
+      if found := [file for file in _listed(place) if re.fullmatch(pattern, file)]:
+        return [os.path.join(place, file) for file in found]
   there = [file for file in _listed(root) + _listed(os.path.join(root, 'data'))
            if file.endswith(ending)]
   raise MissingSplit(f'{root} has no files of {split!r}, wanted {split}{ending}, {split}-*{ending} '
