@@ -200,7 +200,7 @@ class Captioning(Task):
     colour = card.RIGHT if metrics.tokenize(prediction.caption) in known else card.PLAIN
     lines = [(f'model: {self.describe(prediction)}', colour)]
     lines += [(f'truth: {text}', card.PLAIN) for text in example.captions[:1]]
-    return card.draw_card(pixels, lines)
+    return card.draw_card(card.shown(example, pixels), lines)
 
 
 class CaptioningHead(nn.Module):

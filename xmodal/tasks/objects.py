@@ -168,7 +168,7 @@ class Objects(Task):
     lines = lines or [('nothing likely', card.PLAIN if not truth else card.WRONG)]
     if example.objects is not None:
       lines.append((f'truth: {", ".join(sorted(truth)) or "nothing"}', card.PLAIN))
-    return card.draw_card(pixels, lines)
+    return card.draw_card(card.shown(example, pixels), lines)
 
 
 class ObjectsHead(nn.Module):

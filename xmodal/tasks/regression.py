@@ -233,7 +233,7 @@ class Regression(Task):
       lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.number is not None:
       lines.append((f'truth: {writing.number_text(example.number)}', card.PLAIN))
-    return card.draw_card(pixels, lines)
+    return card.draw_card(card.shown(example, pixels), lines)
 
 
 class RegressionHead(nn.Module):

@@ -253,7 +253,7 @@ class VQA(Task):
       lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.answers:
       lines.append((f'truth: {_commonest(example.answers)}', card.PLAIN))
-    return card.draw_card(pixels, lines)
+    return card.draw_card(card.shown(example, pixels), lines)
 
   def describe(self, prediction):
     lines = [f'{probability:7.1%}  {answer}' for answer, probability in prediction.top]

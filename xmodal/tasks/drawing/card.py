@@ -5,12 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from xmodal.data.example import Example
+from xmodal.data.pictures import images
 from xmodal.tasks.drawing import lettering
 
 WIDTH = 384
 _MARGIN, _FONT_SIZE = 10, 16
 RIGHT, WRONG, PLAIN = '#0a7a2f', '#b3261e', '#202124'
 _FRAME, _FAINT = '#c8c8c8', '#6b6f76'
+
+
+def shown(example: Example, pixels: np.ndarray) -> np.ndarray:
+  """The picture for a card, uint8 [H, W, 3]: the example's own, in its own shape.
+
+  pixels: the model's input, returned if the picture was hidden from the model.
+  """
+  return images.load_within(example.image, WIDTH)[0] if pixels.any() else pixels
 
 
 def draw_card(pixels: np.ndarray, lines: Sequence[tuple[str, str]]) -> Image.Image:

@@ -321,7 +321,8 @@ class Retrieval(Task):
              for m in prediction.pictures[:_LISTED]]
     if self._searches:
       return card.add_lines(card.draw_grid(found), [(example.captions[0], card.PLAIN)])
-    drawn = card.draw_card(pixels, lines or [('no caption to look for', card.PLAIN)])
+    drawn = card.draw_card(card.shown(example, pixels),
+                           lines or [('no caption to look for', card.PLAIN)])
     if not found:
       return drawn
     rank = f' (a right one is number {prediction.picture_ranks[0]})'
