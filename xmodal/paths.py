@@ -42,3 +42,18 @@ def _is_utf8(text):
   except UnicodeEncodeError:
     return False
   return True
+
+
+def cache(name: str) -> str | None:
+  """A writable folder in the user's cache, $XDG_CACHE_HOME or ~/.cache; None if there is none."""
+  own = home()
+  for base in (os.environ.get('XDG_CACHE_HOME', ''), own and os.path.join(own, '.cache')):
+    if os.path.isabs(base):
+      folder = os.path.join(base, 'xmodal', name)
+      try:
+        os.makedirs(folder, exist_ok=True)
+      except OSError:
+        continue
+      if os.access(folder, os.W_OK | os.X_OK):
+        return folder
+  return None

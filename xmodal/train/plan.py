@@ -22,6 +22,7 @@ from xmodal.sharding import mesh as meshes
 from xmodal.train import build, evaluation
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.hooks.best import Best
+from xmodal.train.learned import Learned
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.process import lock
@@ -105,13 +106,15 @@ class Plan:
     self.balance = make_balance(config, all(kind.tasks == names for kind in self.sampling.kinds))
     samples = {use: _samples(self.feeds, use) for use in uses}
     self.is_new = not begun
+    folder = checkpoints['text'].folder if 'text' in checkpoints else ''
+    kept = Learned(config, [] if begun or earlier or folder else self.feeds, names)
     self.tokenizer, self.tasks = (
-        build.load_assets(config, begun) if begun else build.learn(
-            config, samples['train'], checkpoints['text'].folder if 'text' in checkpoints else '',
-            earlier.make_tokenizer if earlier else train_tokenizer))
-    self.notes = [*unread(config, names),
-                  *(line for use in uses for feed in self.feeds for line in feed.notes(use))]
-    self.notes += _survey(self.tasks, samples)
+        build.load_assets(config, begun) if begun else kept.assets(lambda: build.learn(
+            config, samples['train'], folder,
+            earlier.make_tokenizer if earlier else train_tokenizer)))
+    self.notes = [*unread(config, names), *kept.lines(lambda: [
+        *(line for use in uses for feed in self.feeds for line in feed.notes(use)),
+        *_survey(self.tasks, samples)])]
     self._decode = KeepDecoded(config.data.memory_mb * 2**20)
     self.readers = None
     self.evaluations = self._open_evaluations(names, samples['eval'])

@@ -20,12 +20,15 @@ class PackedExamples(Sequence[Example]):
     is_whole: see pipeline.sample.
     categories: as of faults.Examples.
     num_made: how many of them a model made.
+    fingerprint: tells these examples from any others.
   """
 
   is_whole = True
 
-  def __init__(self, readers: dict[str, records.Reader], categories: dict, num_made: int):
-    self._readers, self.categories, self.num_made = readers, categories, num_made
+  def __init__(self, readers: dict[str, records.Reader], categories: dict, num_made: int,
+               fingerprint: str):
+    self._readers, self.categories = readers, categories
+    self.num_made, self.fingerprint = num_made, fingerprint
 
   def __len__(self):
     return len(self._readers['examples'])
@@ -69,7 +72,8 @@ def read_pack(root: str, split: str) -> PackedExamples:
         pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
     readers[kind] = records.Reader(files, _places(os.path.join(root, f'{split}-{kind}.npy'),
                                                   section[kind]))
-  return PackedExamples(readers, section['categories'], section['made'])
+  return PackedExamples(readers, section['categories'], section['made'],
+                        f'{described["pack"]} {split}')
 
 
 def _places(path, count):

@@ -21,7 +21,7 @@ def enable_compilation_cache() -> None:
   JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
   Without a writable home folder there is no cache.
   """
-  if jax.config.jax_compilation_cache_dir is None and (folder := _folder()):
+  if jax.config.jax_compilation_cache_dir is None and (folder := paths.cache('jax')):
     jax.config.update('jax_compilation_cache_dir', folder)
   if warnings.showwarning.__module__ != __name__:
     warnings.showwarning = _without_cut_entries(warnings.showwarning)
@@ -43,17 +43,3 @@ def _without_cut_entries(show):
         continue
     print(f'note: {folder}: {found[1]} was truncated and is compiled again', file=sys.stderr)
   return showwarning
-
-
-def _folder():
-  home = paths.home()
-  for base in (os.environ.get('XDG_CACHE_HOME', ''), home and os.path.join(home, '.cache')):
-    if os.path.isabs(base):
-      folder = os.path.join(base, 'xmodal', 'jax')
-      try:
-        os.makedirs(folder, exist_ok=True)
-      except OSError:
-        continue
-      if os.access(folder, os.W_OK | os.X_OK):
-        return folder
-  return None
