@@ -32,7 +32,7 @@ class Command:
 _BENCHMARKS = {
     'data': Command('Pictures per second: loading for training, compared with bare decoding.',
                     'xmodal.bench.data'),
-    'data_size': Command('Seconds and memory until the first batch, from data of the size of VQAv2.',
+    'data_size': Command('Seconds and memory until the first batch, at the size of VQAv2.',
                          'xmodal.bench.data_size'),
     'detection': Command('Pictures per second of DETR, compared with PyTorch.',
                          'xmodal.bench.detection'),
