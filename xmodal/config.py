@@ -79,6 +79,11 @@ def base(plugins: Sequence[str] = ()) -> ConfigDict:
   c.evaluations = ConfigDict()
   c.lock()
   c.evaluations.unlock()  # a config names its own: see evaluation_of
+  for key, option in keys():
+    if option.type is dict:  # a mapping, whose keys are the user's
+      _at(c, key).unlock()
+      for task in TASKS if key.startswith('data.') else ():
+        _at(c.mixer.data[task], key.removeprefix('data.')).unlock()
   return c
 
 
@@ -105,8 +110,8 @@ def _unset(section):
   found = {}
   for path, options in sections().items():
     if path == section:
-      found |= {key: Option(None, option.help, kind=option.type).initial
-                for key, option in options.items() if key not in data_open.OF_THE_RUN}
+      found |= {key: ConfigDict() if option.type is dict else
+                Option(None, option.help, kind=option.type).initial for key, option in options.items() if key not in data_open.OF_THE_RUN}
     elif path.startswith(f'{section}.'):
       found[path.removeprefix(f'{section}.')] = _unset(path)
   return found

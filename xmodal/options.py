@@ -12,6 +12,7 @@ import dataclasses
 import re
 from typing import Any
 
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 import numpy as np
 
@@ -59,6 +60,8 @@ class Option:
   @property
   def initial(self) -> Any:
     """The initial value in a ConfigDict: the default, or a placeholder of its type."""
+    if self.type is dict:
+      return ConfigDict(self.default)
     return placeholder(self.type) if self.default is None else self.default
 
   def check(self, name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ something is wrong, 2 if there is nothing to check.
 """
 
 import argparse
+import ast
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import concurrent.futures
@@ -31,7 +32,7 @@ from xmodal.errors import UserError
 # (height, width) in pixels: decoding small is faster and still reads the whole file.
 _DECODED_SIZE = (32, 32)
 _MOST_NAMES, _MOST_NOTES = 100, 5
-_CHUNK = 4096
+_CHUNK = 512  # examples read at once: their pictures may be in memory
 
 
 @dataclasses.dataclass
@@ -81,30 +82,38 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
   """
   complaints = list(getattr(source, 'faults', ()))
   sizes, seen, names, ignored = {}, {}, collections.Counter(), 0
+  labels = {}  # picture -> its name in lines
   for start in range(0, len(source), _CHUNK):  # millions may be generated on access
     examples = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
-    decoded = decode_all({example.image for example in examples} - sizes.keys())
-    sizes |= decoded
-    complaints += sorted(size for size in decoded.values() if isinstance(size, str))
-    for example in examples:
-      met = example.image in seen
+    pictures = [example.picture for example in examples]
+    new = {picture: example.image for picture, example in zip(pictures, examples)
+           if picture not in sizes}
+    for number, (picture, example) in enumerate(zip(pictures, examples), start):
+      labels.setdefault(picture, example.file_name or f'record {number}')
+    decoded = decode_all(new.values())
+    sizes |= {picture: decoded[image] for picture, image in new.items()}
+    complaints += sorted(sizes[picture] if isinstance(picture, str)
+                         else f'{labels[picture]}: {sizes[picture]}'
+                         for picture in new if isinstance(sizes[picture], str))
+    for picture, example in zip(pictures, examples):
+      label, met = labels[picture], picture in seen
       objects = () if met else example.objects or ()
-      seen.setdefault(example.image, len(objects))
+      seen.setdefault(picture, len(objects))
       names.update(thing.name for thing in objects)
       ignored += sum(thing.ignore for thing in objects)
-      if not isinstance(size := sizes[example.image], str):
+      if not isinstance(size := sizes[picture], str):
         if not met and (line := other_size(example, *size)):
-          complaints.append(f'{example.image}: {line}')
+          complaints.append(f'{label}: {line}')
         shown = dataclasses.replace(example, objects=objects)
-        complaints += [f'{example.image}: {line}' for line in keep_inside(shown, *size)[1]]
+        complaints += [f'{label}: {line}' for line in keep_inside(shown, *size)[1]]
   lines = [f'{len(source):,} examples, {len(seen):,} pictures, {names.total():,} boxes '
            f'({ignored:,} to be ignored)']
-  lines += picture_notes(sizes)
+  lines += picture_notes({labels[picture]: size for picture, size in sizes.items()})
   if names:
     most = max(seen, key=seen.get)
     rest = len(names) - _MOST_NAMES
     lines += [
-        f'  most boxes: {seen[most]} in {most}; none in {list(seen.values()).count(0):,} pictures',
+        f'  most boxes: {seen[most]} in {labels[most]}; none in {list(seen.values()).count(0):,} pictures',
         '  ' + ', '.join(f'{name} {count:,}' for name, count in names.most_common(_MOST_NAMES))
         + (f' and {rest:,} names more' if rest > 0 else '')]
   return complaints, lines
@@ -120,11 +129,11 @@ class Size(tuple[int, int]):
   note: str = ''
 
 
-def decode_all(paths: Iterable[str]) -> dict[str, Size | str]:
-  """Decodes pictures as training does: path -> their size, or the error message."""
-  paths = list(paths)
+def decode_all(pictures: Iterable[str | bytes]) -> dict[str | bytes, Size | str]:
+  """Decodes pictures as training does: path or bytes -> their size, or the error message."""
+  pictures = list(pictures)
   with concurrent.futures.ThreadPoolExecutor() as pool:  # decoders run outside the GIL
-    return dict(zip(paths, pool.map(_decode, paths)))
+    return dict(zip(pictures, pool.map(_decode, pictures)))
 
 
 def picture_notes(pictures: Mapping[str, Size | str]) -> list[str]:
@@ -178,9 +187,9 @@ def _parse_file(path, parser):
   return file
 
 
-def _decode(path):
+def _decode(source):
   try:
-    picture = images.decode(path, _DECODED_SIZE)
+    picture = images.decode(source, _DECODED_SIZE)
   except UserError as error:
     return str(error)
   size = Size(picture.size[::-1])
@@ -205,12 +214,14 @@ def main(arguments: list[str] | None = None) -> int:
   """Prints the report on the folder named in arguments; returns the exit code."""
   flags = argparse.ArgumentParser(prog='xmodal check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  flags.add_argument('folder', metavar='DIR', help='folder of the data')
+  flags.add_argument('folder', metavar='DIR', help="folder of the data, as config.data.root")
   of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
   flags.add_argument('--source', choices=of_files, default='jsonl',
                      help='as config.data.source; jsonl if not given')
-  flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
-                                     'test, whichever are there')
+  flags.add_argument('--option', action='append', default=[], metavar='KEY=VALUE',
+                     help='an option of the source, as in config.data: name=coco/2017; repeatable')
+  flags.add_argument('--split', help='as config.data.train_split; if not given, all '
+                                     'there are, of train, val and test for most sources')
   flags = flags.parse_args(arguments)
   return errors.command(lambda: _report(flags), flags.folder)
 
@@ -221,7 +232,25 @@ def _report(flags):
     return _report_files(check_folder(flags.folder, splits), splits)
   source = SOURCES[flags.source]
   options = {key: option.default for key, option in source.options.items()}
+  options |= dict(_option(text, source.options, flags.source) for text in flags.option)
+  if not flags.split and 'splits' in source.facts:
+    splits = source.facts['splits'](flags.folder, **options)
   return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
+
+
+def _option(text, options, source):
+  """'name=coco' -> ('name', 'coco'), a value of the option's type."""
+  key, _, value = text.partition('=')
+  if key not in options:
+    raise UserError(f'--option {text}: source {source!r} has no option {key!r}; wanted one of '
+                    f'{", ".join(options) or "none"}')
+  kind = options[key].type
+  try:
+    value = value if kind is str else kind(ast.literal_eval(value))
+  except (ValueError, TypeError, SyntaxError):
+    raise UserError(f'--option {text}: wanted {key}= and a {kind.__name__}') from None
+  options[key].check(f'--option {key}', value)
+  return key, value
 
 
 def _report_files(files, splits):

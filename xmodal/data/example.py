@@ -1,7 +1,9 @@
 """The schema that every data set is read into."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 import dataclasses
+import hashlib
+import os
 from typing import Any, Protocol
 import zlib
 
@@ -37,7 +39,7 @@ class Example:
   A source fills the fields it has; a task names the fields it needs.
 
   Attributes:
-    image: path of a picture file, or uint8 pixels [H, W, 3].
+    image: path of a picture file, its bytes, or uint8 pixels [H, W, 3].
     image_id: the data set's own number or name of the picture.
     question: the question, or ''.
     answers: people's answers: one entry per person, repeats kept.
@@ -55,7 +57,7 @@ class Example:
       which the boxes were drawn; the actual picture may differ.
   """
 
-  image: str | np.ndarray
+  image: str | bytes | np.ndarray
   question: str = ''
   answers: tuple[str, ...] = ()
   question_id: int | str | None = None
@@ -81,9 +83,25 @@ class Example:
       identity = repr(self.image_id).encode()
     elif isinstance(self.image, np.ndarray):
       identity = self.image.tobytes()
+    elif isinstance(self.image, bytes):
+      identity = self.image
     else:
       identity = self.image.encode()
     return np.uint32(zlib.crc32(identity)).astype(np.int32)
+
+  @property
+  def picture(self) -> Hashable:
+    """What tells the picture from others: its path, or a digest of its bytes or pixels."""
+    if isinstance(self.image, np.ndarray):
+      return self.image.shape, hashlib.blake2b(self.image.tobytes(), digest_size=16).digest()
+    if isinstance(self.image, bytes):
+      return hashlib.blake2b(self.image, digest_size=16).digest()
+    return self.image
+
+  @property
+  def file_name(self) -> str:
+    """Name of the picture for messages: its path; '' for bytes and pixels."""
+    return str(self.image) if isinstance(self.image, str | os.PathLike) else ''
 
 
 class Source(Protocol):

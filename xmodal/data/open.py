@@ -3,6 +3,8 @@
 import os
 import shlex
 
+from ml_collections import ConfigDict
+
 from xmodal import paths
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Source
@@ -75,7 +77,7 @@ def _open(config, split, train):
       raise UserError(f'config.data.root={data.root!r} means nothing to config.data.source='
                       f'{data.source!r}; set that, too: {", ".join(SOURCES)}')
     return source.make(split, train=train, image_size=data.image_size or IMAGE_SIZE, **options)
-  if not data.root:
+  if not data.root and not (source.facts.get('named') and data.name):
     raise UserError(f'config.data.source={data.source!r} needs config.data.root, the folder of the '
                     'data')
   opened = source.make(data.root, split, **options)
@@ -86,4 +88,12 @@ def _open(config, split, train):
 
 def check_flags(config, split: str) -> str:
   """The arguments of `xmodal check` for one split of a config's data."""
-  return f'{shlex.quote(config.data.root)} --source {config.data.source} --split {split}'
+  data = config.data
+  given = ''.join(f' --option {shlex.quote(f"{key}={_plain(data[key])}")}'
+                  for key, option in SOURCES[data.source].options.items()
+                  if data[key] != option.initial)
+  return f'{shlex.quote(data.root)} --source {data.source} --split {shlex.quote(split)}{given}'
+
+
+def _plain(value):
+  return dict(value) if isinstance(value, ConfigDict) else value

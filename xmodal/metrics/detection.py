@@ -112,7 +112,7 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Detec
     ids = list(looked)
   images, annotations, results = [], [], []
   for image_id, i in zip(ids, looked):
-    images.append({'id': image_id} | _known_of_file(examples[i].image))
+    images.append({'id': image_id} | _known_of_file(examples[i]))
     for thing in examples[i].objects or ():
       if thing.name in category_ids:
         box = [float(side) for side in thing.box]
@@ -132,10 +132,10 @@ def coco_files(examples: Sequence[Example], predictions: Sequence[Sequence[Detec
           'categories': categories}, results
 
 
-def _known_of_file(image):
-  if isinstance(image, np.ndarray):
-    return {'height': image.shape[0], 'width': image.shape[1]}
-  return {'file_name': os.path.basename(image)}
+def _known_of_file(example):
+  if isinstance(example.image, np.ndarray):
+    return {'height': example.image.shape[0], 'width': example.image.shape[1]}
+  return {'file_name': os.path.basename(example.file_name)} if example.file_name else {}
 
 
 def coco_scores(instances: Mapping, results: Sequence[Mapping],

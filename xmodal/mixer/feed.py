@@ -55,7 +55,9 @@ def _override(data, changes, where):
     if key not in data or key in OF_THE_RUN:
       raise UserError(f'{where}.{key}: wanted one of '
                       f'{", ".join(k for k in data if k not in OF_THE_RUN)}')
-    if isinstance(data[key], ConfigDict):
+    if key in SOURCES.options() and SOURCES.options()[key].type is dict:
+      data[key] = value or data[key]
+    elif isinstance(data[key], ConfigDict):
       _override(data[key], value or {}, f'{where}.{key}')
     elif value is not None:
       try:

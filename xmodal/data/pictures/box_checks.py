@@ -109,13 +109,14 @@ class BadBoxes:
 
   def add(self, record: int, example: Example, complaints: list[str]) -> None:
     """Records the complaints of keep_inside about a record's example."""
-    picture = example.image if isinstance(example.image, str) else 'pixels'
+    picture = example.file_name or 'pixels'
     self.of_record[record] = [f'record {record}, {picture}: {line}' for line in complaints]
 
   def add_size(self, example: Example, width: int, height: int) -> None:
     """Records the complaint of other_size about an example, if any."""
     if line := other_size(example, width, height):
-      self.of_size[str(example.image)] = f'{example.image}: {line}'
+      name = example.file_name or f'picture {example.image_id}'
+      self.of_size[name] = f'{name}: {line}'
 
   def lines(self) -> list[str]:
     """A line on each picture of a wrong size, then on each bad box in the order of the records."""

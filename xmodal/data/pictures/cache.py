@@ -1,5 +1,6 @@
 """Keeps decoded pictures in memory, so that a small data set is decoded once."""
 
+import hashlib
 import threading
 
 import numpy as np
@@ -20,11 +21,14 @@ class KeepDecoded:
     self._lock = threading.Lock()
     self._kept: dict[tuple, images.Decoded] = {}
 
-  def __call__(self, source: str | np.ndarray, size: tuple[int, int]) -> images.Decoded:
+  def __call__(self, source: str | bytes | np.ndarray, size: tuple[int, int]) -> images.Decoded:
     """As `images.decode`; pixels given as an array are not kept."""
     if isinstance(source, np.ndarray):
       return images.decode(source, size)
-    key = (source, tuple(size))
+    # Not the bytes: they would be kept, too.
+    name = (hashlib.blake2b(source, digest_size=16).digest() if isinstance(source, bytes)
+            else source)
+    key = (name, tuple(size))
     picture = self._kept.get(key)
     if picture is None:
       picture = images.decode(source, size)

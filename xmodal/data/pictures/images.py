@@ -117,6 +117,24 @@ def decode(source: str | os.PathLike | bytes | np.ndarray, size: tuple[int, int]
   return _decode_plain_jpeg(data, size, name) or _decode(data, name, behind)
 
 
+def header_size(data: bytes) -> tuple[int, int]:
+  """(height, width) in pixels of an upright picture, from the header of its file.
+
+  Raises:
+    UserError: not a picture.
+  """
+  if data[:3] == b'\xff\xd8\xff' and not _has_app1(data):
+    try:
+      return tuple(simplejpeg.decode_jpeg_header(data)[:2])
+    except ValueError:
+      pass  # unusual or damaged: Pillow decides which
+  try:
+    image = Image.open(io.BytesIO(data))
+  except Exception as fault:  # readers raise exceptions of many types on bad bytes
+    raise _damaged('image', fault) from fault
+  return image.size[:: 1 if _UPRIGHT[_orientation(image)][2] else -1]
+
+
 def from_pillow(image: Image.Image, behind: str = 'white') -> np.ndarray:
   """uint8 [H, W, 3] of a picture that Pillow holds: turned upright, see `decode` for the rest."""
   picture = _pixels_of(image, 'image', behind)

@@ -333,7 +333,7 @@ def _plain(match):
   what, similarity = match.what, round(match.similarity, 4)
   if isinstance(what, str):
     return {'text': what, 'similarity': similarity}
-  return {'image': what.image if isinstance(what.image, str) else what.image_id,
+  return {'image': what.file_name or what.image_id,
           'similarity': similarity}
 
 
@@ -342,10 +342,10 @@ def _captions(example) -> tuple[str, ...]:
 
 
 def _picture(example) -> Hashable:
-  """The identity of a picture: its id, its path or its pixels."""
+  """The identity of a picture: its id, its path, or a digest of its bytes or pixels."""
   if example.image_id is not None:
     return 'id', example.image_id
-  return example.image if isinstance(example.image, str) else example.image.tobytes()
+  return example.picture
 
 
 def _gallery(examples, captions):
