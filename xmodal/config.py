@@ -111,7 +111,8 @@ def _unset(section):
   for path, options in sections().items():
     if path == section:
       found |= {key: ConfigDict() if option.type is dict else
-                Option(None, option.help, kind=option.type).initial for key, option in options.items() if key not in data_open.OF_THE_RUN}
+                Option(None, option.help, kind=option.type).initial
+                for key, option in options.items() if key not in data_open.OF_THE_RUN}
     elif path.startswith(f'{section}.'):
       found[path.removeprefix(f'{section}.')] = _unset(path)
   return found

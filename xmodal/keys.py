@@ -80,7 +80,8 @@ def _row(path: str, key: str, option: Option) -> str:
     families = parts.families(slot)
     help_ += _only_with('name', [name for name in families if key in parts.PARTS[name].options],
                         len(families))
-  values = values or {bool: 'True, False', str: 'text', tuple: 'tuple', dict: 'mapping'}.get(option.type, 'number')
+  values = values or {bool: 'True, False', str: 'text', tuple: 'tuple', dict: 'mapping'}.get(
+      option.type, 'number')
   change = 'yes' if option.may_change else ''
   return '| ' + ' | '.join([f'`{key}`', f'`{option.default!r}`', _plain(values), change,
                             _plain(help_)]) + ' |'

@@ -113,7 +113,8 @@ def check_source(source: Source) -> tuple[list[str], list[str]]:
     most = max(seen, key=seen.get)
     rest = len(names) - _MOST_NAMES
     lines += [
-        f'  most boxes: {seen[most]} in {labels[most]}; none in {list(seen.values()).count(0):,} pictures',
+        f'  most boxes: {seen[most]} in {labels[most]}; none in '
+        f'{list(seen.values()).count(0):,} pictures',
         '  ' + ', '.join(f'{name} {count:,}' for name, count in names.most_common(_MOST_NAMES))
         + (f' and {rest:,} names more' if rest > 0 else '')]
   return complaints, lines

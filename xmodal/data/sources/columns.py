@@ -35,6 +35,7 @@ OPTIONS = {
 
 PICTURE, TEXT, CLASS = 'a picture', 'text', 'a class'
 NUMBER, FLAG, BOX = 'a number', 'a flag', 'a box'
+_DEPTHS = ('once a record', 'in a list', 'in a list of lists')
 _WORDS = (TEXT, CLASS)
 # Field -> kinds of value that its column may hold, and in how many lists they may lie.
 _WANTED = {
@@ -104,12 +105,12 @@ def match_columns(paths: Mapping[str, str], columns: Mapping[str, Column], where
                       'config.data.fields')
     column, (kinds, depths) = columns[path], _WANTED[field]
     if column.kind not in kinds or column.depth not in depths:
-      lists = ' or '.join(('one', 'a list', 'a list of lists')[depth] for depth in depths)
-      raise UserError(f'{where}: column {path!r} of type {column.type} cannot be {field!r}, wanted '
-                      f'{" or ".join(kinds)} ({lists}); set config.data.fields')
+      lists = ' or '.join(_DEPTHS[depth] for depth in depths)
+      raise UserError(f'{where}: column {path!r}, {_type(column)}, cannot be {field!r}, wanted '
+                      f'{" or ".join(kinds)}, {lists}; set config.data.fields')
     matched[field] = column
   if 'image' not in matched:
-    found = ', '.join(f'{path} ({column.type})' for path, column in columns.items())
+    found = ', '.join(f'{path} ({_type(column)})' for path, column in columns.items())
     raise UserError(f'{where}: no column of pictures found among {found}; set '
                     "config.data.fields={'image': ...}")
   _check_together(matched, where)
@@ -143,9 +144,13 @@ def _check_together(matched, where):
   for field in filter(matched.get, _OF_A_QUESTION):
     if matched[field].depth not in (several, several + (field == 'answers')):
       raise UserError(
-          f'{where}: column {matched[field].path!r} of type {matched[field].type} cannot be '
+          f'{where}: column {matched[field].path!r}, {_type(matched[field])}, cannot be '
           f'{field!r}, wanted {"one entry for each question" if several else "one for a record"}; '
           'set config.data.fields')
+
+
+def _type(column):
+  return f'{column.type} {_DEPTHS[column.depth]}' if column.depth < 3 else f'{column.type} in lists'
 
 
 def boxes_in_shares(box: Sequence[float], height: float, width: float) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """Data sets that TensorFlow Datasets has prepared (https://www.tensorflow.org/datasets)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import os
 
 import numpy as np
@@ -10,7 +10,7 @@ from xmodal.data.sources.columns import Column, Records
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.packages import need
 from xmodal.data.sources.source import SOURCES
-from xmodal.errors import UserError
+from xmodal.errors import UserError, did_you_mean
 
 _BOXES = {'box': 'objects/bbox', 'name': 'objects/label'}
 _EXPRESSIONS = {'image': 'image', 'image_id': 'image/id', 'box': 'objects/bbox',
@@ -28,6 +28,8 @@ _BUILDERS = {
     'ref_coco': _EXPRESSIONS, 'gref': _EXPRESSIONS}
 # Letter of a NumPy dtype -> kind of column; others are text.
 _OF_DTYPE = {'b': columns.FLAG, 'i': columns.NUMBER, 'u': columns.NUMBER, 'f': columns.NUMBER}
+# TensorFlow, which computes nothing here, prints nothing about its instructions.
+_QUIET = {'TF_CPP_MIN_LOG_LEVEL': '2', 'TF_ENABLE_ONEDNN_OPTS': '0'}
 _MODULES = ('tensorflow_datasets', 'tensorflow', 'array_record', 'importlib_resources')
 
 
@@ -75,45 +77,51 @@ def read_tfds(root: str, split: str, name: str, fields: Mapping[str, str], quest
     raise UserError(f'{where}: has no examples; take another split')
   leaves = list(_leaves(builder.info.features))
   found = {'/'.join(at): _column(at, depth, feature) for at, depth, feature in leaves}
-  keys = {'/'.join(at): at for at, *_ in leaves}
   paths = _BUILDERS.get(builder.name) or columns.find_columns(found)
   if builder.name in _BUILDERS and not set(paths.values()) <= found.keys():
     paths = columns.find_columns(found)  # another config: coco/2017_panoptic
   paths = {field: path for field, path in {**paths, **fields}.items() if path}
   matched = columns.match_columns(paths, found, where)
-  wanted = {field: keys[column.path] for field, column in matched.items()}
-  records = _Parsed(builder, split, list(wanted.values()), wanted['image'])
-  counting = [at for field, at in wanted.items() if field in ('question', 'expression')]
-  return Records(records, matched, question, columns.boxes_in_shares, where,
-                 counted=_Parsed(builder, split, counting) if counting else None)
+  deciding = [column for field, column in matched.items() if field in ('question', 'expression')]
+  return Records(_Parsed(builder, split, leaves, matched.values()), matched, question,
+                 columns.boxes_in_shares, where, _Parsed(builder, split, leaves, deciding))
 
 
 def _open(root, name):
   """The builder of a prepared data set with random access."""
   need('tfds', _MODULES)
+  for key, value in _QUIET.items():
+    os.environ.setdefault(key, value)
   import tensorflow_datasets as tfds
 
   root = existing_folder(root, 'data sets that TFDS prepared')
+  if not name and not os.path.isfile(os.path.join(root, 'dataset_info.json')):
+    raise UserError(f'{root} is not a version of a data set of TFDS, such as coco/2017/1.1.0; give '
+                    'that folder, or config.data.name')
   try:
     builder = tfds.builder(name, data_dir=root) if name else tfds.builder_from_directory(root)
-  except (tfds.core.DatasetNotFoundError, ValueError, FileNotFoundError, AssertionError) as error:
-    if not name:
-      raise UserError(f'{root} is not a version of a data set of TFDS, such as '
-                      'coco/2017/1.1.0; give that folder, or config.data.name') from None
-    line = ' '.join(str(error).split())[:200]
-    raise UserError(f'config.data.name={name!r}: no such data set in {root} ({line}); folders '
-                    f'there: {", ".join(sorted(os.listdir(root)))}') from None
+  except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+    known = isinstance(error, tfds.core.DatasetNotFoundError) and tfds.list_builders(
+        with_community_datasets=False)
+    why = did_you_mean(name, known) if known else f' ({" ".join(str(error).split())})'
+    raise UserError(f'config.data.name={name!r}: no such data set{why}; folders in {root}: '
+                    f'{", ".join(sorted(os.listdir(root)))}') from None
   if not builder.info.splits:
-    raise UserError(
-        f'{builder.data_path}: not prepared; run: python -c "import tensorflow_datasets as tfds; '
-        f'tfds.builder({name!r}, data_dir={root!r}, file_format=\'array_record\')'
-        '.download_and_prepare()"')
+    raise UserError(f'{builder.data_path}: not prepared; run: {_preparation(name, root)}')
   formats = {kind.value for kind in builder.info.available_file_formats()}
   if 'array_record' not in formats:
+    new = f'{root}_array_record'
     raise UserError(f'{builder.data_path}: its files are {", ".join(sorted(formats))}, which have '
-                    'no random access; run: tfds convert_format --dataset_version_dir='
-                    f'{builder.data_path} --out_file_format=array_record')
+                    f'no random access; set config.data.root={new!r} after running: '
+                    f'{_preparation(":".join(builder.info.full_name.rsplit("/", 1)), new, root)}')
   return builder
+
+
+def _preparation(name, root, downloaded=''):
+  """The command that prepares a data set."""
+  given = downloaded and f'download_dir={os.path.join(downloaded, "downloads")!r}'
+  return (f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={root!r}'
+          f", file_format='array_record').download_and_prepare({given})\"")
 
 
 def _leaves(feature, at=(), depth=0):
@@ -174,17 +182,19 @@ class _Parsed:
   Args:
     builder: of the data set.
     split: name of the split.
-    wanted: the features, by their keys.
-    image: keys of the picture, which is not decoded; () if there is none among them.
+    leaves: of its features, see _leaves.
+    wanted: the columns to parse; pictures are not decoded.
   """
 
-  def __init__(self, builder, split: str, wanted: Sequence[tuple[str, ...]],
-               image: tuple[str, ...] = ()):
+  def __init__(self, builder, split: str, leaves: Sequence[tuple], wanted: Iterable[Column]):
     import tensorflow_datasets as tfds
 
-    part = _tree((at, True) for at in wanted)
-    self._features = tfds.decode.PartialDecoding(part).extract_features(builder.info.features)
-    self._decoders = _tree([(image, tfds.decode.SkipDecoding())]) if image else None
+    paths = {column.path for column in wanted}
+    # TFDS cannot leave out lists of lists.
+    parsed = {at: feature for at, depth, feature in leaves if '/'.join(at) in paths or depth > 1}
+    self._features = _part(builder.info.features, parsed)
+    self._decoders = _tree({at: tfds.decode.SkipDecoding() for at, feature in parsed.items()
+                            if isinstance(feature, tfds.features.Image)}) or None
     self._raw = builder.as_data_source(
         split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
@@ -195,10 +205,24 @@ class _Parsed:
     return self._features.deserialize_example_np(self._raw[index], decoders=self._decoders)
 
 
+def _part(feature, parsed, at=()):
+  """The feature at some keys with only those inside it whose keys are in `parsed`."""
+  import tensorflow_datasets as tfds
+
+  # Not tfds.decode.PartialDecoding: it warns of its own use of TFDS.
+  if isinstance(feature, tfds.features.FeaturesDict):
+    return tfds.features.FeaturesDict({
+        key: _part(inner, parsed, (*at, key)) for key, inner in feature.items()
+        if any(keys[:len(at) + 1] == (*at, key) for keys in parsed)})
+  if isinstance(feature, tfds.features.Sequence):
+    return tfds.features.Sequence(_part(feature.feature, parsed, at))
+  return feature
+
+
 def _tree(values):
-  """Nested dicts of (keys, value)."""
+  """{('a', 'b'): value} -> {'a': {'b': value}}."""
   tree = {}
-  for at, value in values:
+  for at, value in values.items():
     inner = tree
     for key in at[:-1]:
       inner = inner.setdefault(key, {})
