@@ -50,13 +50,13 @@ _OF_OBJECTS = ('box', 'name', 'ignore')
 _COMMON = {
     'image': ('image', 'img', 'picture', 'photo', 'jpg', 'png'),
     'image_id': ('image_id', 'image/id', 'image/filename'), 'question': ('question',),
-    'question_id': ('question_id',), 'question_type': ('question_type',),
+    'question_id': ('question_id',), 'question_type': ('question_type', 'answer_type'),
     'answers': ('answers', 'answer', 'answers/answer', 'label', 'labels', 'fine_label'),
     'caption': ('captions', 'caption', 'captions/text', 'text', 'sentences'),
     'number': ('number',), 'reason': ('reason',),
     'box': tuple(f'objects/{key}' for key in ('bbox', 'box')),
     'name': tuple(f'objects/{key}' for key in ('label', 'category', 'name')),
-    'ignore': tuple(f'objects/{key}' for key in ('is_crowd', 'iscrowd', 'ignore'))}
+    'ignore': tuple(f'objects/{key}' for key in ('is_crowd', 'iscrowd', 'ignore', 'difficult'))}
 # Fields with one value for each question, where a record has several.
 _OF_A_QUESTION = ('question', 'question_id', 'question_type', 'answers', 'number', 'reason')
 
@@ -268,9 +268,10 @@ class Records:
     return objects, Object(' '.join(part[1].split()), pixels[part[0]])
 
   def _checked(self, number, box, size):
+    if len(box) != 4 or None in box or not all(map(math.isfinite, box)):
+      raise UserError(f'{self._where}: record {number} has box {list(box)}, wanted four finite '
+                      'numbers')
     found = self._to_pixels(box, *size)
-    if not all(map(math.isfinite, found)):
-      raise UserError(f'{self._where}: record {number} has box {list(box)}, wanted finite numbers')
     if self._to_pixels is not boxes_in_shares and in_shares(found):
       raise UserError(f'{self._where}: record {number} has box {list(box)}, which is in shares of '
                       'the picture (0..1), wanted pixels')
