@@ -123,7 +123,7 @@ def test_exif_orientation(photo, orientation, format):
   data = saved(photo, format, exif=exif)
   upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
   pixels, stored_size = load_image(data, SIZE)
-  assert stored_size == upright.size[::-1]
+  assert stored_size == images.header_size(data) == upright.size[::-1]
   assert_close(pixels, reference(upright))
 
 
@@ -330,3 +330,11 @@ def test_memory_gives_the_same_pictures_and_reads_each_file_once(tmp_path):
   np.testing.assert_array_equal(fit(decode(paths[0], SIZE), SIZE)[0], expected[0][0])
   with pytest.raises(UserError, match=paths[2]):  # the memory was full
     decode(paths[2], SIZE)
+
+
+def test_pictures_given_as_bytes_are_kept_by_their_content():
+  decode = KeepDecoded(2**20)
+  first, second = (jpeg(photo_like(np.random.default_rng(seed), 40, 60)) for seed in (0, 1))
+  kept = decode(first, SIZE)
+  assert decode(bytes(bytearray(first)), SIZE) is kept  # another object of the same content
+  assert decode(second, SIZE) is not kept

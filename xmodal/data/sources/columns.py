@@ -23,6 +23,7 @@ from typing import Any
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import in_shares
 from xmodal.data.pictures import images
+from xmodal.data.sources.files import MissingSplit
 from xmodal.errors import UserError, did_you_mean
 from xmodal.options import Option
 
@@ -187,6 +188,10 @@ class Records:
     to_pixels: box of a column, height and width of its picture -> (x, y, width, height) in pixels.
     where: the split, for messages.
     counted: reads only the columns that decide how many Examples a record gives; None: as records.
+      If a record may give several, all are counted at once, which reads the whole split.
+
+  Raises:
+    MissingSplit: there are no Examples.
   """
 
   def __init__(self, records: Sequence, columns: Mapping[str, Column], question: str,
@@ -202,7 +207,7 @@ class Records:
       counts = (len(self._parts(counted[i])) for i in range(len(records)))
       self._ends = list(itertools.accumulate(counts))
     if not len(self):
-      raise UserError(f'{where}: has no examples; take another split')
+      raise MissingSplit(f'{where}: has no examples; take another split')
 
   def __len__(self) -> int:
     if self._ends is None:
