@@ -7,6 +7,10 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 JAX = 'jax>=0.10'
+_X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+TFDS = ['tensorflow-datasets', 'array_record', 'importlib_resources',
+        f'tensorflow-cpu; {_X86_LINUX}',  # a tenth of the size, and leaves the GPU's memory to JAX
+        "tensorflow; sys_platform != 'linux' or platform_machine != 'x86_64'"]
 
 setup(
     name='xmodal',
@@ -52,10 +56,13 @@ setup(
         'tpu': ['jax[tpu]'],
         'notebook': ['notebook', 'matplotlib'],
         'parquet': ['pyarrow'],
+        'tfds': TFDS,
+        'hf': ['datasets'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
-                 'webdataset', 'ruff==0.17.*'],  # the next may find more
+                 'webdataset', 'ruff==0.17.*',  # the next may find more
+                 *TFDS, 'datasets'],
     },
 )

@@ -62,4 +62,5 @@ def test_tensorflow_and_torch_are_imported_where_they_are_used_alone():
            for alias in node.names} | {node.module.split('.')[0] for node in tree.body
                                        if isinstance(node, ast.ImportFrom) and node.module}
     if 'bench' not in path.parts:
-      assert not top & {'tensorflow', 'torch', 'transformers'}, path
+      assert not top & {'tensorflow', 'tensorflow_datasets', 'datasets', 'torch',
+                        'transformers'}, path

@@ -100,4 +100,5 @@ def test_header_size_is_that_of_the_upright_picture(tmp_path):
   Image.new('RGB', (8, 6)).save(tmp_path / 'a.jpg', exif=exif)
   (tmp_path / 'b.jpg').write_bytes(b'text')
   assert images.stored_size(str(tmp_path / 'a.jpg')) == (6, 8)
+  assert images.stored_size((tmp_path / 'a.jpg').read_bytes()) == (6, 8)
   assert images.stored_size(str(tmp_path / 'b.jpg')) is None

@@ -245,23 +245,29 @@ def main(arguments: list[str] | None = None) -> int:
   """Prints the report on the folder named in arguments; returns the exit code."""
   flags = argparse.ArgumentParser(prog='xmodal check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  flags.add_argument('folder', metavar='DIR', help='folder of the data')
+  flags.add_argument('folder', metavar='DIR', help='folder of the data, as config.data.root')
   of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
   flags.add_argument('--source', choices=of_files, default='jsonl',
                      help='as config.data.source; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
-                                     'test, whichever are there')
+                                     'test, whichever are there; all splits of tfds and hf')
   flags, rest = flags.parse_known_args(arguments)
   return errors.command(lambda: _report(flags, rest), flags.folder)
 
 
 def _report(flags, rest):
-  splits = (flags.split,) if flags.split else SPLITS
-  source = SOURCES[flags.source]
   options = source_options(flags.source, rest)
+  splits = (flags.split,) if flags.split else source_splits(flags.source, flags.folder, options)
   if flags.source == 'jsonl':
     return _report_files(check_folder(flags.folder, splits), splits)
-  return _report_splits(functools.partial(source.make, **options), flags.folder, splits)
+  read = functools.partial(SOURCES[flags.source].make, **options)
+  return _report_splits(read, flags.folder, splits)
+
+
+def source_splits(name: str, root: str, options: Mapping[str, Any]) -> Sequence[str]:
+  """The splits of the data in a folder if the source of this name knows them, or the usual ones."""
+  known = SOURCES[name].facts.get('splits')
+  return known(root, **options) if known else SPLITS
 
 
 def source_options(name: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _open(config, split, train):
       raise UserError(f'config.data.root={data.root!r} means nothing to config.data.source='
                       f'{data.source!r}; set that, too: {", ".join(SOURCES)}')
     return source.make(split, train=train, image_size=data.image_size or IMAGE_SIZE, **options)
-  if not data.root:
+  if not data.root and not (source.facts.get('named') and data.name):
     raise UserError(f'config.data.source={data.source!r} needs config.data.root, the folder of the '
                     'data')
   opened = source.make(data.root, split, **options)
@@ -92,4 +92,5 @@ def check_flags(config, split: str) -> str:
   data = config.data
   own = [shlex.quote(f'--config.data.{key}={data[key]}')
          for key, option in SOURCES[data.source].options.items() if data[key] != option.default]
-  return ' '.join([f'{shlex.quote(data.root)} --source {data.source} --split {split}', *own])
+  return ' '.join([f'{shlex.quote(data.root)} --source {data.source} --split {shlex.quote(split)}',
+                   *own])

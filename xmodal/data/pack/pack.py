@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from xmodal import atomic, errors, paths
 from xmodal.data import pipeline
-from xmodal.data.check import source_options
+from xmodal.data.check import source_options, source_splits
 from xmodal.data.example import Source
 from xmodal.data.pack import examples, records
 from xmodal.data.sources.files import MissingSplit
@@ -32,7 +32,6 @@ from xmodal.errors import UserError
 
 VERSION = 1
 TITLE = 'pack.json'
-SPLITS = ('train', 'val', 'test')
 KINDS = ('examples', 'pictures')
 _STATE = 'unfinished.json'
 _CHUNK = 64  # examples that are read at the same time
@@ -150,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
       help='as config.data.source; its options as --config.data.KEY=VALUE')
   flags.add_argument('--output', required=True, metavar='OUT', help='new folder of the pack')
   flags.add_argument('--splits', nargs='+', metavar='SPLIT',
-                     help=f'if not given, those of {", ".join(SPLITS)} that are there')
+                     help='if not given, those of train, val, test that are there; all splits of '
+                          'tfds and hf')
   flags.add_argument('--longest', type=int, metavar='PIXELS',
                      help='make pictures with a longer side smaller')
   flags.add_argument('--quality', type=int, default=95, help='of JPEG, with --longest (default 95)')
@@ -166,14 +166,14 @@ def _run(flags, rest):
   output = paths.local(flags.output, '--output')
   options = source_options(flags.source, rest)
   opened = {}
-  for split in flags.splits or SPLITS:
+  for split in flags.splits or source_splits(flags.source, flags.folder, options):
     try:
       opened[split] = SOURCES[flags.source].make(flags.folder, split, **options)
     except MissingSplit:
       if flags.splits:
         raise
   if not opened:
-    raise UserError(f'{flags.folder}: has none of {", ".join(SPLITS)}; name some with --splits')
+    raise UserError(f'{flags.folder}: has none of train, val, test; name some with --splits')
   made_from = {'source': flags.source, 'root': os.path.abspath(flags.folder), 'arguments': rest,
                'longest': flags.longest, 'quality': flags.quality,
                'examples': {split: len(source) for split, source in opened.items()}}

@@ -223,10 +223,14 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
   return pixels
 
 
-def stored_size(path: str) -> tuple[int, int] | None:
-  """(width, height) of a picture file turned upright, from its header alone; None if unreadable."""
+def stored_size(picture: str | bytes) -> tuple[int, int] | None:
+  """(width, height) of a picture turned upright, from its header alone; None if unreadable.
+
+  Args:
+    picture: path of the file, or its bytes.
+  """
   try:
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
       return image.size[::-1] if _UPRIGHT[_orientation(image)][2] else image.size
   except Exception:  # decoders raise exceptions of many types; decoding reports the cause
     return None

@@ -59,7 +59,7 @@ class Rows:
       UserError: fields is invalid.
     """
     self.parser = LineParser(root)
-    self.given = _pairs(fields, self.parser.known)
+    self.given = pairs(fields, self.parser.known)
     self._command = f'xmodal check {shlex.quote(root)} --source {source}'
     if self.given:
       self._command += f' {shlex.quote(f"--{_KEY}={tuple(self.given.items())}")}'
@@ -160,8 +160,16 @@ def of_cell(field: str, text: str) -> Any:
   return text
 
 
-def _pairs(given, known):
-  """config.data.fields as field -> column."""
+def pairs(given: Iterable, known: Iterable[str]) -> dict[str, str]:
+  """config.data.fields as field -> column.
+
+  Args:
+    given: the value of config.data.fields.
+    known: the names of the fields.
+
+  Raises:
+    UserError: not pairs of a field and a column, or a field is not known or given twice.
+  """
   wanted = f"{_KEY}: wanted pairs of field and column, such as (('caption', 'Report'),), found "
   found = {}
   for pair in given:

@@ -9,6 +9,9 @@ used.
 
 Facts:
   boxes: true if files hold boxes; a training split without any usable box is then an error.
+  named: true if config.data.name may stand for config.data.root.
+  splits: function (root, **options) that names the splits there are; without it, `xmodal check`
+    and `xmodal pack` look for train, val and test.
   embedded: true if it needs no files; the function is then
     (split, *, train, image_size, **options) -> Source.
 """
