@@ -43,11 +43,15 @@ gc.set_threshold(100_000, 20, 50)
 LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_sharding.py',
            'test_multihost.py', 'test_finetuning.py', 'test_optimised.py', 'test_mixer_runs.py',
            'test_checkpoints.py', 'test_generation_task.py', 'test_bench_multitask.py',
-           'test_notebook.py', 'test_pretrained_runs.py', 'test_detection_runs.py')
+           'test_notebook.py', 'test_pretrained_runs.py', 'test_detection_runs.py',
+           'test_plugins.py', 'test_start.py', 'test_best.py', 'test_workers.py')
+# It alone imports TensorFlow, after which a first import of Triton (by torch, for transformers) ends
+# the process.
+LAST = 'test_source_tfds.py'
 
 
 def pytest_collection_modifyitems(items):
-  ranks = {name: rank for rank, name in enumerate(LONGEST)}
+  ranks = {name: rank for rank, name in enumerate(LONGEST)} | {LAST: 999}
   items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
