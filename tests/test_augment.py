@@ -12,10 +12,10 @@ import tiny
 from xmodal import augment, predict
 from xmodal.data.check import check_folder
 from xmodal.data.example import Example
-from xmodal.data.made import Joined, made_notes
+from xmodal.data.made import Concatenated, made_notes
 from xmodal.data.open import open_source
 from xmodal.data.pictures import images
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.pipeline import sample
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.sources.jsonl import read_jsonl
@@ -127,7 +127,7 @@ def pictures(tmp_path):
 
 
 def labeller(model, questions=tuple(ANSWERS), per_picture=None, threshold=0.9, keep_unjudged=False):
-  return Labeller(model, Opened(), questions, per_picture=per_picture, threshold=threshold,
+  return Labeller(model, DecodedPictures(), questions, per_picture=per_picture, threshold=threshold,
                   keep_unjudged=keep_unjudged)
 
 
@@ -190,7 +190,7 @@ def test_each_picture_is_asked_its_share_of_the_questions_the_same_each_time(pic
 
 def test_pictures_are_opened_once(pictures, monkeypatch):
   paths = find_pictures(str(pictures), '--images')
-  decode, opened = images.decode, Opened()
+  decode, opened = images.decode, DecodedPictures()
   calls = []
   monkeypatch.setattr(images, 'decode', lambda *args: calls.append(args) or decode(*args))
   assert list(opened.open(paths, 32)) == [str(pictures / 'bad.jpg')]
@@ -299,7 +299,7 @@ def test_joined_sources_keep_order_and_faults(tmp_path):
            {'image': 'a.png', 'objects': [{'box': [1, 1, 0, 2], 'name': 'x'}]})
   (tmp_path / 'train.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   one, other = read_jsonl(str(tmp_path), 'train'), [Example('b'), Example('c')]
-  both = Joined([other, one, other])
+  both = Concatenated([other, one, other])
   assert [both[i] for i in range(len(both))] == [*other, *one, *other] == list(both)
   assert both.faults == one.faults != ()
   assert [e.made for e in both] == [False, False, True, False, False, False]

@@ -16,7 +16,7 @@ from xmodal import config as configs
 from xmodal import main
 from xmodal.bench import multitask, multitask_cost
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
-from xmodal.mixer.sampling.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Sampling, StepKind
 from xmodal.tasks.task import TASKS
 from xmodal.train import build
 from xmodal.train import run as runs
@@ -218,7 +218,7 @@ def test_every_task_has_the_number_it_is_compared_by(tmp_path):
 
 def test_cost_is_of_ratios_within_rounds(monkeypatch):
   """The machine becomes twice as slow between rounds, so ratios of medians would be wrong."""
-  kinds = {task: Kind((task,)) for task in BOTH}
+  kinds = {task: StepKind((task,)) for task in BOTH}
   seconds = {'vqa alone': [1, 2, 2], 'objects alone': [3, 6, 6], 'fixed': [2, 4, 6],
              'famo': [3, 6, 6], kinds['vqa']: [1.5, 3, 3], kinds['objects']: [3.5, 7, 7]}
   monkeypatch.setattr(multitask_cost, 'Step', lambda run, kind: None)
@@ -230,7 +230,7 @@ def test_cost_is_of_ratios_within_rounds(monkeypatch):
 
   found = multitask_cost.measure_cost(
       {task: run(kinds[task]) for task in BOTH},
-      {name: run(Kind(BOTH)) for name in ('fixed', 'famo')},
+      {name: run(StepKind(BOTH)) for name in ('fixed', 'famo')},
       {'proportional': run(*kinds.values(), turns=((0, 3), (1, 1)))}, rounds=3, steps=1)
   assert found['fixed'] == {'seconds': 4, 'ratio': [0.5, 0.5, 0.75], 'over': 'sum of those alone'}
   assert found['famo'] == {'seconds': 6, 'ratio': [1.5, 1, 1.5], 'over': 'fixed'}

@@ -192,7 +192,7 @@ def test_parameters_do_not_hang_on_the_names(task, tokenizer, queries):
              'detection': jax.tree.map(lambda x: np.stack([x, x]), encoded)}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, deterministic=True))
     shapes.append(jax.tree.map(lambda x: x.shape, variables))
-    shard_tree(variables, make_mesh(-1, 1, 1))  # a KeyError if no rule matches a parameter
+    shard_tree(variables, make_mesh(-1, 1, 1))  # an error if no rule matches a parameter
     found = jax.eval_shape(lambda v: model.apply(v, batch, deterministic=True), variables)
     assert found['detection']['names'].logits.shape == (2, queries or 16, len(asked.names))
   assert shapes[0] == shapes[1] == shapes[2]

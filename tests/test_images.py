@@ -13,8 +13,8 @@ from xmodal.bench.data import jpeg, photo_like
 from xmodal.data import check
 from xmodal.data.pictures import images
 from xmodal.data.pictures.cache import KeepDecoded
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.pictures.images import fit, load_image, resize_antialiased
-from xmodal.data.pictures.opened import Opened
 from xmodal.errors import UserError
 
 SIZE = (40, 56)  # height and width differ, so that swapping them shows
@@ -284,7 +284,7 @@ def test_one_limit_on_pixels_for_every_decoder(tmp_path, monkeypatch, options, s
   else:
     assert f'{path}: ' in refused(path) and 'more than the 1,600 that are read' in refused(path)
     assert 'that are read' in check.decode_all([path])[path]
-    wrong = Opened().open([path], 40)
+    wrong = DecodedPictures().open([path], 40)
     assert 'that are read' in wrong[path]
 
 

@@ -8,8 +8,8 @@ from xmodal import config as configs
 from xmodal.data import pipeline
 from xmodal.data.example import Example
 from xmodal.errors import UserError
-from xmodal.mixer.feed import Stream, open_feeds, parts, task_config
-from xmodal.mixer.sampling.sampling import Kind, Sampling, make_sampling
+from xmodal.mixer.feed import BatchStream, open_feeds, parts, task_config
+from xmodal.mixer.sampling.sampling import Sampling, StepKind, make_sampling
 from xmodal.mixer.sampling.shares import apportion
 
 SIZES = {'vqa': 700, 'objects': 200, 'detection': 100}
@@ -81,7 +81,7 @@ def test_whole_steps_are_given_out_by_largest_remainders(amounts, total, expecte
 def test_turns_of_tasks_and_of_parameters():
   turns = (('vqa', 2), ('objects|detection', 1), ('vqa', 1))
   sampled = sampling('alternating', mixer__turns=turns, mixer__turns_of='tasks')
-  assert sampled.kinds == (Kind(('vqa',)), Kind(('objects', 'detection')))
+  assert sampled.kinds == (StepKind(('vqa',)), StepKind(('objects', 'detection')))
   assert [sampled.kind(step) for step in range(6)] == [0, 0, 1, 0, 0, 0]
   assert sampled.count_steps(('detection',), 11) == 3
   turns = (('vision_tower', 3), ('text_tower|heads', 1))
@@ -131,12 +131,13 @@ def stream(**sizes):
     source = [Example(np.zeros((8, 8, 3), np.uint8), number=i) for i in range(size)]
     makers[name] = pipeline.BatchMaker(source, {task: Number() for task in name.split('_')}, (8, 8),
                                        bad=None, seed=7)
-  return Stream(makers)
+  return BatchStream(makers)
 
 
 def test_each_source_gives_each_example_once_an_epoch_of_its_own():
   both = stream(a_b=12, c=20)
-  sampled = Sampling((Kind(('a',)), Kind(('b',)), Kind(('c',))), ((0, 2), (1, 1), (2, 2)), seed=3)
+  sampled = Sampling((StepKind(('a',)), StepKind(('b',)), StepKind(('c',))),
+                     ((0, 2), (1, 1), (2, 2)), seed=3)
   seen = {'a_b': [], 'c': []}
   for step in range(60):
     batch = both.at(tasks_at(sampled, step), sampled, step, batch_size=4)
@@ -160,7 +161,7 @@ def test_a_joint_batch_has_a_part_of_each_source_and_one_source_makes_a_flat_one
 
 def test_a_late_start_gives_bit_identical_batches_of_changing_tasks():
   both = stream(a=12, b=5)
-  sampled = Sampling((Kind(('a',)), Kind(('b',))), ((0, 3), (1, 2)), seed=1)
+  sampled = Sampling((StepKind(('a',)), StepKind(('b',))), ((0, 3), (1, 2)), seed=1)
   straight = list(both.batches(sampled, 4, 0, 9))
   assert {tuple(batch) for batch in straight} == {('a',), ('b',)}
   resumed = list(both.batches(sampled, 4, 6, 9))

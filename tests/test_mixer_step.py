@@ -16,7 +16,7 @@ import torch
 
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
-from xmodal.mixer.sampling.sampling import Kind
+from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.steps import shares
 from xmodal.train.steps import state as states
@@ -62,7 +62,8 @@ def balance(name, **values):
 
 
 @functools.cache
-def start(name='fixed', kind=Kind(TASKS), optimizer=optax.adamw(0.05, weight_decay=0.1), **options):
+def start(name='fixed', kind=StepKind(TASKS), optimizer=optax.adamw(0.05, weight_decay=0.1),
+          **options):
   """A new state and the compiled step of a kind."""
   rule, variables = balance(name), states.variables_fn(Heads(), batch_of(), 0)
   params = jax.eval_shape(variables)['params']
@@ -154,8 +155,8 @@ def test_the_loss_is_the_weighted_sum_of_those_of_the_tasks(name):
 
 
 @pytest.mark.parametrize('kind, rest', [
-    (Kind(('c',)), ('fused', 'heads_a', 'heads_b')), (Kind(('a', 'b')), ('heads_c',)),
-    (Kind(TASKS, 'tower|heads_a'), ('fused', 'heads_b', 'heads_c'))], ids=str)
+    (StepKind(('c',)), ('fused', 'heads_a', 'heads_b')), (StepKind(('a', 'b')), ('heads_c',)),
+    (StepKind(TASKS, 'tower|heads_a'), ('fused', 'heads_b', 'heads_c'))], ids=str)
 def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
   state, joint = start()
   state, _ = joint(state, batch_of())  # so that momentum and decay would move everything
@@ -181,7 +182,7 @@ def test_parameters_that_two_optimisers_share_keep_their_moments_too():
   optimizer = optax.partition({'adam': optax.adam(0.05), 'momentum': optax.sgd(0.05, 0.9)}, labels)
   state, joint = start(optimizer=optimizer)
   state, _ = joint(state, batch_of())
-  _, step = start(kind=Kind(('c',)), optimizer=optimizer)
+  _, step = start(kind=StepKind(('c',)), optimizer=optimizer)
   new, _ = step(state, batch_of(('c',)))
   found = set()
   for (path, x), old in zip(jax.tree_util.tree_leaves_with_path(new.opt_state),
@@ -201,7 +202,7 @@ def optimizer_of(kinds, used, params, **values):
 
 def test_parameters_that_rest_are_moved_as_torch_does_those_without_gradient():
   """PyTorch counts steps per parameter; the moments of c start after ten skipped steps."""
-  kinds = Kind(('a', 'b')), Kind(('c',))
+  kinds = StepKind(('a', 'b')), StepKind(('c',))
   params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
   optimizer = optimizer_of(kinds, USED, params)
   steps = [start(kind=kind, optimizer=optimizer)[1] for kind in kinds]
@@ -261,10 +262,10 @@ def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
         state, _ = steps[kind](state, batch_of_two(kinds[kind].tasks, number))
     return flat(state.params)
 
-  both = learned((Kind(('a',)), Kind(('b',))), [0, 0, 0, 0, 1, 0, 1, 1])
+  both = learned((StepKind(('a',)), StepKind(('b',))), [0, 0, 0, 0, 1, 0, 1, 1])
   for task, turns in (('a', [0, 0, 0, 0, None, 0, None, None]),
                       ('b', [None] * 4 + [0, None, 0, 0])):
-    alone = learned((Kind((task,)),), turns)
+    alone = learned((StepKind((task,)),), turns)
     for path in used[task]:
       np.testing.assert_allclose(both[path], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
@@ -272,9 +273,9 @@ def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
 def test_turns_that_match_nothing_are_one_line():
   params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
   with pytest.raises(UserError, match="'towre' matches no parameter .* begin with fused/bias"):
-    shares.resting(Kind(TASKS, 'towre'), USED, params, frozenset())
+    shares.resting(StepKind(TASKS, 'towre'), USED, params, frozenset())
   with pytest.raises(UserError, match="'tower' matches no parameter that is trained"):
-    shares.resting(Kind(TASKS, 'tower'), USED, params, USED['c'])
+    shares.resting(StepKind(TASKS, 'tower'), USED, params, USED['c'])
 
 
 @pytest.mark.parametrize('name', ['uncertainty', 'gradnorm', 'famo'])

@@ -63,7 +63,7 @@ def test_every_parameter_has_a_rule_and_no_large_one_stays_whole(size, tower, te
 
 
 def test_a_parameter_that_no_rule_names_is_an_error():
-  with pytest.raises(KeyError, match='backbone/mystery/weights.*no rule'):
+  with pytest.raises(UserError, match='backbone/mystery/weights.*no rule'):
     spec_for('backbone/mystery/weights', (4, 4), mesh_of(fsdp=2))
 
 

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from xmodal.data.example import Example
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.tasks.task import Task
@@ -14,7 +14,7 @@ from xmodal.tasks.task import Task
 Query = tuple[Task, list[Example]]  # as Task.query gives it
 
 
-def answers(predictor: Predictor, opened: Opened, queries: Iterable[Query], *,
+def answers(predictor: Predictor, opened: DecodedPictures, queries: Iterable[Query], *,
             fixed: bool = True) -> Iterator[Any | UserError]:
   """Yields the answer to each query in order, and reads no more than AT_ONCE queries ahead.
 

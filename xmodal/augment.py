@@ -27,7 +27,7 @@ from xmodal.data.example import Example
 from xmodal.data.sources.jsonl import numbered_lines
 from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
-from xmodal.labeller import Labeller, Opened, Tally
+from xmodal.labeller import DecodedPictures, Labeller, Tally
 from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.process.cache import enable_compilation_cache
@@ -91,7 +91,7 @@ def _augment(args):
   questions = () if args.captions else read_questions(args.questions)
   step = checkpoint.find(args.checkpoint)
   enable_compilation_cache()
-  opened = Opened()
+  opened = DecodedPictures()
   predictor = Predictor(step, opened)
   _check_tasks(predictor, step, args)
   for question in questions:

@@ -12,6 +12,7 @@ from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.options import Option, one_of
+from xmodal.registry import load_plugins
 from xmodal.train import evaluation
 
 BEGIN = '<!-- keys: written by xmodal keys --write -->'
@@ -48,12 +49,15 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='xmodal keys', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('section', nargs='?', default='', help="such as 'optimizer'; all by default")
+  parser.add_argument('--plugins', nargs='+', default=[], metavar='MODULE',
+                      help='modules whose keys are listed, too; see config.plugins')
   parser.add_argument('--write', metavar='FILE', help='a guide to write the tables into')
   args = parser.parse_args(argv)
   return errors.command(lambda: _list(args), args.write or '')
 
 
 def _list(args):
+  load_plugins(tuple(args.plugins))
   if args.write:
     with open(args.write, encoding='utf-8') as f:
       text = updated(f.read(), args.write)

@@ -7,7 +7,7 @@ import os
 import random
 
 from xmodal.data.example import Example
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.sources.files import is_utf8
 from xmodal.metrics.agreement import agrees
 from xmodal.predictor import AT_ONCE, Predictor
@@ -39,7 +39,7 @@ class Tally:
 class Labeller:
   """Asks a model about pictures and keeps what it is sure of."""
 
-  def __init__(self, predictor: Predictor, opened: Opened, questions: Sequence[str], *,
+  def __init__(self, predictor: Predictor, opened: DecodedPictures, questions: Sequence[str], *,
                per_picture: int | None, threshold: float, keep_unjudged: bool):
     """A labeller with an empty tally.
 

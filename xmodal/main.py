@@ -49,7 +49,7 @@ def main() -> int:
   workdir = ''
   try:
     if {'-h', '--help'} & set(sys.argv[1:]):
-      print(_help())
+      print(_help(sys.argv))
       return 0
     config, workdir = _parse(sys.argv)
     return _run(config, workdir, _MODE.value)
@@ -68,8 +68,9 @@ def main() -> int:
     raise
 
 
-def _help():
+def _help(argv):
   from xmodal import config as configs
+  _load_plugins(argv)
   return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
                     '--config.KEY=VALUE changes a key; all keys with their defaults:', '',
                     configs.table()])
@@ -174,8 +175,9 @@ def _run(config, workdir, mode):
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: samples/ (pictures to look at), '
-          'metrics.jsonl, final.json, checkpoints/, tensorboard/')
+    samples = 'samples/ (pictures to look at), ' if os.path.isdir(f'{workdir}/samples') else ''
+    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: {samples}metrics.jsonl, '
+          'final.json, checkpoints/, tensorboard/')
   return 0
 
 

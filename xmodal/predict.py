@@ -22,9 +22,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from xmodal import atomic, errors, paths, predict_many
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, Predictor
+from xmodal.tasks.task import Task
 from xmodal.train.process.cache import enable_compilation_cache
 
 _OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
@@ -84,7 +85,7 @@ def _answer(args):
   elif args.output:
     _check_output(args.output)
   enable_compilation_cache()
-  opened = Opened()
+  opened = DecodedPictures()
   predictor = Predictor(args.checkpoint, opened)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
   given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
@@ -103,6 +104,8 @@ def _answer(args):
 def _answer_one(args, predictor, task, given):
   if args.image is None and not task.draws:
     raise UserError(f'--image is missing; {task.name} wants a picture')
+  if args.output and type(task).draw is Task.draw:
+    raise UserError(f'--output {args.output}: {task.name} draws no picture; leave it out')
   if args.output is None and task.draws:
     raise UserError(f'--output is missing; {task.name} wants a file for what it draws')
   with contextlib.ExitStack() as closing:

@@ -15,7 +15,7 @@ from xmodal import atomic, strict_json
 from xmodal.answers import Query, answers
 from xmodal.data import fields
 from xmodal.data.fields import Complaint
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.sources.jsonl import json_object, numbered_lines
 from xmodal.data.sources.pictures import Pictures, find_pictures
 from xmodal.errors import UserError
@@ -57,7 +57,7 @@ def check_output(path: str | None, overwrite: bool) -> None:
     raise UserError(f'--output {path} is there already; give another, or take --overwrite')
 
 
-def answer_all(predictor: Predictor, opened: Opened, task: Task, *, folder: str | None,
+def answer_all(predictor: Predictor, opened: DecodedPictures, task: Task, *, folder: str | None,
                questions: str | None, text: str, output: str | None,
                options: Mapping[str, Any]) -> int:
   """Writes a line for each picture, batch by batch, and says how many there were.

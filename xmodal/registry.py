@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import importlib
 import pkgutil
+import traceback
 from typing import Any
 
 from xmodal.errors import UserError, did_you_mean
@@ -135,10 +136,14 @@ def load_plugins(modules: tuple[str, ...]) -> None:
     except UserError:
       raise
     except Exception as error:  # a user's module may raise anything
-      line = ' '.join(str(error).split())
-      raise UserError(f'config.plugins: {name!r} cannot be imported ({type(error).__name__}: '
-                      f'{line}); wanted the name of a module that Python finds from the current '
-                      'folder or PYTHONPATH') from error
+      what = f'{type(error).__name__}: {" ".join(str(error).split())}'
+      if isinstance(error, ModuleNotFoundError) and name.startswith(error.name or '\0'):
+        raise UserError(f'config.plugins: {name!r} cannot be imported ({what}); wanted the name of '
+                        'a module that Python finds from the current folder or PYTHONPATH'
+                        ) from error
+      place = traceback.extract_tb(error.__traceback__)[-1]
+      raise UserError(f'config.plugins: {name!r} fails at {place.filename}:{place.lineno} ({what})'
+                      ) from error
 
 
 def _origin(made):

@@ -13,7 +13,7 @@ from PIL import Image
 from xmodal.answers import Query, answers
 from xmodal.data.fields import shown
 from xmodal.data.pictures import images
-from xmodal.data.pictures.opened import Opened
+from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
 from xmodal.tasks.task import Task
@@ -40,7 +40,7 @@ class TrainedModel:
   def __init__(self, folder: str | os.PathLike):
     """Loads a checkpoint, see xmodal.load."""
     enable_compilation_cache()
-    self._opened = Opened()
+    self._opened = DecodedPictures()
     self._predictor = Predictor(folder, self._opened)
 
   @property

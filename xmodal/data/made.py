@@ -8,7 +8,7 @@ from xmodal.data.example import Example, Source
 from xmodal.errors import UserError
 
 
-class Joined:
+class Concatenated:
   """A concatenation of several sources.
 
   Attributes:

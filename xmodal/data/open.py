@@ -7,7 +7,7 @@ from xmodal import paths
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Source
 from xmodal.data.faults import Examples, check_left
-from xmodal.data.made import Joined, check_none_made
+from xmodal.data.made import Concatenated, check_none_made
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 from xmodal.options import ABOVE_ZERO, Option
@@ -66,7 +66,7 @@ def open_source(config, split: str, *, train: bool, only_answered: bool = False)
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
                       'xmodal.augment wrote')
   more = [SOURCES['jsonl'].make(folder, 'train') for folder in config.data.more]
-  return Joined([source, *more]) if more else source
+  return Concatenated([source, *more]) if more else source
 
 
 def _open(config, split, train):

@@ -16,7 +16,7 @@ import numpy as np
 
 from xmodal.data import order
 from xmodal.data.example import Example, Source
-from xmodal.data.made import Joined
+from xmodal.data.made import Concatenated
 from xmodal.data.pictures import images
 from xmodal.data.pictures.augmentation import Augmentation, Transform
 from xmodal.data.pictures.box_checks import BadBoxes, keep_inside
@@ -282,6 +282,6 @@ def sample(source: Source, count: int = 4096) -> Sequence[Example]:
   and all of a list, or of a source that says `is_whole`."""
   if isinstance(source, list) or getattr(source, 'is_whole', False):
     return source
-  if isinstance(source, Joined):
+  if isinstance(source, Concatenated):
     return [example for part in source.parts for example in sample(part, count)]
   return [source[i] for i in range(min(count, len(source)))]

@@ -8,8 +8,8 @@ with every 'no'.
 
 import re
 
-from xmodal.letters import WORD
 from xmodal.metrics.vqa import answer_key, normalize_answer
+from xmodal.word_patterns import WORD
 
 _WORD = re.compile(rf"{WORD}(?:['-]{WORD})*|[.;!?,]")
 _ENDS = frozenset('.;!?')

@@ -15,7 +15,7 @@ import shutil
 
 import numpy as np
 
-from xmodal.letters import FORMATS, MARKS, WORD
+from xmodal.word_patterns import FORMATS, MARKS, WORD
 
 _ORDER = 4  # length of the longest n-grams
 _SIGMA = 6.0  # width of CIDEr's penalty on length differences, in 2-grams

@@ -172,7 +172,7 @@ def _open(config, names, uses):
   return Feed(name, names, config, sources,
               {use: pipeline.BadPictures(
                   len(source), config.data.max_bad_share,
-                  hosts.Counter(f'{name}/{use}').add if hosts.several() else None)
+                  hosts.GlobalCounter(f'{name}/{use}').add if hosts.several() else None)
                for use, source in sources.items()},
               {use: BadBoxes() for use in uses})
 
@@ -184,7 +184,7 @@ def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
       yield use if len(feeds) == 1 else f'{use} data of {feed.name}', feed, use
 
 
-def left_out(feeds: Sequence[Feed]) -> list[str]:
+def skipped_notes(feeds: Sequence[Feed]) -> list[str]:
   """Lines on pictures that could not be read, and on boxes outside their pictures."""
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (
@@ -208,7 +208,7 @@ def _first(lines):
   return [*(f'  {line}' for line in lines[:_MOST_BOXES]), *more]
 
 
-class Stream:
+class BatchStream:
   """The batches of a run. A step's batch holds its tasks' examples from all their feeds."""
 
   def __init__(self, makers: Mapping[str, pipeline.BatchMaker]):

@@ -72,8 +72,18 @@ def sense_options(slot: str) -> Options:
 
 
 def slot_options(slot: str) -> Options:
-  """The options of all parts for a slot."""
-  return {key: option for name in families(slot) for key, option in PARTS[name].options.items()}
+  """The options of all parts for a slot.
+
+  Raises:
+    UserError: two parts declare the same key differently.
+  """
+  found: dict = {}
+  for name in families(slot):
+    for key, option in PARTS[name].options.items():
+      if found.setdefault(key, option) != option:
+        raise UserError(f'{name!r} declares config.model.{slot}.{key}, which another of '
+                        f'{", ".join(families(slot))} declares differently; give it another name')
+  return found
 
 
 def family(model, slot: str) -> str:
@@ -85,8 +95,9 @@ def family(model, slot: str) -> str:
 
 
 def own_fields(model, slot: str) -> dict:
-  """The fields of a slot that the config sets itself."""
-  return {key: model[slot][key] for key in slot_options(slot) if model[slot][key] is not None}
+  """The fields of a slot that the config sets itself, to other values than the defaults."""
+  return {key: model[slot][key] for key, option in slot_options(slot).items()
+          if model[slot][key] != option.default}
 
 
 def fields(model, slot: str) -> dict:
@@ -100,7 +111,9 @@ def fields(model, slot: str) -> dict:
   if unknown := set(own) - set(PARTS[name].options):
     key = min(unknown)
     raise UserError(f'config.model.{slot}.{key}={own[key]!r} means nothing to {name}; leave it out')
-  found = {**preset(name, model.size), **own}
+  defaults = {key: option.default for key, option in PARTS[name].options.items()
+              if option.default is not None}
+  found = {**preset(name, model.size), **defaults, **own}
   heads = found.get('num_heads', 1)
   if 'head_dim' not in found and found.get('hidden_dim', heads) % heads:
     raise UserError(f'config.model.{slot}: hidden_dim={found["hidden_dim"]} does not divide into '

@@ -154,7 +154,7 @@ class Listener:
     self._thread.join()
 
 
-class Counter:
+class GlobalCounter:
   """Counts distinct records over all processes."""
 
   def __init__(self, name: str):

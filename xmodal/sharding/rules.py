@@ -13,6 +13,7 @@ import re
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xmodal.errors import UserError
 from xmodal.registry import declared
 
 # Megatron's split (arXiv:1909.08053): heads and MLP width over `tensor`, so that
@@ -51,7 +52,7 @@ def path_name(path) -> str:
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """The PartitionSpec of a parameter by its path and shape; KeyError if no rule matches.
+  """The PartitionSpec of a parameter by its path and shape; UserError if no rule matches.
 
   A dimension that is not divisible by the devices of its axis is not split.
   """
@@ -60,8 +61,9 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
       axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
       return PartitionSpec(*(axis if axis and size % _devices(axis, mesh) == 0 else None
                              for axis, size in zip(axes, shape)))
-  raise KeyError(f'parameter {name} {shape}: no rule matches it; declare one where its part '
-                 "registers, under 'sharding', see xmodal/sharding/rules.py")
+  raise UserError(f'parameter {name} {shape}: no rule says how devices split it; declare one where '
+                  f"its part registers: sharding=((r'{name}$', {(None,) * len(shape)}),), or "
+                  'axes such as in xmodal/sharding/rules.py')
 
 
 def _devices(axis, mesh):

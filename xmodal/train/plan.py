@@ -15,7 +15,7 @@ from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
-from xmodal.mixer.feed import Feed, Stream, open_feeds, unread
+from xmodal.mixer.feed import BatchStream, Feed, open_feeds, unread
 from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
@@ -187,14 +187,14 @@ class Plan:
       return self.evaluation.maker(feed)
     return (feed or self.feeds[0]).maker(use, self.tasks, self._decode, use, self.readers)
 
-  def stream(self, use: str) -> Stream:
+  def stream(self, use: str) -> BatchStream:
     """Makes batches of all feeds."""
-    return Stream({feed.name: self.maker(use, feed) for feed in self.feeds})
+    return BatchStream({feed.name: self.maker(use, feed) for feed in self.feeds})
 
   def batch_of(self, tasks: tuple[str, ...]) -> Mapping:
     """Shapes and dtypes of a batch of some tasks."""
     # With the tasks of training; the 'eval' sources, as training data may not be open.
-    stream = Stream({
+    stream = BatchStream({
         feed.name: feed.maker('eval', self.tasks, self._decode) for feed in self.feeds})
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),

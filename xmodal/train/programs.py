@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import jax
 
-from xmodal.mixer.sampling.sampling import Kind
+from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.sharding import mesh as meshes
 from xmodal.train.plan import Plan
 from xmodal.train.steps.agreement import make_measure
 from xmodal.train.steps.step import make_train_step
 
 
-def compile_step(plan: Plan, kind: Kind | None = None) -> Callable:
+def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
   """Compiles a training step for the mesh: (state, batch) -> (state, metrics).
 
   kind: one of plan.sampling.kinds; None: the first.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import re
 
 from xmodal.errors import UserError
-from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
+from xmodal.mixer.sampling.sampling import SAMPLINGS, Sampling, StepKind
 from xmodal.options import Option
 
 OPTIONS = {
@@ -32,12 +32,12 @@ def alternating(sizes: Mapping[str, int], seed: int, turns: tuple, turns_of: str
       raise UserError(f'config.mixer.turns: {pattern!r} is no regular expression ({error})'
                       ) from error
     if turns_of == 'parameters':
-      kinds.append(Kind(tasks, pattern))
+      kinds.append(StepKind(tasks, pattern))
       continue
     found = tuple(task for task in tasks if re.fullmatch(pattern, task))
     if not found:
       raise UserError(f'config.mixer.turns: {pattern!r} matches none of config.mixer.tasks={tasks}')
-    kinds.append(Kind(found))
+    kinds.append(StepKind(found))
   if left_out := set(tasks).difference(*(kind.tasks for kind in kinds)):
     raise UserError(f'config.mixer.turns: {min(left_out)} has no turn; give it one, or remove it '
                     'from config.mixer.tasks')

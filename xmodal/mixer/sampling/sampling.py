@@ -23,7 +23,7 @@ OPTIONS = {'sampling': Option('joint', 'Rule that selects the tasks of a step.')
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class StepKind:
   """A kind of step.
 
   Attributes:
@@ -45,7 +45,7 @@ class Sampling:
     seed: seed of the shuffle of each cycle; None: the order of turns.
   """
 
-  kinds: tuple[Kind, ...]
+  kinds: tuple[StepKind, ...]
   turns: tuple[tuple[int, int], ...]
   seed: int | None = None
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xmodal.mixer.sampling.sampling import SAMPLINGS, Kind, Sampling
+from xmodal.mixer.sampling.sampling import SAMPLINGS, Sampling, StepKind
 from xmodal.options import Option
 
 # Steps per cycle: shares are rounded to 1%.
@@ -35,7 +35,7 @@ def temperature(sizes: Mapping[str, int], seed: int, temperature: float) -> Samp
 
 
 def _kinds(sizes):
-  return tuple(Kind((task,)) for task in sizes)
+  return tuple(StepKind((task,)) for task in sizes)
 
 
 def apportion(amounts: Sequence[float], total: int) -> list[int]:

@@ -21,7 +21,6 @@ from xmodal.data.scenes import judge
 from xmodal.data.scenes.drawings import parse
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
-from xmodal.letters import WORD
 from xmodal.metrics import frechet
 from xmodal.models import parts
 from xmodal.models.attention import usable
@@ -32,6 +31,7 @@ from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.generation.head import GenerationHead
 from xmodal.tasks.task import TASKS, Task
+from xmodal.word_patterns import WORD
 
 _LEAST_FOR_FRECHET = 50  # pictures
 _SHOWN_WORDS = 5

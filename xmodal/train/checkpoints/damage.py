@@ -32,7 +32,7 @@ def seal(folder: str) -> None:
     json.dump(listed, f)
 
 
-def proof(folder: str) -> str:
+def find_damage(folder: str) -> str:
   """Describes the first damaged file of a sealed folder; '' if there is none.
 
   Raises:

@@ -67,8 +67,8 @@ def read(folder, abstract):
 def read_some(folder, item, abstract):
   """Reads some arrays of an item; all processes return or raise the same.
 
-  The stored fingerprint covers all arrays, so it cannot check these: `damage.proof` checks the
-  files.
+  The stored fingerprint covers all arrays, so it cannot check these: `damage.find_damage` checks
+  the files.
 
   Args:
     folder: checkpoints/STEP.
@@ -131,7 +131,7 @@ def _read_patiently(folder, item, action):
     except Exception as error:
       error = _wrapped(error)
       try:
-        proof = damage.proof(path)
+        proof = damage.find_damage(path)
       except OSError as other:
         error, proof = other, ''
       if proof:

@@ -118,7 +118,7 @@ def _find(name):
       path = os.path.join(folder, item)
       # Assets written by an older version have no list.
       if item == 'model' or os.path.exists(os.path.join(path, damage.LIST)):
-        if proof := damage.proof(path):
+        if proof := damage.find_damage(path):
           raise _damaged(folder, f'{item}: {proof}')
   except OSError as error:
     raise UserError(f'config.train.start_from={name!r} cannot be read: {error.strerror or error}'

@@ -7,10 +7,11 @@ from flax import traverse_util
 
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Feed
-from xmodal.mixer.sampling.sampling import Kind, Sampling
+from xmodal.mixer.sampling.sampling import Sampling, StepKind
 
 
-def resting(kind: Kind, used: Mapping[str, Set[str]], params, frozen: Set[str]) -> frozenset[str]:
+def resting(kind: StepKind, used: Mapping[str, Set[str]], params, frozen: Set[str]
+            ) -> frozenset[str]:
   """Paths of the parameters that a kind of step does not update although other kinds do.
 
   Args:
@@ -43,7 +44,7 @@ def shared(used: Mapping[str, Set[str]], frozen: Set[str]) -> frozenset[str]:
   return frozenset(twice - frozen)
 
 
-def never_updated(of_kinds: Mapping[Kind, Set[str]]) -> Iterator[str]:
+def never_updated(of_kinds: Mapping[StepKind, Set[str]]) -> Iterator[str]:
   """Yields a line if no kind of step updates some parameters."""
   if never := frozenset.intersection(*of_kinds.values()):
     yield (f'config.mixer.turns: none updates {len(never)} parameter arrays, such as {min(never)}: '

@@ -1,4 +1,4 @@
-"""Pictures of one batch, opened in threads and once for all that is asked of them."""
+"""Pictures of one batch, decoded in threads and once for all that is asked of them."""
 
 from collections.abc import Sequence
 import concurrent.futures
@@ -9,8 +9,8 @@ from xmodal.data.pictures import images
 from xmodal.errors import UserError
 
 
-class Opened:
-  """Pictures that are opened once, in threads, for all that is asked of them: the `decode` of a
+class DecodedPictures:
+  """Pictures that are decoded once, in threads, for all that is asked of them: the `decode` of a
   Predictor."""
 
   def __init__(self):
