@@ -91,9 +91,9 @@ def test_what_is_wrong_with_records_is_counted_by_the_trainer(tmp_path):
   with started(many) as many:
     for a, b in zip(expected, pipeline.eval_batches(many, BATCH), strict=True):
       assert_equal(a, b)
-  assert many.bad.reasons == plain.bad.reasons and list(many.bad.reasons) == [7]
-  assert many.bad_boxes.lines() == plain.bad_boxes.lines() and len(many.bad_boxes.lines()) == 2
-  with started(maker(source, Number(), share=0.05)) as strict:
+    assert many.bad.reasons == plain.bad.reasons and list(many.bad.reasons) == [7]
+    assert many.bad_boxes.lines() == plain.bad_boxes.lines() and len(many.bad_boxes.lines()) == 2
+    strict = dataclasses.replace(many, bad=pipeline.BadPictures(len(source), 0.05))
     with pytest.raises(UserError, match='1 of 10 pictures cannot be read.*missing.png'):
       list(pipeline.eval_batches(strict, BATCH))
 
