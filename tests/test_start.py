@@ -223,7 +223,7 @@ def test_parts_are_taken_by_their_paths(finished, stored):
   for path, value in params.items():
     np.testing.assert_array_equal(value, stored[path] if path in vision else initial[path])
   # A bias is not loaded without its kernel.
-  assert 'new, for their shapes: heads_vqa/answers/kernel [16, 21] there, [24, ' in (
+  assert 'not loaded, as shapes differ: heads_vqa/answers/kernel [16, 21] there, [24, ' in (
       '\n'.join(new.notes))
   # No token of the other run is loaded, so not its tokenizer either.
   learned = Plan(tiny.changed(data__train_examples=40), 'unused').tokenizer.vocabulary

@@ -160,6 +160,9 @@ class Objects(Task):
   def describe(self, prediction):
     return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
 
+  def notes(self, example):
+    return ['objects reads no text: --text is not used'] if example.question else []
+
   def draw(self, example, pixels, prediction):
     truth = {o.name for o in example.objects or ()}
     lines = [(f'{name} ({probability:.0%})',

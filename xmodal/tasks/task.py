@@ -174,13 +174,10 @@ class Task(abc.ABC):
       text: the user's text.
 
     Raises:
-      UserError: the text is empty and the task needs a question, or the task reads no text.
+      UserError: the text is empty and the task needs a question.
     """
     if 'question' in self.needs and not text.strip():
       raise UserError(f'--text is empty; {self.name} wants the question to ask of the picture')
-    if 'question' not in self.needs and text.strip():
-      raise UserError(f'--text means nothing to {self.name}, which reads the picture alone; leave '
-                      'it out')
     return self, [Example(image, question=text)]
 
   def join(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Any:
