@@ -345,6 +345,8 @@ def test_a_task_without_a_question_needs_no_text(moved, tmp_path, capsys):
   Image.new('RGB', (9, 9)).save(tmp_path / 'a.png')
   arguments = ['--checkpoint', str(moved), '--image', str(tmp_path / 'a.png'), '--task', 'objects']
   assert predict.main(arguments) == 0 and '%' in capsys.readouterr().out
+  assert predict.main([*arguments, '--text', 'what?']) == 0
+  assert 'objects reads no text: --text is not used' in capsys.readouterr().err
 
 
 def test_predictions_are_those_of_the_evaluation(predictor, finished):
