@@ -337,7 +337,7 @@ def test_a_schedule_that_does_not_exist_is_named():
 
 
 @pytest.mark.parametrize('begun, now, told', [
-    (dict(train__steps=100), dict(train__steps=200), 'at 0.000509, .* 1e-05 .*was 100 and is 200'),
+    (dict(train__steps=100), dict(train__steps=200), 'to 0.000509, .* 1e-05 .*was 100 and is 200'),
     (dict(train__steps=100), dict(train__steps=200, optimizer__schedule='constant'), '0.001, '),
     (dict(train__steps=100), dict(train__steps=100), None),
     (dict(train__steps=200, optimizer__schedule='constant'),

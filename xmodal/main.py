@@ -68,7 +68,7 @@ def main() -> int:
     raise
 
 
-def _help(argv):
+def _help(argv=()):
   from xmodal import config as configs
   _load_plugins(argv)
   return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
