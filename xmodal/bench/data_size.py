@@ -63,8 +63,16 @@ def measure(source: str, root: str) -> None:
   c.data.source, c.data.root = source, root
   plan = Plan(c, os.path.join(tempfile.gettempdir(), 'unused'), mode='dry_run')
   plan.stream('train').at(plan.sampling.kinds[0].tasks, plan.sampling, 0, 64)
-  print(json.dumps({'seconds': time.perf_counter() - began,
-                    'gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+  print(json.dumps({'seconds': time.perf_counter() - began, 'gb': _peak()}))
+
+
+def _peak():
+  """Peak memory of this process in GiB."""
+  try:
+    with open('/proc/self/status', encoding='utf-8') as f:
+      return next(int(line.split()[1]) for line in f if line.startswith('VmHWM')) / 2**20
+  except OSError:  # elsewhere: may be that of the process that started this one
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _run(options):
