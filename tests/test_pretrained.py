@@ -298,4 +298,4 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
 def test_preprocessing_that_cannot_be_followed(folders, tmp_path, values):
   folder = copy(folders['vision'], tmp_path)
   (folder / 'preprocessor_config.json').write_text(json.dumps(values))
-  assert 'for red, green, blue' in fault(folder)
+  assert 'wanted three numbers' in fault(folder) and 'for red, green, blue' in fault(folder)

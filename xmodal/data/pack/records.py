@@ -2,7 +2,7 @@
 
 A file is a sequence of records as TensorFlow's TFRecordWriter writes them: length (uint64, little
 endian), masked CRC-32C of the length, data, masked CRC-32C of the data. The first record names the
-pack and the number of the file, so that files of two packs are told apart.
+pack and the number of the file, so that a file of another pack is noticed.
 """
 
 from collections.abc import Iterable, Sequence
