@@ -133,3 +133,21 @@ def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch):
         now[0] += 100  # an evaluation
   train(report, 4)
   assert report.examples_per_second == 4
+
+
+def test_waiting_for_input_is_a_share_of_the_steps_time(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr('xmodal.train.logs.report.time.perf_counter', lambda: now[0])
+  report = begin(tmp_path)
+  for step in (1, 2):
+    with report.waiting():
+      now[0] += 1
+    now[0] += 3
+    train(report, step)
+  with report.pause(2):
+    now[0] += 100
+  now[0] += 8
+  train(report, 3)
+  lines = metrics.read(str(tmp_path / 'metrics.jsonl'))[0]
+  assert [line['input_wait'] for line in lines if 'input_wait' in line] == [0.25, 0.25, 0.0]
+  assert report.input_wait == 2 / 16

@@ -20,7 +20,7 @@ from xmodal.errors import UserError
 from xmodal.train.logs import metrics
 
 _CONFIGS = ('vqa', 'detection', 'generation', 'multitask_shared')
-_NOT_COMPARED = ('examples_per_second',)
+_NOT_COMPARED = ('examples_per_second', 'input_wait')
 
 
 def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]:

@@ -38,7 +38,9 @@ def run_steps(plan: Plan, state, next_batch: Callable[[], dict], evaluating: Eva
     measure = Measuring(plan, start)
   logging = Logging(plan, report, int(state.skipped))
   for step in range(start + 1, last + 1):
-    kind, batch = plan.sampling.kind(step - 1), next_batch()
+    kind = plan.sampling.kind(step - 1)
+    with report.waiting():
+      batch = next_batch()
     measured = measure(step, state, batch)
     state, metrics = steps[kind](state, batch)
     logging.add(step, metrics | measured)

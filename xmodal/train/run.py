@@ -136,6 +136,7 @@ def _finish(plan, state, evaluating, start, seconds, report):
   final = {
       'step': int(state.step), **evaluating.final, 'seconds': round(seconds, 1),
       'examples_per_second': round(report.examples_per_second, 1),
+      'input_wait': round(report.input_wait, 4),
       'resumed_from': start, 'skipped_steps': int(state.skipped),
       'unreadable_pictures': {name: feed.bad[use].lines() for name, feed, use in each_split(feeds)},
       'boxes_outside': {name: feed.bad_boxes[use].lines() for name, feed, use in each_split(feeds)},

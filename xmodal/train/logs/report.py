@@ -41,6 +41,7 @@ class Report:
     self._bar, self.overdue = None, frozenset()
     self._clock, self._clock_step = time.perf_counter(), start
     self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
+    self._waited, self._waited_of_lap, self._input_wait = 0.0, 0.0, 0.0
     if not self._active:
       return
     if _has_terminal():
@@ -70,9 +71,11 @@ class Report:
       tqdm.write(line, file=sys.stderr) if self._bar is not None else print(line, flush=True)
 
   def train(self, step: int, numbers: dict[str, float]) -> None:
-    """Logs metrics of a training step, and examples/s since the last call or pause."""
+    """Logs metrics of a training step, and since the last call or pause: examples/s, and the share
+    of the time (0..1) in which the loop waited for input."""
     self._lap(step)
-    self.write(step, 'train', {**numbers, 'examples_per_second': self._rate})
+    self.write(step, 'train', {**numbers, 'examples_per_second': self._rate,
+                               'input_wait': self._input_wait})
     if not self._active or self._bar is not None:
       return
     left = (self._steps - step) * self._batch_size / max(self._rate, 1e-9)
@@ -94,18 +97,33 @@ class Report:
     if self._bar is not None:
       self._bar.unpause()  # excludes it from the remaining time, too
 
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts as waiting for input."""
+    began = time.perf_counter()
+    yield
+    self._waited_of_lap += time.perf_counter() - began
+
   def _lap(self, step):
     now = time.perf_counter()
     if steps := step - self._clock_step:
+      seconds = max(now - self._clock, 1e-9)
       self._timed_steps += steps
-      self._timed_seconds += now - self._clock
-      self._rate = steps * self._batch_size / max(now - self._clock, 1e-9)
-    self._clock, self._clock_step = now, step
+      self._timed_seconds += seconds
+      self._waited += self._waited_of_lap
+      self._rate = steps * self._batch_size / seconds
+      self._input_wait = self._waited_of_lap / seconds
+    self._clock, self._clock_step, self._waited_of_lap = now, step, 0.0
 
   @property
   def examples_per_second(self) -> float:
     """Mean since this start of the run, without compilation and evaluations."""
     return self._timed_steps * self._batch_size / max(self._timed_seconds, 1e-9)
+
+  @property
+  def input_wait(self) -> float:
+    """Share (0..1) of that time in which the loop waited for input."""
+    return self._waited / max(self._timed_seconds, 1e-9)
 
   def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
     """Writes metrics of one step to TensorBoard and metrics.jsonl.
