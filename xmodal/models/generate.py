@@ -117,12 +117,8 @@ def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length
   batch = start_token.shape[0]
   tokens = jnp.full((batch, max_length), pad_token, jnp.int32)
 
-  def unfinished(state):
-    step, _, done, *_ = state
-    return (step < max_length) & ~jnp.all(done)
-
   def advance(state):
-    step, token, done, tokens, total, cache = state
+    step, _, token, done, tokens, total, cache = state
     logits, cache = step_fn(token, cache)
     logits = logits.astype(jnp.float32)
     token = choose(logits, step)
@@ -131,10 +127,14 @@ def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length
     token = jnp.where(done, pad_token, token)
     total = total + jnp.where(done, 0., log_probability)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
-    return step + 1, token, done | (token == eos_token), tokens, total, cache
+    done |= token == eos_token
+    goes_on = (step + 1 < max_length) & ~jnp.all(done)
+    return step + 1, goes_on, token, done, tokens, total, cache
 
-  state = (jnp.int32(0), start_token, jnp.zeros(batch, bool), tokens, jnp.zeros(batch), cache)
-  _, _, _, tokens, total, _ = jax.lax.while_loop(unfinished, advance, state)
+  # Whether to go on is part of the state: a condition over all devices would stop them all.
+  state = (jnp.int32(0), jnp.bool_(max_length > 0), start_token, jnp.zeros(batch, bool), tokens,
+           jnp.zeros(batch), cache)
+  *_, tokens, total, _ = jax.lax.while_loop(lambda state: state[1], advance, state)
   return tokens, total
 
 

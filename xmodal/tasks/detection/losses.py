@@ -12,6 +12,7 @@ import optax
 
 from xmodal.errors import UserError
 from xmodal.models.detector.boxes import area, generalized_iou, iou_and_hull, to_center
+from xmodal.models.layout import on_each_device
 
 # For both matching costs and losses, as in Deformable DETR (arXiv:2010.04159).
 LOSS_WEIGHTS = {'scores': 2.0, 'boxes': 5.0, 'overlap': 2.0}
@@ -80,7 +81,7 @@ def match(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
     queries, objects = optax.assignment.hungarian_algorithm(cost)
     return jnp.zeros(cost.shape[1], jnp.int32).at[objects].set(queries.astype(jnp.int32))
 
-  return jax.vmap(one)(cost)
+  return on_each_device(jax.vmap(one), cost)
 
 
 def set_losses(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
