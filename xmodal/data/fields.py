@@ -87,7 +87,7 @@ def answer(value: Any) -> str:
   """Text, or a number as people write it: 2.0 as '2'. Interned: millions of answers are a few
   thousand different ones."""
   if isinstance(value, str):
-    return sys.intern(text(value))
+    return sys.intern(value if value.isprintable() else text(value))
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise Complaint(f'is {shown(value)}, wanted text or a number')
   return str(int(value)) if number(value).is_integer() else repr(value)
@@ -116,6 +116,8 @@ def identifier(value: Any) -> int | str:
   """A whole number or text: the key that joins records of two files."""
   if isinstance(value, str):
     return text(value)
+  if type(value) is int:  # nearly always
+    return value
   try:
     return whole_number(value)
   except Complaint:
@@ -134,7 +136,10 @@ def list_of(check: Check) -> Check:
   def check_list(value):
     if not isinstance(value, list):
       raise Complaint(f'is {shown(value)}, wanted a list')
-    found = []
+    try:
+      return tuple(map(check, value))  # faster
+    except Complaint:
+      found = []
     for place, item in enumerate(value, 1):
       try:
         found.append(check(item))

@@ -8,6 +8,7 @@ from typing import Any
 
 from xmodal import paths
 from xmodal.data.fields import Check, check_fields, shown
+from xmodal.data.sources import stream
 from xmodal.errors import UserError
 
 # Split -> its names in published data sets, as `datasets` knows them.
@@ -125,10 +126,26 @@ def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None 
 def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[tuple]:
   """Reads and checks the fields of each record of a JSON list (the list under key, if given).
 
+  One record is in memory at a time.
+
   Raises:
     UserError: as read_json and take_records.
   """
-  return take_records(path, read_json(path), checks, key)
+  taken = []
+  try:
+    for record in stream.records(path, key):
+      if not isinstance(record, dict):
+        break
+      values, complaints = check_fields(record, checks)
+      if complaints:
+        break
+      taken.append(tuple(values.values()))
+    else:
+      if taken:
+        return taken
+  except stream.Irregular:
+    pass
+  return take_records(path, read_json(path), checks, key)  # says what is wrong
 
 
 def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str = ''
