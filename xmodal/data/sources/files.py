@@ -1,6 +1,6 @@
 """Reads the files of a data set, and reports faults in one line."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 import json
 import os
 import re
@@ -146,6 +146,23 @@ def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[
   except stream.Irregular:
     pass
   return take_records(path, read_json(path), checks, key)  # says what is wrong
+
+
+def each_record(path: str, what: str) -> Iterator[Any]:
+  """Yields the parsed items of a JSON file that is a list; one is in memory at a time.
+
+  Args:
+    path: the file.
+    what: the items in words, for messages.
+
+  Raises:
+    UserError: as read_json, perhaps after some items; or the file is no list.
+  """
+  try:
+    yield from stream.records(path)
+  except stream.Irregular:
+    read_json(path)  # says what is wrong, unless it is no list
+    raise UserError(f'{path}: wanted a list of {what}, as distributed') from None
 
 
 def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str = ''
