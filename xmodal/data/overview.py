@@ -171,7 +171,10 @@ class Gathering:
     self._questions.extend(words)
     self._num_words.append(len(words))
     known = self._answers
-    self._given.extend([known.setdefault(answer, len(known)) for answer in example.answers])
+    try:
+      self._given.extend([known[answer] for answer in example.answers])
+    except KeyError:
+      self._given.extend([known.setdefault(answer, len(known)) for answer in example.answers])
     self._num_given.append(len(example.answers))
     for caption in example.captions:
       self._counts.update(self._words.numbers(caption))

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from xmodal import paths
-from xmodal.data.fields import Check, check_fields, shown
+from xmodal.data.fields import Check, Complaint, check_fields, shown
 from xmodal.data.sources import stream
 from xmodal.errors import UserError
 
@@ -131,19 +131,13 @@ def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[
   Raises:
     UserError: as read_json and take_records.
   """
-  taken = []
+  taken, each = [], tuple(checks.items())
   try:
     for record in stream.records(path, key):
-      if not isinstance(record, dict):
-        break
-      values, complaints = check_fields(record, checks)
-      if complaints:
-        break
-      taken.append(tuple(values.values()))
-    else:
-      if taken:
-        return taken
-  except stream.Irregular:
+      taken.append(tuple([check(record.get(field)) for field, check in each]))
+    if taken:
+      return taken
+  except (stream.Irregular, Complaint, AttributeError):
     pass
   return take_records(path, read_json(path), checks, key)  # says what is wrong
 

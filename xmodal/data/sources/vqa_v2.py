@@ -22,7 +22,7 @@ _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}
 _QUESTION = {'question_id': fields.identifier, 'image_id': fields.whole_number,
              'question': fields.optional(fields.text, '')}
 _ANSWERS = {'question_id': fields.identifier, 'image_id': fields.optional(fields.whole_number),
-            'answers': fields.list_of(fields.member('answer', fields.answer))}
+            'answers': fields.list_of_members('answer', fields.answer)}
 
 
 @SOURCES.register('vqa_v2')
