@@ -142,7 +142,8 @@ class Overview:
                          for name, numbers in facts['categories']},
           **{name: Rows(arrays[f'{name}_numbers'], arrays[f'{name}_lengths'])
              for name in ('given', 'questions')},
-          'filled': [(fields, count) for fields, count in facts['filled']]})
+          'filled': [(fields, count) for fields, count in facts['filled']],
+          'foreign': facts['foreign'] and tuple(facts['foreign'])})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
       return None
 
@@ -191,7 +192,7 @@ class Gathering:
     names = [thing.name for thing in objects]
     self._num_objects[len(names)] += 1
     self._names.update(names)
-    self._with_name.update(set(names))
+    self._with_name.update(list(dict.fromkeys(names)))
     for thing in objects:
       self._ignored += bool(thing.ignore)
       if thing.category_id is not None:

@@ -51,7 +51,7 @@ def title(pack: str, split: str, kind: str, number: int) -> bytes:
 
 def overview_name(split: str) -> str:
   """Name of the file with the overview of a split: first runs need not read all examples."""
-  return f'{split}-overview.npz'
+  return f'{split}-overview.zip'
 
 
 def fingerprint(pack: str, split: str) -> str:

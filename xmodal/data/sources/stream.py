@@ -110,8 +110,8 @@ class _Parser:
         self._next()
       try:
         value, end = self._decode(self._text, self._place)
-        # A number at the end of the text may go on.
-        if end < len(self._text) or self._ended:
+        # A number at the end of the text may go on: after "1" also ".5" and "e3".
+        if self._text[end:end + 1] not in ('', '.', 'e', 'E') or self._ended:
           self._place = end
           return value
       except json.JSONDecodeError:
