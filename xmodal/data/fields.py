@@ -167,10 +167,12 @@ def list_of_members(key: str, check: Check) -> Check:
   check_list, known = list_of(member(key, check)), {}
 
   def check_members(value):
-    try:
-      return tuple([known[item[key]] for item in value])
-    except (KeyError, TypeError):
-      found = check_list(value)
+    if isinstance(value, list):
+      try:
+        return tuple([known[item[key]] for item in value])
+      except (KeyError, TypeError):
+        pass
+    found = check_list(value)
     if len(known) > _MOST_KNOWN:
       known.clear()
     known.update((item[key], accepted) for item, accepted in zip(value, found)

@@ -22,6 +22,7 @@ from xmodal.data.english import foreign_text
 from xmodal.data.example import DEFAULTS, Example
 from xmodal.data.texts import number_text
 from xmodal.data.tokenizer import Tokenizer, learned_tokenizer, tokenizer_of
+from xmodal.data.uncollected import uncollected
 from xmodal.data.words import Words
 
 _FORMAT = 1  # of files: raise it when what is gathered changes, or how texts become words
@@ -226,6 +227,7 @@ def _smallest(numbers):
   return found.astype(np.min_scalar_type(int(found.max(initial=0))))
 
 
+@uncollected()
 def overview_of(examples: Iterable[Example]) -> Overview:
   """The overview of examples, their own if they have one."""
   if (own := getattr(examples, 'overview', None)) is not None:

@@ -39,7 +39,8 @@ class _Parser:
 
   def __init__(self, file):
     self._file, self._text, self._place, self._ended = file, '', 0, False
-    self._decode = json.JSONDecoder().raw_decode
+    decoder = json.JSONDecoder()
+    self._decode, self._scan = decoder.raw_decode, decoder.scan_once
 
   def file(self, key):
     if not key:
@@ -76,12 +77,19 @@ class _Parser:
     if self._next() == ']':
       self._place += 1
       return
+    scan, comma = self._scan, _COMMA.match
     while True:
-      yield self._value()
-      # Nearly always all of it is in the text that has been read.
-      if comma := _COMMA.match(self._text, self._place):
-        self._place = comma.end()
+      # Nearly always an item and the comma after it are in the text that has been read.
+      try:
+        value, end = scan(self._text, self._place)
+        after = comma(self._text, end)
+      except (StopIteration, json.JSONDecodeError):
+        after = None
+      if after is not None:
+        self._place = after.end()
+        yield value
         continue
+      yield self._value()
       mark = self._next()
       self._place += 1
       if mark == ']':
@@ -106,8 +114,7 @@ class _Parser:
   def _value(self):
     size = _CHUNK
     while True:
-      if self._text[self._place:self._place + 1] in ('', ' ', '\t', '\n', '\r'):
-        self._next()
+      self._next()
       try:
         value, end = self._decode(self._text, self._place)
         # A number at the end of the text may go on: after "1" also ".5" and "e3".

@@ -15,6 +15,7 @@ from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
+_LARGE = 2**31  # pixels; a larger number may be no float
 _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
@@ -216,7 +217,7 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
 
 def _usable(path, kind, items, size, faults):
   """Yields (name, box) of the usable objects or regions of one picture."""
-  seen = set()
+  seen, (width, height) = set(), size
   for item in items if isinstance(items, list) else [items]:
     if not isinstance(item, dict):
       faults.append(fault(f'{path}: one of {kind}', 'is {}, left out', item))
@@ -226,9 +227,20 @@ def _usable(path, kind, items, size, faults):
       name = names[0] if isinstance(names, list) and names else None
     else:
       item_id, name, sides = item.get('region_id'), item.get('phrase'), _REGION_SIDES
+    key = item_id if type(item_id) is int else fields.shown(item_id)
+    # Nearly all need no line; there are millions.
+    if key not in seen and type(name) is str and name.isprintable() and (
+        single := ' '.join(name.split())):
+      x, y, w, h = map(item.get, sides)
+      if (type(x) is type(y) is type(w) is type(h) is int and 0 <= x and 0 <= y and 0 < w < _LARGE
+          and 0 < h < _LARGE and x + w <= min(width, _LARGE) and y + h <= min(height, _LARGE)):
+        if item_id is not None:
+          seen.add(key)
+        yield single, (x, y, w, h)
+        continue
     where = f'{path}: {kind[:-1]} {fields.shown(item_id)}'
     if item_id is not None:
-      if (key := fields.shown(item_id)) in seen:
+      if key in seen:
         faults.append(fault(where, 'has the id of an earlier one, left out'))
         continue
       seen.add(key)

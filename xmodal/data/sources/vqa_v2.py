@@ -74,7 +74,7 @@ def read_questions(root: str, subtype: str, version: str, question_type: Mapping
       os.path.join(root, f'{version}mscoco_{subtype}_annotations.json'), question_type,
       {question_id: image_id for question_id, image_id, _ in questions})
   names = {image_id: os.path.join(subtype, f'COCO_{subtype}_{image_id:012d}.jpg')
-           for _, image_id, _ in questions}
+           for image_id in dict.fromkeys(image_id for _, image_id, _ in questions)}
   paths = find_all(root, names.values())
   examples = []
   for question_id, image_id, question in questions:
