@@ -10,11 +10,13 @@ import tiny
 import tokenizers
 from tokenizers import trainers
 
+from xmodal.bench import data_size
 from xmodal.data.example import Example, Object
 from xmodal.data.overview import Gathering, Overview, Sampled, overview_of
 from xmodal.data.pack import pack, records
 from xmodal.data.sources import stream
 from xmodal.data.sources.pack import read_pack
+from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.texts import texts_of
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.data.words import NORMALIZER, PRE_TOKENIZER, Words
@@ -153,3 +155,10 @@ def test_other_files_are_left_to_json(tmp_path, text):
     list(stream.records(str(path), 'rows' if '{' in text else ''))
 
 
+
+
+def test_made_up_files_of_visual_genome_are_read(tmp_path):
+  data_size.write_regions(str(tmp_path), 40, 200)
+  source = read_visual_genome(str(tmp_path), 'train+val+test')
+  assert len(source) == 200 and not source.faults and len(source[0].objects) == 35
+  assert len({example.expression.name for example in source}) > 20
