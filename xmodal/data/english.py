@@ -4,6 +4,8 @@ import functools
 import re
 import unicodedata
 
+from xmodal.data.example import Example
+
 _WORDS = re.compile(r'[^\W\d_]+')
 # Words that, among common languages in Latin script, only English has.
 _ENGLISH = frozenset(
@@ -57,6 +59,17 @@ def is_english(text: str) -> bool:
     return False
   known = sum(word in _ENGLISH or word in _SHARED for word in words)
   return 2 * known >= len(words) or not _ENGLISH.isdisjoint(words)
+
+
+def foreign_text(example: Example) -> str | None:
+  """The first text of an example that is not English; None if it reads as English.
+
+  Answers, often too short, count only if there is no other text.
+  """
+  texts = (example.question, *example.captions, example.reason,
+           example.expression.name if example.expression else '')
+  texts = [text for text in texts if text] or example.answers
+  return next((text for text in texts if not is_english(text)), None)
 
 
 def _is_latin(word):

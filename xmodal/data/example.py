@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # there may be millions
 class Object:
   """An object in a picture.
 
@@ -50,7 +50,7 @@ class Packed:
     return self.name
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Example:
   """One picture with its annotations.
 
@@ -93,7 +93,7 @@ class Example:
 
   def has(self, *fields: str) -> bool:
     """Whether all of these are filled: fields, or inputs of senses by name."""
-    return all(getattr(self, field) != getattr(Example, field) if hasattr(Example, field)
+    return all(getattr(self, field) != DEFAULTS[field] if field in DEFAULTS
                else field in (self.inputs or {}) for field in fields)
 
   def seed(self) -> np.int32:
@@ -121,6 +121,11 @@ class Example:
   def file_name(self) -> str:
     """Name of the picture for messages: its path or place; '' for bytes and pixels."""
     return str(self.image) if isinstance(self.image, str | os.PathLike | Packed) else ''
+
+
+# Values of fields that are not filled.
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Example)
+            if field.default is not dataclasses.MISSING}
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ from xmodal.data.example import Source
 from xmodal.data.faults import Examples, check_left
 from xmodal.data.made import Concatenated, check_none_made
 from xmodal.data.sources.source import SOURCES
+from xmodal.data.uncollected import uncollected
 from xmodal.errors import UserError
 from xmodal.options import ABOVE_ZERO, Option
 
@@ -39,6 +40,7 @@ OF_THE_RUN = ('image_size', 'memory_mb', 'workers')
 IMAGE_SIZE = 48
 
 
+@uncollected()
 def open_source(config, split: str, *, train: bool, only_answered: bool = False) -> Source:
   """Opens one split of the data set that config.data names; for training, adds config.data.more.
 

@@ -1,17 +1,18 @@
 """Converts text to token ids and back, with tokenizer files in the HuggingFace layout."""
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import json
 import os
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from xmodal import paths
 from xmodal.data.merges import learn_merges
+from xmodal.data.words import NORMALIZER, PRE_TOKENIZER, Words
 from xmodal.errors import UserError
 from xmodal.options import Option
 
@@ -21,6 +22,7 @@ _USUAL_TOKENS = {'pad_token': ('<pad>', '[PAD]'), 'eos_token': ('</s>', '[SEP]',
 _TOKEN_KEYS = ('pad_token', 'eos_token', 'sep_token', 'unk_token')
 # Contents of a tokenizer_config.json written by `Tokenizer.save`; the rest is in tokenizer.json.
 _OUR_CLASS, _OUR_KEYS = 'PreTrainedTokenizerFast', {'tokenizer_class', *_SPECIAL}
+_AT_ONCE = 1000  # words of a text that a vocabulary is learned from
 _HIDDEN = '\U0010ffff'  # a noncharacter, which no text contains
 
 OPTIONS = {
@@ -59,9 +61,25 @@ class Tokenizer:
     """Numbers of all tokens by their strings, special ones included."""
     return self._backend.get_vocab(with_added_tokens=True)
 
+  @property
+  def state(self) -> str:
+    """The content of its tokenizer.json."""
+    return self._backend.to_str()
+
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
     """Number of tokens of each text, including the end token: int64 [N]."""
     return np.array([len(ids) for ids in self._encode(texts)], np.int64)
+
+  def word_lengths(self, words: Sequence[str]) -> np.ndarray | None:
+    """Number of tokens of each word of xmodal.data.words, int64 [N]; a text has those of its words
+    and an end token. None if this tokenizer divides texts otherwise."""
+    state = json.loads(self._backend.to_str())
+    parts = ((self._backend.normalizer, NORMALIZER), (self._backend.pre_tokenizer, PRE_TOKENIZER))
+    if (state['model']['type'] != 'BPE' or not all(t['special'] for t in state['added_tokens'])
+        or any((part and part.__getstate__()) != ours.__getstate__() for part, ours in parts)):
+      return None
+    model = self._reader.model
+    return np.array([len(model.tokenize(word)) for word in words], np.int64)
 
   def encode(self, texts: Sequence[str], max_length: int) -> np.ndarray:
     """Token ids, int32 [N, max_length]; texts that are too long are cut before the end token."""
@@ -177,19 +195,45 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8000) -> Tokenizer:
   same texts always give the same vocabulary. Ids as in T5: pad 0, end 1,
   unknown 2.
   """
+  words, counts = Words(), collections.Counter()
+  for text in texts:
+    counts.update(words.numbers(text))
+  return tokenizer_of({words.words[number]: count for number, count in counts.items()}, vocab_size)
+
+
+def tokenizer_of(counts: Mapping[str, int], vocab_size: int) -> Tokenizer:
+  """As train_tokenizer, from how often each word of xmodal.data.words occurs."""
   backend = tokenizers.Tokenizer(models.BPE(unk_token=_SPECIAL['unk_token']))
-  backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-  # Punctuation is split off; a mark before each word tells the decoder where spaces belong.
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
-      pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
-  backend.decoder = decoders.Metaspace()
+  # The library counts words itself: they are given to it as often as they occur.
+  backend.pre_tokenizer = pre_tokenizers.Split(' ', 'removed')
   trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()),
                                 show_progress=False)
-  backend.train_from_iterator(texts, trainer)
+  backend.train_from_iterator(_repeated(counts), trainer)
+  backend.normalizer, backend.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
+  backend.decoder = decoders.Metaspace()
   eos = _SPECIAL['eos_token']
   backend.post_processor = processors.TemplateProcessing(
       single=f'$A {eos}', special_tokens=[(eos, backend.token_to_id(eos))])
-  return Tokenizer(backend, _SPECIAL['pad_token'], eos)
+  return learned_tokenizer(backend)
+
+
+def learned_tokenizer(backend: tokenizers.Tokenizer) -> Tokenizer:
+  """A tokenizer of tokenizer_of, from its backend."""
+  return Tokenizer(backend, _SPECIAL['pad_token'], _SPECIAL['eos_token'])
+
+
+def _repeated(counts):
+  """Texts of words with spaces between them, each word as often as counted. No word has a space."""
+  text, room = [], _AT_ONCE
+  for word, count in counts.items():
+    while count:
+      times = min(count, room)
+      text.append(f'{word} ' * times)
+      count, room = count - times, room - times
+      if not room:
+        yield ''.join(text)
+        text, room = [], _AT_ONCE
+  yield ''.join(text)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:

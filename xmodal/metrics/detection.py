@@ -3,7 +3,6 @@
 Boxes are (x, y, width, height) in pixels of the picture as stored, x to the right, y downwards.
 """
 
-import collections
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
@@ -14,6 +13,7 @@ import os
 import numpy as np
 
 from xmodal.data.example import Example
+from xmodal.data.overview import overview_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def number_categories(names: Sequence[str], examples: Sequence[Example],
     one, with None for a name that they neither have nor list. Otherwise the known
     numbers, and new ones after them, from 1.
   """
-  own, there = _own_numbers(examples), _names_in(examples)
+  own, there = _own_numbers(examples), overview_of(examples).names.keys()
   if own and own.keys() >= there & set(names):
     return {name: own.get(name) for name in names}
   known = known or {}
@@ -60,17 +60,9 @@ def number_categories(names: Sequence[str], examples: Sequence[Example],
   return {name: known[name] if name in known else next(fresh) for name in names}
 
 
-def _names_in(examples):
-  return {o.name for e in examples for o in e.objects or ()}
-
-
 def _own_numbers(examples):
   """name -> number, as the files have them; {} if two names share one or their types differ."""
-  counts = collections.defaultdict(collections.Counter)
-  for example in examples:
-    for thing in example.objects or ():
-      if thing.category_id is not None:
-        counts[thing.name][thing.category_id] += 1
+  counts = overview_of(examples).categories
   # A file may list a name under two numbers: the one that most of its objects have counts.
   own = dict(getattr(examples, 'categories', {})) | {
       name: numbers.most_common(1)[0][0] for name, numbers in counts.items()}

@@ -16,6 +16,7 @@ import threading
 import time
 
 _POLL_SECONDS = 0.5  # between polls of the service
+_PIECE = 1 << 19  # characters of a message
 _END_TIMEOUT = 20  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
@@ -180,6 +181,12 @@ def exchange(text: str) -> list[str]:
   if _state().process_id == 0:  # all processes have read the previous exchange
     client.key_value_delete(f'xmodal/exchange/{number - 1}/')
   return [text for _, text in texts]
+
+
+def from_first(text: str) -> str:
+  """The text of process 0, of any length; all processes must call it, the others with ''."""
+  count, *_ = exchange(str(-(-len(text) // _PIECE)))
+  return ''.join(exchange(text[i * _PIECE:(i + 1) * _PIECE])[0] for i in range(int(count)))
 
 
 _exchanges = itertools.count()

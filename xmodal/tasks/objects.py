@@ -8,7 +8,6 @@ the name, in the space where the cross-modal layers compare the two, so that a
 question's words attend to the objects that they name.
 """
 
-import collections
 from collections.abc import Mapping, Sequence
 import json
 import os
@@ -23,6 +22,7 @@ import optax
 
 from xmodal.data.example import Example
 from xmodal.data.faults import count_kinds
+from xmodal.data.overview import overview_of
 from xmodal.data.pictures.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -78,10 +78,11 @@ class Objects(Task):
 
   def survey(self, examples):
     said = super().survey(examples)
-    known = [e for e in examples if e.objects is not None]
-    if many := sum(len(e.objects) > self._max_objects for e in known):
-      said.append(f'{many} of {len(known)} pictures have more than {self._max_objects} objects; '
-                  'the rest of theirs is left out: config.objects.max_objects sets the limit')
+    counts = overview_of(examples).num_objects
+    if many := sum(times for number, times in counts.items() if number > self._max_objects):
+      said.append(f'{many} of {counts.total()} pictures have more than {self._max_objects} '
+                  'objects; the rest of theirs is left out: config.objects.max_objects sets the '
+                  'limit')
     return said
 
   @classmethod
@@ -229,7 +230,7 @@ def make_name_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   Raises:
     UserError: no example has an object.
   """
-  counts = collections.Counter(o.name for e in examples for o in e.objects or ())
+  counts = overview_of(examples).names
   if not counts:
     faults = count_kinds(getattr(examples, 'faults', ()))
     raise UserError(f'none of {len(examples)} training examples has an object'

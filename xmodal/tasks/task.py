@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from xmodal.data.example import Example
+from xmodal.data.overview import overview_of
 from xmodal.data.pictures.placement import Placement
 from xmodal.data.sense import SENSES
 from xmodal.data.tokenizer import Tokenizer
@@ -187,10 +188,12 @@ class Task(abc.ABC):
   def survey(self, examples: Sequence[Example]) -> list[str]:
     """Notes for the user before training on these examples.
 
+    They may be millions that are read from disk: xmodal.data.overview has what most notes need.
+
     Raises:
       UserError: no example has the fields in `needs`.
     """
-    if not any(e.has(*self.needs) for e in examples):
+    if not overview_of(examples).count(*self.needs):
       # The field's name in jsonl files is "caption".
       fields = ' and '.join(f'"{field}"'.replace('captions', 'caption') for field in self.needs)
       raise UserError(f'{self.name}: none of {len(examples)} examples has {fields}; add that to '
@@ -210,7 +213,7 @@ class Task(abc.ABC):
     Args:
       config: the whole config; the task's own options are config[name].
       tokenizer: of the model's text tower.
-      examples: examples of the training split.
+      examples: examples of the training split; see survey.
     """
 
   @classmethod

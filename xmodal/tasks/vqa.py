@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import os
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal.data.example import Example
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import classification
@@ -24,6 +26,7 @@ from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
 _TOP = 5
+_AT_ONCE = 1 << 14  # texts that are encoded together
 
 OPTIONS = {
     'classifier': Option(True, 'Whether to classify over the answer list.'),
@@ -116,24 +119,36 @@ class VQA(Task):
     }
 
   def survey(self, examples):
-    said = super().survey(examples)
-    answered = [e for e in examples if e.has(*self.needs)]
-    texts = {'question': ([e.question for e in examples if e.question], self._question_length)}
+    overview = overview_of(examples)
+    said = super().survey(Sampled(examples, overview))
+    answered = (overview.given.lengths > 0) & (overview.questions.lengths > 0)
+    said += writing.length_note(_question_lengths(self.tokenizer, overview, examples),
+                                'questions', self._question_length, 'vqa.question_length')
     if 'gen' in self.loss_weights:
-      texts['answer'] = [_commonest(e.answers) for e in answered], self._answer_length
-    for kind, (of_kind, limit) in texts.items():
-      said += writing.cut_note(self.tokenizer, of_kind, f'{kind}s', limit, f'vqa.{kind}_length')
+      said += self._cut_answers(overview, answered)
     if 'cls' in self.loss_weights:
-      outside = sum(not any(vqa_metric.answer_key(a) in self._index for a in e.answers)
-                    for e in answered)
-      if outside == len(answered):
+      known = np.array([vqa_metric.answer_key(a) in self._index for a in overview.answers], bool)
+      outside, total = int((answered & (overview.given.sums(known) == 0)).sum()), answered.sum()
+      if outside == total:
         raise UserError(f'vqa: no answer of {outside} examples is among the {len(self.answers)} of '
                         'the answer list; train on data whose answers recur, or set '
                         'config.vqa.classifier=False to write answers instead')
       if outside:
-        said.append(f'{outside} of {len(answered)} questions have no answer among the '
+        said.append(f'{outside} of {total} questions have no answer among the '
                     f'{len(self.answers)} of the answer list: the classifier cannot get them right')
     return said
+
+  def _cut_answers(self, overview, answered):
+    """As writing.cut_note, on the answers to write."""
+    limit = self._answer_length
+    lengths = self.tokenizer.lengths([answer.strip() for answer in overview.answers])
+    lengths_written = np.zeros(int(answered.sum()), np.int64)
+    # The others' answers are short, whichever is the commonest.
+    perhaps = np.flatnonzero(overview.given.sums(lengths > limit)[answered])
+    texts = [_commonest([overview.answers[number] for number in overview.given.row(row)])
+             for row in np.flatnonzero(answered)[perhaps]]
+    lengths_written[perhaps] = self.tokenizer.lengths(texts)
+    return writing.length_note(lengths_written, 'answers', limit, 'vqa.answer_length')
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
@@ -302,19 +317,33 @@ def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   Raises:
     UserError: no example has an answer.
   """
-  votes = collections.Counter()
-  spellings = collections.defaultdict(collections.Counter)
-  for example in examples:
-    for answer in example.answers:
-      key = vqa_metric.answer_key(answer)
-      # One vote per question: an answer given by one of ten people counts a tenth.
-      votes[key] += 1 / len(example.answers)
-      spellings[key][answer.strip().lower()] += 1
-  if not votes:
+  overview = overview_of(examples)
+  if not overview.answers:
     raise UserError(f'vqa: none of {len(examples)} training examples has an answer; it needs the '
                     'field "answers"')
+  places, spellings = {}, collections.defaultdict(collections.Counter)
+  keys = np.array([places.setdefault(vqa_metric.answer_key(answer), len(places))
+                   for answer in overview.answers])
+  given = overview.given
+  for answer, place, count in zip(overview.answers, keys.tolist(),
+                                  np.bincount(given.numbers).tolist()):
+    spellings[place][answer.strip().lower()] += count
+  # One vote per question: an answer given by one of ten people counts a tenth.
+  shares = np.repeat(1 / np.maximum(given.lengths, 1), given.lengths)
+  votes = dict(zip(places, np.bincount(keys[given.numbers], shares).tolist()))
   ranked = sorted(votes, key=lambda key: (-round(votes[key], 6), key))
-  return tuple(spellings[key].most_common(1)[0][0] for key in ranked[:size])
+  return tuple(spellings[places[key]].most_common(1)[0][0] for key in ranked[:size])
+
+
+def _question_lengths(tokenizer, overview, examples):
+  """Number of tokens of each question: int64 [N]."""
+  if (of_words := tokenizer.word_lengths(list(overview.words))) is not None:
+    return (overview.questions.sums(of_words) + 1)[overview.questions.lengths > 0]
+  texts = (e.question for e in examples if e.question)
+  found = [np.zeros(0, np.int64)]
+  while some := list(itertools.islice(texts, _AT_ONCE)):
+    found.append(tokenizer.lengths(some))
+  return np.concatenate(found)
 
 
 class VQAHead(nn.Module):

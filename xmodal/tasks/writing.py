@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
+from xmodal.data import texts as data_texts
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.models.generate import beam_search, greedy, sample
+
+number_text = data_texts.number_text
 
 
 def teacher_forced_logits(towers, fused, tokens: Int[Array, 'B T'], pad_id: int
@@ -66,16 +69,15 @@ def read_texts(tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> list[t
 
 def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key: str) -> list[str]:
   """One line if any text is longer than `limit` tokens, the value of config.`key`."""
-  lengths = tokenizer.lengths(texts)
+  return length_note(tokenizer.lengths(texts), kind, limit, key)
+
+
+def length_note(lengths: np.ndarray, kind: str, limit: int, key: str) -> list[str]:
+  """As cut_note, from the texts' numbers of tokens."""
   if not (cut := int((lengths > limit).sum())):
     return []
-  return [f'{cut} of {len(texts)} {kind} are longer than {limit} tokens (the longest has '
+  return [f'{cut} of {len(lengths)} {kind} are longer than {limit} tokens (the longest has '
           f'{lengths.max()}) and lose their end: config.{key} sets the limit']
-
-
-def number_text(number: float) -> str:
-  """A number as text: four significant digits, no exponent ('0.25', '12350')."""
-  return np.format_float_positional(number, precision=4, fractional=False, trim='-')
 
 
 def read_number(text: str) -> float | None:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from xmodal import config as configs
 from xmodal.data.example import Example
 from xmodal.data.open import IMAGE_SIZE
-from xmodal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xmodal.data.overview import Sampled, learn_tokenizer, overview_of
+from xmodal.data.texts import texts_of
+from xmodal.data.tokenizer import Tokenizer, load_tokenizer
 from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.models.attention import usable
@@ -17,7 +19,6 @@ from xmodal.models.joint import Backbone, MultiTask
 from xmodal.models.lora import Lora
 from xmodal.options import ABOVE_ZERO, HIGHEST
 from xmodal.tasks.task import TASKS, Task, senses_of
-from xmodal.tasks.writing import number_text
 from xmodal.train.start.pretrained import Tower, save_towers
 from xmodal.train.towers import decoder_tower, text_tower, vision_tower
 
@@ -32,7 +33,7 @@ def resolve(config, towers: Mapping[str, Tower]):
 
 
 def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
-          tokenizer_folder: str = '', make_tokenizer: Callable[..., Tokenizer] = train_tokenizer
+          tokenizer_folder: str = '', make_tokenizer: Callable[..., Tokenizer] | None = None
           ) -> tuple[Tokenizer, dict[str, Task]]:
   """Makes the tokenizer and the tasks; learns their vocabularies from training examples.
 
@@ -40,27 +41,24 @@ def learn(config, examples: Sequence[Example] | Mapping[str, Sequence[Example]],
     config: the whole config.
     examples: of the training split; a dict by task if tasks have separate sources.
     tokenizer_folder: of the pretrained text tower; config.model.text.tokenizer overrides it.
-    make_tokenizer: learns a tokenizer from (texts, vocab_size); used without a folder.
+    make_tokenizer: learns a tokenizer from (texts, vocab_size); used without a folder. None: as
+      train_tokenizer.
   """
   names = task_names(config)
   if not isinstance(examples, Mapping):
-    examples = dict.fromkeys(names, examples)
+    examples = dict.fromkeys(names, Sampled(examples))
   if folder := config.model.text.tokenizer or tokenizer_folder:
     tokenizer = load_tokenizer(folder)
   else:
-    different = {id(of_source): of_source for of_source in examples.values()}.values()
-    tokenizer = make_tokenizer(
-        (text for of_source in different for e in of_source for text in _texts(e) if text),
-        config.model.text.vocab_size)
+    different = list({id(of_source): of_source for of_source in examples.values()}.values())
+    if make_tokenizer:
+      tokenizer = make_tokenizer(
+          (text for of_source in different for e in of_source for text in texts_of(e) if text),
+          config.model.text.vocab_size)
+    else:
+      tokenizer = learn_tokenizer(list(map(overview_of, different)), config.model.text.vocab_size)
   return tokenizer, {name: TASKS[name].make.from_data(config, tokenizer, examples[name])
                      for name in names}
-
-
-def _texts(example):
-  names = dict.fromkeys(o.name for o in example.objects or ())
-  expression = example.expression.name if example.expression else ''
-  number = '' if example.number is None else number_text(example.number)
-  return example.question, *example.answers, *example.captions, *names, expression, number
 
 
 def save_assets(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],

@@ -1,20 +1,27 @@
 """What a run learns from its data before the first step, kept for later runs on the same packs.
 
 Vocabularies and notes need a pass over all examples, minutes for millions. For packs, whose content
-has a name that never changes, they are kept in the user's cache.
+has a name that never changes, they are kept in the user's cache. In a run of several processes, the
+first learns them, and the others receive them.
 """
 
+import base64
 from collections.abc import Callable, Sequence
 import hashlib
+import io
 import json
 import os
 import pathlib
+import tempfile
+import zipfile
 
 import xmodal
 from xmodal import atomic, paths
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Feed
+from xmodal.sharding import hosts
 from xmodal.train import build
+from xmodal.train.process import together
 
 # Sections of the config that decide what is learned.
 _SECTIONS = ('seed', 'data', 'mixer', 'plugins')
@@ -45,6 +52,22 @@ class Learned:
 
   def assets(self, learn: Callable[[], tuple]):
     """The tokenizer and tasks, read or learned: as build.learn returns them."""
+    if not hosts.several():
+      return self._assets(learn)
+
+    def as_text():
+      tokenizer, tasks = self._assets(learn)
+      with tempfile.TemporaryDirectory() as folder:
+        build.save_assets(self._config, tokenizer, tasks, {}, folder)
+        return base64.b64encode(_zipped(folder)).decode()
+
+    # Process 0 reads them, too: what all have is then equal.
+    content = base64.b64decode(together.from_lead(as_text))
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(content)) as file:
+      file.extractall(folder)
+      return build.load_assets(self._config, folder)
+
+  def _assets(self, learn):
     if self.folder is None:
       return learn()
     kept = os.path.join(self.folder, 'assets')
@@ -64,6 +87,9 @@ class Learned:
 
   def lines(self, make: Callable[[], list[str]]) -> list[str]:
     """Notes on the data, read or made."""
+    return json.loads(together.from_lead(lambda: json.dumps(self._lines(make))))
+
+  def _lines(self, make):
     if self.folder is None:
       return make()
     path = os.path.join(self.folder, _LINES)
@@ -79,6 +105,16 @@ class Learned:
     except OSError:
       pass
     return found
+
+
+def _zipped(folder):
+  """The files of a folder as the bytes of a zip file."""
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as written:
+    for path in sorted(pathlib.Path(folder).rglob('*')):
+      if path.is_file():
+        written.write(path, path.relative_to(folder))
+  return file.getvalue()
 
 
 def _code():

@@ -11,8 +11,8 @@ import jax
 from xmodal import config as configs
 from xmodal import paths
 from xmodal.data import pipeline
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.pictures.cache import KeepDecoded
-from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
 from xmodal.mixer.feed import BatchStream, Feed, open_feeds, unread
@@ -111,7 +111,7 @@ class Plan:
     self.tokenizer, self.tasks = (
         build.load_assets(config, begun) if begun else kept.assets(lambda: build.learn(
             config, samples['train'], folder,
-            earlier.make_tokenizer if earlier else train_tokenizer)))
+            earlier.make_tokenizer if earlier else None)))
     self.notes = [*unread(config, names), *kept.lines(lambda: [
         *(line for use in uses for feed in self.feeds for line in feed.notes(use)),
         *_survey(self.tasks, samples)])]
@@ -214,7 +214,7 @@ def count(params) -> int:
 def _samples(feeds, use):
   """Some examples of each task, by task name."""
   return {name: examples for feed in feeds
-          for examples in [pipeline.sample(feed.sources[use])] for name in feed.tasks}
+          for examples in [Sampled(pipeline.sample(feed.sources[use]))] for name in feed.tasks}
 
 
 def _survey(tasks, samples):
@@ -222,7 +222,7 @@ def _survey(tasks, samples):
   notes = []
   for use, by_task in samples.items():
     for name, task in tasks.items():
-      if use == 'train' or any(e.has(*task.needs) for e in by_task[name]):
+      if use == 'train' or overview_of(by_task[name]).count(*task.needs):
         notes += [f'{use}: {note}' for note in task.survey(by_task[name])]
       else:
         notes.append(f'{use}: {name}: no example has {" and ".join(task.needs)}; predictions are '

@@ -22,9 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from xmodal import atomic, errors, paths
-from xmodal.data import pipeline
+from xmodal.data import pipeline, tokenizer
 from xmodal.data.check import source_options, source_splits
 from xmodal.data.example import Source
+from xmodal.data.overview import Gathering, with_tokenizer
 from xmodal.data.pack import examples, records
 from xmodal.data.sources.files import MissingSplit
 from xmodal.data.sources.source import SOURCES
@@ -48,6 +49,16 @@ def title(pack: str, split: str, kind: str, number: int) -> bytes:
   return f'{pack} {split} {kind} {number}'.encode()
 
 
+def overview_name(split: str) -> str:
+  """Name of the file with the overview of a split: first runs need not read all examples."""
+  return f'{split}-overview.zip'
+
+
+def fingerprint(pack: str, split: str) -> str:
+  """Tells the examples of a split of a pack from any others."""
+  return f'{pack} {split}'
+
+
 class _Packing:
   """Writes the splits of a source into a folder."""
 
@@ -64,10 +75,13 @@ class _Packing:
       for key, scale in zip(part['keys'].tolist(), part['scales'].tolist()):
         known[key] = len(known), scale
     start = sum(int(part['read']) for part in parts)
+    gathering = Gathering(languages=True)
     with tqdm(total=len(source), initial=start, desc=split, unit=' examples',
               disable=None) as bar:
+      for i in range(start):
+        gathering.add(source[i])
       while start < len(source):
-        part = self._write_part(split, len(parts), source, start, known, bar)
+        part = self._write_part(split, len(parts), source, start, known, gathering, bar)
         start += int(part['read'])
         parts.append(part)
     section = {'examples': len(source), 'pictures': len(known), 'files': {
@@ -77,6 +91,9 @@ class _Packing:
     for kind in KINDS:
       with atomic.written(os.path.join(self._folder, f'{split}-{kind}.npy'), 'wb') as f:
         np.save(f, np.concatenate([part[kind] for part in parts]))
+    found = with_tokenizer(gathering.overview(), tokenizer.OPTIONS['vocab_size'].default)
+    with atomic.written(os.path.join(self._folder, overview_name(split)), 'wb') as f:
+      found.save(f, fingerprint(self._pack, split))
     return section
 
   def _path(self, split, kind, number):
@@ -89,7 +106,7 @@ class _Packing:
         found.append(dict(part))
     return found
 
-  def _write_part(self, split, number, source, start, known, bar):
+  def _write_part(self, split, number, source, start, known, gathering, bar):
     keys, scales, first, made = [], [], start, 0
     with contextlib.ExitStack() as opened:
       writers = {kind: records.Writer(
@@ -107,6 +124,7 @@ class _Packing:
           self.unread += [fault] if fault else []
         for key, example in zip(of_read, read):
           writers['examples'].add(examples.to_record(example, *known[key]))
+          gathering.add(example)
         made += sum(example.made for example in read)
         start += len(read)
         bar.update(len(read))

@@ -19,7 +19,7 @@ import re
 import cv2
 import numpy as np
 
-from xmodal.data.english import has_no_foreign_side, is_english
+from xmodal.data.english import foreign_text, has_no_foreign_side
 from xmodal.data.example import Example
 from xmodal.data.pictures import images
 from xmodal.data.pictures.placement import Placement
@@ -90,7 +90,7 @@ class Augmentation:
     words = set(re.findall(r'[a-z]+', ' '.join(
         (example.question, *example.answers, *example.captions, *(o.name for o in named),
          example.reason)).lower()))
-    english = _reads_as_english(example)
+    english = foreign_text(example) is None
     turns = english and all(map(has_no_foreign_side, (*(o.name for o in named), *example.answers)))
     mirror = (self.mirror and draws[0] < 0.5 and turns
               and not _any_of(words, _MIRROR_WORDS, _SIDE_STEMS))
@@ -113,32 +113,27 @@ class Augmentation:
 def language_notes(augmentation: Augmentation, examples: Sequence[Example]) -> list[str]:
   """Notes on examples that stay unchanged because they may not be English; [] if none."""
   changes = [key for key in ('mirror', 'flip', 'zoom', 'light') if getattr(augmentation, key)]
-  notes = []
-  foreign = [e for e in examples if changes and not _reads_as_english(e)]
-  if foreign:
-    text = next(text for text in _sentences(foreign[0]) if not is_english(text))
-    notes.append(f'{len(foreign):,} of {len(examples):,} examples do not read as English, such as '
+  if not changes:
+    return []
+  notes, overview = [], getattr(examples, 'overview', None)
+  count, text = (overview and overview.foreign) or _count_foreign(examples)
+  if count:
+    notes.append(f'{count:,} of {len(examples):,} examples do not read as English, such as '
                  f'{shown(text)}: data.augment ({", ".join(changes)}) does not change them, as '
                  'their words may mention what would change')
-  turns = [key for key in ('mirror', 'flip') if key in changes]
-  names = {o.name for e in examples for o in e.objects or ()
-           if turns and not has_no_foreign_side(o.name)}
-  if names:
-    notes.append(f'{len(names):,} names of objects may name a side in a language other than '
-                 f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) does '
-                 'not change their pictures')
+  if turns := [key for key in ('mirror', 'flip') if key in changes]:
+    known = overview.names if overview else {o.name for e in examples for o in e.objects or ()}
+    if names := [name for name in known if not has_no_foreign_side(name)]:
+      notes.append(f'{len(names):,} names of objects may name a side in a language other than '
+                   f'English, such as {shown(min(names))}: data.augment ({", ".join(turns)}) does '
+                   'not change their pictures')
   return notes
 
 
-def _reads_as_english(example):
-  return all(map(is_english, _sentences(example)))
-
-
-def _sentences(example):
-  """The texts that reveal an example's language; answers, often too short, only if no other."""
-  texts = (example.question, *example.captions, example.reason,
-           example.expression.name if example.expression else '')
-  return [text for text in texts if text] or list(example.answers)
+def _count_foreign(examples):
+  """Number of examples that do not read as English, and the first such text."""
+  texts = [text for example in examples if (text := foreign_text(example)) is not None]
+  return len(texts), texts[0] if texts else ''
 
 
 def _any_of(words, known, stems):

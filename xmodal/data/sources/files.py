@@ -1,13 +1,14 @@
 """Reads the files of a data set, and reports faults in one line."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 import json
 import os
 import re
 from typing import Any
 
 from xmodal import paths
-from xmodal.data.fields import Check, check_fields, shown
+from xmodal.data.fields import Check, Complaint, check_fields, shown
+from xmodal.data.sources import stream
 from xmodal.errors import UserError
 
 # Split -> its names in published data sets, as `datasets` knows them.
@@ -125,10 +126,37 @@ def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None 
 def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[tuple]:
   """Reads and checks the fields of each record of a JSON list (the list under key, if given).
 
+  One record is in memory at a time.
+
   Raises:
     UserError: as read_json and take_records.
   """
-  return take_records(path, read_json(path), checks, key)
+  taken, each = [], tuple(checks.items())
+  try:
+    for record in stream.records(path, key):
+      taken.append(tuple([check(record.get(field)) for field, check in each]))
+    if taken:
+      return taken
+  except (stream.Irregular, Complaint, AttributeError):
+    pass
+  return take_records(path, read_json(path), checks, key)  # says what is wrong
+
+
+def each_record(path: str, what: str) -> Iterator[Any]:
+  """Yields the parsed items of a JSON file that is a list; one is in memory at a time.
+
+  Args:
+    path: the file.
+    what: the items in words, for messages.
+
+  Raises:
+    UserError: as read_json, perhaps after some items; or the file is no list.
+  """
+  try:
+    yield from stream.records(path)
+  except stream.Irregular:
+    read_json(path)  # says what is wrong, unless it is no list
+    raise UserError(f'{path}: wanted a list of {what}, as distributed') from None
 
 
 def take_records(path: str, content: Any, checks: Mapping[str, Check], key: str = ''

@@ -1,12 +1,14 @@
 """Packs, as `xmodal pack` writes them: any size in constant memory, read at random."""
 
 from collections.abc import Sequence
+import functools
 import json
 import os
 
 import numpy as np
 
 from xmodal.data.example import Example
+from xmodal.data.overview import Overview
 from xmodal.data.pack import examples, pack, records
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.source import SOURCES
@@ -20,18 +22,27 @@ class PackedExamples(Sequence[Example]):
     is_whole: see pipeline.sample.
     categories: as of faults.Examples.
     num_made: how many of them a model made.
-    fingerprint: tells these examples from any others.
+    fingerprint: tells these examples from any others, see pack.fingerprint.
   """
 
   is_whole = True
 
   def __init__(self, readers: dict[str, records.Reader], categories: dict, num_made: int,
-               fingerprint: str):
-    self._readers, self.categories = readers, categories
+               fingerprint: str, overview: str):
+    """overview: path of the file."""
+    self._readers, self.categories, self._path = readers, categories, overview
     self.num_made, self.fingerprint = num_made, fingerprint
 
   def __len__(self):
     return len(self._readers['examples'])
+
+  @functools.cached_property
+  def overview(self) -> Overview | None:
+    """See data.overview; None if it is not in the pack, as in one of an earlier version."""
+    return Overview.load(self._path, self.fingerprint)
+
+  def __getstate__(self):
+    return {key: value for key, value in vars(self).items() if key != 'overview'}
 
   def __getitem__(self, index):
     if isinstance(index, slice):
@@ -73,7 +84,8 @@ def read_pack(root: str, split: str) -> PackedExamples:
     readers[kind] = records.Reader(files, _places(os.path.join(root, f'{split}-{kind}.npy'),
                                                   section[kind]))
   return PackedExamples(readers, section['categories'], section['made'],
-                        f'{described["pack"]} {split}')
+                        pack.fingerprint(described['pack'], split),
+                        os.path.join(root, pack.overview_name(split)))
 
 
 def _places(path, count):

@@ -10,16 +10,16 @@ from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_box, usable_name
 from xmodal.data.fields import Complaint
-from xmodal.data.sources.files import existing_folder, read_json, take_records
+from xmodal.data.sources.files import each_record, existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
+_LARGE = 2**31  # pixels; a larger number may be no float
 _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
 _FOLDERS = ('VG_100K', 'VG_100K_2')
-_CONSUMED = object()  # replaces a picture's record once it is read
 
 
 @SOURCES.register('visual_genome', boxes=True)
@@ -92,6 +92,36 @@ class VisualGenome:
         objects=None if self._objects is None else self._objects.of_picture(picture))
 
 
+class _Names(list[str]):
+  """Texts that many boxes share."""
+
+  def __init__(self):
+    super().__init__()
+    self._numbers: dict[str, int] = {}
+
+  def add(self, name: str) -> int:
+    """Its place."""
+    if (number := self._numbers.setdefault(name, len(self))) == len(self):
+      self.append(name)
+    return number
+
+
+class _Phrases:
+  """Texts that hardly two boxes share, without an object for each."""
+
+  def __init__(self):
+    self._texts, self._ends = bytearray(), array.array('q', [0])
+
+  def add(self, text: str) -> int:
+    """Its place."""
+    self._texts += text.encode()
+    self._ends.append(len(self._texts))
+    return len(self._ends) - 2
+
+  def __getitem__(self, place: int) -> str:
+    return self._texts[self._ends[place]:self._ends[place + 1]].decode()
+
+
 class _Boxes:
   """Names and boxes of many pictures in arrays: nine million Python objects would take gigabytes.
 
@@ -99,13 +129,13 @@ class _Boxes:
     pictures: int32 [N], the picture number of each row, ascending after `pack`.
   """
 
-  def __init__(self):
-    self._index: dict[str, int] = {}
+  def __init__(self, names: '_Names | _Phrases'):
+    self._names = names
     self.pictures, self._named, self._boxes = (array.array(kind) for kind in 'iif')
 
   def add(self, picture: int, name: str, box: tuple[float, float, float, float]) -> None:
     self.pictures.append(picture)
-    self._named.append(self._index.setdefault(name, len(self._index)))
+    self._named.append(self._names.add(name))
     self._boxes.extend(box)
 
   def pack(self, num_pictures: int) -> None:
@@ -114,8 +144,6 @@ class _Boxes:
     self.pictures = np.asarray(self.pictures)[order]
     self._named = np.asarray(self._named)[order]
     self._boxes = np.asarray(self._boxes).reshape(-1, 4)[order]
-    self._names = list(self._index)
-    del self._index
     self._starts = np.searchsorted(self.pictures, np.arange(num_pictures + 1))
 
   def row(self, row: int) -> Object:
@@ -135,7 +163,7 @@ class _Boxes:
 def _read_pictures(root, split, faults):
   """Paths, image_ids and sizes of the pictures of a split."""
   path = os.path.join(root, 'image_data.json')
-  content = read_json(path)
+  content = read_json(path)  # small
   ids = take_records(path, content, {'image_id': fields.identifier})
   files, found, missing = Pictures(root), {}, []
   for (image_id,), record in zip(ids, content):
@@ -161,13 +189,12 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
   """The objects or regions of a split as _Boxes; None if there is no such file."""
   if not os.path.isfile(path):
     return None
-  boxes, met = _Boxes(), set()
-
-  def take(pairs):
-    """Extracts a picture's boxes while parsing: the whole file would take gigabytes."""
-    record = dict(pairs)
-    if kind not in record:
-      return record
+  boxes = _Boxes(_Names() if kind == 'objects' else _Phrases())
+  met, wanted, of_pictures = set(), f'pictures with {kind}', True
+  for record in each_record(path, wanted):
+    if not isinstance(record, dict) or kind not in record:
+      of_pictures = False  # raised below: broken JSON would be the reason
+      continue
     image_id = record.get('image_id', record.get('id'))
     try:
       image_id = fields.identifier(image_id)
@@ -182,18 +209,15 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
         boxes.add(number, name, box)
     elif _split_of(image_id) in split.split('+'):
       faults.append(fault(path, 'image_id {} is not in image_data.json, left out', image_id))
-    return _CONSUMED
-
-  content = read_json(path, take)
-  if not isinstance(content, list) or any(item is not _CONSUMED for item in content):
-    raise UserError(f'{path}: wanted a list of pictures with {kind}, as distributed')
+  if not of_pictures:
+    raise UserError(f'{path}: wanted a list of {wanted}, as distributed')
   boxes.pack(len(sizes))
   return boxes
 
 
 def _usable(path, kind, items, size, faults):
   """Yields (name, box) of the usable objects or regions of one picture."""
-  seen = set()
+  seen, (width, height) = set(), size
   for item in items if isinstance(items, list) else [items]:
     if not isinstance(item, dict):
       faults.append(fault(f'{path}: one of {kind}', 'is {}, left out', item))
@@ -203,9 +227,20 @@ def _usable(path, kind, items, size, faults):
       name = names[0] if isinstance(names, list) and names else None
     else:
       item_id, name, sides = item.get('region_id'), item.get('phrase'), _REGION_SIDES
+    key = item_id if type(item_id) is int else fields.shown(item_id)
+    # Nearly all need no line; there are millions.
+    if key not in seen and type(name) is str and name.isprintable() and (
+        single := ' '.join(name.split())):
+      x, y, w, h = map(item.get, sides)
+      if (type(x) is type(y) is type(w) is type(h) is int and 0 <= x and 0 <= y and 0 < w < _LARGE
+          and 0 < h < _LARGE and x + w <= min(width, _LARGE) and y + h <= min(height, _LARGE)):
+        if item_id is not None:
+          seen.add(key)
+        yield single, (x, y, w, h)
+        continue
     where = f'{path}: {kind[:-1]} {fields.shown(item_id)}'
     if item_id is not None:
-      if (key := fields.shown(item_id)) in seen:
+      if key in seen:
         faults.append(fault(where, 'has the id of an earlier one, left out'))
         continue
       seen.add(key)

@@ -22,7 +22,7 @@ _SUBTYPES = {'train': 'train2014', 'val': 'val2014', 'test': 'test2015'}
 _QUESTION = {'question_id': fields.identifier, 'image_id': fields.whole_number,
              'question': fields.optional(fields.text, '')}
 _ANSWERS = {'question_id': fields.identifier, 'image_id': fields.optional(fields.whole_number),
-            'answers': fields.list_of(fields.member('answer', fields.answer))}
+            'answers': fields.list_of_members('answer', fields.answer)}
 
 
 @SOURCES.register('vqa_v2')
@@ -74,7 +74,7 @@ def read_questions(root: str, subtype: str, version: str, question_type: Mapping
       os.path.join(root, f'{version}mscoco_{subtype}_annotations.json'), question_type,
       {question_id: image_id for question_id, image_id, _ in questions})
   names = {image_id: os.path.join(subtype, f'COCO_{subtype}_{image_id:012d}.jpg')
-           for _, image_id, _ in questions}
+           for image_id in dict.fromkeys(image_id for _, image_id, _ in questions)}
   paths = find_all(root, names.values())
   examples = []
   for question_id, image_id, question in questions:

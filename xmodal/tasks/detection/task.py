@@ -18,6 +18,7 @@ import numpy as np
 
 from xmodal import strict_json
 from xmodal.data.example import Example, Object
+from xmodal.data.overview import overview_of
 from xmodal.data.pictures import images
 from xmodal.data.pictures.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
@@ -109,11 +110,12 @@ class Detection(Task):
   def from_data(cls, config, tokenizer, examples):
     names = make_name_list(examples, config.detection.max_names)
     numbers = metrics.number_categories(names, examples)
-    most = max(len(e.objects) for e in examples if e.objects is not None)
+    overview = overview_of(examples)
+    most = max(overview.num_objects)
     return cls(config.detection, tokenizer, {
         'names': numbers,  # category ids in result files
         'max_objects': min(most, config.detection.max_objects),
-        'expressions': any(e.expression is not None for e in examples)})
+        'expressions': overview.count('expression') > 0})
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
@@ -127,17 +129,17 @@ class Detection(Task):
 
   def survey(self, examples):
     said = super().survey(examples)
-    known = [e for e in examples if e.objects is not None]
-    most = self._learned['max_objects']
-    if many := [len(e.objects) for e in known if len(e.objects) > most]:
-      said.append(f'detection: {len(many)} of {len(known)} pictures have more than {most} objects '
-                  f'(up to {max(many)}); training leaves out {sum(many) - most * len(many)} of '
+    overview, most = overview_of(examples), self._learned['max_objects']
+    counts = overview.num_objects
+    if many := {number: times for number, times in counts.items() if number > most}:
+      left_out = sum((number - most) * times for number, times in many.items())
+      said.append(f'detection: {sum(many.values())} of {counts.total()} pictures have more than '
+                  f'{most} objects (up to {max(many)}); training leaves out {left_out} of '
                   'theirs: config.detection.max_objects sets the limit')
-    counts = [not o.ignore for e in known for o in e.objects]
-    if counts and not any(counts):
-      said.append(f'detection: all {len(counts)} objects are to be ignored (crowds, or too hard to '
+    if (total := overview.names.total()) and total == overview.ignored:
+      said.append(f'detection: all {total} objects are to be ignored (crowds, or too hard to '
                   'judge): none of them is learned from or scored')
-    if rare := {o.name for e in known for o in e.objects if o.name not in self.category_ids}:
+    if rare := overview.names.keys() - self.category_ids:
       said.append(f'detection: {len(rare)} names are not among the {len(self.names)} trained on: '
                   f'{", ".join(sorted(rare)[:5])}{", ..." if len(rare) > 5 else ""}')
     return said
@@ -159,8 +161,7 @@ class Detection(Task):
     the most probable boxes.
     """
     trained = self._learned['names']
-    present = ({o.name for e in examples for o in e.objects or ()}
-               or set(getattr(examples, 'categories', ())))
+    present = set(overview_of(examples).names) or set(getattr(examples, 'categories', ()))
     old = [] if present and present.isdisjoint(trained) else list(trained)
     return self.with_names(metrics.number_categories(
         [*old, *sorted(present.difference(trained))], examples, known=trained))

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from xmodal.errors import UserError
+from xmodal.sharding import hosts
 
 _BYTES = 2048  # maximum length of an exchanged text
 
@@ -46,16 +47,49 @@ def agree(action: Callable[[], str], *, lead: bool = False) -> str:
       said = f'={action()}'
   except Exception as raised:  # raised below, after the others know
     error = raised
-    said = f'!{raised}' if isinstance(raised, UserError) else f'?{type(raised).__name__}: {raised}'
+    said = _reason(raised)
   answers = gather(said)
   if error is not None and not isinstance(error, UserError):
     raise error
   for kind in '!?':
     for number, answer in enumerate(answers):
       if answer.startswith(kind):
-        what = answer[1:] if kind == '!' else f'process {number} failed ({answer[1:]})'
-        raise UserError(what) from error
+        raise _of_another(number, answer) from error
   return answers[0][1:]
+
+
+def from_lead(make: Callable[[], str]) -> str:
+  """The ASCII text that process 0 makes, on every process.
+
+  The others wait without a collective, however long it takes.
+
+  Raises:
+    UserError: making it raised one.
+    Exception: on process 0, any other exception; the others raise a UserError about it.
+  """
+  if not hosts.several():
+    return make()
+  error, said = None, ''
+  if jax.process_index() == 0:
+    try:
+      said = f'={make()}'
+    except Exception as raised:  # raised below, after the others know
+      error, said = raised, _reason(raised)
+  said = hosts.from_first(said)
+  if error is not None:
+    raise error
+  if not said.startswith('='):
+    raise _of_another(0, said)
+  return said[1:]
+
+
+def _reason(raised):
+  return f'!{raised}' if isinstance(raised, UserError) else f'?{type(raised).__name__}: {raised}'
+
+
+def _of_another(number, reason):
+  """The error of this process for that of another, as _reason gives it."""
+  return UserError(reason[1:] if reason[0] == '!' else f'process {number} failed ({reason[1:]})')
 
 
 def here() -> str:

@@ -1,0 +1,164 @@
+"""Vocabularies and notes come from one pass over the examples, and packs keep what it found."""
+
+import collections
+import json
+import random
+
+from PIL import Image
+import pytest
+import tiny
+import tokenizers
+from tokenizers import trainers
+
+from xmodal.bench import data_size
+from xmodal.data.example import Example, Object
+from xmodal.data.overview import Gathering, Overview, Sampled, overview_of
+from xmodal.data.pack import pack, records
+from xmodal.data.sources import stream
+from xmodal.data.sources.pack import read_pack
+from xmodal.data.sources.visual_genome import read_visual_genome
+from xmodal.data.texts import texts_of
+from xmodal.data.tokenizer import train_tokenizer
+from xmodal.data.words import NORMALIZER, PRE_TOKENIZER, Words
+from xmodal.tasks.vqa import make_answer_list
+from xmodal.train.plan import Plan
+
+TEXTS = ['is it red?', 'Is it  RED', ' two', 'two ', '', ' ', "it's a t-shirt", 'é\u0301ß ﬁne',
+         'a\tb\nc', '漢字 is?it', '\u3000x \u00a0y', '</s> <pad>', 'red red red?', '--']
+
+
+def examples(count, seed=0):
+  rng = random.Random(seed)
+  names = ['cat', 'red  dog', 'Écran', 'gauche']
+  return [Example(
+      f'{i}.png', question=rng.choice(TEXTS), image_id=i,
+      answers=tuple(rng.choices(['Yes', 'yes', 'no', 'a no', 't-shirt', 'a long answer it is'],
+                                k=rng.choice([0, 1, 3, 10]))),
+      captions=tuple(rng.choices(TEXTS, k=rng.randrange(3))), number=rng.choice([None, 0.25, 7]),
+      expression=rng.choice([None, Object('the red cat', (0., 0., 2., 2.))]),
+      objects=rng.choice([None, (), tuple(
+          Object(rng.choice(names), (0., 0., 2., 2.), rng.random() < .2,
+                 category_id=rng.choice([None, 3, 4])) for _ in range(rng.randrange(4)))]))
+          for i in range(count)]
+
+
+def test_words_are_those_that_the_tokenizers_library_learns_from():
+  words = Words()
+  for text in TEXTS * 2:
+    expected = [w for w, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text))]
+    assert [words.words[number] for number in words.numbers(text)] == expected
+  for size in (10, 40, 60, 90):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>'))
+    backend.normalizer, backend.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
+    backend.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(
+        vocab_size=size, special_tokens=['<pad>', '</s>', '<unk>'], show_progress=False))
+    learned = train_tokenizer(TEXTS * 3, size)
+    assert json.loads(learned.state)['model'] == json.loads(backend.to_str())['model']
+    lengths = learned.word_lengths(words.words)
+    assert [1 + sum(lengths[n] for n in words.numbers(text)) for text in TEXTS
+            ] == learned.lengths(TEXTS).tolist()
+
+
+def test_an_overview_counts_what_the_examples_have():
+  source = examples(400)
+  found, words = overview_of(source), collections.Counter()
+  for example in source:
+    for text in texts_of(example):
+      words.update(w for w, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text)))
+  assert found.words == words and len(found) == 400
+  assert found.names == collections.Counter(o.name for e in source for o in e.objects or ())
+  assert found.num_objects == collections.Counter(
+      len(e.objects) for e in source if e.objects is not None)
+  for fields in (('question',), ('question', 'answers'), ('objects', 'expression'), ('eeg',)):
+    assert found.count(*fields) == sum(e.has(*fields) for e in source)
+  for number, example in enumerate(source):
+    assert [found.answers[n] for n in found.given.row(number)] == list(example.answers)
+  assert found.foreign is None
+
+
+def test_an_overview_is_read_as_it_was_written(tmp_path):
+  source, gathering = examples(50), Gathering(languages=True)
+  for example in source:
+    gathering.add(example)
+  found, path = gathering.overview(), tmp_path / 'overview'
+  with open(path, 'wb') as f:
+    found.save(f, 'these')
+  kept = Overview.load(str(path), 'these')
+  for name in ('size', 'words', 'names', 'num_objects', 'ignored', 'categories', 'answers',
+               'filled', 'foreign', 'tokenizer'):
+    assert getattr(kept, name) == getattr(found, name), name
+  assert make_answer_list(Sampled(source, kept), 9) == make_answer_list(source, 9)
+  assert Overview.load(str(path), 'others') is None
+  path.write_bytes(path.read_bytes()[:-50])
+  assert Overview.load(str(path), 'these') is None
+  assert Overview.load(str(tmp_path / 'none'), 'these') is None
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for split, count in (('train', 300), ('val', 10)):
+    lines = []
+    for i, example in enumerate(examples(count, seed=count)):
+      Image.new('RGB', (32, 32)).save(tmp_path / f'{split}{i}.png')
+      lines.append({'image': f'{split}{i}.png', 'question': example.question.strip() or 'what?',
+                    'answers': list(example.answers) or ['yes'], 'objects': [
+                        {'name': o.name, 'box': list(o.box)} for o in example.objects or ()]})
+    (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  assert pack.main([str(tmp_path), '--output', str(tmp_path / 'pack')]) == 0
+  return tmp_path / 'pack'
+
+
+def test_the_first_run_on_a_pack_reads_few_examples(packed, monkeypatch):
+  reads, read = [], records.Reader.read
+  monkeypatch.setattr(records.Reader, 'read', lambda *a: reads.append(1) or read(*a))
+
+  def plan(**values):
+    return Plan(tiny.changed(
+        data__source='pack', data__root=str(packed), data__augment__mirror=True,
+        mixer__tasks=('vqa', 'objects'), **values), 'unused')
+
+  with_it = plan()
+  few = len(reads)
+  for path in packed.glob('*-overview.zip'):
+    path.unlink()
+  without = plan(train__steps=7, seed=5)  # another place in the cache
+  assert few < 150 and len(reads) > few + 300
+  assert with_it.notes == without.notes
+  assert with_it.tokenizer.state == without.tokenizer.state
+  for name in ('vqa', 'objects'):
+    assert with_it.tasks[name].labels() == without.tasks[name].labels()
+  assert read_pack(str(packed), 'train').overview is None
+
+
+def test_records_are_read_as_json_reads_them(tmp_path, monkeypatch):
+  rows = [{'a': 'x"]},', 'b': [1, {'c': None}]}, 3, -1.5e3, 'é\n', [], {}, True, 12345]
+  path = tmp_path / 'file.json'
+  for chunk in (1, 2, 7, 1000):
+    monkeypatch.setattr(stream, '_CHUNK', chunk)
+    for indent in (None, 1):
+      path.write_text(json.dumps(rows, indent=indent), encoding='utf-8-sig')
+      assert list(stream.records(str(path))) == rows
+      path.write_text(json.dumps({'info': {'n': rows}, 'rows': rows, 'more': 1}, indent=indent))
+      assert list(stream.records(str(path), 'rows')) == rows
+      path.write_text('{"rows": [] }')
+      assert list(stream.records(str(path), 'rows')) == []
+
+
+@pytest.mark.parametrize('text', [
+    '', '[1, 2', '[1 2]', '[1,]', '[1] 2', '{"rows": [1]', '{"rows": [1],}', '{"rows": [1], 3: 4}',
+    '{"rows": [1], "rows": [2]}', '{"other": [1]}', '{"rows": {}}', '{"rows": [nul]}', '\xff'])
+def test_other_files_are_left_to_json(tmp_path, text):
+  path = tmp_path / 'file.json'
+  path.write_bytes(text.encode('latin-1'))
+  with pytest.raises(stream.Irregular):
+    list(stream.records(str(path), 'rows' if '{' in text else ''))
+
+
+
+
+def test_made_up_files_of_visual_genome_are_read(tmp_path):
+  data_size.write_regions(str(tmp_path), 40, 200)
+  source = read_visual_genome(str(tmp_path), 'train+val+test')
+  assert len(source) == 200 and not source.faults and len(source[0].objects) == 35
+  assert len({example.expression.name for example in source}) > 20
