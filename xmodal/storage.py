@@ -5,11 +5,13 @@ tried again while it does not answer, for up to `PATIENCE` seconds; a missing pa
 or bucket end in one line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+import concurrent.futures
 import functools
 import importlib.util
 import io
 import os
+import posixpath
 import sys
 import time
 from typing import IO, Any, TypeVar
@@ -22,9 +24,11 @@ _PACKAGES = {'gs': ('gcsfs', 'xmodal[gcs]'), 's3': ('s3fs', 'xmodal[s3]'),
 PATIENCE = 120.0  # seconds
 _PAUSES = (1, 2, 4, 8, 15)  # seconds between attempts; then the last one
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+AT_ONCE = 32  # requests: each takes tens of milliseconds, however little it reads
 _said: set[str] = set()
+_silent: dict[str, float] = {}  # bucket -> when its first request failed since it last answered
 
-T = TypeVar('T')
+S, T = TypeVar('S'), TypeVar('T')
 
 
 def scheme(path: str | os.PathLike) -> str:
@@ -56,30 +60,90 @@ def check(path: str, name: str) -> None:
     raise UserError(f'{name} {path}: names no bucket; wanted {kind}://BUCKET/FOLDER')
 
 
-def open_file(path: str, mode: str = 'r', encoding: str = 'utf-8') -> IO:
+def normal(path: str) -> str:
+  """As os.path.normpath: without '.', '..' and doubled slashes."""
+  if not is_remote(path):
+    return os.path.normpath(path)
+  kind, _, place = path.partition('://')
+  return f'{kind}://{posixpath.normpath(place)}'
+
+
+def each(path: str, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+  """As map(function, items); for files of a bucket, which path is in, many items at the same time.
+  """
+  if not is_remote(path):
+    yield from map(function, items)
+    return
+  with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    try:
+      yield from pool.map(function, items)
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def open_file(path: str, mode: str = 'r', encoding: str = 'utf-8',
+              newline: str | None = None) -> IO:
   """As open(); a file of a bucket is read whole before this returns.
 
   Args:
     path: path of the file.
     mode: 'r' or 'rb'.
-    encoding: of text.
+    encoding, newline: of text.
   """
   if not is_remote(path):
-    return open(path, mode, encoding=None if 'b' in mode else encoding)
+    return open(path, mode, encoding=None if 'b' in mode else encoding, newline=newline)
   data = io.BytesIO(read(path))
-  return data if 'b' in mode else io.TextIOWrapper(data, encoding)
+  return data if 'b' in mode else io.TextIOWrapper(data, encoding, newline=newline)
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:
   """The bytes of a file, or `size` of them from `start` on (fewer at its end)."""
   if is_remote(path):
-    stop = None if size is None else start + size
-    whole = not start and size is None
-    return _patiently(path, lambda fs: fs.cat_file(
-        path, **{} if whole else {'start': start, 'end': stop}))
+    if not start and size is None:
+      return _patiently(path, lambda fs: fs.cat_file(path))
+    if size == 0:
+      return b''
+    return _patiently(path, lambda fs: _range(fs, path, start, size))
   with open(path, 'rb') as f:
     f.seek(start)
     return f.read(size)
+
+
+def _range(fs, path, start, size):
+  try:
+    return fs.cat_file(path, start=start, end=None if size is None else start + size)
+  except Exception:
+    if start < fs.size(path):
+      raise
+    return b''  # buckets refuse a range beyond the end of a file
+
+
+class RangeFile(io.RawIOBase):
+  """A file of a bucket that is read by ranges, a request for each read."""
+
+  def __init__(self, path: str):
+    super().__init__()
+    self._path, self._size, self._at = path, size(path), 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def tell(self) -> int:
+    return self._at
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+    return self._at
+
+  def readinto(self, buffer) -> int:
+    wanted = max(0, min(len(buffer), self._size - self._at))
+    found = read(self._path, self._at, wanted)
+    buffer[:len(found)] = found
+    self._at += len(found)
+    return len(found)
 
 
 def write(path: str, data: bytes) -> None:
@@ -108,17 +172,24 @@ def exists(path: str) -> bool:
 
 def list_dir(path: str) -> list[str]:
   """The names in a folder, in any order; of a bucket [] if there is no such folder."""
-  if not is_remote(path):
-    return os.listdir(path)
+  return list(_scan(path)) if is_remote(path) else os.listdir(path)
 
+
+def scan(path: str) -> dict[str, bool]:
+  """The names in a folder of a bucket, by one listing, and whether each is of a file; {} if there
+  is no such folder."""
+  return {name: kind == 'file' for name, kind in _scan(path).items()}
+
+
+def _scan(path):
   def names(fs):
     own = fs._strip_protocol(path).rstrip('/')
     try:
-      found = [entry.rstrip('/') for entry in fs.ls(path, detail=False)]
+      found = {entry['name'].rstrip('/'): entry['type'] for entry in fs.ls(path, detail=True)}
     except (FileNotFoundError, NotADirectoryError):
-      return []
+      return {}
     # A file lists itself; some buckets hold an empty object for the folder.
-    return [os.path.basename(entry) for entry in found if entry != own]
+    return {os.path.basename(name): kind for name, kind in found.items() if name != own}
 
   return _patiently(path, names)
 
@@ -168,21 +239,25 @@ def walk(path: str) -> list[str]:
 
 def _patiently(path: str, action: Callable[[Any], T]) -> T:
   """The result of an action on the file system of a path, tried again while it does not answer."""
+  bucket = '/'.join(path.split('/')[:3])
   began, pauses = time.monotonic(), iter(_PAUSES)
   while True:
     try:
-      return action(_file_system(scheme(path)))
+      found = action(_file_system(scheme(path)))
+      _silent.pop(bucket, None)
+      return found
     except _FINAL:
+      _silent.pop(bucket, None)
       raise
     except Exception as error:
       if line := _refusal(path, error):
         raise UserError(line) from error
       if not _may_pass(error):
         raise
-      if time.monotonic() - began > PATIENCE:
+      # Each of many pictures would wait anew for a bucket that is away.
+      if time.monotonic() - min(began, _silent.setdefault(bucket, began)) > PATIENCE:
         raise UserError(f'{path}: no answer for {PATIENCE:.0f} s ({_reason(error)}); check the '
                         'network and run the same command again') from error
-      bucket = '/'.join(path.split('/')[:3])
       if bucket not in _said:
         _said.add(bucket)
         print(f'{bucket}: no answer ({_reason(error)}); trying again for {PATIENCE:.0f} s',
@@ -231,5 +306,10 @@ def _file_system(kind):
 def _file_system_of(kind, process):
   del process
   import fsspec
+  options = {}
+  if kind == 'gs':
+    import aiohttp
+    # By default gcsfs waits for ever.
+    options['requests_timeout'] = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)
   # Others may write to the bucket: no listing is kept.
-  return fsspec.filesystem(kind, use_listings_cache=False, skip_instance_cache=True)
+  return fsspec.filesystem(kind, use_listings_cache=False, skip_instance_cache=True, **options)
