@@ -311,5 +311,7 @@ def _file_system_of(kind, process):
     import aiohttp
     # By default gcsfs waits for ever.
     options['requests_timeout'] = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)
+  elif kind == 's3':
+    options['config_kwargs'] = {'max_pool_connections': AT_ONCE}
   # Others may write to the bucket: no listing is kept.
   return fsspec.filesystem(kind, use_listings_cache=False, skip_instance_cache=True, **options)
