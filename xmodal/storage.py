@@ -10,6 +10,7 @@ import concurrent.futures
 import functools
 import importlib.util
 import io
+import logging
 import os
 import posixpath
 import sys
@@ -288,8 +289,8 @@ def _may_pass(error):
     return code in (408, 429)
   module = type(error).__module__.partition('.')[0]
   return isinstance(error, OSError | TimeoutError) or module in (
-      'aiohttp', 'botocore', 'requests', 'urllib3', 'gcsfs', 'google', 'httpx', 'httpcore',
-      'huggingface_hub')
+      'aiohttp', 'botocore', 'requests', 'urllib3', 'gcsfs', 'google', 'httpx', 'httpx2',
+      'httpcore', 'httpcore2', 'huggingface_hub')
 
 
 def _reason(error):
@@ -310,6 +311,7 @@ def _file_system_of(kind, process):
   if kind == 'gs':
     import aiohttp
     # By default gcsfs waits for ever.
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # tracebacks of what is tried again
     options['requests_timeout'] = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)
   elif kind == 's3':
     options['config_kwargs'] = {'max_pool_connections': AT_ONCE}
