@@ -182,6 +182,9 @@ def test_a_local_file_may_name_pictures_of_a_bucket(jsonl, tmp_path):
   published.write(tmp_path, {'train.jsonl': json.dumps({'image': f'{jsonl[1]}/p/1.jpg'})})
   [example] = SOURCES['jsonl'].make(str(tmp_path), 'train')
   assert example.image == f'{jsonl[1]}/p/1.jpg' and images.decode(example.image, (8, 8))
+  published.write(tmp_path, {'val.jsonl': json.dumps({'image': 'http://host/1.jpg'})})
+  with pytest.raises(UserError, match="'http://host/1.jpg' is not there"):
+    SOURCES['jsonl'].make(str(tmp_path), 'val')
 
 
 def _batches(root, source='jsonl', workers=0):

@@ -39,8 +39,8 @@ def scheme(path: str | os.PathLike) -> str:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path is in a bucket."""
-  return bool(scheme(path))
+  """Whether a path is in a bucket of a kind that is read."""
+  return scheme(path) in _PACKAGES
 
 
 def check(path: str, name: str) -> None:
@@ -111,8 +111,10 @@ def read(path: str, start: int = 0, size: int | None = None) -> bytes:
 
 
 def _range(fs, path, start, size):
+  # Others would read megabytes ahead.
+  options = {} if fs.async_impl else {'cache_type': 'none'}
   try:
-    return fs.cat_file(path, start=start, end=None if size is None else start + size)
+    return fs.cat_file(path, start=start, end=None if size is None else start + size, **options)
   except Exception:
     if start < fs.size(path):
       raise

@@ -38,8 +38,8 @@ class Pictures:
       UserError: the file's folder cannot be listed.
     """
     path = os.path.join(self.root, name)
-    if '://' in path:
-      path = storage.normal(name if storage.is_remote(name) else path)
+    if '://' in path and storage.is_remote(address := name if storage.is_remote(name) else path):
+      path = storage.normal(address)
     folder, base = os.path.split(path)
     if base in self._listing(folder).files:
       return path
