@@ -45,8 +45,8 @@ setup(
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
-        'google-crc32c', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy', 'pillow',
-        'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
+        'google-crc32c', 'fsspec', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy',
+        'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
         'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard',
         'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
@@ -58,11 +58,13 @@ setup(
         'parquet': ['pyarrow'],
         'tfds': TFDS,
         'hf': ['datasets'],
+        'gcs': ['gcsfs'],
+        's3': ['s3fs'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'webdataset', 'ruff==0.17.*',  # the next may find more
-                 *TFDS, 'datasets'],
+                 *TFDS, 'datasets', 'gcsfs', 's3fs', 'gcp-storage-emulator', 'moto[server]'],
     },
 )

@@ -3,6 +3,7 @@
 import os
 import re
 
+from xmodal import storage
 from xmodal.errors import UserError
 
 _REMOTE = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
@@ -20,13 +21,25 @@ def local(path: str | os.PathLike, name: str) -> str:
   """
   path = os.fspath(path)
   if _REMOTE.match(path):
-    raise UserError(f'{name} {path}: addresses are not read or written yet; wanted a path on this '
-                    'machine: copy the files here, or mount them')
+    raise UserError(f'{name} {path}: has to be on this machine; copy the files here, or mount them')
   if '\0' in path or not _is_utf8(path):
     raise UserError(f'{name} {path!a}: its name is not UTF-8; rename it, or give another')
   if (path == '~' or path.startswith('~/')) and not home():
     raise UserError(f'{name} {path}: this user has no home folder; give the whole path')
   return os.path.abspath(os.path.expanduser(path))
+
+
+def resolved(path: str | os.PathLike, name: str) -> str:
+  """As `local`, but also accepts addresses of buckets, without a slash at their end.
+
+  Raises:
+    UserError: as local, or the address is of a kind that is not read, or lacks its package.
+  """
+  path = os.fspath(path)
+  if not _REMOTE.match(path):
+    return local(path, name)
+  storage.check(path, name)
+  return path.rstrip('/')
 
 
 def home() -> str:

@@ -22,7 +22,7 @@ import statistics
 import sys
 from typing import Any
 
-from xmodal import errors
+from xmodal import errors, storage
 from xmodal.data.example import Example, Source
 from xmodal.data.pictures import images
 from xmodal.data.pictures.box_checks import keep_inside, other_size
@@ -68,7 +68,7 @@ def check_folder(root: str, splits: Sequence[str] = SPLITS) -> list[CheckedFile]
   """
   root = existing_folder(root, 'train.jsonl, val.jsonl, test.jsonl and pictures')
   paths = [os.path.join(root, f'{split}.jsonl') for split in splits]
-  paths = [path for path in paths if os.path.isfile(path)]
+  paths = [path for path in paths if storage.is_file(path)]
   if not paths:
     raise UserError(f'{root} has none of {", ".join(f"{split}.jsonl" for split in splits)}; '
                     'see xmodal/data/sources/jsonl.py for what is in them')

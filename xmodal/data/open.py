@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from xmodal import paths
+from xmodal import paths, storage
 from xmodal.data.answers_share import PartlyAnswered
 from xmodal.data.example import Source
 from xmodal.data.faults import Examples, check_left
@@ -63,8 +63,8 @@ def open_source(config, split: str, *, train: bool, only_answered: bool = False)
     part = PartlyAnswered(source, share, config.seed, only=only_answered)
     source = Examples(part, getattr(source, 'faults', ())) if isinstance(source, list) else part
   for folder in config.data.more:
-    path = os.path.join(paths.local(folder, 'config.data.more:'), 'train.jsonl')
-    if not os.path.isfile(path):
+    path = os.path.join(paths.resolved(folder, 'config.data.more:'), 'train.jsonl')
+    if not storage.is_file(path):
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
                       'xmodal.augment wrote')
   more = [SOURCES['jsonl'].make(folder, 'train') for folder in config.data.more]

@@ -18,6 +18,7 @@ import zipfile
 import numpy as np
 import tokenizers
 
+from xmodal import storage
 from xmodal.data.english import foreign_text
 from xmodal.data.example import DEFAULTS, Example
 from xmodal.data.texts import number_text
@@ -130,7 +131,7 @@ class Overview:
     """Reads what `save` wrote; None if the file is missing, damaged, of another version of this
     program, or of other examples."""
     try:
-      with np.load(path) as kept:
+      with storage.open_file(path, 'rb') as f, np.load(f) as kept:
         facts = json.loads(kept['facts'].tobytes())
         if (facts.pop('format'), facts.pop('of')) != (_FORMAT, of):
           return None

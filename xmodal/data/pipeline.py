@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xmodal import storage
 from xmodal.data import order
 from xmodal.data.example import Example, Source
 from xmodal.data.made import Concatenated
@@ -94,6 +95,7 @@ class BatchMaker:
     senses: name of a sense beside pictures and text -> function that encodes an example for it.
     name: unique in a run.
     workers: processes that know this maker by its name; None: threads make its batches.
+    root: where the source is; of a bucket, many examples are read at the same time.
   """
 
   source: Source
@@ -109,6 +111,7 @@ class BatchMaker:
   senses: Mapping[str, Callable[[Example], dict]] = dataclasses.field(default_factory=dict)
   name: str = ''
   workers: Any = None  # a data.workers.Workers
+  root: str = ''
 
   def with_tasks(self, names: Iterable[str]) -> 'BatchMaker':
     """The maker with some of its tasks."""
@@ -139,7 +142,8 @@ class BatchMaker:
       starts at the top left corner.
     """
     pixels = np.zeros((len(records), *self.image_size, 3), np.uint8)
-    rows = [self._row(int(r), int(p), out) for r, p, out in zip(records, positions, pixels)]
+    rows = list(storage.each(self.root, lambda row: self._row(*row),
+                             zip(records.tolist(), positions.tolist(), pixels)))
     return {'image': pixels, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows)}
 
   def _row(self, record, position, out):

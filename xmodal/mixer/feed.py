@@ -113,7 +113,7 @@ class Feed:
         Augmentation(**data.augment.to_dict()) if use == 'train' else None, data.blank,
         self.config.seed, decode, data.keep_aspect, self.bad_boxes[use],
         senses=senses_of({name: tasks[name] for name in self.tasks}), name=f'{name}/{self.name}',
-        workers=workers)
+        workers=workers, root=data.root)
 
 
 def open_feeds(config: ConfigDict, tasks: tuple[str, ...], uses: tuple[str, ...]) -> list[Feed]:

@@ -3,7 +3,7 @@
 OUT gets, for each split, files of examples and of pictures (see records.py), an index of each, and
 at last pack.json. A picture that several examples have is written once. Pictures stay as they are;
 --longest 512 makes larger ones smaller, and scales their boxes. A run that was stopped goes on
-where it was.
+where it was. OUT may be in a bucket; each file is then written to $TMPDIR and copied there.
 
   xmodal train --config vqa --config.data.source=pack --config.data.root=OUT
 """
@@ -16,12 +16,13 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import uuid
 
 import numpy as np
 from tqdm import tqdm
 
-from xmodal import atomic, errors, paths
+from xmodal import atomic, errors, paths, storage
 from xmodal.data import pipeline, tokenizer
 from xmodal.data.check import source_options, source_splits
 from xmodal.data.example import Source
@@ -85,14 +86,14 @@ class _Packing:
         start += int(part['read'])
         parts.append(part)
     section = {'examples': len(source), 'pictures': len(known), 'files': {
-        kind: [os.path.getsize(self._path(split, kind, number)) for number in range(len(parts))]
+        kind: [storage.size(self._path(split, kind, number)) for number in range(len(parts))]
         for kind in KINDS}, 'categories': dict(getattr(source, 'categories', {})),
                'made': sum(int(part['made']) for part in parts)}
     for kind in KINDS:
-      with atomic.written(os.path.join(self._folder, f'{split}-{kind}.npy'), 'wb') as f:
+      with _written(os.path.join(self._folder, f'{split}-{kind}.npy'), 'wb') as f:
         np.save(f, np.concatenate([part[kind] for part in parts]))
     found = with_tokenizer(gathering.overview(), tokenizer.OPTIONS['vocab_size'].default)
-    with atomic.written(os.path.join(self._folder, overview_name(split)), 'wb') as f:
+    with _written(os.path.join(self._folder, overview_name(split)), 'wb') as f:
       found.save(f, fingerprint(self._pack, split))
     return section
 
@@ -101,8 +102,8 @@ class _Packing:
 
   def _parts(self, split):
     found = []
-    while os.path.exists(path := os.path.join(self._folder, f'{split}-{len(found):05d}.npz')):
-      with np.load(path) as part:
+    while storage.is_file(path := os.path.join(self._folder, f'{split}-{len(found):05d}.npz')):
+      with storage.open_file(path, 'rb') as f, np.load(f) as part:
         found.append(dict(part))
     return found
 
@@ -110,7 +111,7 @@ class _Packing:
     keys, scales, first, made = [], [], start, 0
     with contextlib.ExitStack() as opened:
       writers = {kind: records.Writer(
-          opened.enter_context(atomic.written(self._path(split, kind, number), 'wb')), number,
+          opened.enter_context(_written(self._path(split, kind, number), 'wb')), number,
           title(self._pack, split, kind, number)) for kind in KINDS}
       while start < len(source) and writers['pictures'].size < self._limit:
         read = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
@@ -131,18 +132,31 @@ class _Packing:
     part = {'keys': np.array(keys, 'S32'), 'scales': np.array(scales), 'read': start - first,
             'made': made} | {
         kind: writer.places for kind, writer in writers.items()}
-    with atomic.written(os.path.join(self._folder, f'{split}-{number:05d}.npz'), 'wb') as f:
+    with _written(os.path.join(self._folder, f'{split}-{number:05d}.npz'), 'wb') as f:
       np.savez(f, **part)
     return part
 
   def finish(self, description: dict) -> None:
     """Writes pack.json and removes what only an unfinished pack needs."""
-    with atomic.written(os.path.join(self._folder, TITLE)) as f:
+    with _written(os.path.join(self._folder, TITLE)) as f:
       json.dump(description, f, indent=2)
     for split in description['splits']:
       for number in range(len(self._parts(split))):
-        os.remove(os.path.join(self._folder, f'{split}-{number:05d}.npz'))
-    os.remove(os.path.join(self._folder, _STATE))
+        storage.remove(os.path.join(self._folder, f'{split}-{number:05d}.npz'))
+    storage.remove(os.path.join(self._folder, _STATE))
+
+
+@contextlib.contextmanager
+def _written(path, mode='w'):
+  """As atomic.written; a file of a bucket is written on this machine first."""
+  if not storage.is_remote(path):
+    with atomic.written(path, mode) as f:
+      yield f
+    return
+  with tempfile.NamedTemporaryFile(mode, encoding=None if 'b' in mode else 'utf-8') as f:
+    yield f
+    f.flush()
+    storage.upload(f.name, path)
 
 
 def _key(example):
@@ -181,7 +195,7 @@ def _run(flags, rest):
   for key, low, high in (('longest', 8, 2**16), ('quality', 1, 100), ('file_mb', 1, 2**20)):
     if (value := getattr(flags, key)) is not None and not low <= value <= high:
       raise UserError(f'--{key} {value}: wanted {low} to {high}')
-  output = paths.local(flags.output, '--output')
+  output = paths.resolved(flags.output, '--output')
   options = source_options(flags.source, rest)
   opened = {}
   for split in flags.splits or source_splits(flags.source, flags.folder, options):
@@ -192,7 +206,8 @@ def _run(flags, rest):
         raise
   if not opened:
     raise UserError(f'{flags.folder}: has none of train, val, test; name some with --splits')
-  made_from = {'source': flags.source, 'root': os.path.abspath(flags.folder), 'arguments': rest,
+  made_from = {'source': flags.source, 'root': flags.folder if storage.is_remote(flags.folder)
+               else os.path.abspath(flags.folder), 'arguments': rest,
                'longest': flags.longest, 'quality': flags.quality,
                'examples': {split: len(source) for split, source in opened.items()}}
   pack = _begin(output, made_from)
@@ -214,18 +229,18 @@ def _run(flags, rest):
 
 def _begin(output, made_from):
   """The id of the pack in a folder, a new one or an unfinished one of the same arguments."""
-  if os.path.exists(os.path.join(output, TITLE)):
+  if storage.is_file(os.path.join(output, TITLE)):
     raise UserError(f'{output}: is a pack already; give another --output')
   state = os.path.join(output, _STATE)
-  if not os.path.exists(state):
-    if os.path.isdir(output) and os.listdir(output):
+  if not storage.is_file(state):
+    if storage.is_dir(output) and storage.list_dir(output):
       raise UserError(f'{output}: is not empty; give a new folder')
-    os.makedirs(output, exist_ok=True)
+    storage.make_dirs(output)
     begun = {'pack': uuid.uuid4().hex, 'from': made_from}
-    with atomic.written(state) as f:
+    with _written(state) as f:
       json.dump(begun, f)
   else:
-    with open(state, encoding='utf-8') as f:
+    with storage.open_file(state) as f:
       begun = json.load(f)
     if begun['from'] != made_from:
       raise UserError(f'{output}: holds an unfinished pack of other data or arguments, '

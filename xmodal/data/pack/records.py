@@ -13,6 +13,7 @@ import threading
 import google_crc32c
 import numpy as np
 
+from xmodal import storage
 from xmodal.errors import UserError
 
 # Where a record's data are: number of the file, first byte, number of bytes.
@@ -56,23 +57,28 @@ class Writer:
 
 
 class Reader:
-  """Reads records at random; threads read at the same time, and processes may get it by pickle."""
+  """Reads records at random; threads read at the same time, and processes may get it by pickle.
 
-  def __init__(self, paths: Sequence[str], places: np.ndarray):
+  A record of a bucket is a request.
+  """
+
+  def __init__(self, paths: Sequence[str], places: np.ndarray, ahead: int = 0):
     """
     Args:
       paths: the files, by number.
       places: PLACE [N], such as a memory-mapped array.
+      ahead: bytes to read of a bucket at once where a thread reads records in their order.
     """
-    self._paths, self._places = tuple(paths), places
+    self._paths, self._places, self._ahead = tuple(paths), places, ahead
+    self._remote = any(map(storage.is_remote, paths))
     self._files: dict[int, int] = {}
-    self._lock = threading.Lock()
+    self._lock, self._block = threading.Lock(), threading.local()
 
   def __len__(self):
     return len(self._places)
 
   def __reduce__(self):
-    return Reader, (self._paths, self._places)
+    return Reader, (self._paths, self._places, self._ahead)
 
   def read(self, number: int) -> bytes:
     """The data of a record.
@@ -81,7 +87,8 @@ class Reader:
       UserError: the file cannot be read, or the record has changed since it was written.
     """
     file, offset, size = self._places[number].item()
-    found = self._read(file, offset, size + _CHECKSUM.size)
+    read = self._read if not self._remote else self._read_bucket
+    found = read(file, offset, size + _CHECKSUM.size)
     data, of_data = found[:size], found[size:]
     if len(of_data) < _CHECKSUM.size or _CHECKSUM.unpack(of_data)[0] != checksum(data):
       raise UserError(f'{self._paths[file]}: record {number} is damaged; make the pack again')
@@ -97,6 +104,20 @@ class Reader:
     except OSError as error:
       raise UserError(f'{self._paths[file]}: {error.strerror}') from error
 
+  def _read_bucket(self, file, offset, size):
+    held, start, data = getattr(self._block, 'held', (None, 0, b''))
+    if held != file or not start <= offset <= start + len(data) - size:
+      # After a record follow its checksum and the header of the next.
+      in_order = getattr(self._block, 'next', None) == (file, offset)
+      start = offset
+      try:
+        data = storage.read(self._paths[file], offset, max(size, self._ahead * in_order))
+      except OSError as error:
+        raise UserError(f'{self._paths[file]}: {error.strerror or error}') from error
+      self._block.held = file, start, data if self._ahead and in_order else b''
+    self._block.next = file, offset + size + _HEADER.size
+    return data[offset - start:offset - start + size]
+
   def __del__(self):
     for descriptor in self._files.values():
       os.close(descriptor)
@@ -104,14 +125,19 @@ class Reader:
 
 def check_files(paths: Sequence[str], sizes: Iterable[int], titles: Iterable[bytes]) -> None:
   """Raises UserError unless files of records have these sizes and first records."""
-  for path, size, title in zip(paths, sizes, titles, strict=True):
-    try:
-      found = os.path.getsize(path)
-      with open(path, 'rb') as f:
-        first = f.read(_HEADER.size + len(title))[_HEADER.size:]
-    except OSError as error:
-      raise UserError(f'{path}: {error.strerror}; copy the pack again, all its files') from error
-    if found != size:
-      raise UserError(f'{path}: has {found:,} bytes of {size:,}; copy it again')
-    if first != title:
-      raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')
+  for _ in storage.each(paths[0] if paths else '', lambda file: _check_file(*file),
+                        zip(paths, sizes, titles, strict=True)):
+    pass
+
+
+def _check_file(path, size, title):
+  try:
+    found = storage.size(path)
+    first = storage.read(path, _HEADER.size, len(title))
+  except OSError as error:
+    reason = error.strerror or 'no such file'
+    raise UserError(f'{path}: {reason}; copy the pack again, all its files') from error
+  if found != size:
+    raise UserError(f'{path}: has {found:,} bytes of {size:,}; copy it again')
+  if first != title:
+    raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
+from xmodal import storage
 from xmodal.data.example import Packed
 from xmodal.data.pictures import deep_grey
 from xmodal.data.pictures.resize import resize_antialiased
@@ -29,6 +30,8 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_JPEG = b'\xff\xd8\xff'  # beginning of the file
+_HEADER_BYTES = 2**16
 
 # EXIF orientation -> how to turn the stored pixels upright (EXIF 2.32, table 6): whether to reverse
 # rows, whether to reverse columns, and whether to transpose afterwards.
@@ -74,7 +77,7 @@ def load_image(
   run in parallel.
 
   Args:
-    source: path of a picture file, its bytes, a Packed one, or uint8 pixels [H, W, 3].
+    source: path or address of a picture file, its bytes, a Packed one, or uint8 pixels [H, W, 3].
     size: target (height, width) in pixels.
     out: uint8 [height, width, 3] to write to, such as one row of a batch.
 
@@ -227,8 +230,17 @@ def stored_size(picture: str | bytes) -> tuple[int, int] | None:
   """(width, height) of a picture turned upright, from its header alone; None if unreadable.
 
   Args:
-    picture: path of the file, or its bytes.
+    picture: path or address of the file, or its bytes.
   """
+  if isinstance(picture, str) and storage.is_remote(picture):
+    try:
+      start = storage.read(picture, 0, _HEADER_BYTES)
+      # The orientation may be at the end of files of other kinds.
+      if start[:3] == _JPEG and (found := stored_size(start)):
+        return found
+      picture = storage.read(picture)
+    except FileNotFoundError:
+      return None
   try:
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
       return image.size[::-1] if _UPRIGHT[_orientation(image)][2] else image.size
@@ -244,11 +256,11 @@ def read_bytes(source: str | os.PathLike | bytes | Packed) -> tuple[bytes, str]:
     return source.read(), source.name
   name = os.fspath(source)
   try:
-    with open(name, 'rb') as file:
-      return file.read(), name
+    return storage.read(name), name
   except OSError as fault:
+    reason = fault.strerror or ('no such file' if isinstance(fault, FileNotFoundError) else fault)
     raise UserError(
-        f'{name}: cannot be read ({fault.strerror}); wanted a picture file: check the path'
+        f'{name}: cannot be read ({reason}); wanted a picture file: check the path'
     ) from fault
 
 
@@ -259,7 +271,7 @@ def _decode_plain_jpeg(data: bytes, size: tuple[int, int], name: str) -> Decoded
   at least twice the target size are decoded at 1/2, 3/8, 1/4 or 1/8, never below
   the target: the decoder then skips the finest detail instead of averaging it.
   """
-  if data[:3] != b'\xff\xd8\xff':
+  if data[:3] != _JPEG:
     return None
   try:
     *stored_size, colours, _ = simplejpeg.decode_jpeg_header(data)

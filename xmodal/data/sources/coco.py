@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping
 import os
 from typing import Any, NamedTuple
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, Fault, fault, known_size, picture_size, usable_box
@@ -103,7 +104,7 @@ def _find(root, split):
   for name in names:
     for file in _FILES:
       path = os.path.join(root, file.format(name))
-      if os.path.isfile(path):
+      if storage.is_file(path):
         return name, path
   wanted = ', '.join(file.format(split) for file in _FILES)
   raise MissingSplit(f'{root} has no annotations of {split!r}, wanted one of {wanted}, or of '
@@ -213,7 +214,7 @@ def _read_captions(root, name, pictures, faults):
   """image_id -> list of captions; empty if there is no captions file."""
   path = os.path.join(root, 'annotations', f'captions_{name}.json')
   captions = collections.defaultdict(list)
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     return captions
   content, seen = read_json(path), set()
   take_records(path, content, {}, 'annotations')

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import csv
 import os
 
+from xmodal import storage
 from xmodal.data.faults import Examples
 from xmodal.data.sources import columns
 from xmodal.data.sources.columns import Rows, of_cell
@@ -84,9 +85,9 @@ def _find(root, split):
   names = [f'{name}{ending}' for name in split_names(split) for ending in ('.csv', '.tsv')]
   for name in names:
     path = os.path.join(root, name)
-    if os.path.isfile(path):
+    if storage.is_file(path):
       return path
-  there = [name for name in sorted(os.listdir(root)) if name.endswith(('.csv', '.tsv'))]
+  there = [name for name in sorted(storage.list_dir(root)) if name.endswith(('.csv', '.tsv'))]
   raise MissingSplit(f'{root}: no {names[0]} or {names[1]}; tables in that folder: '
                      f'{", ".join(there) or "none"}')
 
@@ -96,7 +97,7 @@ def _lines(path, delimiter) -> Iterator[tuple[int, list[str]]]:
   if delimiter and (len(delimiter) > 1 or delimiter in '\r\n"'):
     raise UserError(f'config.data.delimiter={delimiter!r}: wanted one character')
   try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
+    with storage.open_file(path, encoding='utf-8-sig', newline='') as file:
       if not delimiter:
         delimiter = _guess(path, file.readline())
         file.seek(0)

@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from xmodal import paths
+from xmodal import paths, storage
 from xmodal.data.fields import Check, Complaint, check_fields, shown
 from xmodal.data.sources import stream
 from xmodal.errors import UserError
@@ -60,7 +60,7 @@ def shards(root: str, split: str, ending: str) -> list[str]:
 def _listed(folder):
   """The names in a folder, sorted; [] if it does not exist."""
   try:
-    return sorted(os.listdir(folder))
+    return sorted(storage.list_dir(folder))
   except (FileNotFoundError, NotADirectoryError):
     return []
   except OSError as error:
@@ -68,8 +68,14 @@ def _listed(folder):
 
 
 def existing_folder(root: str, wanted: str) -> str:
-  """The absolute path of a data folder; UserError if it is missing or empty."""
-  path = paths.local(root, 'data folder')
+  """The absolute path or the address of a data folder; UserError if it is missing or empty."""
+  path = paths.resolved(root, 'data folder')
+  if storage.is_remote(path):
+    if not storage.list_dir(path):
+      found = 'is a file' if storage.is_file(path) else 'is not there'
+      raise UserError(f'data folder {path} {found}, wanted a folder with {wanted}; '
+                      'set config.data.root')
+    return path
   if not root or not os.path.isdir(path):
     found = 'is a file' if os.path.isfile(path) else 'is not there'
     raise UserError(f'data folder {root!r} {found}, wanted a folder with {wanted}; '
@@ -94,7 +100,7 @@ def check_split(title: str, split: str, splits: Iterable[str]) -> None:
 def split_file(root: str, *names: str) -> str:
   """The path of the first of these files below root that exists; MissingSplit if none does."""
   for name in names:
-    if os.path.isfile(path := os.path.join(root, name)):
+    if storage.is_file(path := os.path.join(root, name)):
       return path
   others = f', there or as {" or ".join(names[1:])}' if names[1:] else ''
   raise MissingSplit(f'{os.path.join(root, names[0])}: no such file, wanted it as distributed'
@@ -108,7 +114,7 @@ def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None 
     UserError: no such file, or broken JSON (with its line and column).
   """
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       return json.load(file, object_pairs_hook=object_pairs_hook)
   except FileNotFoundError:
     raise UserError(f'{path}: no such file, wanted it as distributed') from None
@@ -202,7 +208,7 @@ def check_unique(path: str, field: str, values: Iterable[Hashable]) -> None:
 
 def unreadable(path: str, error: OSError) -> UserError:
   """The error for a file or folder that exists but cannot be read."""
-  return UserError(f'{path}: cannot be read ({error.strerror}); give this user permission')
+  return UserError(f'{path}: cannot be read ({error.strerror or error}); give this user permission')
 
 
 def is_utf8(name):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import os
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.faults import Examples
 from xmodal.data.fields import Complaint
@@ -41,7 +42,7 @@ def read_flickr30k(root: str, split: str) -> Examples:
                          f'in {_FOLDERS[0]}')
   tokens = os.path.join(root, _TOKENS)
   names = ('dataset_flickr30k.json', 'karpathy/dataset_flickr30k.json')
-  if not os.path.isfile(tokens) or any(os.path.isfile(os.path.join(root, n)) for n in names):
+  if not storage.is_file(tokens) or any(storage.is_file(os.path.join(root, n)) for n in names):
     return read_karpathy(root, split_file(root, *names), (split,), _FOLDERS)
   path, captions = split_file(root, f'{split}.txt'), _read_tokens(tokens)
   chosen = {}

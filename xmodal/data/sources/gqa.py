@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, fault, known_size, picture_size, usable_box, usable_name
@@ -71,7 +72,7 @@ def _without_programs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_graphs(root, split, image_ids, faults):
   """image_id as text -> (objects, recorded size), for the pictures with a scene graph."""
   name = f'{split}_sceneGraphs.json'
-  path = next((path for folder in ('', 'sceneGraphs') if os.path.isfile(
+  path = next((path for folder in ('', 'sceneGraphs') if storage.is_file(
       path := os.path.join(root, folder, name))), None)
   if path is None:
     return {}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import functools
 import re
 
-from xmodal import paths
+from xmodal import paths, storage
 from xmodal.data.sources import columns, features, records
 from xmodal.data.sources.features import Feature
 from xmodal.data.sources.files import MissingSplit, existing_folder
@@ -65,6 +65,10 @@ def read_hf(root: str, split: str, name: str = '', fields: tuple = (),
 
 def _load(root, name):
   """The splits of a data set, by name."""
+  if not name and storage.is_remote(root):
+    raise UserError(f"config.data.root={root}: config.data.source='hf' reads folders of "
+                    'save_to_disk on this machine; copy it here, or write Parquet (Dataset.'
+                    "to_parquet) and set config.data.source='parquet'")
   need('hf', ('datasets',))
   import datasets
 

@@ -2,6 +2,7 @@
 
 import os
 
+from xmodal import storage
 from xmodal.data.faults import Examples
 from xmodal.data.fields import Complaint
 from xmodal.data.sources import columns
@@ -40,9 +41,7 @@ def read_imagefolder(root: str, split: str, fields: tuple = (),
   root = existing_folder(root, _WANTED)
   folder = _find(root, split)
   rows = Rows(root, fields, 'imagefolder', question)
-  metadata = sorted(os.path.join(place, name)
-                    for place, _, names in os.walk(folder, followlinks=True)
-                    for name in names if name in _METADATA)
+  metadata = sorted(path for path in _files(folder) if os.path.basename(path) in _METADATA)
   for path in metadata:
     _add_metadata(rows, path, root)
   if not metadata:
@@ -56,11 +55,19 @@ def read_imagefolder(root: str, split: str, fields: tuple = (),
 def _find(root, split):
   for name in split_names(split):
     folder = os.path.join(root, name)
-    if os.path.isdir(folder):
+    if storage.is_dir(folder):
       return folder
-  there = sorted(name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name)))
+  there = sorted(name for name in storage.list_dir(root)
+                 if storage.is_dir(os.path.join(root, name)))
   raise MissingSplit(f'{root}: no folder {split!r}, wanted {_WANTED}; folders there: '
                      f'{", ".join(there[:5]) or "none"}{", ..." if there[5:] else ""}')
+
+
+def _files(folder):
+  if storage.is_remote(folder):
+    return [os.path.join(folder, name) for name in storage.walk(folder)]
+  return [os.path.join(place, name) for place, _, names in os.walk(folder, followlinks=True)
+          for name in names]
 
 
 def _add_classes(rows, folder):

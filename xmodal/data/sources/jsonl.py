@@ -22,6 +22,7 @@ import logging
 import os
 import sys
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object, Packed
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
@@ -67,12 +68,12 @@ def read_jsonl(root: str, split: str) -> Examples:
 
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
   """Yields (line number from 1, line) of the lines that are not blank; MissingSplit if no file."""
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     folder = os.path.dirname(path)
-    found = ', '.join(sorted(f for f in os.listdir(folder) if f.endswith('.jsonl'))) or 'none'
+    found = ', '.join(sorted(f for f in storage.list_dir(folder) if f.endswith('.jsonl'))) or 'none'
     raise MissingSplit(f'{path}: no such file; .jsonl files in that folder: {found}')
   try:
-    file = open(path, 'rb')
+    file = storage.open_file(path, 'rb')
   except OSError as error:
     raise unreadable(path, error) from None
   with file:

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 import functools
+import io
 import json
 import os
 
 import numpy as np
 
+from xmodal import atomic, paths, storage
 from xmodal.data.example import Example
 from xmodal.data.overview import Overview
 from xmodal.data.pack import examples, pack, records
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
+
+_AHEAD = 2**22  # bytes
 
 
 class PackedExamples(Sequence[Example]):
@@ -63,12 +67,14 @@ def read_pack(root: str, split: str) -> PackedExamples:
   root = existing_folder(root, f'{pack.TITLE} and the files of a pack')
   path = os.path.join(root, pack.TITLE)
   try:
-    with open(path, encoding='utf-8') as f:
+    with storage.open_file(path) as f:
       described = json.load(f)
     version, splits = described['version'], described['splits']
   except FileNotFoundError:
     raise UserError(f'{root}: has no {pack.TITLE}: no pack, or one that is not finished; run '
                     '`xmodal pack` again') from None
+  except UserError:
+    raise
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
   if version != pack.VERSION:
@@ -81,18 +87,42 @@ def read_pack(root: str, split: str) -> PackedExamples:
     files = [os.path.join(root, pack.file_name(split, kind, i)) for i in range(len(sizes))]
     records.check_files(files, sizes, (
         pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
-    readers[kind] = records.Reader(files, _places(os.path.join(root, f'{split}-{kind}.npy'),
-                                                  section[kind]))
+    readers[kind] = records.Reader(
+        files, _places(os.path.join(root, f'{split}-{kind}.npy'), section[kind], described['pack']),
+        # Vocabularies are learned from all examples in their order, and from no pictures.
+        ahead=_AHEAD if kind == 'examples' else 0)
   return PackedExamples(readers, section['categories'], section['made'],
                         pack.fingerprint(described['pack'], split),
                         os.path.join(root, pack.overview_name(split)))
 
 
-def _places(path, count):
+def _places(path, count, name):
+  """The index in a file; one of a bucket is kept in the user's cache."""
+  kept = _kept(path, name)
   try:
-    places = np.load(path, mmap_mode='r')
+    if storage.is_remote(path) and not os.path.isfile(kept):
+      places = np.load(io.BytesIO(storage.read(path)))
+    else:
+      places = np.load(kept or path, mmap_mode='r')
+  except UserError:
+    raise
   except (OSError, ValueError) as error:
     raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
   if places.dtype != records.PLACE or len(places) != count:
     raise UserError(f'{path}: is the index of another pack; copy it again')
-  return places
+  if not kept or os.path.isfile(kept):
+    return places
+  part = f'{kept}.{os.getpid()}'  # other processes may start at the same time
+  try:
+    with atomic.written(part, 'wb') as f:
+      np.save(f, places)
+    os.replace(part, kept)
+  except OSError:  # a full disk
+    return places
+  return np.load(kept, mmap_mode='r')
+
+
+def _kept(path, name):
+  """Where the index of a pack in a bucket is kept, '' if nowhere."""
+  cache = paths.cache('packs') if storage.is_remote(path) else None
+  return cache and os.path.join(cache, f'{name}-{os.path.basename(path)}') or ''

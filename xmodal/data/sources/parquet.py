@@ -8,6 +8,7 @@ import logging
 import threading
 from typing import Any, NamedTuple
 
+from xmodal import storage
 from xmodal.data.example import Packed
 from xmodal.data.faults import Examples
 from xmodal.data.fields import Complaint, shown
@@ -183,7 +184,11 @@ def _open(path):
     raise UserError("config.data.source='parquet' needs pyarrow: pip install 'xmodal[parquet]', or "
                     'pip install pyarrow') from None
   try:
+    if storage.is_remote(path):
+      return pq.ParquetFile(storage.RangeFile(path), pre_buffer=True)
     return pq.ParquetFile(path)
+  except UserError:  # of a bucket
+    raise
   except (ValueError, OSError) as error:  # pyarrow's own errors are of these
     raise _damaged(path, error) from None
 
@@ -192,6 +197,8 @@ def _read(path, file, group, leaves):
   """The columns of a row group, without pyarrow's own threads: batches are made in threads."""
   try:
     return file.read_row_group(group, columns=leaves, use_threads=False)
+  except UserError:
+    raise
   except (ValueError, OSError) as error:
     raise _damaged(f'{path}: row group {group}', error) from None
 

@@ -9,6 +9,7 @@ import unicodedata
 
 from PIL import Image
 
+from xmodal import storage
 from xmodal.data.fields import shown
 from xmodal.data.sources.files import is_utf8, unreadable
 from xmodal.errors import UserError
@@ -18,7 +19,7 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Pictures:
-  """Looks up files below a folder; lists each folder once.
+  """Looks up files below a folder, of this machine or a bucket; lists each folder once.
 
   A name that does not exist as written also matches with its backslashes as slashes,
   and with accents in either Unicode normal form: composed characters (NFC, as on
@@ -30,12 +31,15 @@ class Pictures:
     self._listings: dict[str, _Listing] = {}
 
   def find(self, name: str) -> str | None:
-    """The absolute path of a file named relative to the root; None if it does not exist.
+    """The absolute path of a file named relative to the root, or the address of one in a bucket;
+    None if it does not exist.
 
     Raises:
       UserError: the file's folder cannot be listed.
     """
     path = os.path.join(self.root, name)
+    if '://' in path and storage.is_remote(address := name if storage.is_remote(name) else path):
+      path = storage.normal(address)
     folder, base = os.path.split(path)
     if base in self._listing(folder).files:
       return path
@@ -70,12 +74,19 @@ class Pictures:
     """The folder of a name, spelled as on disk, and the base name."""
     *folders, base = name.replace('\\', '/').split('/')
     path = os.sep if folders and not folders[0] else self.root
+    if storage.is_remote(name):
+      path, folders = '/'.join(folders[:3]), folders[3:]
     for folder in filter(None, folders):
       there = os.path.join(path, folder)
-      if not os.path.isdir(there):
+      if not self._is_dir(there):
         there = os.path.join(path, self._listing(path).folders.get(_composed(folder), folder))
       path = there
     return path, base
+
+  def _is_dir(self, folder):
+    if storage.is_remote(folder):
+      return self._listing(folder).is_filled
+    return os.path.isdir(folder)
 
   def _listing(self, folder):
     if folder not in self._listings:
@@ -93,7 +104,7 @@ def find_pictures(folder: str, flag: str) -> list[str]:
   Raises:
     UserError: no such folder, or no pictures in it.
   """
-  if not os.path.isdir(folder):
+  if not storage.is_dir(folder):
     raise UserError(f'{flag} {folder}: no such folder')
   paths = picture_files(folder)
   if not paths:
@@ -104,6 +115,8 @@ def find_pictures(folder: str, flag: str) -> list[str]:
 
 def picture_files(folder: str) -> list[str]:
   """As find_pictures; [] if there is no such folder or nothing in it."""
+  if storage.is_remote(folder):
+    return [os.path.join(folder, name) for name in storage.walk(folder) if is_picture(name)]
   return sorted(os.path.join(place, name)
                 for place, _, names in os.walk(folder, followlinks=True) for name in names
                 if is_picture(name))
@@ -151,6 +164,10 @@ class _Listing:
   files: frozenset[str]
   others: frozenset[str]
 
+  @property
+  def is_filled(self):
+    return bool(self.files or self.others)
+
   @functools.cached_property
   def alike(self):
     """Files by their normalised names."""
@@ -174,6 +191,10 @@ def _composed(name):
 
 def _list_folder(folder):
   try:
+    if storage.is_remote(folder):
+      are_files = storage.scan(storage.normal(folder))
+      files = frozenset(name for name, is_file in are_files.items() if is_file)
+      return _Listing(files, frozenset(are_files) - files)
     with os.scandir(folder) as entries:
       are_files = {entry.name: _is_file(entry) for entry in entries}
   except ValueError:  # a NUL in the name

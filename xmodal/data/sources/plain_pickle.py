@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+from xmodal import storage
 from xmodal.data.sources.files import unreadable
 from xmodal.errors import UserError
 
@@ -17,12 +18,14 @@ def read_plain_pickle(path: str) -> Any:
     UserError: no such file, not a pickle, or one of other objects.
   """
   try:
-    with open(path, 'rb') as file:
+    with storage.open_file(path, 'rb') as file:
       return _Plain(file, encoding='utf-8').load()
   except FileNotFoundError:
     raise UserError(f'{path}: no such file, wanted it as distributed') from None
   except OSError as error:
     raise unreadable(path, error) from None
+  except UserError:
+    raise
   except Exception as error:  # broken pickles raise exceptions of many types
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'{path}: not a pickle of plain lists and dictionaries ({reason[:100]!r}); is '

@@ -5,6 +5,8 @@ import json
 import re
 from typing import Any
 
+from xmodal import storage
+
 _CHUNK = 1 << 20  # characters that are read at a time, at least
 _SPACE = re.compile(r'[ \t\n\r]*')  # white space of JSON
 _COMMA = re.compile(r'[ \t\n\r]*,[ \t\n\r]*')
@@ -28,7 +30,7 @@ def records(path: str, key: str = '') -> Iterator[Any]:
       what is wrong.
   """
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       yield from _Parser(file).file(key)
   except (OSError, ValueError, RecursionError) as error:
     raise Irregular(str(error)) from error

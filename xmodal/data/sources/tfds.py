@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from xmodal import storage
 from xmodal.data.sources import columns, features, records
 from xmodal.data.sources.features import Feature
 from xmodal.data.sources.files import MissingSplit, existing_folder
@@ -101,6 +102,10 @@ def _import():
 
 def _open(root, name):
   """The builder of a prepared data set with random access."""
+  if storage.is_remote(root):
+    raise UserError(f"config.data.root={root}: config.data.source='tfds' reads from this machine "
+                    'alone, as array_record does; copy the folder here, and pack it into a bucket '
+                    'with `xmodal pack`')
   tfds = _import()
   root = existing_folder(root, 'data sets that TFDS prepared')
   if not name and not os.path.isfile(os.path.join(root, 'dataset_info.json')):

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_box, usable_name
@@ -187,7 +188,7 @@ def _read_pictures(root, split, faults):
 
 def _read_boxes(path, split, kind, numbers, sizes, faults):
   """The objects or regions of a split as _Boxes; None if there is no such file."""
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     return None
   boxes = _Boxes(_Names() if kind == 'objects' else _Phrases())
   met, wanted, of_pictures = set(), f'pictures with {kind}', True

@@ -4,6 +4,7 @@ import os
 import re
 import xml.etree.ElementTree as ET
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import (
@@ -57,7 +58,7 @@ def read_voc(root: str, split: str) -> Examples:
     UserError: there is no such folder, list or picture.
   """
   root = _devkit(existing_folder(root, _FOLDERS))
-  faults, missing, examples = [], [], []
+  faults, examples = [], []
   pictures = Pictures(os.path.join(root, 'JPEGImages'))
   names = {}
   for part in split.split('+'):
@@ -67,13 +68,14 @@ def read_voc(root: str, split: str) -> Examples:
       if name in names:
         faults.append(fault(f'{path}: {name}', 'is listed twice, kept once'))
       names[name] = image
+  missing = [f'{name}.jpg' for name, image in names.items() if image is None]
   annotations = Pictures(os.path.join(root, 'Annotations'))
-  for name, image in names.items():
-    if image is None:
-      missing.append(f'{name}.jpg')
-      continue
-    path = annotations.find(f'{name}.xml') or os.path.join(annotations.root, f'{name}.xml')
-    objects, size = _read_objects(path, faults)
+  found = {name: image for name, image in names.items() if image is not None}
+  paths = (annotations.find(f'{name}.xml') or os.path.join(annotations.root, f'{name}.xml')
+           for name in found)
+  for (name, image), (objects, size, wrong) in zip(
+      found.items(), storage.each(root, _read_objects, paths)):
+    faults += wrong
     if objects is not None:
       examples.append(Example(image=image, image_id=name, objects=objects, recorded_size=size))
   check_present(missing, len(names), pictures.root, pictures)
@@ -84,12 +86,12 @@ def read_voc(root: str, split: str) -> Examples:
 
 def _devkit(root):
   """The one folder at or below root that holds Annotations."""
-  if os.path.isdir(os.path.join(root, 'Annotations')):
+  if storage.is_dir(os.path.join(root, 'Annotations')):
     return root
   found = [os.path.join(folder, name)
-           for folder in (root, os.path.join(root, 'VOCdevkit')) if os.path.isdir(folder)
-           for name in sorted(os.listdir(folder))
-           if os.path.isdir(os.path.join(folder, name, 'Annotations'))]
+           for folder in (root, os.path.join(root, 'VOCdevkit')) if storage.is_dir(folder)
+           for name in sorted(storage.list_dir(folder))
+           if storage.is_dir(os.path.join(folder, name, 'Annotations'))]
   if len(found) != 1:
     raise UserError(f'{root} holds {" and ".join(found) or f"no {_FOLDERS}"}, wanted one folder '
                     f'with {_FOLDERS}; set config.data.root to it')
@@ -100,11 +102,11 @@ def _listed(root, split):
   """The path of a list, and its lines."""
   folder = os.path.join(root, 'ImageSets', 'Main')
   path = os.path.join(folder, f'{split}.txt')
-  if not os.path.isfile(path):
-    found = ', '.join(sorted(os.listdir(folder))) if os.path.isdir(folder) else 'none'
+  if not storage.is_file(path):
+    found = ', '.join(sorted(storage.list_dir(folder))) if storage.is_dir(folder) else 'none'
     raise MissingSplit(f'{path}: no such file; lists in that folder: {found}')
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       lines = [fields.filled_text(line) for line in file if line.strip()]
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: byte {error.start} is not UTF-8, wanted names of pictures in UTF-8; '
@@ -127,21 +129,23 @@ def _find(pictures, line):
   return flagged[1], pictures.find_ending(flagged[1], _ENDINGS)
 
 
-def _read_objects(path, faults):
-  """The objects of one picture, None if its file cannot be used; and its recorded size."""
+def _read_objects(path):
+  """The objects of one picture, None if its file cannot be used; its recorded size; and Faults."""
+  faults = []
   try:
-    tree = ET.parse(path).getroot()
+    with storage.open_file(path, 'rb') as file:
+      tree = ET.parse(file).getroot()
     if tree.tag != 'annotation':
       raise ValueError(f'<{tree.tag}>, wanted <annotation>')
   except FileNotFoundError:
-    faults.append(fault(path, 'no such file, its picture left out'))
-    return None, None
+    return None, None, [fault(path, 'no such file, its picture left out')]
+  except UserError:
+    raise
   except OSError as error:
     raise unreadable(path, error) from None
   except (ET.ParseError, ValueError, LookupError) as error:  # the last two: strange encodings
-    faults.append(Fault(f'{path}: broken XML ({error}), its picture left out',
-                        'broken XML, its picture left out'))
-    return None, None
+    return None, None, [Fault(f'{path}: broken XML ({error}), its picture left out',
+                              'broken XML, its picture left out')]
   size = picture_size({side: _size(tree.findtext(f'size/{side}')) for side in ('width', 'height')},
                       path, faults)
   official = bool(_OFFICIAL.search(tree.findtext('source/database') or ''))
@@ -161,7 +165,7 @@ def _read_objects(path, faults):
       faults.append(fault(where, what, found if None in edges else edges))
     if box:
       objects.append(Object(name, box, difficult == '1'))
-  return tuple(objects), known_size(size)
+  return tuple(objects), known_size(size), faults
 
 
 def _box(edges, official):

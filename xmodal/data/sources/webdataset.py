@@ -1,11 +1,14 @@
 """WebDataset: pictures and their texts in tar files, grouped by the names of the members."""
 
+from collections.abc import Iterable
 import functools
+import io
 import os
 import re
 import tarfile
 from typing import Any
 
+from xmodal import storage
 from xmodal.data.example import Packed
 from xmodal.data.faults import Examples
 from xmodal.data.fields import Complaint
@@ -23,6 +26,9 @@ _META = re.compile(r'__[^/]*__($|/)')
 # Extension of a member -> the field that it fills, unless config.data.fields says otherwise.
 _FILLS = {'txt': 'caption', 'cls': 'answers'}
 _LONGEST_TEXT = 2**24
+# Of a bucket, headers are read in blocks. A request takes as long as some megabytes take to arrive,
+# so that one for each header would be slower, unless members are larger.
+_BLOCK = 2**22
 
 
 @SOURCES.register('webdataset', options=columns.OPTIONS | columns.QUESTION)
@@ -52,9 +58,14 @@ def read_webdataset(root: str, split: str, fields: tuple = (),
   root = existing_folder(root, 'train-000000.tar or train/000000.tar')
   rows = Rows(root, fields, 'webdataset', question)
   reader = _Reader(rows, _class_names(root))
-  for path in shards(root, split, '.tar'):
-    reader.add_file(path)
+  files = shards(root, split, '.tar')
+  for path, members in zip(files, storage.each(root, reader.members, files)):
+    reader.add_file(path, members)
   return reader.examples(f'{root}, {split!r}')
+
+
+# Key, extension, and its bytes or (offset, size).
+Member = tuple[str, str, bytes | tuple[int, int]]
 
 
 class _Reader:
@@ -65,28 +76,30 @@ class _Reader:
     self._texts = {'json', *_FILLS, *rows.given.values()}
     self._names: dict[str, None] = {}  # extensions and keys of JSON
 
-  def add_file(self, path: str) -> None:
-    """Adds the examples of a file; UserError if it is no tar, compressed or damaged."""
-    key, parts = None, {}
+  def members(self, path: str) -> Iterable[Member]:
+    """The members of a file, of this machine as they are asked for.
+
+    Raises:
+      UserError: it is no tar, compressed or damaged.
+    """
+    found = self._members(path)
+    return list(found) if storage.is_remote(path) else found
+
+  def _members(self, path):
     try:
-      with open(path, 'rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
+      with _opened(path) as file, tarfile.open(fileobj=file, mode='r:') as tar:
         while (member := tar.next()) is not None:
           tar.members = []  # it would keep all of them
           name = _MEMBER.fullmatch(member.name)
           if not name or _META.match(member.name) or not member.isfile() or member.issparse():
             continue
-          if name[1] != key:
-            self._add(path, key, parts)
-            key, parts = name[1], {}
           ending = name[2].lower()
           place = member.offset_data, member.size
           if ending in self._texts and not is_picture(f'{name[1]}.{ending}') and (
               member.size <= _LONGEST_TEXT):
             file.seek(member.offset_data)
             place = file.read(member.size)
-          if ending in parts:
-            raise UserError(f'{path}: {member.name} is there twice, wanted one {ending} for a key')
-          parts[ending] = place
+          yield name[1], ending, place
         # tarfile takes a damaged header for the end, which is a block of zeros.
         file.seek(tar.offset)
         if any(file.read(tarfile.BLOCKSIZE)):
@@ -96,6 +109,17 @@ class _Reader:
                       'that is not compressed: is the download complete?') from None
     except OSError as error:
       raise unreadable(path, error) from None
+
+  def add_file(self, path: str, members: Iterable[Member]) -> None:
+    """Adds the examples of a file."""
+    key, parts = None, {}
+    for name, ending, place in members:
+      if name != key:
+        self._add(path, key, parts)
+        key, parts = name, {}
+      if ending in parts:
+        raise UserError(f'{path}: {key}.{ending} is there twice, wanted one {ending} for a key')
+      parts[ending] = place
     self._add(path, key, parts)
 
   def examples(self, where: str) -> Examples:
@@ -156,6 +180,12 @@ class _Reader:
     return self._class_names[int(text)]
 
 
+def _opened(path):
+  if storage.is_remote(path):
+    return io.BufferedReader(storage.RangeFile(path), _BLOCK)
+  return open(path, 'rb')
+
+
 def _text(ending, parts) -> bytes:
   if not isinstance(parts[ending], bytes):
     raise Complaint(f'{ending} is a picture, or longer than {_LONGEST_TEXT:,} bytes, wanted text')
@@ -165,9 +195,7 @@ def _text(ending, parts) -> bytes:
 def _read(path: str, offset: int, size: int) -> bytes:
   """The bytes of a member. Opens the file anew: threads share no position in it."""
   try:
-    with open(path, 'rb') as file:
-      file.seek(offset)
-      found = file.read(size)
+    found = storage.read(path, offset, size)
   except OSError as error:
     raise unreadable(path, error) from None
   if len(found) < size:
@@ -178,10 +206,10 @@ def _read(path: str, offset: int, size: int) -> bytes:
 
 def _class_names(root):
   path = os.path.join(root, 'classnames.txt')
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     return None
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       return [line.strip() for line in file if line.strip()]
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: byte {error.start} is not UTF-8, wanted a name a line') from None

@@ -5,6 +5,7 @@ import os
 
 import yaml
 
+from xmodal import storage
 from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import NO_AREA, SHARES, Examples, fault, usable_box
@@ -56,7 +57,8 @@ def read_yolo(root: str, split: str) -> Examples:
   pictures = _pictures(path, content, split, base)
   reader = _Reader(names, 'kpt_shape' in content)
   examples = []
-  with concurrent.futures.ThreadPoolExecutor() as pool:
+  threads = storage.AT_ONCE if storage.is_remote(root) else None
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for image, (objects, wrong) in zip(pictures, pool.map(reader.read, pictures)):
       faults += wrong
       examples.append(Example(image=image, objects=objects,
@@ -67,13 +69,13 @@ def read_yolo(root: str, split: str) -> Examples:
 def _read_yaml(root):
   """The path and content of data.yaml, or of the only .yaml file."""
   path = os.path.join(root, 'data.yaml')
-  if not os.path.isfile(path):
-    found = sorted(name for name in os.listdir(root) if name.endswith(('.yaml', '.yml')))
+  if not storage.is_file(path):
+    found = sorted(name for name in storage.list_dir(root) if name.endswith(('.yaml', '.yml')))
     if len(found) != 1:
       raise UserError(f'{root} has no data.yaml; .yaml files there: {", ".join(found) or "none"}')
     path = os.path.join(root, found[0])
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       content = yaml.safe_load(file)
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     raise UserError(f'{path}: broken YAML ({" ".join(str(error).split())})') from None
@@ -105,9 +107,13 @@ def _names(path, content):
 def _base(root, content):
   """The folder that paths in data.yaml begin in."""
   given = content.get('path')
-  if isinstance(given, str) and os.path.isdir(folder := os.path.join(root, given)):
-    return os.path.normpath(folder)
+  if isinstance(given, str) and storage.is_dir(folder := _place(root, given)):
+    return folder
   return root  # path is often that of another machine, or of a common folder of data sets
+
+
+def _place(base, entry):
+  return storage.normal(entry if storage.is_remote(entry) else os.path.join(base, entry))
 
 
 def _pictures(path, content, split, base):
@@ -123,13 +129,12 @@ def _pictures(path, content, split, base):
     if not isinstance(entry, str):
       raise UserError(f'{path}: {key} is {shown(content[key])}, wanted a folder, a text file of '
                       'paths, or a list of those')
-    place = os.path.join(base, entry)
-    if not os.path.exists(place) and entry.startswith('../'):  # Roboflow: one too many
-      place = os.path.join(base, entry[3:])
-    place = os.path.normpath(place)
-    if os.path.isdir(place):
+    place = _place(base, entry)
+    if not storage.exists(place) and entry.startswith('../'):  # Roboflow: one too many
+      place = _place(base, entry[3:])
+    if storage.is_dir(place):
       found += picture_files(place)
-    elif os.path.isfile(place):
+    elif storage.is_file(place):
       found += _listed(place, base)
     else:
       raise UserError(f'{path}: {key}: {place} does not exist, wanted a folder or a text file of '
@@ -142,7 +147,7 @@ def _pictures(path, content, split, base):
 def _listed(path, base):
   """The pictures in a text file: from its own folder after './', otherwise from base."""
   try:
-    with open(path, encoding='utf-8-sig') as file:
+    with storage.open_file(path, encoding='utf-8-sig') as file:
       names = [line.strip() for line in file if line.strip()]
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: byte {error.start} is not UTF-8, wanted paths of pictures') from None
@@ -167,7 +172,7 @@ class _Reader:
     """The objects of a picture, None if they are not known; and Faults."""
     path = label_path(image)
     try:
-      with open(path, encoding='utf-8-sig') as file:
+      with storage.open_file(path, encoding='utf-8-sig') as file:
         lines = file.read().splitlines()
     except FileNotFoundError:
       return (), []

@@ -1,0 +1,106 @@
+"""Files in buckets, against emulators of Google's and Amazon's."""
+
+import os
+
+import buckets
+import pytest
+
+from xmodal import storage
+from xmodal.errors import UserError
+
+
+@pytest.fixture(scope='module', autouse=True)
+def emulators():
+  with buckets.emulated():
+    yield
+  storage._file_system_of.cache_clear()
+
+
+@pytest.fixture(params=['gs', 's3'])
+def root(request):
+  return f'{request.param}://{buckets.BUCKET}/storage'
+
+
+def test_what_is_written_is_read(root):
+  path = os.path.join(root, 'a', 'b ü.txt')
+  storage.write(path, b'0123456789')
+  assert storage.read(path) == b'0123456789'
+  assert storage.read(path, 3, 4) == b'3456'
+  assert storage.size(path) == 10
+  with storage.open_file(path) as f:
+    assert f.read() == '0123456789'
+
+
+def test_folders_are_listed(root):
+  for name in ('c/1.txt', 'c/2.txt', 'c/deep/3.txt'):
+    storage.write(os.path.join(root, name), b'x')
+  assert sorted(storage.list_dir(os.path.join(root, 'c'))) == ['1.txt', '2.txt', 'deep']
+  assert storage.walk(os.path.join(root, 'c')) == ['1.txt', '2.txt', 'deep/3.txt']
+  assert storage.is_dir(os.path.join(root, 'c')) and storage.is_file(os.path.join(root, 'c/1.txt'))
+  assert not storage.is_file(os.path.join(root, 'c'))
+  assert not storage.exists(os.path.join(root, 'nothing'))
+  assert storage.list_dir(os.path.join(root, 'nothing')) == []
+
+
+def test_a_missing_file_is_not_waited_for(root):
+  with pytest.raises(FileNotFoundError):
+    storage.read(os.path.join(root, 'nothing.txt'))
+
+
+def test_files_are_copied_both_ways(root, tmp_path):
+  (tmp_path / 'from').write_bytes(b'content')
+  storage.upload(str(tmp_path / 'from'), os.path.join(root, 'copy'))
+  storage.download(os.path.join(root, 'copy'), str(tmp_path / 'to'))
+  assert (tmp_path / 'to').read_bytes() == b'content'
+  storage.remove(os.path.join(root, 'copy'))
+  assert not storage.exists(os.path.join(root, 'copy'))
+
+
+def test_a_bucket_that_is_not_there_is_named():
+  with pytest.raises((UserError, FileNotFoundError)):
+    storage.read('s3://no-such-bucket/file')
+
+
+def test_a_failing_bucket_is_tried_again_and_said_once(monkeypatch, capsys):
+  monkeypatch.setattr(storage, '_PAUSES', (0,))
+  monkeypatch.setattr(storage, '_said', set())
+  answers = iter([ConnectionResetError('reset'), TimeoutError(), b'at last'])
+
+  class Failing:
+
+    def cat_file(self, path):
+      if isinstance(answer := next(answers), Exception):
+        raise answer
+      return answer
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Failing())
+  assert storage.read('gs://bucket/file') == b'at last'
+  assert capsys.readouterr().err.count('gs://bucket: no answer (reset)') == 1
+
+
+def test_patience_ends(monkeypatch):
+  monkeypatch.setattr(storage, '_PAUSES', (0,))
+  monkeypatch.setattr(storage, 'PATIENCE', 0.01)
+
+  class Dead:
+
+    def cat_file(self, path):
+      raise ConnectionRefusedError('refused')
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Dead())
+  with pytest.raises(UserError, match=r'no answer for 0 s \(refused\)'):
+    storage.read('gs://bucket/file')
+
+
+@pytest.mark.parametrize('path, words', [
+    ('ftp://host/x', 'not read'), ('gs://', 'no bucket'), ('az://box/x', 'pip install "adlfs"')])
+def test_addresses_that_cannot_be_used(path, words):
+  with pytest.raises(UserError, match=words):
+    storage.check(path, '--workdir')
+
+
+def test_paths_of_this_machine_are_left_alone(tmp_path):
+  (tmp_path / 'a').write_text('text')
+  assert storage.read(str(tmp_path / 'a'), 1, 2) == b'ex'
+  assert storage.list_dir(str(tmp_path)) == ['a']
+  assert not storage.is_remote(tmp_path) and not storage.is_remote('C:/x')
