@@ -81,7 +81,6 @@ class Plan:
     if mode != 'dry_run':
       self.folder.check_writable()
       lock.check_free(self.folder.address)
-    if mode != 'dry_run' or not lock.is_held_here(self.folder.address):
       self.folder.fetch()
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if mode != 'eval':
@@ -153,12 +152,16 @@ class Plan:
 
   def _begun(self, mode):
     """Assets folder of the run to resume; None for a new run."""
-    if mode == 'eval':
-      step = checkpoint.find(self.folder.address)
-      return os.path.join(checkpoint.local_copy(step, (checkpoint.ASSETS,)), checkpoint.ASSETS)
-    # A run that ended before its first checkpoint is overwritten.
-    checkpoint.check_not_all_damaged(self.folder.address)
-    return self.assets if checkpoint.saved_steps(self.folder.address) else None
+    address = self.folder.address
+    if mode != 'eval':
+      # A run that ended before its first checkpoint is overwritten.
+      checkpoint.check_not_all_damaged(address)
+      if not checkpoint.saved_steps(address):
+        return None
+    if mode == 'train' or (mode == 'dry_run' and not self.folder.is_remote):
+      return self.assets
+    step = checkpoint.local_copy(checkpoint.find(address), (checkpoint.ASSETS,))
+    return os.path.join(step, checkpoint.ASSETS)
 
   def _open_evaluations(self, names, samples):
     def make_model(tasks):

@@ -107,24 +107,14 @@ def check_free(workdir: str) -> None:
           os.rmdir(folder)
 
 
-def is_held_here(workdir: str) -> bool:
-  """Whether a process of this machine holds a workdir, perhaps this one."""
-  return _holder_here(workdir) is not None
-
-
 def _check_held(workdir):
-  if other := _holder_here(workdir):
-    raise _held(workdir, other)
-  return ''
-
-
-def _holder_here(workdir):
+  path = os.path.join(workdir, FILE)
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-    other, _ = _read(os.path.join(workdir, FILE))
+    other, _ = _read(path)
     # `hold` checks a holder on another host, which may take LIMIT seconds.
     if _is_here(other) and _runs(other):
-      return other
-  return None
+      raise _held(workdir, other)
+  return ''
 
 
 def _held(workdir, other):
