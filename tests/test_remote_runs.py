@@ -214,7 +214,6 @@ def test_of_two_that_write_the_lock_the_last_one_holds_it(address, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_marked_and_trained_again(address, finished, capsys):
-  """The last test of this run, which it changes."""
   step = f'{address}/checkpoints/6'
   _, name = max((entry.size, name) for name, entry in storage.entries(f'{step}/model').items()
                 if name.startswith('d/'))
@@ -224,10 +223,17 @@ def test_a_damaged_checkpoint_is_marked_and_trained_again(address, finished, cap
   line, = (line for line in capsys.readouterr().out.splitlines() if 'is damaged' in line)
   assert f'checkpoint {step} is damaged (model: ' in line and 'marked by damaged.txt' in line
   assert_same(arrays(address), tiny.restored(finished))
-  for step in (4, 6):
-    bucket.set_aside(f'{address}/checkpoints/{step}', 'because')
+
+
+def test_with_all_damaged_every_start_stops(address):
+  steps = [f'{address}/checkpoints/{step}' for step in (4, 6)]
+  for step in steps:
+    bucket.set_aside(step, 'because')
   with pytest.raises(UserError, match=f'no checkpoint in {address} can be read: all have damaged'):
     Plan(tiny.get_config(), address)
+  for step in steps:  # for the tests after this one
+    storage.remove(f'{step}/{bucket.DAMAGED}')
+    storage.write(f'{step}/{bucket.COMPLETE}', b'complete')
 
 
 # Addresses that no run can use
