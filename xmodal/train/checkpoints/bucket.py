@@ -44,19 +44,20 @@ class Copies:
     for step in set(_numbers(local)) - set(steps(address)):
       shutil.rmtree(os.path.join(local, str(step)))
 
-  def fetch(self, step: int) -> None:
-    """Downloads a checkpoint, unless this machine has the same."""
+  def fetch(self, step: int) -> str:
+    """Downloads a checkpoint, unless this machine has the same; returns its folder here."""
     source, target = self._of(step)
     names = [name for name in storage.entries(source) if name != DAMAGED]
     if os.path.isdir(target):
       if _is_same(target, source, names):
-        return
+        return target
       shutil.rmtree(target)
     print(f'downloading {source}', file=sys.stderr, flush=True)
     part = f'{target}.part'
     shutil.rmtree(part, ignore_errors=True)
     downloads.download(source, names, part)
     os.rename(part, target)
+    return target
 
   def send(self) -> None:
     """Uploads what the bucket lacks, and removes the checkpoints that are not to be kept there."""

@@ -225,11 +225,9 @@ class Checkpoints:
     return saved_steps(self._workdir) if self._copies else self._manager.all_steps()
 
   def _readable(self, step):
-    """The folder of a checkpoint, as Orbax reads it."""
-    if not self._copies:
-      return os.path.join(self._folder, str(step))
-    self._copies.fetch(step)
-    return os.path.join(self._usable, str(step))
+    """The folder to read a checkpoint from."""
+    return (self._copies.fetch(step) if self._copies else
+            os.path.join(self._folder, str(step)))
 
   def _reopen(self):
     self._manager.close()
