@@ -85,7 +85,8 @@ def main(argv=None) -> int:
 def _augment(args):
   for name in ('checkpoint', 'images', 'output', 'questions'):
     if given := getattr(args, name):
-      setattr(args, name, paths.local(given, f'--{name}'))
+      resolve = paths.resolved if name == 'checkpoint' else paths.local
+      setattr(args, name, resolve(given, f'--{name}'))
   _check(args)
   pictures = find_pictures(args.images, '--images')[:args.limit]
   questions = () if args.captions else read_questions(args.questions)

@@ -29,7 +29,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'File with get_config(), or the name of one in configs/, here or in this '
     'package. --config.KEY=VALUE changes one of its values.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/NAME_OF_CONFIG if none. A run found there goes on.')
+    'workdir', None, 'Folder of the run, also in a bucket (gs://BUCKET/FOLDER); '
+    'runs/NAME_OF_CONFIG if none. A run found there goes on.')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'One of several processes of one run: on a TPU pod, under Slurm, or with '
     'JAX_COORDINATOR_ADDRESS; each runs this same command.')
@@ -113,7 +114,7 @@ def _parse(argv):
   configs.check_given(config, [argument.removeprefix('--config.').partition('=')[0]
                                for argument in argv if argument.startswith('--config.')])
   name = os.path.splitext(os.path.basename(file))[0]
-  return config, paths.local(_WORKDIR.value or os.path.join('runs', name), '--workdir')
+  return config, paths.resolved(_WORKDIR.value or os.path.join('runs', name), '--workdir')
 
 
 def _with_config_file(argv):
@@ -175,8 +176,8 @@ def _run(config, workdir, mode):
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    samples = 'samples/ (pictures to look at), ' if os.path.isdir(f'{workdir}/samples') else ''
-    print(f'\n{plan.evaluation.table(scores)}\n\nin {workdir}: {samples}metrics.jsonl, '
+    samples = 'samples/ (pictures to look at), ' if os.path.isdir(f'{plan.workdir}/samples') else ''
+    print(f'\n{plan.evaluation.table(scores)}\n\nin {plan.folder.address}: {samples}metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')
   return 0
 

@@ -21,7 +21,7 @@ import jax
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import atomic, errors, paths, predict_many
+from xmodal import atomic, errors, outputs, paths, predict_many
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, Predictor
@@ -70,7 +70,8 @@ def main(argv=None) -> int:
 def _answer(args):
   for name in ('checkpoint', 'image', 'input', 'mask', 'output'):
     if given := getattr(args, name):
-      setattr(args, name, paths.local(given, f'--{name}'))
+      resolve = paths.resolved if name in ('checkpoint', 'output') else paths.local
+      setattr(args, name, resolve(given, f'--{name}'))
   for name in ('image', 'mask'):
     if (path := getattr(args, name)) is not None and not os.path.exists(path):
       raise UserError(f'--{name} {path}: no such file')
@@ -120,16 +121,17 @@ def _answer_one(args, predictor, task, given):
   if args.output:
     kind = Image.registered_extensions()[os.path.splitext(args.output)[1].lower()]
     try:
-      with atomic.written(args.output, 'wb') as f:
+      with outputs.on_this_machine(args.output) as own, atomic.written(own, 'wb') as f:
         task.draw(examples[0], pictures[0], prediction).save(f, kind)
+    except UserError:
+      raise
     except (OSError, ValueError) as error:
       raise UserError(f'--output {args.output} cannot be written: {error}') from error
 
 
 def _check_output(path):
   """Raises UserError before the work where a picture could not be written there."""
-  if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-    raise UserError(f'--output {path}: no such folder')
+  outputs.check_folder(path)
   if not _names_picture(path):
     raise UserError(f'--output {path} names no kind of picture; a name ending in .png is wanted')
 

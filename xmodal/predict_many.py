@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import atomic, strict_json
+from xmodal import atomic, outputs, storage, strict_json
 from xmodal.answers import Query, answers
 from xmodal.data import fields
 from xmodal.data.fields import Complaint
@@ -48,12 +48,11 @@ def check_output(path: str | None, overwrite: bool) -> None:
   """Raises UserError before the work where answers could not be written to --output."""
   if path is None:
     return
-  if not os.path.isdir(os.path.dirname(path)):
-    raise UserError(f'--output {path}: no such folder')
+  outputs.check_folder(path)
   if os.path.splitext(path)[1].lower() in Image.registered_extensions():
     raise UserError(f'--output {path} is named as a picture; answers to several pictures are lines '
                     'of JSON: a name ending in .jsonl is wanted')
-  if os.path.isdir(path) or (os.path.exists(path) and not overwrite):
+  if storage.is_dir(path) or (storage.exists(path) and not overwrite):
     raise UserError(f'--output {path} is there already; give another, or take --overwrite')
 
 
@@ -170,7 +169,10 @@ def _as_utf8(text: str) -> str:
 def _lines(path: str | None) -> Iterator[tuple[Callable[..., None], bool]]:
   """What writes lines of JSON, to a file or stdout; and whether people see them as they come."""
   with contextlib.ExitStack() as closing:
-    file = closing.enter_context(atomic.written(path)) if path else sys.stdout
+    file = sys.stdout
+    if path:
+      own = closing.enter_context(outputs.on_this_machine(path))
+      file = closing.enter_context(atomic.written(own))
 
     def write(line: Mapping[str, Any], flush: bool) -> None:
       print(strict_json.dumps(line, ensure_ascii=file.encoding.lower() != 'utf-8'), file=file,

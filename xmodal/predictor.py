@@ -31,14 +31,15 @@ class Predictor:
     """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
 
     Args:
-      folder: either of them.
+      folder: either of them, on this machine or in a bucket.
       decode: what opens pictures: images.decode, or one that remembers.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
     self._step, self._decode = checkpoint.find(folder), decode
-    assets = os.path.join(self._step, checkpoint.ASSETS)
+    local = checkpoint.local_copy(self._step)
+    assets = os.path.join(local, checkpoint.ASSETS)
     self.config = configs.load(os.path.join(assets, 'config.json'))
     self.tokenizer, self.tasks = build.load_assets(self.config, assets)
     self.towers = load_towers(assets)
@@ -49,7 +50,7 @@ class Predictor:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
-        self._step, abstract, ema=self.config.train.ema_decay > 0)
+        local, abstract, ema=self.config.train.ema_decay > 0)
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,

@@ -7,6 +7,7 @@ or bucket end in one line.
 
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
+import contextlib
 import functools
 import importlib.util
 import io
@@ -15,7 +16,7 @@ import os
 import posixpath
 import sys
 import time
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from xmodal.errors import UserError
 
@@ -28,8 +29,24 @@ _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryEr
 AT_ONCE = 32  # requests: each takes tens of milliseconds, however little it reads
 _said: set[str] = set()
 _silent: dict[str, float] = {}  # bucket -> when its first request failed since it last answered
+# What the listings of fsspec's file systems call the version of a file.
+_VERSIONS = ('generation', 'etag', 'ETag', 'blob_id', 'mtime', 'LastModified', 'last_modified')
 
 S, T = TypeVar('S'), TypeVar('T')
+
+
+class Entry(NamedTuple):
+  """A file of a bucket, as its listing describes it.
+
+  Attributes:
+    size: bytes.
+    version: changes with the content.
+    crc32c: checksum of the content in base64, from gs://; '' from others.
+  """
+
+  size: int
+  version: str
+  crc32c: str
 
 
 def scheme(path: str | os.PathLike) -> str:
@@ -238,6 +255,59 @@ def walk(path: str) -> list[str]:
       return []
 
   return [name for name in _patiently(path, names) if not name.endswith('/')]
+
+
+def entries(path: str) -> dict[str, Entry]:
+  """All files below a folder of a bucket: {name relative to it: Entry}."""
+  def found(fs):
+    own = fs._strip_protocol(path).rstrip('/') + '/'
+    try:
+      return {name.removeprefix(own): info for name, info in fs.find(path, detail=True).items()
+              if name.startswith(own)}
+    except FileNotFoundError:
+      return {}
+
+  return {name: Entry(info['size'], str(next(filter(None, map(info.get, _VERSIONS)), '')),
+                      info.get('crc32c', ''))
+          for name, info in sorted(_patiently(path, found).items()) if not name.endswith('/')}
+
+
+def copy_all(copy: Callable[[str, str], None], pairs: Iterable[tuple[str, str]]) -> None:
+  """Copies many files with `upload` or `download`: pairs of (from, to)."""
+  with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    # All have to end before an error is raised: a later start may copy the same files.
+    done = [pool.submit(copy, *pair) for pair in pairs]
+  for one in done:
+    one.result()
+
+
+def check_bucket(path: str) -> None:
+  """Raises UserError if the bucket of an address does not exist, or nobody may look into it."""
+  def look(fs):
+    with contextlib.suppress(FileNotFoundError):
+      return fs.ls(path)
+    parts = path.split('/')
+    return fs.ls('/'.join(parts[:4 if scheme(path) == 'hf' else 3]))
+
+  try:
+    _patiently(path, look)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise UserError(f'{path}: there is no such bucket') from error
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[None]:
+  """Turns errors of other libraries about a bucket into a UserError if the user can fix them.
+
+  For a path on this machine it does nothing.
+  """
+  try:
+    yield
+  except Exception as error:
+    if is_remote(path) and not isinstance(error, UserError):
+      if line := _refusal(path, error):
+        raise UserError(line) from error
+    raise
 
 
 def _patiently(path: str, action: Callable[[Any], T]) -> T:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from xmodal import errors, paths
+from xmodal import errors, outputs, paths
 
 
 def main(argv=None) -> int:
@@ -30,12 +30,13 @@ def _export(options):
   # The Predictor reads the checkpoint of a run.
   from xmodal.predictor import Predictor
   from xmodal.pretrained.export import check_new, save
-  options.output = paths.local(options.output, '--output')
+  options.output = paths.resolved(options.output, '--output')
   check_new(options.output)
   predictor = Predictor(options.checkpoint)
   module, variables, preprocessing = predictor.tower(options.part)
-  save(options.output, module, variables, preprocessing=preprocessing, dtype=options.dtype,
-       save_tokenizer=predictor.tokenizer.save if options.part == 'text' else None)
+  with outputs.on_this_machine(options.output) as folder:
+    save(folder, module, variables, preprocessing=preprocessing, dtype=options.dtype,
+         save_tokenizer=predictor.tokenizer.save if options.part == 'text' else None)
   print(f'{options.part} tower of {options.checkpoint} in {options.output}: config.json, '
         f'model.safetensors ({options.dtype})')
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from xmodal import storage
 from xmodal.errors import UserError
 from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.preprocessing import FILE, Preprocessing
@@ -61,8 +62,10 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
 
 
 def check_new(folder: str) -> None:
-  """Raises UserError if the folder exists and is not empty."""
-  if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+  """Raises UserError if the folder exists and is not empty, or its bucket does not."""
+  if storage.is_remote(folder):
+    storage.check_bucket(folder)
+  if storage.exists(folder) and (not storage.is_dir(folder) or storage.list_dir(folder)):
     raise UserError(f'{folder}: already exists; name a folder that is new or empty')
 
 

@@ -1,8 +1,9 @@
 """Resolves the name of a checkpoint on the HuggingFace hub to a local folder."""
 
+import fnmatch
 import os
 
-from xmodal import paths
+from xmodal import downloads, paths, storage
 from xmodal.errors import UserError
 
 # Files to download: weights, config and tokenizer; no pickles, no copies for other libraries.
@@ -15,12 +16,17 @@ _CACHES = {'HF_HOME', 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'XDG_CACHE_HOME'}
 
 
 def find_folder(name: str) -> str:
-  """A local folder itself; otherwise the hub's repository of that name, downloaded to its cache.
+  """A local folder itself; a copy of a folder in a bucket, or of the hub's repository of that name.
 
   Raises:
     UserError: no such folder, no such repository, or no network.
   """
-  path = paths.local(name, 'checkpoint')
+  path = paths.resolved(name, 'checkpoint')
+  if storage.is_remote(path):
+    if not storage.is_dir(path):
+      storage.check_bucket(path)
+      raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors')
+    return downloads.copy(path, lambda file: any(fnmatch.fnmatch(file, one) for one in _FILES))
   if os.path.isdir(path):
     return path
   if os.path.exists(path):

@@ -9,7 +9,6 @@ from flax import traverse_util
 import jax
 
 from xmodal import config as configs
-from xmodal import paths
 from xmodal.data import pipeline
 from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.pictures.cache import KeepDecoded
@@ -26,6 +25,7 @@ from xmodal.train.learned import Learned
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.process import lock
+from xmodal.train.process.mirror import RunFolder
 from xmodal.train.start import pretrained, settings
 from xmodal.train.start.earlier import open_earlier
 from xmodal.train.start.fits import ModelSpec
@@ -41,7 +41,8 @@ class Plan:
 
   Attributes:
     config: the whole config, with values from pretrained towers filled in.
-    workdir: absolute path of the run's folder.
+    folder: the RunFolder, in a bucket too.
+    workdir: absolute path of the run's files on this machine, `folder.local`.
     mesh: the device mesh.
     feeds: sources of training and of the default evaluation.
     sampling, balance: tasks of each step and rule for their weights, see xmodal.mixer.
@@ -68,16 +69,19 @@ class Plan:
 
     Args:
       config: the whole config.
-      workdir: folder of the run.
+      workdir: folder of the run, on this machine or in a bucket.
       mode: 'train'; 'eval' opens no training data; 'dry_run' accepts a workdir in use.
 
     Raises:
       UserError: the config, the data or the workdir is unusable.
     """
     configs.check(config)
-    self.workdir = workdir = paths.local(workdir, '--workdir')
+    self.folder = RunFolder(workdir)
+    self.workdir = workdir = self.folder.local
     if mode != 'dry_run':
-      lock.check_free(workdir)
+      self.folder.check_writable()
+      lock.check_free(self.folder.address)
+      self.folder.fetch()
     self.mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if mode != 'eval':
       meshes.check_batch(self.mesh, config.train.batch_size, config.train.accumulation)
@@ -96,7 +100,7 @@ class Plan:
       self.towers |= pretrained.towers_of(checkpoints)
     self.config = config = build.resolve(config, self.towers)
     if begun:
-      _check_continues(config, begun_config, workdir)
+      _check_continues(config, begun_config, self.folder.address)
     names = build.task_names(config)
     uses = ('eval',) if mode == 'eval' else ('train', 'eval')
     self.feeds = open_feeds(config, names, uses)
@@ -148,11 +152,16 @@ class Plan:
 
   def _begun(self, mode):
     """Assets folder of the run to resume; None for a new run."""
-    if mode == 'eval':
-      return os.path.join(checkpoint.find(self.workdir), checkpoint.ASSETS)
-    # A run that ended before its first checkpoint is overwritten.
-    checkpoint.check_not_all_damaged(self.workdir)
-    return self.assets if checkpoint.saved_steps(self.workdir) else None
+    address = self.folder.address
+    if mode != 'eval':
+      # A run that ended before its first checkpoint is overwritten.
+      checkpoint.check_not_all_damaged(address)
+      if not checkpoint.saved_steps(address):
+        return None
+    if mode == 'train' or (mode == 'dry_run' and not self.folder.is_remote):
+      return self.assets
+    step = checkpoint.local_copy(checkpoint.find(address), (checkpoint.ASSETS,))
+    return os.path.join(step, checkpoint.ASSETS)
 
   def _open_evaluations(self, names, samples):
     def make_model(tasks):

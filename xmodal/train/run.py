@@ -34,9 +34,10 @@ def train(plan: Plan) -> dict:
 
   On SIGTERM or SIGINT (Ctrl-C), saves and returns {} early.
   """
-  with signals() as stop, lock.hold(plan.workdir):
+  with signals() as stop, lock.hold(plan.folder.address):
     together.agree(lambda: _check_unchanged(plan), lead=True)
-    final = _train(plan, stop)
+    with plan.folder.sent_at_the_end():
+      final = _train(plan, stop)
     # Until all have ended, each process may have to report its step to the others.
     multihost_utils.sync_global_devices('all have ended')
     return final
@@ -47,13 +48,13 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
 
   Raises UserError if another run uses the workdir.
   """
-  with lock.hold(plan.workdir):
-    folder = checkpoint.find(plan.workdir)
+  with lock.hold(plan.folder.address), plan.folder.sent_at_the_end():
+    folder = checkpoint.find(plan.folder.address)
     lead = jax.process_index() == 0
     if lead:
       print('\n'.join([*plan.notes, f'scoring {folder}']), flush=True)
     variables = checkpoint.load_variables(
-        folder, plan.abstract_variables, ema=plan.config.train.ema_decay > 0)
+        checkpoint.whole(folder), plan.abstract_variables, ema=plan.config.train.ema_decay > 0)
     scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
     unusable.exchange(plan.feeds)
     if lead:
@@ -63,9 +64,11 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
 
 
 def _check_unchanged(plan):
-  if plan.is_new == bool(checkpoint.saved_steps(plan.workdir)):
-    raise UserError(f'{plan.workdir}: another run used it while this one started; run the same '
-                    'command again')
+  # Another run may have added to it meanwhile.
+  plan.folder.fetch()
+  if plan.is_new == bool(checkpoint.saved_steps(plan.folder.address)):
+    raise UserError(f'{plan.folder.address}: another run used it while this one started; run '
+                    'the same command again')
   return ''
 
 
@@ -73,14 +76,18 @@ def _train(plan, stop):
   began, config, workdir = time.perf_counter(), plan.config, plan.workdir
   os.makedirs(workdir, exist_ok=True)
   best = plan.best
-  checkpoints = checkpoint.Checkpoints(workdir, config.train.keep_checkpoints, lambda: best.step)
+  checkpoints = checkpoint.Checkpoints(plan.folder.address, config.train.keep_checkpoints,
+                                       lambda: best.step, workdir)
   warnings = []
   state = checkpoints.restore(plan.abstract, warnings.append)
   start = 0 if state is None else int(state.step)
   best.forget_after(start)
-  saved = os.path.join(workdir, 'checkpoints', str(start), checkpoint.ASSETS, 'config.json')
-  if state is not None and os.path.exists(saved):
-    warnings += changed_rate(config, configs.load(saved), start)
+  if state is not None:
+    step = os.path.join(plan.folder.address, 'checkpoints', str(start))
+    saved = os.path.join(checkpoint.local_copy(step, (checkpoint.ASSETS,)), checkpoint.ASSETS,
+                         'config.json')
+    if os.path.exists(saved):
+      warnings += changed_rate(config, configs.load(saved), start)
   ends = start >= config.train.steps or best.is_exhausted
   report = Report(workdir, steps=config.train.steps, start=start, batch_size=plan.rows, scored={
       name: one.scored for name, one in plan.evaluations.items() if one.is_due(start)},
@@ -93,7 +100,8 @@ def _train(plan, stop):
   saving = Saving(plan, checkpoints)
   if state is not None:
     saving.load_left_out()
-  report.say(f'{"starting" if state is None else f"resuming from step {start}"} in {workdir}: '
+  report.say(f'{"starting" if state is None else f"resuming from step {start}"} in '
+             f'{plan.folder.address}: '
              f'{count(plan.abstract.params) / 1e6:.2f}M parameters, {_sizes(plan, "train")} '
              f'training examples, {_sizes(plan, "eval")} to evaluate on; '
              f'{"nothing left to train, evaluating" if ends else "compiling"}')

@@ -3,6 +3,7 @@
 import os
 import re
 
+from xmodal import storage
 from xmodal.errors import UserError
 
 # Orbax uses folder names in glob patterns, and TensorStore reads a backslash as a path separator:
@@ -20,7 +21,7 @@ class SafePath:
 
   def __enter__(self) -> str:
     """Raises UserError if this system has no other path for the folder."""
-    if not _SPECIAL.search(self._folder):
+    if storage.is_remote(self._folder) or not _SPECIAL.search(self._folder):
       return self._folder
     if not os.path.isdir(_DESCRIPTORS):
       raise UserError(f'{self._folder}: on this system a checkpoint path cannot contain '

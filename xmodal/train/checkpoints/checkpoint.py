@@ -4,14 +4,19 @@ checkpoints/STEP/ holds three items: `model` (parameters, running statistics, mo
 `training` (optimiser state, task weights, step, random key; seed and step determine the position in
 the data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a
 list of its files with their checksums. Orbax writes to a temporary folder and renames it.
+
+In gs:// Orbax writes to the final folder, and a last file makes it complete. It cannot write to
+other buckets: those get a copy of what it wrote on this machine. See checkpoints.bucket.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 
@@ -20,16 +25,19 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from xmodal import paths
+from xmodal import downloads, paths, storage
 from xmodal.errors import UserError, disk_is_full, fixable_reason
 from xmodal.options import Option
-from xmodal.train.checkpoints import alias, damage, reading
+from xmodal.train.checkpoints import alias, bucket, damage, reading
 from xmodal.train.process import together
 from xmodal.train.steps.state import TrainState
 
 ASSETS = 'assets'
 DAMAGED = 'damaged'
 BEST = 'best.json'  # see train.hooks.best
+ORBAX_WRITES = ('', 'gs')  # kinds of addresses; '' is this machine
+# TensorStore's errors of Google's storage, such as "PERMISSION_DENIED: ...".
+_GOOGLE = re.compile(r'[A-Z_]{5,}: .{0,200}')
 
 OPTIONS = {
     'checkpoint_every': Option(500, 'Steps between checkpoints.', low=1, may_change=True),
@@ -40,7 +48,12 @@ class _FolderHandler(ocp.CheckpointHandler):
   """Copies a folder of small files into the checkpoint."""
 
   def save(self, directory, args):
-    if jax.process_index() == 0:
+    if jax.process_index() != 0:
+      return
+    if storage.is_remote(directory):
+      storage.copy_all(storage.upload, ((os.path.join(args.source, name), f'{directory}/{name}')
+                                        for name in damage.names(args.source)))
+    else:
       shutil.copytree(args.source, directory, dirs_exist_ok=True)
 
   def restore(self, directory, args=None):
@@ -98,17 +111,33 @@ class _KeepBest(preservation_policy.PreservationPolicy):
 class Checkpoints:
   """Saves and restores the state of one run; every process of the run makes the same calls."""
 
-  def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None):
-    """Manages workdir/checkpoints; keeps the newest `keep` and the one of step `best()`."""
+  def __init__(self, workdir: str, keep: int, best: Callable[[], int | None] = lambda: None,
+               local: str = ''):
+    """Manages workdir/checkpoints; keeps the newest `keep` and the one of step `best()`.
+
+    Args:
+      workdir: on this machine or in a bucket.
+      keep, best: see above.
+      local: for a workdir in a bucket other than gs://, a folder of this machine in its place.
+    """
     _quieten()
-    self._workdir = os.path.abspath(workdir)
+    self._workdir = workdir if storage.is_remote(workdir) else os.path.abspath(workdir)
     self._folder = os.path.join(self._workdir, 'checkpoints')
+    self._copies = None
+    if storage.scheme(workdir) not in ORBAX_WRITES:
+      own = os.path.join(local, 'checkpoints')
+      self._copies = bucket.Copies(own, self._folder, keep, best)
+      self._copying = concurrent.futures.Future()
+      self._copying.set_result(None)
     self._policy = preservation_policy.AnyPreservationPolicy(
         [preservation_policy.LatestN(keep), _KeepBest(best)])
     self._closing = contextlib.ExitStack()
-    self._usable = os.path.join(
-        self._closing.enter_context(alias.SafePath(self._workdir)), 'checkpoints')
-    self._manager = self._open()
+    if self._copies:
+      self._copier = self._closing.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    self._usable = os.path.join(self._closing.enter_context(
+        alias.SafePath(local if self._copies else self._workdir)), 'checkpoints')
+    with storage.explained(self._folder):
+      self._manager = self._open()
 
   def _open(self):
     return ocp.CheckpointManager(self._usable, options=ocp.CheckpointManagerOptions(
@@ -121,25 +150,38 @@ class Checkpoints:
       UserError: this checkpoint or the previous one could not be written.
     """
     step = int(state.step)
+    if self._copies:
+      self.wait()
     if step in self._manager.all_steps():
       return
     items = {name: _Arrays({'arrays': tree, 'fingerprint': reading.fingerprint(tree)})
              for name, tree in zip(('model', 'training'), _split(state))}
     with self._disk_errors():
       self._manager.save(step, args=ocp.args.Composite(**items, assets=_Folder(assets)))
+    if self._copies:
+      self._copying = self._copier.submit(self._copy)
+
+  def _copy(self):
+    self._manager.wait_until_finished()
+    self._copies.send()
 
   def wait(self) -> None:
     """Waits until all checkpoints are on disk; raises UserError if one could not be written."""
     with self._disk_errors():
+      if self._copies:
+        self._copying.result()
       self._manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _disk_errors(self):
     try:
-      yield
+      with storage.explained(self._folder):
+        yield
     except Exception as error:
       if disk_is_full(error):
         what, way_out = 'no space left on the device', 'make room'
+      elif storage.is_remote(self._folder) and (found := _GOOGLE.match(str(error))):
+        what, way_out = found[0], 'fix that'
       elif isinstance(error, OSError) and (what := fixable_reason(error)):
         way_out = 'fix that'
       else:
@@ -152,37 +194,58 @@ class Checkpoints:
   def restore(self, abstract: TrainState, warn) -> TrainState | None:
     """Reads the newest undamaged checkpoint, with the shardings of `abstract`; None if none.
 
-    A damaged checkpoint is moved to workdir/damaged and reported with `warn(line)`.
+    A damaged checkpoint is moved to workdir/damaged, in a bucket marked as damaged, and reported
+    with `warn(line)`.
 
     Raises:
       UserError: the checkpoint is from another model or cannot be read now, or all are damaged.
     """
     check_not_all_damaged(self._workdir)
-    steps = together.agree(lambda: ' '.join(map(str, sorted(self._manager.all_steps()))), lead=True)
+    steps = together.agree(lambda: ' '.join(map(str, sorted(self._steps()))), lead=True)
     for step in map(int, reversed(steps.split())):
       folder = os.path.join(self._folder, str(step))
       try:
-        read = reading.read(folder, dict(zip(('model', 'training'), _split(abstract))))
+        read = reading.read(self._readable(step), dict(zip(('model', 'training'),
+                                                           _split(abstract))))
       except reading.Damaged as proof:
-        target = together.agree(lambda: self._set_aside(folder, step), lead=True)
-        warn(f'checkpoint {folder} is damaged ({proof}): moved to {target}, trying an earlier one')
-        self._manager.close()
-        self._manager = self._open()
+        reason = str(proof)
+        target = together.agree(lambda: self._set_aside(folder, step, reason), lead=True)
+        warn(f'checkpoint {folder} is damaged ({proof}): {target}, trying an earlier one')
+        self._reopen()
         continue
+      if self._copies:
+        self._reopen()
       model, training = read['model'], read['training']
       return TrainState(params=model['params'], collections=model['collections'],
                         ema=model.get('ema'), **training)
     check_not_all_damaged(self._workdir)
     return None
 
-  def _set_aside(self, folder, step):
+  def _steps(self):
+    return saved_steps(self._workdir) if self._copies else self._manager.all_steps()
+
+  def _readable(self, step):
+    """The folder to read a checkpoint from."""
+    return (self._copies.fetch(step) if self._copies else
+            os.path.join(self._folder, str(step)))
+
+  def _reopen(self):
+    self._manager.close()
+    self._manager = self._open()
+
+  def _set_aside(self, folder, step, proof):
+    if storage.is_remote(folder):
+      bucket.set_aside(folder, proof)
+      if self._copies:
+        self._copies.drop(step)
+      return f'marked by {bucket.DAMAGED}'
     target, number = os.path.join(self._workdir, DAMAGED, str(step)), 1
     while os.path.lexists(target):  # an earlier checkpoint of this step was damaged, too
       number += 1
       target = os.path.join(self._workdir, DAMAGED, f'{step}-{number}')
     os.makedirs(os.path.dirname(target), exist_ok=True)
     os.rename(folder, target)
-    return target
+    return f'moved to {target}'
 
   def close(self) -> None:
     """Waits for unfinished writes and releases the folder."""
@@ -196,6 +259,12 @@ def check_not_all_damaged(workdir: str) -> None:
 
   Starting over would overwrite the rest of the run, so the user decides.
   """
+  if storage.is_remote(workdir):
+    folder = os.path.join(workdir, 'checkpoints')
+    if bucket.steps(folder, bucket.DAMAGED) and not bucket.steps(folder):
+      raise UserError(f'no checkpoint in {workdir} can be read: all have {bucket.DAMAGED}; to '
+                      'start over, delete the workdir or give another --workdir')
+    return
   folder = os.path.join(workdir, DAMAGED)
   if os.path.isdir(folder) and os.listdir(folder) and not saved_steps(workdir):
     raise UserError(f'no checkpoint in {workdir} can be read: all are in {folder}; to start over, '
@@ -209,23 +278,37 @@ def find(folder: str) -> str:
   Raises:
     UserError: there is no checkpoint.
   """
-  folder = paths.local(folder, 'checkpoint folder')
-  if os.path.isdir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
+  folder = paths.resolved(folder, 'checkpoint folder')
+  if storage.is_dir(os.path.join(folder, 'model')):  # a workdir holds assets too, but no model
     return folder
   workdir, name = os.path.split(folder)
-  if name == 'best' and os.path.exists(os.path.join(workdir, BEST)):
+  if name == 'best' and storage.is_file(os.path.join(workdir, BEST)):
     return _find_best(workdir)
   if not (numbers := saved_steps(folder)):
     check_not_all_damaged(folder)
+    if storage.is_remote(folder):
+      storage.check_bucket(folder)
     raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
                     'checkpoints/STEP folders')
   return os.path.join(folder, 'checkpoints', str(max(numbers)))
 
 
+def local_copy(folder: str, items: Collection[str] = ('model', ASSETS)) -> str:
+  """A step folder of this machine: itself, or a copy of one in a bucket with some items."""
+  if not storage.is_remote(folder):
+    return folder
+  return downloads.copy(folder, lambda name: name.partition('/')[0] in items)
+
+
+def whole(folder: str) -> str:
+  """A step folder that Orbax reads: itself in gs://, of which each process reads its shards."""
+  return folder if storage.scheme(folder) in ORBAX_WRITES else local_copy(folder)
+
+
 def _find_best(workdir):
   path = os.path.join(workdir, BEST)
   try:
-    with open(path, encoding='utf-8') as f:
+    with storage.open_file(path) as f:
       step = json.load(f)['step']
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path} is damaged; use one of {workdir}/checkpoints') from error
@@ -238,6 +321,8 @@ def _find_best(workdir):
 def saved_steps(workdir: str) -> list[int]:
   """The steps of all checkpoints, damaged or not."""
   folder = os.path.join(workdir, 'checkpoints')
+  if storage.is_remote(workdir):
+    return bucket.steps(folder)
   names = os.listdir(folder) if os.path.isdir(folder) else ()
   return [int(name) for name in names if name.isdigit()]
 
@@ -253,7 +338,8 @@ def load_variables(folder: str, abstract_variables, ema: bool):
   Raises:
     UserError: the checkpoint is damaged, or from another model.
   """
-  folder, collections = os.path.abspath(folder), dict(abstract_variables)
+  collections = dict(abstract_variables)
+  folder = folder if storage.is_remote(folder) else os.path.abspath(folder)
   params = collections.pop('params')
   wanted = {'params': params, 'collections': collections} | ({'ema': params} if ema else {})
   try:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xmodal import storage
 from xmodal.errors import UserError
 from xmodal.sharding.rules import path_name
 from xmodal.train.checkpoints import alias, damage
@@ -125,7 +126,8 @@ def _read_patiently(folder, item, action):
   path = os.path.join(folder, item)
   for pause in (*PAUSES, None):
     try:
-      return action()
+      with storage.explained(folder):
+        return action()
     except (MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:

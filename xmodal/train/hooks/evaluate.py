@@ -19,7 +19,7 @@ class Evaluating:
   def __init__(self, plan: Plan, report: Report, saving: Saving):
     self.scores: dict[str, dict] = {}
     self._evaluations, self._workdir, self._best = plan.evaluations, plan.workdir, plan.best
-    self._report, self._saving = report, saving
+    self._report, self._saving, self._folder = report, saving, plan.folder
 
   def due(self, step: int) -> list[str]:
     """Names of the evaluations to run after a step."""
@@ -45,6 +45,7 @@ class Evaluating:
         self._report.say(line)
       self.scores[name] = scores
       self._note_best(name, scores, state)
+    self._folder.send()
     return True
 
   def _note_best(self, name, scores, state):

@@ -26,6 +26,7 @@ class Saving:
   def save(self, state) -> None:
     """Saves a state in the background, unless its step is already saved."""
     self.note_left_out()  # first: a run resumed from this checkpoint would not see them again
+    self._plan.folder.send()  # likewise the metrics
     self._checkpoints.save(state, self._plan.assets)
 
   def wait(self) -> None:

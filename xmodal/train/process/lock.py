@@ -4,12 +4,17 @@ The file is created exclusively, which works on NFS too; there, system locks (fl
 for one host only, or not at all. The holder touches the file every BEAT seconds. A holder on the
 same machine has ended when its process has. A holder on another machine counts as ended when it has
 not touched the file for LIMIT seconds. All processes of one run are one holder.
+
+In a bucket no file can be created exclusively on every kind of storage: the file is written, and
+read back after _SETTLE seconds; of several that wrote it the last one holds the workdir. A touch
+writes it again, with the time.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import socket
 import sys
@@ -19,12 +24,14 @@ import uuid
 
 import jax
 
+from xmodal import storage
 from xmodal.errors import UserError
 from xmodal.sharding import hosts
 from xmodal.train.process import together
 
 FILE = 'running.json'
 BEAT, LIMIT = 5.0, 60.0
+_SETTLE = 2.0  # seconds; longer than a write to a bucket takes
 _LOOKS = 10.0  # seconds within which all hosts must see a file that one host made
 _mine: dict[str, str] = {}  # path of each file made by this process -> its token
 
@@ -38,6 +45,7 @@ class _Holder:
     machine: boot and namespace that pid belongs to; '' if unknown.
     started: start of the process, in ticks since boot; tells it from a later process with its pid.
     token: unique to this hold.
+    touched: time of the last touch, in a bucket; files on disks have their own.
   """
 
   host: str = 'an unknown host'
@@ -46,6 +54,7 @@ class _Holder:
   machine: str = ''
   started: int = 0
   token: str = ''
+  touched: float = 0.0
 
   def __str__(self):
     return f'process {self.pid} on {self.host}, since {self.since}'
@@ -61,7 +70,7 @@ def hold(workdir: str) -> Iterator[None]:
   path = os.path.join(workdir, FILE)
   holder = _Holder(**json.loads(together.agree(lambda: _take(workdir), lead=True)))
   try:
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not storage.is_remote(workdir):
       together.agree(lambda: _check_seen(workdir, FILE, holder.token))
     with _beating(path, holder):
       yield
@@ -73,9 +82,9 @@ def _let_go():
   """Removes the files of this process's holds."""
   while _mine:
     path, token = _mine.popitem()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):  # a bucket may not answer
       if _read(path)[0].token == token:
-        os.unlink(path)
+        storage.remove(path)
 
 
 def check_free(workdir: str) -> None:
@@ -84,7 +93,7 @@ def check_free(workdir: str) -> None:
   An early check, before the work that precedes `hold`. Leaves no file behind.
   """
   together.agree(lambda: _check_held(workdir), lead=True)
-  if jax.process_count() == 1:
+  if jax.process_count() == 1 or storage.is_remote(workdir):
     return
   made = []
   name = together.agree(lambda: _probe(workdir, made), lead=True)
@@ -115,7 +124,7 @@ def _held(workdir, other):
 
 def _take(workdir):
   """Creates the file; returns its content."""
-  os.makedirs(workdir, exist_ok=True)
+  storage.make_dirs(workdir)
   path = os.path.join(workdir, FILE)
   me = _Holder(socket.gethostname(), os.getpid(), time.strftime('%Y-%m-%d %H:%M:%S'), _machine(),
                _start_of(os.getpid()) or 0, uuid.uuid4().hex)
@@ -134,6 +143,8 @@ def _take(workdir):
 
 
 def _create(path, holder):
+  if storage.is_remote(path):
+    return _create_in_bucket(path, holder)
   text = json.dumps(dataclasses.asdict(holder))
   descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
   with open(descriptor, 'w', encoding='utf-8') as f:
@@ -142,8 +153,37 @@ def _create(path, holder):
   return text
 
 
+def _create_in_bucket(path, holder):
+  if storage.is_file(path):
+    raise FileExistsError(path)
+  text = _touch(path, holder)
+  time.sleep(_SETTLE)
+  with contextlib.suppress(FileNotFoundError):
+    if _read(path)[0].token == holder.token:
+      _mine[path] = holder.token
+      return text
+  raise FileExistsError(path)
+
+
+def _touch(path, holder):
+  """Touches the file of a holder; returns its content in a bucket."""
+  if not storage.is_remote(path):
+    os.utime(path)
+    return ''
+  text = json.dumps(dataclasses.asdict(dataclasses.replace(holder, touched=time.time())))
+  storage.write(path, text.encode())
+  return text
+
+
 def _read(path) -> tuple[_Holder, float]:
   """The holder in the file (an unknown one if it is incomplete), and the time of its last touch."""
+  if storage.is_remote(path):
+    data = storage.read(path)
+    try:
+      holder = _Holder(**json.loads(data))
+      return holder, holder.touched
+    except (ValueError, TypeError):
+      return _Holder(), math.inf
   # Opening the file makes NFS fetch its attributes from the server.
   with open(path, encoding='utf-8', errors='replace') as f:
     touched = os.fstat(f.fileno()).st_mtime
@@ -155,6 +195,10 @@ def _read(path) -> tuple[_Holder, float]:
 
 def _remove(path, other):
   """Removes the file of an ended holder, unless another run has replaced it."""
+  if storage.is_remote(path):
+    if _read(path)[0].token == other.token:
+      storage.remove(path)
+    return
   aside = f'{path}.{other.token or "cut"}'
   os.rename(path, aside)
   if _read(aside)[0].token != other.token:  # another run was quicker: restore its file
@@ -211,7 +255,7 @@ def _beating(path, holder):
   def beat():
     while not ended.wait(BEAT):
       # After a disk outage the next beat tries again.
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError, UserError):
         try:
           other, _ = _read(path)
         except FileNotFoundError:  # a user removed it
@@ -221,7 +265,7 @@ def _beating(path, holder):
           # Suspended for longer than LIMIT, so two runs would now write to one folder.
           os.write(2, f'error: {path}: {other}, has taken over this workdir\n'.encode())
           os._exit(2)
-        os.utime(path)
+        _touch(path, holder)
 
   thread = threading.Thread(target=beat, name='holds the workdir', daemon=True)
   thread.start()

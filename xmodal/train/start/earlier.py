@@ -35,7 +35,7 @@ class EarlierRun:
   """One checkpoint of a run, and the parameters to take from it.
 
   Attributes:
-    folder: checkpoints/STEP.
+    folder: checkpoints/STEP, perhaps in a bucket.
     config: config of the run.
     is_average: whether the run kept a moving average, which then replaces its parameters.
     shapes: shape and dtype of all its variables, by (collection, path).
@@ -46,10 +46,11 @@ class EarlierRun:
   def __init__(self, name: str, pattern: str):
     """See open_earlier; reads no arrays."""
     self.folder = together.agree(lambda: _find(name), lead=True)
-    self._assets = os.path.join(self.folder, checkpoint.ASSETS)
+    self._local = checkpoint.local_copy(self.folder)
+    self._assets = os.path.join(self._local, checkpoint.ASSETS)
     self.config = configs.load(os.path.join(self._assets, 'config.json'))
     try:
-      stored = reading.stored(self.folder, 'model')
+      stored = reading.stored(self._local, 'model')
     except reading.Damaged as proof:
       raise _damaged(self.folder, proof) from proof
     self.is_average = any(item == 'ema' for item, *_ in stored)
@@ -103,7 +104,7 @@ class EarlierRun:
       UserError: they are damaged, or cannot be read.
     """
     try:
-      found = reading.read_some(self.folder, 'model', {
+      found = reading.read_some(self._local, 'model', {
           self._keys[own]: struct for own, struct in wanted.items()})
     except reading.Damaged as proof:
       raise _damaged(self.folder, proof) from proof
@@ -115,7 +116,7 @@ def _find(name):
   try:
     folder = checkpoint.find(name)
     for item in ('model', checkpoint.ASSETS):
-      path = os.path.join(folder, item)
+      path = os.path.join(checkpoint.local_copy(folder), item)
       # Assets written by an older version have no list.
       if item == 'model' or os.path.exists(os.path.join(path, damage.LIST)):
         if proof := damage.find_damage(path):
