@@ -5,9 +5,8 @@
 #
 # launch/local.sh --processes N [arguments] starts N processes of one run, which share the GPUs equally.
 # The terminal shows process 0; the last lines of another one only if it failed. SIGTERM and Ctrl-C go
-# to all. If one fails, the others get GRACE seconds (40) to end by themselves, as long again after
-# SIGTERM, then SIGKILL. Ends with the code of process 0, or of the first that failed if that is 0.
-# shellcheck source=launch/environment.sh
+# to all. If one fails, the others get GRACE seconds (60) to end by themselves, as long again after
+# SIGTERM, then SIGKILL. Ends with the code of the first that failed; 75 if process 0 says so.
 . "$(dirname -- "$0")/environment.sh" "${EXTRA:-}"
 
 processes=''
@@ -76,11 +75,12 @@ for ((number = 0; number < processes; number++)); do
 done
 set +m
 
-grace="${GRACE:-40}"
+grace="${GRACE:-60}"
 failed=''  # code of the first that failed
+stage=0    # 1: SIGTERM was sent because of it; 2: SIGKILL
 running="$processes"
 while [ "$running" != 0 ]; do
-  sleep 0.2
+  sleep 0.2 || true  # a signal to the whole group ends it
   for number in "${!pids[@]}"; do
     if [ -z "${codes[number]}" ] && ! kill -0 "${pids[number]}" 2>/dev/null; then
       code=0
@@ -90,7 +90,6 @@ while [ "$running" != 0 ]; do
       if [ "$code" != 0 ] && [ -z "$failed" ]; then
         failed="$code"
         SECONDS=0
-        stage=0
       fi
     fi
   done
@@ -107,5 +106,7 @@ for ((number = 1; number < processes; number++)); do
     tail -n 30 "$logs/$number" | sed "s/^/[$number] /"
   fi
 done >&2
-[ "${codes[0]}" = 0 ] || exit "${codes[0]}"
+if [ "$stage" = 0 ] && [ "${codes[0]}" = 75 ]; then  # it noticed that another was killed
+  exit 75
+fi
 exit "${failed:-0}"

@@ -34,7 +34,6 @@ task=()
 case "${CONTAINER:-}" in
   '')
     # Once for all nodes, which share the folder.
-    # shellcheck source=launch/environment.sh
     (. "$repository/launch/environment.sh" "${EXTRA:-}") || exit
     interpreter="${VENV:-$repository/.venv}/bin/python" ;;
   *.sif)

@@ -95,8 +95,8 @@ while ready; [ -z "$stopped" ]; do
     --exclude=./runs --exclude=./made --exclude=__pycache__ .
   code=1
   if tpu scp --worker=all "$archive" "$name:" && workers "$install" && workers "$stop"; then
-    # In the background, so that the trap comes at once.
-    workers "$run" &
+    # In the background, so that the trap comes at once; Ctrl-C leaves the connection alone.
+    (trap '' INT; workers "$run") &
     while wait $!; code=$?; [ "$code" -gt 128 ] && kill -0 $! 2>/dev/null; do :; done
     say "ended with $code"
     case "$code" in
