@@ -22,9 +22,9 @@
 # killed (codes from 128) ends the others, and the job is requeued. With other codes it ends.
 set -u
 # sbatch runs a copy of this file in a folder of its own.
-repository="${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}"
+repository="$(CDPATH='' cd -- "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" && pwd)"
 if [ ! -f "$repository/launch/environment.sh" ]; then
-  echo "error: $repository is not the repository of xmodal; call sbatch there, or name it: REPOSITORY=DIR" >&2
+  echo "error: ${REPOSITORY:-$PWD} is not the repository of xmodal; call sbatch there, or name it: REPOSITORY=DIR" >&2
   exit 2
 fi
 

@@ -20,19 +20,19 @@ repository="$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)"
 name="$1"
 shift
 pause="${PAUSE:-30}"
-archive="$(mktemp -d)/xmodal.tgz"
-trap 'rm -rf "${archive%/*}"' EXIT
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
 
 tpu() {
-  gcloud compute tpus tpu-vm "$1" "$name" --zone="$ZONE" "${@:2}"
+  gcloud compute tpus tpu-vm "$1" --zone="$ZONE" "${@:2}"
 }
 
 workers() {
-  tpu ssh --worker=all --command="$1"
+  tpu ssh "$name" --worker=all --command="$1"
 }
 
 state() {
-  tpu describe --format='value(state)' 2>/dev/null
+  tpu describe "$name" --format='value(state)' 2>"$folder/fault"
 }
 
 say() {
@@ -46,16 +46,21 @@ ready() {
     found="$(state)"
     case "$found" in
       READY) return ;;
-      STOPPED) tpu start ;;
-      PREEMPTED|TERMINATED) say "$name: $found, deleting it"; tpu delete --quiet ;;
+      STOPPED) tpu start "$name" ;;
+      PREEMPTED|TERMINATED) say "$name: $found, deleting it"; tpu delete "$name" --quiet ;;
       '')
+        if ! grep -q NOT_FOUND "$folder/fault"; then  # no connection, or no login
+          cat "$folder/fault" >&2
+          sleep "$pause"
+          continue
+        fi
         if [ -z "${CREATE:-}" ]; then
           say "error: no TPU $name in $ZONE; name another, or set CREATE to have it made"
           exit 2
         fi
         say "creating $name"
         # shellcheck disable=SC2086  # several options
-        tpu create $CREATE
+        tpu create "$name" $CREATE
         [ $? != 2 ] || exit 2  # options that gcloud does not know
         [ "$(state)" != READY ] || return ;;
       *) say "$name: $found" ;;
@@ -91,10 +96,10 @@ stopped=''
 trap 'stopped=1; say "stopping"; workers "$stop"' TERM INT
 failures=0
 while ready; [ -z "$stopped" ]; do
-  tar -czf "$archive" -C "$repository" --exclude=./.venv --exclude='./.venv-*' --exclude=./.git \
+  tar -czf "$folder/xmodal.tgz" -C "$repository" --exclude=./.venv --exclude='./.venv-*' --exclude=./.git \
     --exclude=./runs --exclude=./made --exclude=__pycache__ .
   code=1
-  if tpu scp --worker=all "$archive" "$name:" && workers "$install" && workers "$stop"; then
+  if tpu scp "$folder/xmodal.tgz" "$name:" --worker=all && workers "$install" && workers "$stop"; then
     # In the background, so that the trap comes at once; Ctrl-C leaves the connection alone.
     (trap '' INT; workers "$run") &
     while wait $!; code=$?; [ "$code" -gt 128 ] && kill -0 $! 2>/dev/null; do :; done

@@ -43,22 +43,24 @@ eval "$ACT"
 
 # A TPU of two workers, which are folders.
 GCLOUD = r'''#!/usr/bin/env bash
-[ "$1 $2 $3 $5 $6" = "compute tpus tpu-vm pod --zone=here" ] || { echo "gcloud: $*" >&2; exit 2; }
+[ "$1 $2 $3 $5" = "compute tpus tpu-vm --zone=here" ] || exit 2
 verb="$4"
-shift 6
+shift 5
+if [ "$verb" = scp ]; then name="${2%:}"; else name="$1"; fi
+[ "$name" = pod ] || exit 2
 [ "$verb" = describe ] || echo "$verb" >> "$RECORD/calls"
 case "$verb" in
-  describe) cat "$RECORD/state" ;;
+  describe) cat "$RECORD/state" 2>/dev/null || { echo "NOT_FOUND: $name" >&2; exit 1; } ;;
   create)
-    echo "$@" > "$RECORD/created"
+    echo "${@:2}" > "$RECORD/created"
     echo READY > "$RECORD/state"
     mkdir -p "$RECORD"/worker{0,1} ;;
   delete) rm -r "$RECORD/state" "$RECORD"/worker{0,1} ;;
-  scp) for worker in 0 1; do cp "$2" "$RECORD/worker$worker/"; done ;;
+  scp) for worker in 0 1; do cp "$1" "$RECORD/worker$worker/"; done ;;
   ssh)
     pids=()
     for worker in 0 1; do
-      (cd "$RECORD/worker$worker" && HOME="$PWD" WORKER="$worker" exec bash -c "${2#--command=}") &
+      (cd "$RECORD/worker$worker" && HOME="$PWD" WORKER="$worker" exec bash -c "${3#--command=}") &
       pids+=($!)
     done
     code=0
