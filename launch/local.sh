@@ -31,10 +31,14 @@ if [ "$processes" = 1 ]; then
 fi
 
 gpus=()
-if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+if [ "${JAX_PLATFORMS:-}" = cpu ]; then
+  :
+elif [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
   IFS=, read -r -a gpus <<< "$CUDA_VISIBLE_DEVICES" || true
 elif command -v nvidia-smi >/dev/null; then
-  while read -r index; do gpus+=("$index"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+  while read -r index; do
+    gpus+=("$index")
+  done < <(nvidia-smi --query-gpu=index --format=csv,noheader | grep -x '[0-9]*')
 fi
 if [ $((${#gpus[@]} % processes)) != 0 ]; then
   echo "error: ${#gpus[@]} GPUs do not divide among $processes processes; name some: CUDA_VISIBLE_DEVICES=0,1" >&2
@@ -76,7 +80,7 @@ done
 set +m
 
 grace="${GRACE:-60}"
-failed=''  # code of the first that failed
+failed=''  # code of the first that failed; 75 is none: all end with it, once they have saved
 stage=0    # 1: SIGTERM was sent because of it; 2: SIGKILL
 running="$processes"
 while [ "$running" != 0 ]; do
@@ -87,7 +91,7 @@ while [ "$running" != 0 ]; do
       wait "${pids[number]}" 2>/dev/null || code=$?
       codes[number]="$code"
       running=$((running - 1))
-      if [ "$code" != 0 ] && [ -z "$failed" ]; then
+      if [ "$code" != 0 ] && [ "$code" != 75 ] && [ -z "$failed" ]; then
         failed="$code"
         SECONDS=0
       fi
@@ -109,4 +113,4 @@ done >&2
 if [ "$stage" = 0 ] && [ "${codes[0]}" = 75 ]; then  # it noticed that another was killed
   exit 75
 fi
-exit "${failed:-0}"
+exit "${failed:-${codes[0]}}"

@@ -15,7 +15,7 @@
 #   EXTRA        cuda, where the batch script is to install JAX for GPUs; VENV, PYTHON: as in local.sh
 #   CONTAINER    image with the packages: FILE.sif runs in Apptainer, other names in Pyxis (Enroot)
 #   MOUNTS       folders that the container sees beside the repository and that of the call: /data,/scratch
-#   MAX_RESTARTS times that the job may have been requeued when it is after a process was killed; 10
+#   MAX_RESTARTS requeues of the job, of all kinds, after which it ends once a process is killed; 10
 #
 # Two minutes before its time ends, or by `scancel --signal=TERM JOB`, the run saves and ends with 75:
 # the job is requeued and resumes. `scancel JOB` saves too, and ends it for good. A process that was
