@@ -21,7 +21,7 @@ for python in ${PYTHONS:-python3.11 python3.12 python3.13}; do
   (
     . "$launch/environment.sh" test
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-      --upgrade --upgrade-strategy eager -e "$repository[test]"
+      --upgrade --upgrade-strategy eager -e "${repository}[test]"
     echo "$("$venv/bin/python" --version), $("$venv/bin/python" -m pip list --format=freeze |
       grep -E '^(jax|flax|numpy|transformers)==' | tr '\n' ' ')"
     exec "$launch/test.sh" "$@"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import tiny
 
 from xmodal.data import order
 from xmodal.data.scenes.shapes import Shapes
+from xmodal.sharding import hosts
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -107,6 +109,28 @@ def runs(tmp_path_factory, data):
   run_hosts(two, *changes)
   found[2] += final(two),
   return found
+
+
+def test_the_others_end_soon_after_one_was_killed(tmp_path):
+  with socket.create_server(('localhost', 0)) as s:
+    coordinator = f'localhost:{s.getsockname()[1]}'
+  processes = [subprocess.Popen(
+      [*map(str, (sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
+                  '--workdir', tmp_path / 'run', '--config.train.steps=100000',
+                  '--config.train.log_every=1', '--coordinator', coordinator,
+                  '--num_processes', 2, '--process_id', number))], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}) for number in range(2)]
+  try:
+    while not (line := processes[0].stdout.readline()).startswith('step 3'):
+      assert line, 'ended early'
+    processes[1].kill()
+    rest = processes[0].communicate(timeout=120)[0]
+  finally:
+    for process in processes:
+      process.kill()
+  assert processes[0].returncode == hosts.DIED, rest[-2000:]
+  assert 'run the same command again to resume' in rest.splitlines()[-1]
 
 
 def losses(workdir):

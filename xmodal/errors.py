@@ -110,6 +110,13 @@ def device_is_full(error: BaseException) -> bool:
           and 'RESOURCE_EXHAUSTED' in str(error))
 
 
+def peer_is_gone(error: BaseException) -> bool:
+  """Whether an error of a collective says that another process of the run died."""
+  jax = sys.modules.get('jax')
+  return (jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+          and any(word in str(error) for word in ('Gloo', 'NCCL', 'nccl')))
+
+
 def fixable_reason(error: OSError) -> str:
   """The system's message for an error that the user can fix; '' for others."""
   return error.strerror or '' if error.errno in _FIXABLE else ''

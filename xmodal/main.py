@@ -32,13 +32,26 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run, also in a bucket (gs://BUCKET/FOLDER); '
     'runs/NAME_OF_CONFIG if none. A run found there goes on.')
 _MULTIHOST = flags.DEFINE_bool(
-    'multihost', False, 'One of several processes of one run: on a TPU pod, under Slurm, or with '
-    'JAX_COORDINATOR_ADDRESS; each runs this same command.')
+    'multihost', False, 'One of several processes of one run, each with this same command: on a '
+    'TPU pod, under Slurm, MPI or Kubernetes. --coordinator implies it.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, for processes that are started by hand; or '
+    'JAX_COORDINATOR_ADDRESS.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'Number of processes; or JAX_NUM_PROCESSES, or as MPI says.')
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'Number of this process, from 0; or JAX_PROCESS_ID, or as MPI says.')
+_WAIT = flags.DEFINE_integer(
+    'wait', 60, 'Seconds to wait for the other processes.', lower_bound=1)
+_LOST = flags.DEFINE_integer(
+    'lost', 25, 'Seconds without a sign of life after which a process counts as dead.',
+    lower_bound=5)
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'dry_run'],
     'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
 _PLUGINS = '--config.plugins='
-_FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost')]
+_FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost', 'coordinator',
+                                         'num_processes', 'process_id', 'wait', 'lost')]
 
 
 def main() -> int:
@@ -61,6 +74,10 @@ def main() -> int:
     hosts.end_all('ended by SIGTERM', error.code)
     raise
   except Exception as error:
+    if hosts.several() and errors.peer_is_gone(error):
+      reason = str(error).splitlines()[0][:200]
+      hosts.end_all(f'another process died ({reason}); run the same command again to resume',
+                    hosts.DIED)
     if line := ' '.join(errors.one_line(error, workdir).splitlines()):
       hosts.end_all(f'error: {line}', 2)
       return errors.fail(line)
@@ -158,8 +175,9 @@ def _run(config, workdir, mode):
   from xmodal.train.plan import Plan
   from xmodal.train.process.cache import enable_compilation_cache
 
-  if _MULTIHOST.value:
-    _join_hosts()
+  if _MULTIHOST.value or _COORDINATOR.value or (_NUM_PROCESSES.value, _PROCESS_ID.value) != (
+      None, None):
+    _join_hosts(config, workdir, mode)
   else:
     use_two_cores(config)
   give_threads()
@@ -215,21 +233,23 @@ def _cores():
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _join_hosts():
+def _join_hosts(config, workdir, mode):
   """Makes one run of all processes; has to come before any use of a device."""
-  import jax
-  # JAX would take SIGTERM for itself.
-  jax.config.update('jax_enable_preemption_service', False)
-  try:
-    jax.distributed.initialize()
-  except (RuntimeError, ValueError) as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(f'--multihost: the other processes cannot be found ({reason}); start it under '
-                    'Slurm, MPI or on a TPU pod, or leave --multihost out') from error
+  from xmodal.train.process.join import join
+  join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+       {**_flat(config, 'config'), '--workdir': workdir, '--mode': mode}, _WAIT.value,
+       _LOST.value)
   if hosts.several():
-    hosts.listener()
     # Until training saves: this process would be gone, and the others wait for it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _flat(config, name):
+  """{'config.train.steps': '100', ...}"""
+  if not hasattr(config, 'items'):
+    return {name: repr(config)}
+  return {key: value for part, values in config.items()
+          for key, value in _flat(values, f'{name}.{part}').items()}
 
 
 if __name__ == '__main__':

@@ -17,10 +17,13 @@ import time
 
 _POLL_SECONDS = 0.5  # between polls of the service
 _PIECE = 1 << 19  # characters of a message
+_BEAT = 3.0  # seconds between signs of life of a process
+DIED = 75  # exit code of the others: run the same command again (EX_TEMPFAIL of sysexits.h)
 _END_TIMEOUT = 20  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
-_PLACES, _RECEIVED = 'xmodal/places', 'xmodal/heard'
+_PLACES, _RECEIVED, _ALIVE = 'xmodal/places', 'xmodal/heard', 'xmodal/alive'
+_ENDED = 'ended'
 _cleanups: list[Callable[[], None]] = []
 
 
@@ -77,7 +80,10 @@ class Listener:
 
   Attributes:
     stop_requested: event; setting it requests all processes to stop.
+    lost: seconds without a sign of life after which a process counts as dead.
   """
+
+  lost = 25  # JAX's own limit, after which it ends all with a stack trace, is 100
 
   def __init__(self):
     self.stop_requested = threading.Event()
@@ -85,6 +91,7 @@ class Listener:
     self._client, self._process_id = state.client, state.process_id
     self._count = state.num_processes
     self._closing, self._end_lock = threading.Event(), threading.Lock()
+    self._beat, self._beat_at, self._seen = 0, 0.0, {}
     # Held while the processes exchange their places in the run.
     self._place_lock, self._place, self._last = threading.Lock(), 0, None
     self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -117,12 +124,31 @@ class Listener:
     agreement = self._agree()
     while not self._closing.wait(_POLL_SECONDS):
       with contextlib.suppress(RuntimeError):  # network error: the next poll may succeed
+        self._watch()
         if ended := self._client.key_value_dir_get(os.path.dirname(_END)):
           self._end(*json.loads(ended[0][1]))
         if self.stop_requested.is_set():
           _set_once(self._client, _STOP, '')
         if self._client.key_value_dir_get(os.path.dirname(_STOP)):
           next(agreement, None)
+
+  def _watch(self):
+    """Gives signs of life, and ends the run if process 0 misses those of another.
+
+    Process 0 has the service: the others end with it at once.
+    """
+    now = time.monotonic()
+    if now < self._beat_at:
+      return
+    self._beat_at, self._beat = now + _BEAT, self._beat + 1
+    self._client.key_value_set(f'{_ALIVE}/{self._process_id}', str(self._beat),
+                               allow_overwrite=True)
+    for key, value in self._client.key_value_dir_get(_ALIVE) if self._process_id == 0 else ():
+      if self._seen.get(key, ('', 0))[0] != value:
+        self._seen[key] = value, now
+      elif value != _ENDED and now - self._seen[key][1] > self.lost:
+        self.end(f'process {key.rpartition("/")[2]} gave no sign of life for {self.lost} s; run '
+                 'the same command again to resume', DIED, '')
 
   def _agree(self):
     """Determines where to stop; yields until all processes have reported their places."""
@@ -153,6 +179,8 @@ class Listener:
   def _close(self):
     self._closing.set()
     self._thread.join()
+    with contextlib.suppress(RuntimeError):  # or process 0 would wait for signs of life
+      self._client.key_value_set(f'{_ALIVE}/{self._process_id}', _ENDED, allow_overwrite=True)
 
 
 class GlobalCounter:
