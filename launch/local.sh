@@ -101,7 +101,7 @@ while [ "$running" != 0 ]; do
     if [ "$stage" = 0 ]; then tell TERM; else tell KILL; fi
     stage=$((stage + 1))
   fi
-done
+done 2>/dev/null  # bash would print the source of a process that was killed
 
 for ((number = 1; number < processes; number++)); do
   code="${codes[number]}"
