@@ -2,10 +2,12 @@
 
 Exit codes, so that `main && predict` or a scheduler knows how it ended:
   0    finished
-  75   stopped by SIGTERM or Ctrl-C, and saved: run the same command again (EX_TEMPFAIL)
+  75   stopped by SIGTERM or Ctrl-C, and saved, or another process of the run died: run the same
+       command again (EX_TEMPFAIL)
   130  ended by Ctrl-C with nothing to save, or by a second Ctrl-C; 143 likewise by SIGTERM
   2    something for you to mend: one line says what
   1    a defect of the program, with a traceback
+  134  process 0 of the run died: JAX ends the others with a stack trace
 """
 
 import ast
