@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / 'xmodal'
 # From the bottom up: a package may import itself and earlier ones.
-FREE = ('errors', 'paths', 'storage', 'downloads', 'atomic', 'strict_json', 'options',
+FREE = ('errors', 'paths', 'storage', 'downloads', 'atomic', 'strict_json', 'options', 'xla',
         'registry', 'word_patterns')
 GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained')
 # Allowed imports between these.

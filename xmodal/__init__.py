@@ -1,13 +1,16 @@
 """xmodal: one model that looks and reads, trained on many tasks together."""
 
+import os
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-  import os
+from xmodal import xla
 
+if TYPE_CHECKING:
   from xmodal.trained import TrainedModel
 
 __version__ = '0.1.0'
+
+xla.avoid_wrong_sums(os.environ)
 
 
 def load(folder: 'str | os.PathLike') -> 'TrainedModel':
