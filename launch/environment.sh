@@ -34,6 +34,5 @@ if ! cmp -s "$repository/setup.py" "$stamp"; then
     exit 2
   }
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -e "$repository${extra:+[$extra]}"
-  cp "$repository/setup.py" "$stamp"
+    -e "$repository${extra:+[$extra]}" && cp "$repository/setup.py" "$stamp"
 fi

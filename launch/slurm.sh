@@ -34,7 +34,7 @@ task=()
 case "${CONTAINER:-}" in
   '')
     # Once for all nodes, which share the folder.
-    (. "$repository/launch/environment.sh" "${EXTRA:-}") || exit
+    bash -c '. "$1" "$2"' _ "$repository/launch/environment.sh" "${EXTRA:-}" || exit
     interpreter="${VENV:-$repository/.venv}/bin/python" ;;
   *.sif)
     task=(apptainer exec --nv --bind "$repository,$PWD${MOUNTS:+,$MOUNTS}" --pwd "$PWD" "$CONTAINER") ;;

@@ -129,7 +129,7 @@ def test_the_others_end_soon_after_one_was_killed(tmp_path):
   finally:
     for process in processes:
       process.kill()
-  assert processes[0].returncode == hosts.DIED, rest[-2000:]
+  assert processes[0].returncode == hosts.EXIT_CODE, rest[-2000:]
   assert 'run the same command again to resume' in rest.splitlines()[-1]
 
 

@@ -23,6 +23,7 @@ from xmodal.data.open import open_source
 from xmodal.data.pictures.augmentation import Augmentation
 from xmodal.data.pictures.placement import Placement
 from xmodal.data.scenes.numbers import Numbers
+from xmodal.data.texts import number_text
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics.regression import regression_scores, scores_by_group
@@ -187,7 +188,7 @@ def test_losses_equal_torch(tokenizer):
     (0.0, '0'), (3.0, '3'), (2.5, '2.5'), (-3.0, '-3'), (0.123456, '0.1235'), (12345.6, '12350'),
     (1e-3, '0.001')])
 def test_numbers_are_written_and_read(number, text):
-  assert writing.number_text(number) == text
+  assert number_text(number) == text
   assert writing.read_number(text) == pytest.approx(number, rel=1e-3)
 
 

@@ -46,10 +46,10 @@ def assert_same(state, final):
 
 
 def lines_of(text):
-  """Lines of metrics.jsonl without the speed."""
+  """Lines of metrics.jsonl without measured times."""
   lines = [json.loads(line) for line in text.splitlines()]
-  return [{key: value for key, value in line.items() if key != 'examples_per_second'}
-          for line in lines]
+  return [{key: value for key, value in line.items()
+           if key not in ('examples_per_second', 'input_wait')} for line in lines]
 
 
 def arrays(address):

@@ -1,5 +1,6 @@
 """Files in buckets, against emulators of Google's and Amazon's."""
 
+import errno
 import os
 
 import buckets
@@ -56,14 +57,55 @@ def test_files_are_copied_both_ways(root, tmp_path):
   assert not storage.exists(os.path.join(root, 'copy'))
 
 
-def test_a_bucket_that_is_not_there_is_named():
-  with pytest.raises((UserError, FileNotFoundError)):
-    storage.read('s3://no-such-bucket/file')
+@pytest.mark.parametrize('kind', ['gs', 's3'])
+def test_a_bucket_that_is_not_there_is_named(kind):
+  with pytest.raises(UserError, match=f'{kind}://no-such-bucket/file: there is no such bucket'):
+    storage.check_bucket(f'{kind}://no-such-bucket/file')
+
+
+def test_a_failing_look_is_no_missing_file(monkeypatch):
+  monkeypatch.setattr(storage, '_PAUSES', (0,))
+  monkeypatch.setattr(storage, '_reported', set())
+  answers = iter([ConnectionResetError('reset'), {'type': 'file'}, FileNotFoundError()])
+
+  class Failing:
+
+    def info(self, path):
+      if isinstance(answer := next(answers), Exception):
+        raise answer
+      return answer
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Failing())
+  assert storage.is_file('gs://bucket/file')
+  assert not storage.is_file('gs://bucket/file')
+
+
+def test_no_permission_is_said_at_once(monkeypatch):
+  class Closed:
+
+    def cat_file(self, path):
+      raise OSError('Forbidden: https://storage.googleapis.com')  # as gcsfs raises a 403
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Closed())
+  with pytest.raises(UserError, match='gs://bucket/file: no permission'):
+    storage.read('gs://bucket/file')
+
+
+def test_a_full_disk_here_is_not_the_buckets(monkeypatch, tmp_path):
+  class Full:
+
+    def get_file(self, path, local):
+      raise OSError(errno.ENOSPC, 'No space left on device', local)
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Full())
+  with pytest.raises(OSError, match='No space left') as raised:
+    storage.download('gs://bucket/file', str(tmp_path / 'file'))
+  assert not isinstance(raised.value, UserError)
 
 
 def test_a_failing_bucket_is_tried_again_and_said_once(monkeypatch, capsys):
   monkeypatch.setattr(storage, '_PAUSES', (0,))
-  monkeypatch.setattr(storage, '_said', set())
+  monkeypatch.setattr(storage, '_reported', set())
   answers = iter([ConnectionResetError('reset'), TimeoutError(), b'at last'])
 
   class Failing:

@@ -114,7 +114,11 @@ def peer_is_gone(error: BaseException) -> bool:
   """Whether an error of a collective says that another process of the run died."""
   jax = sys.modules.get('jax')
   return (jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-          and any(word in str(error) for word in ('Gloo', 'NCCL', 'nccl')))
+          and not device_is_full(error)
+          and any(name in str(error) for name in ('Gloo', 'NCCL', 'nccl'))
+          and any(word in str(error).lower() for word in (
+              'connection reset', 'closed by peer', 'connection closed', 'broken pipe',
+              'remote process exited', 'remote error')))
 
 
 def fixable_reason(error: OSError) -> str:

@@ -79,7 +79,7 @@ def main() -> int:
     if hosts.several() and errors.peer_is_gone(error):
       reason = str(error).splitlines()[0][:200]
       hosts.end_all(f'another process died ({reason}); run the same command again to resume',
-                    hosts.DIED)
+                    hosts.EXIT_CODE)
     if line := ' '.join(errors.one_line(error, workdir).splitlines()):
       hosts.end_all(f'error: {line}', 2)
       return errors.fail(line)

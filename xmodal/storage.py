@@ -18,7 +18,7 @@ import sys
 import time
 from typing import IO, Any, NamedTuple, TypeVar
 
-from xmodal.errors import UserError
+from xmodal.errors import UserError, disk_is_full
 
 # scheme -> (module that fsspec needs, what installs it)
 _PACKAGES = {'gs': ('gcsfs', 'xmodal[gcs]'), 's3': ('s3fs', 'xmodal[s3]'),
@@ -27,12 +27,16 @@ PATIENCE = 120.0  # seconds
 _PAUSES = (1, 2, 4, 8, 15)  # seconds between attempts; then the last one
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 AT_ONCE = 32  # requests: each takes tens of milliseconds, however little it reads
-_said: set[str] = set()
-_silent: dict[str, float] = {}  # bucket -> when its first request failed since it last answered
+_reported: set[str] = set()  # buckets
+_failing_since: dict[str, float] = {}  # bucket -> first failed request since it last answered
 # What the listings of fsspec's file systems call the version of a file.
 _VERSIONS = ('generation', 'etag', 'ETag', 'blob_id', 'mtime', 'LastModified', 'last_modified')
 
 S, T = TypeVar('S'), TypeVar('T')
+
+
+class Unreachable(UserError):
+  """A bucket did not answer: nothing is known of its files."""
 
 
 class Entry(NamedTuple):
@@ -173,9 +177,12 @@ def write(path: str, data: bytes) -> None:
 
 def is_file(path: str) -> bool:
   """As os.path.isfile."""
-  if is_remote(path):
-    return _patiently(path, lambda fs: fs.isfile(path))
-  return os.path.isfile(path)
+  if not is_remote(path):
+    return os.path.isfile(path)
+  try:  # fs.isfile would take every failure for a missing file
+    return _patiently(path, lambda fs: fs.info(path)['type'] == 'file')
+  except (FileNotFoundError, NotADirectoryError):
+    return False
 
 
 def is_dir(path: str) -> bool:
@@ -228,11 +235,12 @@ def make_dirs(path: str) -> None:
 
 
 def remove(path: str) -> None:
-  """Removes a file."""
-  if is_remote(path):
-    _patiently(path, lambda fs: fs.rm_file(path))
-  else:
+  """Removes a file; in a bucket it may be missing, as after a removal whose answer was lost."""
+  if not is_remote(path):
     os.remove(path)
+    return
+  with contextlib.suppress(FileNotFoundError):
+    _patiently(path, lambda fs: fs.rm_file(path))
 
 
 def upload(local: str, path: str) -> None:
@@ -312,30 +320,38 @@ def explained(path: str) -> Iterator[None]:
 
 def _patiently(path: str, action: Callable[[Any], T]) -> T:
   """The result of an action on the file system of a path, tried again while it does not answer."""
-  bucket = '/'.join(path.split('/')[:3])
-  began, pauses = time.monotonic(), iter(_PAUSES)
+  bucket, pauses = '/'.join(path.split('/')[:3]), iter(_PAUSES)
   while True:
     try:
       found = action(_file_system(scheme(path)))
-      _silent.pop(bucket, None)
+      _failing_since.pop(bucket, None)
       return found
     except _FINAL:
-      _silent.pop(bucket, None)
+      _failing_since.pop(bucket, None)
       raise
     except Exception as error:
+      if _is_local(error):
+        raise
       if line := _refusal(path, error):
         raise UserError(line) from error
       if not _may_pass(error):
         raise
-      # Each of many pictures would wait anew for a bucket that is away.
-      if time.monotonic() - min(began, _silent.setdefault(bucket, began)) > PATIENCE:
-        raise UserError(f'{path}: no answer for {PATIENCE:.0f} s ({_reason(error)}); check the '
-                        'network and run the same command again') from error
-      if bucket not in _said:
-        _said.add(bucket)
+      # Requests that begin during an outage do not wait anew.
+      now = time.monotonic()
+      if now - _failing_since.setdefault(bucket, now) > PATIENCE:
+        raise Unreachable(f'{path}: no answer for {PATIENCE:.0f} s ({_reason(error)}); check the '
+                          'network and run the same command again') from error
+      if bucket not in _reported:
+        _reported.add(bucket)
         print(f'{bucket}: no answer ({_reason(error)}); trying again for {PATIENCE:.0f} s',
               file=sys.stderr, flush=True)
     time.sleep(next(pauses, _PAUSES[-1]))
+
+
+def _is_local(error):
+  """Whether an error is of a file on this machine, such as the copy of one in a bucket."""
+  return isinstance(error, OSError) and (disk_is_full(error) or os.path.isabs(
+      str(error.filename or '')) and os.path.exists(os.path.dirname(str(error.filename))))
 
 
 def _refusal(path, error):
@@ -347,7 +363,7 @@ def _refusal(path, error):
   if 'Credential' in name or 'RefreshError' in name or code == 401:
     return f'{path}: no valid credentials ({_reason(error)}); log in, or set them as ' \
            f'{_PACKAGES[scheme(path)][0]} expects them'
-  if isinstance(error, PermissionError) or code == 403 or 'Forbidden' in name:
+  if isinstance(error, PermissionError) or code == 403 or str(error).startswith('Forbidden'):
     return f'{path}: no permission ({_reason(error)}); give this user permission'
   if 'NoSuchBucket' in str(error) or 'RepositoryNotFound' in name:
     return f'{path}: there is no such bucket'

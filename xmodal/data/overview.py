@@ -25,6 +25,7 @@ from xmodal.data.texts import number_text
 from xmodal.data.tokenizer import Tokenizer, learned_tokenizer, tokenizer_of
 from xmodal.data.uncollected import uncollected
 from xmodal.data.words import Words
+from xmodal.errors import UserError
 
 _FORMAT = 1  # of files: raise it when what is gathered changes, or how texts become words
 _ROWS_AT_ONCE = 1 << 18
@@ -111,7 +112,7 @@ class Overview:
 
     Args:
       file: open binary file.
-      of: tells the examples from any others.
+      of: fingerprint of the examples.
     """
     facts = {
         field.name: value for field in dataclasses.fields(self)
@@ -146,6 +147,8 @@ class Overview:
              for name in ('given', 'questions')},
           'filled': [(fields, count) for fields, count in facts['filled']],
           'foreign': facts['foreign'] and tuple(facts['foreign'])})
+    except UserError:
+      raise
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
       return None
 

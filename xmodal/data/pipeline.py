@@ -180,7 +180,8 @@ class BatchMaker:
     return row
 
   def _count_bad(self, record, error):
-    if self.bad is None:
+    # During an outage of a bucket a run would learn from empty pictures.
+    if self.bad is None or isinstance(error, storage.Unreachable):
       raise error
     if record >= 0:
       self.bad.add(record, str(error))

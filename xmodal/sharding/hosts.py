@@ -18,7 +18,9 @@ import time
 _POLL_SECONDS = 0.5  # between polls of the service
 _PIECE = 1 << 19  # characters of a message
 _BEAT = 3.0  # seconds between signs of life of a process
-DIED = 75  # exit code of the others: run the same command again (EX_TEMPFAIL of sysexits.h)
+# Exit code if the same command resumes the run: EX_TEMPFAIL of sysexits.h.
+EXIT_CODE = 75
+_TIDY_SECONDS = 5
 _END_TIMEOUT = 20  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
@@ -64,9 +66,17 @@ def before_exit(tidy: Callable[[], None]) -> None:
 
 def exit_now(code: int) -> None:
   """Ends this process immediately, from any thread."""
-  for tidy in _cleanups:
-    tidy()
-  os._exit(code)
+  def tidy_up():
+    for tidy in _cleanups:
+      tidy()
+
+  # A bucket that does not answer must not keep the process.
+  thread = threading.Thread(target=tidy_up, daemon=True)
+  try:
+    thread.start()
+    thread.join(_TIDY_SECONDS)
+  finally:
+    os._exit(code)
 
 
 @functools.cache
@@ -148,7 +158,7 @@ class Listener:
         self._seen[key] = value, now
       elif value != _ENDED and now - self._seen[key][1] > self.lost:
         self.end(f'process {key.rpartition("/")[2]} gave no sign of life for {self.lost} s; run '
-                 'the same command again to resume', DIED, '')
+                 'the same command again to resume', EXIT_CODE, '')
 
   def _agree(self):
     """Determines where to stop; yields until all processes have reported their places."""

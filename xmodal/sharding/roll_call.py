@@ -126,8 +126,8 @@ def _follow(host, port, me, deadline, wait):
           raise UserError(line)
         return
       reason = 'process 0 ended'
-    except OSError as error:
-      reason = error.strerror or str(error) or 'no answer'
+    except (OSError, UnicodeError) as error:  # UnicodeError: no valid name of a host
+      reason = getattr(error, 'strerror', None) or str(error) or 'no answer'
     time.sleep(_PAUSE)
   raise UserError(f'process 0 cannot be reached at {host}:{port} within {wait:.0f} s ({reason}); '
                   'start it, name its address with --coordinator, or wait longer with --wait')

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
+from xmodal.data.texts import number_text
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
@@ -106,7 +107,7 @@ class Regression(Task):
                              self._config.question_length, 'regression.question_length')
     if 'gen' in self.loss_weights:
       said += writing.cut_note(
-          self._tokenizer, [writing.number_text(e.number) for e in known], 'written numbers',
+          self._tokenizer, [number_text(e.number) for e in known], 'written numbers',
           self._config.number_length, 'regression.number_length')
     return said
 
@@ -120,7 +121,7 @@ class Regression(Task):
         'question': self._tokenizer.encode([example.question], self._config.question_length)[0],
         'number': np.float32((number - self._mean) / self._std), 'weight': np.float32(known)}
     if 'gen' in self.loss_weights:
-      features['text'] = self._tokenizer.encode([writing.number_text(number)],
+      features['text'] = self._tokenizer.encode([number_text(number)],
                                                 self._config.number_length)[0]
     return features
 
@@ -215,7 +216,7 @@ class Regression(Task):
     return line
 
   def describe(self, prediction):
-    line = writing.number_text(prediction.number)
+    line = number_text(prediction.number)
     if not prediction.written:
       return line
     text, probability = prediction.written
@@ -228,11 +229,11 @@ class Regression(Task):
       error = abs(prediction.number - example.number)
       near = error <= max(0.5, 0.1 * abs(example.number))
       colour = card.RIGHT if near else card.WRONG
-    lines.append((f'model: {writing.number_text(prediction.number)}', colour))
+    lines.append((f'model: {number_text(prediction.number)}', colour))
     if prediction.written:
       lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.number is not None:
-      lines.append((f'truth: {writing.number_text(example.number)}', card.PLAIN))
+      lines.append((f'truth: {number_text(example.number)}', card.PLAIN))
     return card.draw_card(card.shown(example, pixels), lines)
 
 

@@ -11,11 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from xmodal.data import texts as data_texts
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.models.generate import beam_search, greedy, sample
-
-number_text = data_texts.number_text
 
 
 def teacher_forced_logits(towers, fused, tokens: Int[Array, 'B T'], pad_id: int

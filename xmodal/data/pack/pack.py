@@ -196,6 +196,8 @@ def _run(flags, rest):
     if (value := getattr(flags, key)) is not None and not low <= value <= high:
       raise UserError(f'--{key} {value}: wanted {low} to {high}')
   output = paths.resolved(flags.output, '--output')
+  if storage.is_remote(output):
+    storage.check_bucket(output)
   options = source_options(flags.source, rest)
   opened = {}
   for split in flags.splits or source_splits(flags.source, flags.folder, options):

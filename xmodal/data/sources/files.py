@@ -132,7 +132,8 @@ def read_json(path: str, object_pairs_hook: Callable[[list[tuple]], Any] | None 
 def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[tuple]:
   """Reads and checks the fields of each record of a JSON list (the list under key, if given).
 
-  One record is in memory at a time.
+  The parsed records are not held in memory together, unless one of them is invalid. A file of a
+  bucket is downloaded whole.
 
   Raises:
     UserError: as read_json and take_records.

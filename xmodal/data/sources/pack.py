@@ -103,7 +103,8 @@ def _places(path, count, name):
     if storage.is_remote(path) and not os.path.isfile(kept):
       places = np.load(io.BytesIO(storage.read(path)))
     else:
-      places = np.load(kept or path, mmap_mode='r')
+      path = kept or path  # for messages, too
+      places = np.load(path, mmap_mode='r')
   except UserError:
     raise
   except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Reads the records of a JSON list one at a time: a file of gigabytes in constant memory."""
+"""Parses the records of a JSON list one at a time: a local file of gigabytes in constant memory."""
 
 from collections.abc import Iterator
 import json

@@ -5,7 +5,6 @@ a bucket, which would copy it: a damaged checkpoint loses that file and gets `DA
 """
 
 from collections.abc import Callable
-import contextlib
 import os
 import shutil
 import sys
@@ -25,8 +24,7 @@ def steps(folder: str, mark: str = COMPLETE) -> list[int]:
 def set_aside(folder: str, proof: str) -> None:
   """Marks checkpoints/STEP as damaged."""
   storage.write(os.path.join(folder, DAMAGED), proof.encode())
-  with contextlib.suppress(FileNotFoundError):
-    storage.remove(os.path.join(folder, COMPLETE))
+  storage.remove(os.path.join(folder, COMPLETE))
 
 
 class Copies:
@@ -41,8 +39,14 @@ class Copies:
       keep, best: which to keep there, see Checkpoints.
     """
     self._local, self._address, self._keep, self._best = local, address, keep, best
-    for step in set(_numbers(local)) - set(steps(address)):
+    complete = set(steps(address))
+    for step in set(_numbers(local)) - complete:
       shutil.rmtree(os.path.join(local, str(step)))
+    kept = complete | set(steps(address, DAMAGED))
+    for name in storage.walk(address):  # of uploads and removals that were cut off
+      step = name.partition('/')[0]
+      if step.isdigit() and int(step) not in kept:
+        storage.remove(f'{address}/{name}')
 
   def fetch(self, step: int) -> str:
     """Downloads a checkpoint, unless this machine has the same; returns its folder here."""
@@ -74,8 +78,7 @@ class Copies:
     for step in there - {*sorted(there)[-self._keep:], self._best()}:
       target, _ = self._of(step)
       for name in (COMPLETE, *storage.walk(target)):  # it is incomplete from the first on
-        with contextlib.suppress(FileNotFoundError):
-          storage.remove(f'{target}/{name}')
+        storage.remove(f'{target}/{name}')
 
   def drop(self, step: int) -> None:
     """Removes this machine's copy of a damaged checkpoint."""

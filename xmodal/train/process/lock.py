@@ -261,6 +261,8 @@ def _beating(path, holder):
         except FileNotFoundError:  # a user removed it
           _create(path, holder)
           continue
+        if ended.is_set():  # a bucket may answer late, when the file is removed
+          return
         if other.token and other.token != holder.token:
           # Suspended for longer than LIMIT, so two runs would now write to one folder.
           os.write(2, f'error: {path}: {other}, has taken over this workdir\n'.encode())

@@ -61,7 +61,7 @@ class RunFolder:
   def fetch(self) -> None:
     """Makes the local side equal to the bucket, but for files that no run reads.
 
-    The bucket wins: what was not uploaded is removed. Not for use while a run of this machine
+    Local files that are missing in the bucket are deleted. Not for use while a run of this machine
     writes to it.
     """
     if not self.is_remote:
@@ -91,8 +91,7 @@ class RunFolder:
     storage.copy_all(storage.upload, ((os.path.join(self.local, name), f'{self.address}/{name}')
                                       for name in changed))
     for name in self._sent.keys() - now.keys():  # event files of earlier starts
-      with contextlib.suppress(FileNotFoundError):
-        storage.remove(f'{self.address}/{name}')
+      storage.remove(f'{self.address}/{name}')
     self._sent = now
 
   @contextlib.contextmanager

@@ -9,7 +9,7 @@ import threading
 
 from xmodal.sharding import hosts
 
-EXIT_CODE = 75  # stopped and saved, can be resumed: EX_TEMPFAIL of sysexits.h
+EXIT_CODE = hosts.EXIT_CODE  # stopped and saved
 
 
 class Stop:
