@@ -118,7 +118,7 @@ def test_the_others_end_soon_after_one_was_killed(tmp_path):
       [*map(str, (sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
                   '--workdir', tmp_path / 'run', '--config.train.steps=100000',
                   '--config.train.log_every=1', '--coordinator', coordinator,
-                  '--num_processes', 2, '--process_id', number))], cwd=ROOT, text=True,
+                  '--num_processes', 2, '--process_id', number, '--lost', 5))], cwd=ROOT, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
       env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}) for number in range(2)]
   try:

@@ -111,10 +111,9 @@ def device_is_full(error: BaseException) -> bool:
 
 
 def peer_is_gone(error: BaseException) -> bool:
-  """Whether an error of a collective says that another process of the run died."""
-  jax = sys.modules.get('jax')
-  return (jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-          and not device_is_full(error)
+  """Whether an error of a collective, a JaxRuntimeError or ValueError, says that another process
+  of the run died."""
+  return (isinstance(error, RuntimeError | ValueError) and not device_is_full(error)
           and any(name in str(error) for name in ('Gloo', 'NCCL', 'nccl'))
           and any(word in str(error).lower() for word in (
               'connection reset', 'closed by peer', 'connection closed', 'broken pipe',

@@ -21,7 +21,7 @@ _BEAT = 3.0  # seconds between signs of life of a process
 # Exit code if the same command resumes the run: EX_TEMPFAIL of sysexits.h.
 EXIT_CODE = 75
 _TIDY_SECONDS = 5
-_END_TIMEOUT = 20  # seconds that process 0 waits until the others have received the end of the run
+_END_TIMEOUT = 10  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
 _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
 _PLACES, _RECEIVED, _ALIVE = 'xmodal/places', 'xmodal/heard', 'xmodal/alive'
