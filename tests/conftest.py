@@ -42,10 +42,10 @@ gc.set_threshold(100_000, 20, 50)
 # busy after the others have finished.
 LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_sharding.py',
            'test_multihost.py', 'test_remote_runs.py', 'test_finetuning.py', 'test_optimised.py',
-           'test_mixer_runs.py', 'test_checkpoints.py', 'test_generation_task.py', 'test_bench_multitask.py',
-           'test_notebook.py', 'test_pretrained_runs.py', 'test_detection_runs.py',
-           'test_plugins.py', 'test_start.py', 'test_best.py', 'test_workers.py',
-           'test_remote_data.py')
+           'test_mixer_runs.py', 'test_checkpoints.py', 'test_generation_task.py',
+           'test_bench_multitask.py', 'test_notebook.py', 'test_pretrained_runs.py',
+           'test_detection_runs.py', 'test_plugins.py', 'test_start.py', 'test_best.py',
+           'test_workers.py', 'test_remote_data.py')
 # It alone imports TensorFlow, after which a first import of Triton (by torch, for transformers)
 # ends the process.
 LAST = 'test_source_tfds.py'
