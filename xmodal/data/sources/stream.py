@@ -98,6 +98,7 @@ class _Parser:
         return
       if mark != ',':
         raise Irregular(f'{mark!r} in a list')
+      self._next()  # to the item: the scanner takes no space before it
 
   def _next(self):
     """The next character that is no white space, which is not taken; '' at the end."""
