@@ -124,6 +124,6 @@ def _places(path, count, name):
 
 
 def _kept(path, name):
-  """Where the index of a pack in a bucket is kept, '' if nowhere."""
+  """The path in the user's cache for the index of a pack in a bucket; '' without a cache."""
   cache = paths.cache('packs') if storage.is_remote(path) else None
   return cache and os.path.join(cache, f'{name}-{os.path.basename(path)}') or ''

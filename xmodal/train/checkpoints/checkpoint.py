@@ -301,7 +301,7 @@ def local_copy(folder: str, items: Collection[str] = ('model', ASSETS)) -> str:
 
 
 def whole(folder: str) -> str:
-  """A step folder that Orbax reads: itself in gs://, of which each process reads its shards."""
+  """A step folder for Orbax: itself in gs://, where each process reads its shards, or a copy."""
   return folder if storage.scheme(folder) in ORBAX_WRITES else local_copy(folder)
 
 
