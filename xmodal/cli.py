@@ -30,6 +30,8 @@ class Command:
 
 
 _BENCHMARKS = {
+    'attention': Command('Milliseconds of attention on a GPU, for each kernel.',
+                         'xmodal.bench.attention'),
     'data': Command('Pictures per second: loading for training, compared with bare decoding.',
                     'xmodal.bench.data'),
     'data_size': Command('Seconds and memory until the first batch, at the size of VQAv2.',
@@ -42,6 +44,10 @@ _BENCHMARKS = {
                           'generation.', 'xmodal.bench.generation'),
     'generation_quality': Command('Whether generated pictures match their text, look real, or are '
                                   'copies.', 'xmodal.bench.generation_quality'),
+    'gpu': Command('Training speed of three tasks at three sizes on one GPU.', 'xmodal.bench.gpu'),
+    'input_wait': Command('How long training waits for input, from files and from a pack.',
+                          'xmodal.bench.input_wait'),
+    'mfu': Command("How much of a device's peak a training step reaches.", 'xmodal.bench.mfu'),
     'multitask': Command('Whether tasks help each other: each alone, compared with all together.',
                          'xmodal.bench.multitask'),
     'parity': Command('Numerical differences from PyTorch, for all families of towers.',

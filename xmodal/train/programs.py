@@ -12,7 +12,12 @@ from xmodal.train.steps.step import make_train_step
 
 
 def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
-  """Compiles a training step for the mesh: (state, batch) -> (state, metrics).
+  """Compiles a training step for the mesh: (state, batch) -> (state, metrics); see trace_step."""
+  return trace_step(plan, kind).lower().compile()
+
+
+def trace_step(plan: Plan, kind: StepKind | None = None) -> jax.stages.Traced:
+  """Traces a training step for the mesh.
 
   kind: one of plan.sampling.kinds; None: the first.
   """
@@ -23,8 +28,8 @@ def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
       plan.optimizer, accumulation=train.accumulation, ema_decay=train.ema_decay,
       frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind], shared=plan.shared)
   return jax.jit(meshes.over(plan.mesh, step), donate_argnums=0,
-                 out_shardings=(shardings, meshes.replicated(plan.mesh))).lower(
-                     plan.abstract, _laid_out(plan, plan.batch_of(kind.tasks))).compile()
+                 out_shardings=(shardings, meshes.replicated(plan.mesh))).trace(
+                     plan.abstract, _laid_out(plan, plan.batch_of(kind.tasks)))
 
 
 def compile_measure(plan: Plan) -> Callable:

@@ -1,6 +1,6 @@
 """The training state: created with its shardings, updated by every step."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import flax
@@ -112,4 +112,10 @@ def abstract_state(init, optimizer: optax.GradientTransformation, mesh: Mesh,
 
 def create(init, abstract) -> TrainState:
   """Creates a state; each device computes its own shards."""
-  return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+  return compile_create(init, abstract)()
+
+
+def compile_create(init, abstract) -> Callable[[], TrainState]:
+  """Compiles the creation of a state."""
+  return jax.jit(init, out_shardings=jax.tree.map(
+      lambda x: x.sharding, abstract)).lower().compile()

@@ -1,0 +1,76 @@
+"""FLOPs of our step against PyTorch's counter on the same model, and published figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from xmodal.bench import torch_reference, train_step
+from xmodal.cost import flops
+
+
+def test_as_many_as_pytorch_counts_for_the_same_step():
+  changes = ('data.image_size=32', 'model.text.hidden_dim=384', 'model.cross.num_layers=2')
+  config = train_step.make_config('small', 4, changes)
+  batch = train_step.make_batch(config)
+  ours = train_step.Ours(config, batch)
+  counted = flops.count(ours._step.trace(ours.state, ours._batch).jaxpr)
+  model = torch_reference.Reference(config, train_step._VOCAB, train_step._ANSWERS,
+                                    train_step._PAD).train()
+  theirs = train_step.Torch('eager', model, config, batch)
+  with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    theirs()
+  assert counted.model == counted.hardware
+  assert counted.model == pytest.approx(counter.get_total_flops(), rel=1e-5)
+
+
+@pytest.mark.parametrize('strides, transposed', [(1, False), (2, False), (2, True)])
+def test_convolutions_and_their_gradients_as_pytorch_counts_them(strides, transposed):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
+  kernel = rng.normal(size=(strides, strides, 4, 8)).astype(np.float32)
+
+  def ours(x, kernel):
+    if transposed:
+      return jax.lax.conv_transpose(x, kernel, (strides, strides), 'VALID').sum()
+    return jax.lax.conv_general_dilated(
+        x, kernel, (strides, strides), 'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC')).sum()
+
+  counted = flops.count(jax.jit(jax.grad(ours, argnums=(0, 1))).trace(x, kernel).jaxpr)
+  forward = flops.count(jax.jit(ours).trace(x, kernel).jaxpr)
+  pictures = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
+  if transposed:
+    weight = torch.tensor(kernel).permute(2, 3, 0, 1).requires_grad_()
+    run = torch.nn.functional.conv_transpose2d
+  else:
+    weight = torch.tensor(kernel).permute(3, 2, 0, 1).requires_grad_()
+    run = torch.nn.functional.conv2d
+  with FlopCounterMode(display=False) as counter:
+    y = run(pictures, weight, stride=strides)
+    assert forward.model == counter.get_total_flops()
+    y.sum().backward()
+  # Without a use of its value, the forward convolution is not part of the gradient's program.
+  assert counted.model in (counter.get_total_flops(), counter.get_total_flops() - forward.model)
+
+
+@pytest.mark.parametrize('remat, again', [('none', 0.0), ('full', 1 / 3)])
+def test_recomputed_layers_count_as_work_of_the_hardware_alone(remat, again):
+  def layer(x, kernel):
+    return jnp.tanh(x @ kernel) @ kernel.T, None
+
+  if remat == 'full':
+    layer = jax.checkpoint(layer)
+
+  def loss(kernels, x):
+    return jnp.sum(jax.lax.scan(layer, x, kernels)[0] ** 2)
+
+  traced = jax.jit(jax.grad(loss)).trace(jnp.ones((3, 8, 16)), jnp.ones((4, 8)))
+  counted = flops.count(traced.jaxpr)
+  forward = 3 * 2 * 2 * 4 * 8 * 16
+  assert counted.model == 3 * forward
+  # The last product's result is not needed again.
+  assert counted.hardware == counted.model + (forward / 2 if again else 0)
