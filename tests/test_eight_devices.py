@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import sys
 
 import jax
@@ -14,6 +13,7 @@ import pytest
 from test_sharding import by_name, run_alone
 import tiny
 
+from xmodal.cost import hlo
 from xmodal.data.scenes.crowds import Crowds
 from xmodal.models import parts
 from xmodal.sharding import mesh as meshes
@@ -104,7 +104,7 @@ def learn_and_predict(folder, towers, sizes, file):
   predicted = jax.tree.map(lambda *x: np.concatenate(x)[:EXAMPLES], *(x for _, x in predicted))
 
   step, stream, told = compile_step(run), run.stream('train'), []
-  assert not waits(step.as_text())
+  assert not any(one.in_condition for one in hlo.cost(step.as_text()).collectives)
   for i in range(2):
     batch = stream.batch(run.config.mixer.tasks, lambda _: (np.arange(8) + 8 * i,) * 2)
     state, metrics = step(state, meshes.put_batch(batch, run.mesh, 8))
@@ -115,19 +115,6 @@ def learn_and_predict(folder, towers, sizes, file):
   np.savez(file, **by_name(predicted, 'predicted'), **by_name(gradient, 'gradient'),
            **by_name(moved, 'moved'), **by_name(average, 'average'))
   return told
-
-
-def waits(program):
-  """Lines of a compiled program with which a loop waits for other devices before each turn."""
-  blocks = dict(re.findall(r'^%?(\S+) \([^\n]*\{\n(.*?)^\}', program, re.M | re.S))
-  todo, seen, found = re.findall(r'condition=%?([\w.-]+)', program), set(), []
-  while todo:
-    if (name := todo.pop()) not in seen:
-      seen.add(name)
-      todo += re.findall(r'(?:calls|to_apply|body|condition)=%?([\w.-]+)', blocks[name])
-      found += [line for line in blocks[name].splitlines()
-                if re.search(r' (all-reduce|all-gather|collective-permute|all-to-all)', line)]
-  return found
 
 
 def contrastive(count):

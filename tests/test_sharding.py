@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from xmodal import config as configs
+from xmodal.cost import estimate, hlo
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.models import parts
@@ -113,7 +114,8 @@ def by_name(tree, prefix):
 def three_steps(sizes, file, config=None):
   """Takes three steps on a mesh of these sizes, and writes results for each parameter.
 
-  Returns the metrics of each step, and the share of the state that a device holds. The file
+  Returns the metrics of each step, the share of the state that a device holds, and the bytes that
+  a step's collectives produce, as a multiple of the parameters' bytes. The file
   gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
@@ -132,7 +134,31 @@ def three_steps(sizes, file, config=None):
       name: x for _, tree in optax.tree_utils.tree_get_all_with_path(state.opt_state, 'mu')
       for name, x in by_name(tree, 'gradient').items()})
   held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state))
-  return {'metrics': told, 'held': held / sum(x.size for x in jax.tree.leaves(state))}
+  moves = sum(size for _, size in estimate.by_kind(
+      hlo.cost(step.as_text()).collectives).values())
+  return {'metrics': told, 'held': held / sum(x.size for x in jax.tree.leaves(state)),
+          'moves': moves / sum(4 * x.size for x in jax.tree.leaves(state.params))}
+
+
+def collectives_of_loops():
+  """The collectives that hlo finds in two programs of known cost, on eight devices."""
+  mesh = meshes.make_mesh(1, 8, 1)
+  rows = jax.NamedSharding(mesh, jax.P('fsdp'))
+  layers = jax.ShapeDtypeStruct((5, 64, 32), jnp.float32,
+                                sharding=jax.NamedSharding(mesh, jax.P(None, 'fsdp')))
+  x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=rows)
+
+  def body(x, layer):
+    x = jax.lax.with_sharding_constraint(x, rows)
+    return x + jnp.sum(x @ layer, axis=1, keepdims=True), None
+
+  def halve(x):
+    return jax.lax.while_loop(lambda x: jnp.any(x > 1), lambda x: x / 2, x)
+
+  gathers, waits = (hlo.cost(jax.jit(function).lower(*given).compile().as_text()).collectives
+                    for function, given in ((lambda x, layers: jax.lax.scan(body, x, layers)[0],
+                                             (x, layers)), (halve, (x,))))
+  return {'gathers': estimate.by_kind(gathers), 'waits': any(one.in_condition for one in waits)}
 
 
 class Halves(nn.Module):
@@ -224,8 +250,21 @@ def test_the_state_really_is_split(on_one, on_eight):
   assert on_eight['all']['held'] < 0.4
 
 
+def test_collectives_of_a_step_are_those_of_parameters(on_eight):
+  # Gathered for each pass (2), and their gradients summed (1). Under 'data', gradients alone. In a
+  # model as small as this, other arrays add to them.
+  assert on_eight['data']['moves'] < 1.5
+  assert on_eight['fsdp']['moves'] < 3.2
+
+
+def test_collectives_of_loops_are_found(on_eight):
+  # Five layers of 64 x 32 numbers of four bytes.
+  assert on_eight['loops'] == {'gathers': {'all-gather': [5, 5 * 64 * 32 * 4]}, 'waits': True}
+
+
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 8)
   found = {name: three_steps(sizes, os.path.join(sys.argv[1], f'{name}.npz'))
            for name, sizes in MESHES.items()}
-  print(json.dumps(found | {'halves': gradients_of_halves((2, 2, 2))}))
+  print(json.dumps(found | {'halves': gradients_of_halves((2, 2, 2)),
+                            'loops': collectives_of_loops()}))

@@ -130,7 +130,7 @@ def test_sizes_that_mean_nothing(values, words):
 @pytest.mark.parametrize('values, words', [
     ({'model__vision__patch_size': 64}, r'\(32, 32\) does not divide into patches of 64'),
     ({'data__image_size': 36}, r'\(36, 36\) does not divide into patches of 8'),
-    ({'model__remat': 'most'}, "config.model.remat='most': wanted none, full or dots")])
+    ({'model__remat': 'most'}, "config.model.remat='most': wanted auto, none, full or dots")])
 def test_sizes_that_do_not_fit_the_pictures(values, words):
   with pytest.raises(UserError, match=words):
     Plan(tiny.changed(**values), 'unused')

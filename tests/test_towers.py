@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from xmodal import target
 from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention, attention
@@ -97,7 +98,7 @@ def test_attention_dropout_drops_the_stated_share_and_keeps_the_mean():
     ('gpu', 'bfloat16', 8, {'dropout_rate': 0.1}, 'dropout_rate is 0.1')])
 def test_kernel_that_cannot_compute_it_says_so(
     monkeypatch, backend, dtype, head_dim, asked, message):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  monkeypatch.setattr(target, 'platform', lambda: backend)
   x = jnp.asarray(random_heads(1, 2, 1, head_dim), dtype)
   with pytest.raises(UserError, match=message):
     attention(x, x, x, **{'implementation': 'cudnn'} | asked)

@@ -49,11 +49,19 @@ _LOST = flags.DEFINE_integer(
     'lost', 25, 'Seconds without a sign of life after which a process counts as dead.',
     lower_bound=5)
 _MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'eval', 'dry_run'],
-    'train; eval: score the newest checkpoint; dry_run: check everything and train nothing.')
+    'mode', 'train', ['train', 'eval', 'dry_run', 'compile', 'plan'],
+    'train; eval: score the newest checkpoint; dry_run: check everything and train nothing; '
+    'compile: compile the step for --topology and print what it costs; plan: suggest a mesh for 1 '
+    'to 4,096 devices of --topology.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', '', 'Machine of compile and plan, such as v5e:4x4, h100:8 or h100:4x8 (hosts x '
+    'GPUs); for plan without its shape.')
+_SLICES = flags.DEFINE_integer(
+    'slices', 1, 'For compile: TPU slices of that topology.', lower_bound=1)
 _PLUGINS = '--config.plugins='
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost', 'coordinator',
-                                         'num_processes', 'process_id', 'wait', 'lost')]
+                                         'num_processes', 'process_id', 'wait', 'lost', 'topology',
+                                         'slices')]
 
 
 def main() -> int:
@@ -171,6 +179,10 @@ def _load_plugins(argv):
 
 
 def _run(config, workdir, mode):
+  if mode in ('compile', 'plan'):
+    return {'compile': _compile, 'plan': _suggest}[mode](config)
+  if _TOPOLOGY.value:
+    raise UserError(f'--topology={_TOPOLOGY.value} goes with xmodal compile and xmodal plan')
   import jax
 
   from xmodal.train import run
@@ -199,6 +211,25 @@ def _run(config, workdir, mode):
     samples = 'samples/ (pictures to look at), ' if os.path.isdir(f'{plan.workdir}/samples') else ''
     print(f'\n{plan.evaluation.table(scores)}\n\nin {plan.folder.address}: {samples}metrics.jsonl, '
           'final.json, checkpoints/, tensorboard/')
+  return 0
+
+
+def _compile(config):
+  from xmodal import compile as compiling
+  if not _TOPOLOGY.value:
+    raise UserError('xmodal compile wants --topology, such as v5e:4x4 or h100:8')
+  found = compiling.compile_for(config, _TOPOLOGY.value, _SLICES.value)
+  print(compiling.report(_TOPOLOGY.value, found))
+  compiling.check_fits(_TOPOLOGY.value, found)
+  return 0
+
+
+def _suggest(config):
+  from xmodal import suggest
+  machine = _TOPOLOGY.value
+  if not machine:
+    raise UserError('xmodal plan wants --topology, such as v5e or h100')
+  print(suggest.report(config, machine))
   return 0
 
 

@@ -17,11 +17,11 @@ from xmodal.bench import mfu
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
-_VQA = ('vqa', "mixer.tasks=('vqa',)", 'mixer.weights=(1.0,)', 'data.image_size=224',
+VQA = ('vqa', "mixer.tasks=('vqa',)", 'mixer.weights=(1.0,)', 'data.image_size=224',
         'vqa.question_length=32', 'vqa.answer_length=8', 'optimizer.learning_rate=1e-4')
-_DETECTION = ('detection', 'model.vision.num_layers=None', 'model.cross.num_layers=None',
+DETECTION = ('detection', 'model.vision.num_layers=None', 'model.cross.num_layers=None',
               'data.image_size=512', 'train.ema_decay=0.0', 'optimizer.learning_rate=1e-4')
-_GENERATION = ('generation', 'data.image_size=256', 'generation.caption_length=32',
+GENERATION = ('generation', 'data.image_size=256', 'generation.caption_length=32',
                'optimizer.name=adamw', 'optimizer.learning_rate=1e-4', 'train.ema_decay=0.0',
                'model.text.num_layers=None',
                *(f'model.denoiser.{key}=None'
@@ -35,32 +35,32 @@ def _at(size, batch, *changes):
 
 # By name: (config, changes...). The most wanted come first.
 CASES = {
-    'vqa large cudnn': (*_VQA, *_at('large', 128, _CUDNN)),
-    'detection large cudnn': (*_DETECTION, *_at('large', 32, _CUDNN)),
-    'generation large cudnn': (*_GENERATION, *_at('large', 128, _CUDNN)),
-    'detection xl cudnn, dots': (*_DETECTION, *_at('xl', 16, _CUDNN, 'model.remat=dots',
+    'vqa large cudnn': (*VQA, *_at('large', 128, _CUDNN)),
+    'detection large cudnn': (*DETECTION, *_at('large', 32, _CUDNN)),
+    'generation large cudnn': (*GENERATION, *_at('large', 128, _CUDNN)),
+    'detection xl cudnn, dots': (*DETECTION, *_at('xl', 16, _CUDNN, 'model.remat=dots',
                                                    'data.image_size=504')),
-    'generation xl cudnn': (*_GENERATION, *_at('xl', 64, _CUDNN)),
-    'vqa base cudnn': (*_VQA, *_at('base', 256, _CUDNN)),
-    'detection base cudnn': (*_DETECTION, *_at('base', 64, _CUDNN)),
-    'generation base cudnn': (*_GENERATION, *_at('base', 256, _CUDNN)),
-    'vqa large xla': (*_VQA, *_at('large', 128)),
-    'detection large xla': (*_DETECTION, *_at('large', 32)),
-    'vqa large cudnn, dots': (*_VQA, *_at('large', 128, _CUDNN, 'model.remat=dots')),
-    'vqa large cudnn, full': (*_VQA, *_at('large', 128, _CUDNN, 'model.remat=full')),
-    'vqa base xla': (*_VQA, *_at('base', 256)),
-    'vqa large cudnn, 256': (*_VQA, *_at('large', 256, _CUDNN)),
+    'generation xl cudnn': (*GENERATION, *_at('xl', 64, _CUDNN)),
+    'vqa base cudnn': (*VQA, *_at('base', 256, _CUDNN)),
+    'detection base cudnn': (*DETECTION, *_at('base', 64, _CUDNN)),
+    'generation base cudnn': (*GENERATION, *_at('base', 256, _CUDNN)),
+    'vqa large xla': (*VQA, *_at('large', 128)),
+    'detection large xla': (*DETECTION, *_at('large', 32)),
+    'vqa large cudnn, dots': (*VQA, *_at('large', 128, _CUDNN, 'model.remat=dots')),
+    'vqa large cudnn, full': (*VQA, *_at('large', 128, _CUDNN, 'model.remat=full')),
+    'vqa base xla': (*VQA, *_at('base', 256)),
+    'vqa large cudnn, 256': (*VQA, *_at('large', 256, _CUDNN)),
     # Last, when no other process holds memory.
-    'vqa xl cudnn, dots': (*_VQA, *_at('xl', 64, _CUDNN, 'model.remat=dots')),
+    'vqa xl cudnn, dots': (*VQA, *_at('xl', 64, _CUDNN, 'model.remat=dots')),
 }
-_SMALL = ('data.train_examples=512', 'data.eval_examples=16')
+SMALL = ('data.train_examples=512', 'data.eval_examples=16')
 _GROUP = 4  # compile together: XLA takes several cores for each
 
 
 def case_config(name: str):
   """The config of a case."""
   config, *changes = CASES[name]
-  return mfu.changed(read_config(config), [*_SMALL, *changes])
+  return mfu.changed(read_config(config), [*SMALL, *changes])
 
 
 def _case(name, room, number, count, rounds, steps):

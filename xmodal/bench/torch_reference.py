@@ -138,7 +138,7 @@ class Reference(nn.Module):
     vision, text, cross = (parts.fields(config.model, t) for t in ('vision', 'text', 'cross'))
     if (config.model.vision.name != 'vit' or 'stem' in vision or config.model.text.name != 't5'
         or config.model.cross.variant != 'co_attention' or config.model.dropout_rate
-        or config.model.remat != 'none'):
+        or config.model.remat not in ('auto', 'none')):
       raise UserError(
           'the PyTorch reference is a ViT of patches, a T5, co-attention, no dropout and no remat; '
           f'found model.size={config.model.size}, vision.name={config.model.vision.name}, '

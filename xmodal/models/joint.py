@@ -25,10 +25,12 @@ OPTIONS = {
                    choices=SIZES),
     'dtype': Option('auto', 'Computation dtype; auto: bfloat16 on accelerators, float32 on CPU.',
                     choices=('auto', 'float32', 'bfloat16'), may_change=True),
-    'attention': Option('xla', 'Attention kernel; cudnn: NVIDIA, bfloat16, no dropout.',
-                        choices=IMPLEMENTATIONS, may_change=True),
-    'remat': Option('none', 'full: recompute layers in the backward pass; dots: keep matrix '
-                    'products.', choices=REMAT, may_change=True),
+    'attention': Option('auto', 'Attention kernel; cudnn: NVIDIA, bfloat16, no dropout; auto: '
+                        'cudnn where it is possible and faster.', choices=IMPLEMENTATIONS,
+                        may_change=True),
+    'remat': Option('auto', 'What the backward pass recomputes; full: layers; dots: all but linear '
+                    'layers, convolutions and flash attention; auto: dots on accelerators, none '
+                    'on CPU.', choices=REMAT, may_change=True),
     'dropout_rate': Option(0.0, 'Dropout rate of all layers.', low=0, high=0.99)}
 
 Image = UInt8[Array, 'B H W 3'] | Float[Array, 'B H W 3']

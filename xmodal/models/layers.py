@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xmodal import target
 from xmodal.errors import UserError
 from xmodal.models.capture import COLLECTION, offer
 from xmodal.models.layout import keep_rows
@@ -18,12 +19,20 @@ ACTIVATIONS = {
     'silu': jax.nn.silu,
 }
 
+def _linear_or_flash(primitive, *values, **parameters) -> bool:
+  """Whether the backward pass keeps an operation's outputs: those that cost much to compute again.
+  Flash attention is no matrix product to JAX."""
+  return (primitive.name in ('conv_general_dilated', 'dot_product_attention_fwd_wrapper') or
+          jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+              primitive, *values, **parameters))
+
+
 # Activations that the backward pass keeps; it recomputes the others.
 REMAT_POLICIES = {
     'full': None,  # Only each layer's input.
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Outputs of linear layers.
+    'dots': _linear_or_flash,  # Outputs of linear layers, convolutions and flash attention.
 }
-REMAT = ('none', *REMAT_POLICIES)
+REMAT = ('auto', 'none', *REMAT_POLICIES)
 
 _LARGEST = 2 ** 31 - 1
 
@@ -105,6 +114,16 @@ class Mlp(nn.Module):
     return dense(self.out_dim, 'down', self.down_init or self.kernel_init)(hidden)
 
 
+def remat_policy(name: str) -> str:
+  """The policy that a config names; 'auto': 'dots' on accelerators, 'none' on a CPU.
+
+  Norms and activations cost an accelerator less to compute again than to store and load.
+  """
+  if name == 'auto':
+    return 'none' if target.platform() == 'cpu' else 'dots'
+  return name
+
+
 def rematerialized(body: Callable, policy: str, **kwargs):
   """The same function or module, whose activations the backward pass recomputes.
 
@@ -116,8 +135,8 @@ def rematerialized(body: Callable, policy: str, **kwargs):
   Raises:
     UserError: the policy is unknown.
   """
-  if policy not in REMAT:
-    raise UserError(f'remat policy {policy!r} is unknown; use one of {REMAT}')
+  if policy not in ('none', *REMAT_POLICIES):
+    raise UserError(f'remat policy {policy!r} is unknown; use one of {("none", *REMAT_POLICIES)}')
   return body if policy == 'none' else nn.remat(body, policy=REMAT_POLICIES[policy], **kwargs)
 
 

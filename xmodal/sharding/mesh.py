@@ -7,6 +7,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from xmodal import target
 from xmodal.errors import UserError
 from xmodal.options import Option
 
@@ -33,13 +34,15 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
-  count = jax.device_count()
+  devices = target.devices()
+  count = len(devices)
   if data == -1 and fsdp > 0 and tensor > 0 and count % (fsdp * tensor) == 0:
     data = count // (fsdp * tensor)
   if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
     raise UserError(f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to '
                     f'the {count} devices; config.mesh.data=-1 takes the remaining devices')
-  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3,
+                       devices=devices)
 
 
 def batch_ways(mesh: Mesh) -> int:

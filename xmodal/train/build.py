@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 import os
 
-import jax
 import jax.numpy as jnp
 
 from xmodal import config as configs
+from xmodal import target
 from xmodal.data.example import Example
 from xmodal.data.open import IMAGE_SIZE
 from xmodal.data.overview import Sampled, learn_tokenizer, overview_of
@@ -16,6 +16,7 @@ from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.models.attention import usable
 from xmodal.models.joint import Backbone, MultiTask
+from xmodal.models.layers import remat_policy
 from xmodal.models.lora import Lora
 from xmodal.options import ABOVE_ZERO, HIGHEST
 from xmodal.tasks.task import TASKS, Task, senses_of
@@ -108,7 +109,7 @@ def compute_dtype(config):
   """bfloat16 on accelerators and float32 on CPU, unless config.model.dtype names one."""
   name = config.model.dtype
   if name == 'auto':
-    name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    name = 'float32' if target.platform() == 'cpu' else 'bfloat16'
   return jnp.dtype(name)
 
 
@@ -119,7 +120,8 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   if model.attention == 'cudnn' and model.dropout_rate:
     raise UserError(f'config.model.attention=cudnn has no dropout, found config.model.dropout_rate='
                     f'{model.dropout_rate}; set it to 0 or use config.model.attention=xla')
-  shared = dict(dtype=compute_dtype(config), remat=model.remat, attention=usable(model.attention),
+  shared = dict(dtype=compute_dtype(config), remat=remat_policy(model.remat),
+                attention=usable(model.attention),
                 dropout_rate=model.dropout_rate)
   pictures = {}
   if 'vision' in towers:

@@ -16,8 +16,9 @@ def describe(plan) -> str:
            for path, x in jax.tree_util.tree_flatten_with_path(plan.batch)[0]]
   lines = [*_table(('parameter', 'shape', 'dtype', 'split over', ''), rows), '',
            *_table(('batch', 'shape', 'dtype', 'split over'), batch), '',
-           f'{total:,} parameters; mesh {dict(plan.mesh.shape)} of {jax.device_count()} '
-           f'{jax.devices()[0].device_kind}', *_memory(plan), *plan.notes, 'nothing was trained']
+           f'{total:,} parameters; mesh {dict(plan.mesh.shape)} of {plan.mesh.size} '
+           f'{plan.mesh.devices.flat[0].device_kind}', *_memory(plan), *plan.notes,
+           'nothing was trained']
   return '\n'.join(lines)
 
 

@@ -102,8 +102,7 @@ class ResNet(nn.Module):
       or 'small' (3x3 convolution of stride 1, for small pictures).
     dropout_rate: dropout in training, on the features that come out.
     dtype: of the computation; parameters and statistics are float32.
-    remat: 'none', 'full' or 'dots': what of each block the backward pass computes again (no
-      result of a convolution is kept by 'dots').
+    remat: 'none', 'full' or 'dots', for each block, see layers.REMAT_POLICIES.
   """
 
   block: str

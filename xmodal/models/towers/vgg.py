@@ -36,8 +36,7 @@ class VGG(nn.Module):
     frozen_statistics: batch norm uses its stored statistics in training too.
     dropout_rate: dropout in training, on the output features.
     dtype: of the computation; parameters and statistics are float32.
-    remat: 'none', 'full' or 'dots', for each stage, see layers.REMAT_POLICIES ('dots' keeps no
-      output of a convolution).
+    remat: 'none', 'full' or 'dots', for each stage, see layers.REMAT_POLICIES.
   """
 
   stage_sizes: tuple[int, ...]

@@ -26,6 +26,7 @@ from xmodal.models import parts
 from xmodal.models.attention import usable
 from xmodal.models.denoiser import flow
 from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
+from xmodal.models.layers import remat_policy
 from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks import writing
 from xmodal.tasks.drawing import card
@@ -147,7 +148,7 @@ class Generation(Task):
     return Denoiser(
         image_size=(config.data.image_size,) * 2, **sizes, patches=config.generation.patches,
         dropout_rate=config.model.dropout_rate, attention=usable(config.model.attention),
-        remat=config.model.remat, scan_unroll=unroll)
+        remat=remat_policy(config.model.remat), scan_unroll=unroll)
 
   @classmethod
   def check_options(cls, own):

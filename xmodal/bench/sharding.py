@@ -1,0 +1,72 @@
+"""What sharded steps cost on machines that are not here: collectives, memory, predicted time.
+
+`python -m xmodal.bench.sharding [--topologies h100:8 v5e:4x4] [--cases vqa-base ...]` compiles the
+steps of three tasks with parameters split over all devices (config.mesh.fsdp), as `xmodal compile`
+does, and prints a row for each. 'bound' is 3.2 times the bytes of the parameters: two gathers, one
+sum of gradients, and a little of other arrays.
+"""
+
+import argparse
+import math
+import sys
+
+from xmodal.bench import gpu, mfu
+from xmodal.bench.compare import read_config, run_command
+from xmodal.errors import UserError, did_you_mean
+
+_BATCH = {'base': 256, 'large': 128}
+CASES = {f'{name}-{size}': (*parts, f'model.size={size}', f'train.batch_size={batch}')
+         for size, batch in _BATCH.items()
+         for name, parts in (('vqa', gpu.VQA), ('detection', gpu.DETECTION),
+                             ('generation', gpu.GENERATION))}
+_COLUMNS = ('case', 'devices', 'gathered', 'reduced', 'scattered', 'other', 'all', 'bound',
+            'collectives', 'in conditions', 'GiB at most', 'step ms', 'limit')
+
+
+def row(case: str, topology: str) -> tuple[str, ...]:
+  """Compiles a case for a topology; returns a value for each column. Bytes are GB a step."""
+  from xmodal import compile as compiling
+  from xmodal.cost import estimate
+  from xmodal.cost import topology as topologies
+  name, *changes = CASES[case]
+  devices = math.prod(topologies.split(topology)[1])
+  config = mfu.changed(read_config(name), [
+      *gpu.SMALL, *changes, 'mesh.data=1', f'mesh.fsdp={devices}'])
+  found = compiling.compile_for(config, topology)
+  kinds = estimate.by_kind(found.cost.collectives)
+  sizes = [kinds.pop(kind, (0, 0.0))[1] / 1e9
+           for kind in ('all-gather', 'all-reduce', 'reduce-scatter')]
+  sizes.append(sum(size for _, size in kinds.values()) / 1e9)
+  waits = sum(one.times for one in found.cost.collectives if one.in_condition)
+  return (case, topology, *(f'{size:.2f}' for size in sizes), f'{sum(sizes):.2f}',
+          f'{3.2 * 4 * found.parameters / 1e9:.2f}',
+          f'{sum(one.times for one in found.cost.collectives):,}', str(waits),
+          f'{found.peak_bytes / 2**30:.2f}', f'{1e3 * found.estimate.step:.1f}',
+          found.estimate.limit)
+
+
+def _run(options):
+  for case in options.cases:
+    if case not in CASES:
+      raise UserError(f'--cases: no case {case!r}{did_you_mean(case, CASES)}; wanted some of '
+                      f'{", ".join(CASES)}')
+  print('| ' + ' | '.join(_COLUMNS) + ' |\n' + '|---' * len(_COLUMNS) + '|', flush=True)
+  for topology in options.topologies:
+    for case in options.cases:
+      try:
+        print('| ' + ' | '.join(row(case, topology)) + ' |', flush=True)
+      except UserError as error:
+        print(f'| {case} | {topology} | {error} |', flush=True)
+
+
+def main(argv=None) -> int:
+  """Runs a command line; returns its exit code (0, or 2 for a user error)."""
+  parser = argparse.ArgumentParser(prog='xmodal bench sharding', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--topologies', nargs='+', default=['h100:8', 'v5e:4x4'])
+  parser.add_argument('--cases', nargs='+', default=list(CASES))
+  return run_command(_run, parser.parse_args(argv))
+
+
+if __name__ == '__main__':
+  sys.exit(main())
