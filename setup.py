@@ -42,6 +42,7 @@ setup(
     # Configs lie beside the package, where people look, and are installed inside it.
     packages=[*find_packages(include=['xmodal', 'xmodal.*']), 'xmodal.configs'],
     package_dir={'xmodal.configs': 'configs'},
+    package_data={'xmodal.cost': ['*.txtpb']},
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',

@@ -17,41 +17,37 @@ from xmodal.bench import mfu
 from xmodal.bench.compare import check_positive, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
+# Config and changes of each task, at sizes of published models.
 VQA = ('vqa', "mixer.tasks=('vqa',)", 'mixer.weights=(1.0,)', 'data.image_size=224',
-        'vqa.question_length=32', 'vqa.answer_length=8', 'optimizer.learning_rate=1e-4')
+       'vqa.question_length=32', 'vqa.answer_length=8', 'optimizer.learning_rate=1e-4')
 DETECTION = ('detection', 'model.vision.num_layers=None', 'model.cross.num_layers=None',
-              'data.image_size=512', 'train.ema_decay=0.0', 'optimizer.learning_rate=1e-4')
+             'data.image_size=512', 'train.ema_decay=0.0', 'optimizer.learning_rate=1e-4')
 GENERATION = ('generation', 'data.image_size=256', 'generation.caption_length=32',
-               'optimizer.name=adamw', 'optimizer.learning_rate=1e-4', 'train.ema_decay=0.0',
-               'model.text.num_layers=None',
-               *(f'model.denoiser.{key}=None'
-                 for key in ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')))
-_CUDNN = 'model.attention=cudnn'
+              'optimizer.name=adamw', 'optimizer.learning_rate=1e-4', 'train.ema_decay=0.0',
+              'model.text.num_layers=None',
+              *(f'model.denoiser.{key}=None'
+                for key in ('hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')))
 
 
 def _at(size, batch, *changes):
   return (f'model.size={size}', f'train.batch_size={batch}', *changes)
 
 
-# By name: (config, changes...). The most wanted come first.
+# By name: (config, changes...).
 CASES = {
-    'vqa large cudnn': (*VQA, *_at('large', 128, _CUDNN)),
-    'detection large cudnn': (*DETECTION, *_at('large', 32, _CUDNN)),
-    'generation large cudnn': (*GENERATION, *_at('large', 128, _CUDNN)),
-    'detection xl cudnn, dots': (*DETECTION, *_at('xl', 16, _CUDNN, 'model.remat=dots',
-                                                   'data.image_size=504')),
-    'generation xl cudnn': (*GENERATION, *_at('xl', 64, _CUDNN)),
-    'vqa base cudnn': (*VQA, *_at('base', 256, _CUDNN)),
-    'detection base cudnn': (*DETECTION, *_at('base', 64, _CUDNN)),
-    'generation base cudnn': (*GENERATION, *_at('base', 256, _CUDNN)),
-    'vqa large xla': (*VQA, *_at('large', 128)),
-    'detection large xla': (*DETECTION, *_at('large', 32)),
-    'vqa large cudnn, dots': (*VQA, *_at('large', 128, _CUDNN, 'model.remat=dots')),
-    'vqa large cudnn, full': (*VQA, *_at('large', 128, _CUDNN, 'model.remat=full')),
-    'vqa base xla': (*VQA, *_at('base', 256)),
-    'vqa large cudnn, 256': (*VQA, *_at('large', 256, _CUDNN)),
-    # Last, when no other process holds memory.
-    'vqa xl cudnn, dots': (*VQA, *_at('xl', 64, _CUDNN, 'model.remat=dots')),
+    'vqa base': (*VQA, *_at('base', 256)),
+    'vqa large': (*VQA, *_at('large', 128)),
+    'detection large': (*DETECTION, *_at('large', 32)),
+    'generation large': (*GENERATION, *_at('large', 128)),
+    'vqa large, remat none': (*VQA, *_at('large', 128, 'model.remat=none')),
+    'vqa large, remat full': (*VQA, *_at('large', 128, 'model.remat=full')),
+    'vqa large, xla attention': (*VQA, *_at('large', 128, 'model.attention=xla')),
+    'vqa large, batch 256': (*VQA, *_at('large', 256)),
+    'vqa xl': (*VQA, *_at('xl', 64)),
+    'detection xl': (*DETECTION, *_at('xl', 16, 'data.image_size=504')),
+    'generation xl': (*GENERATION, *_at('xl', 64)),
+    'detection base': (*DETECTION, *_at('base', 64)),
+    'generation base': (*GENERATION, *_at('base', 256)),
 }
 SMALL = ('data.train_examples=512', 'data.eval_examples=16')
 _GROUP = 4  # compile together: XLA takes several cores for each

@@ -76,16 +76,9 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
   """
   records, predictions = [], {name: [] for name in make.tasks}
   batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size), most)
-  for number, batch in enumerate(batches):
-    batch = meshes.put_batch(batch, mesh, batch_size)
-    try:
-      valid, outputs = jax.device_get(predict_step(variables, batch))
-    except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      raise UserError(
-          f'evaluating {batch_size} examples at once needs more memory than the device has: lower '
-          'config.train.eval_batch_size and run the same command to resume') from error
+  computed = (predict_step(variables, meshes.put_batch(batch, mesh, batch_size))
+              for batch in batches)
+  for number, (valid, outputs) in enumerate(_one_ahead(computed, batch_size)):
     records.append((number * batch_size + np.arange(batch_size))[valid])
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
@@ -93,6 +86,22 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     if stop is not None and stop.reached():
       return None
   return np.concatenate(records), predictions
+
+
+def _one_ahead(outputs, batch_size):
+  """Yields outputs as numpy arrays; the devices compute the next ones meanwhile."""
+  try:
+    last = next(outputs, None)
+    while last is not None:
+      following = next(outputs, None)
+      yield jax.device_get(last)
+      last = following
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise UserError(
+        f'evaluating {batch_size} examples at once needs more memory than the device has: lower '
+        'config.train.eval_batch_size and run the same command to resume') from error
 
 
 def evaluate_source(predict_step, variables, make: BatchMaker, split: str, config, workdir: str,
