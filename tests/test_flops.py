@@ -1,5 +1,6 @@
 """FLOPs of our step against PyTorch's counter on the same model, and published figures."""
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmodal.bench import torch_reference, train_step
-from xmodal.cost import flops
+from xmodal.cost import flops, machines
+from xmodal.models import layers
 
 
 def test_as_many_as_pytorch_counts_for_the_same_step():
@@ -74,3 +76,36 @@ def test_recomputed_layers_count_as_work_of_the_hardware_alone(remat, again):
   assert counted.model == 3 * forward
   # The last product's result is not needed again.
   assert counted.hardware == counted.model + (forward / 2 if again else 0)
+
+
+@pytest.mark.parametrize('remat, again', [('none', 0), ('dots', 0), ('full', 1)])
+def test_no_linear_layer_is_computed_again_under_dots(remat, again):
+  class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      layer = layers.Mlp(32, 16, name='layer')
+      return layers.scan_layers(lambda layer, x, _: (x + layer(x), None), layer, x, num_layers=3,
+                                remat=remat)[0]
+
+  x = jnp.ones((4, 16))
+  params = jax.eval_shape(Stack().init, jax.random.key(0), x)
+  counted = flops.count(jax.jit(jax.grad(
+      lambda params, x: jnp.sum(Stack().apply(params, x) ** 2))).trace(params, x).jaxpr)
+  forward = 3 * 2 * 2 * 4 * 16 * 32
+  # The last product of a layer is not needed again. No gradient by the first layer's input.
+  assert counted.model == 3 * forward
+  assert counted.hardware - counted.model == again * forward / 2
+
+
+@pytest.mark.parametrize('kind, name', [
+    ('NVIDIA H100 80GB HBM3', 'h100'), ('NVIDIA H200', 'h200'), ('NVIDIA A100-SXM4-80GB', 'a100'),
+    ('TPU v4', 'v4'), ('TPU v5 lite', 'v5e'), ('TPU v5', 'v5p'), ('TPU v5p', 'v5p'),
+    ('TPU v6 lite', 'v6e'), ('cpu', None), ('NVIDIA T4', None)])
+def test_machines_by_the_names_that_jax_gives_their_devices(kind, name):
+  assert machines.find(kind) == (name and machines.MACHINES[name])
+
+
+def test_utilization_of_several_devices():
+  # Half of the peak of two H100, 989 TFLOP/s each.
+  assert machines.utilization(989e12, 1.0, ['NVIDIA H100 80GB HBM3'] * 2) == pytest.approx(0.5)
+  assert machines.utilization(989e12, 1.0, ['NVIDIA H100 80GB HBM3', 'cpu']) is None

@@ -9,7 +9,9 @@ import torch
 from xmodal import target
 from xmodal.bench.parity_vision import randomise
 from xmodal.errors import UserError
+from xmodal.models import attention as kernels
 from xmodal.models.attention import MultiHeadAttention, attention
+from xmodal.models.layers import remat_policy
 from xmodal.models.towers.resnet import ResNet
 from xmodal.models.towers.vgg import VGG
 from xmodal.models.towers.vit import ViT
@@ -102,6 +104,29 @@ def test_kernel_that_cannot_compute_it_says_so(
   x = jnp.asarray(random_heads(1, 2, 1, head_dim), dtype)
   with pytest.raises(UserError, match=message):
     attention(x, x, x, **{'implementation': 'cudnn'} | asked)
+
+
+@pytest.mark.parametrize('platform, keys, dtype, head_dim, dropout_rate, kernel', [
+    ('gpu', 196, 'bfloat16', 64, 0.0, 'cudnn'), ('gpu', 196, 'float32', 64, 0.0, 'xla'),
+    ('gpu', 32, 'bfloat16', 64, 0.0, 'xla'), ('gpu', 196, 'bfloat16', 12, 0.0, 'xla'),
+    ('gpu', 196, 'bfloat16', 64, 0.1, 'xla'), ('cpu', 196, 'bfloat16', 64, 0.0, 'xla'),
+    ('tpu', 196, 'bfloat16', 64, 0.0, 'xla')])
+def test_auto_takes_cudnn_where_it_can_and_pays(
+    monkeypatch, platform, keys, dtype, head_dim, dropout_rate, kernel):
+  taken = []
+  monkeypatch.setattr(target, 'platform', lambda: platform)
+  for name in ('xla', 'cudnn'):
+    monkeypatch.setattr(kernels, f'_{name}',
+                        lambda query, *_, name=name: taken.append(name) or query)
+  x = jnp.zeros((1, keys, 2, head_dim), dtype)
+  attention(x, x, x, dropout_rate=dropout_rate, implementation='auto')
+  assert taken == [kernel]
+
+
+@pytest.mark.parametrize('platform, policy', [('cpu', 'none'), ('gpu', 'dots'), ('tpu', 'dots')])
+def test_auto_recomputes_on_accelerators(monkeypatch, platform, policy):
+  monkeypatch.setattr(target, 'platform', lambda: platform)
+  assert remat_policy('auto') == policy and remat_policy('full') == 'full'
 
 
 @wants_gpu
