@@ -16,7 +16,7 @@ from xmodal import atomic
 
 FILE = 'goodput.json'
 _WRITE_SECONDS = 10.0  # between writes: a kill loses the count of that much time
-_KEYS = ('from_step', 'to_step', 'seconds', 'step_seconds')
+_KEYS = {'from_step': int, 'to_step': int, 'seconds': float, 'step_seconds': float}
 
 
 class Goodput:
@@ -35,7 +35,7 @@ class Goodput:
     """
     self._path, self._began, self._clock = os.path.join(workdir, FILE), began, clock
     self._writes, self._written = writes, None
-    self._now = dict.fromkeys(_KEYS, 0.0) | {'from_step': start, 'to_step': start}
+    self._now = {'from_step': start}
     self._earlier = _read(self._path)
     self.note(start, 0.0)
 
@@ -72,6 +72,7 @@ class Goodput:
 def _read(path):
   try:
     with open(path, encoding='utf-8') as f:
-      return [{key: float(one[key]) for key in _KEYS} for one in json.load(f)['starts']]
+      starts = json.load(f)['starts']
+    return [{key: kind(one[key]) for key, kind in _KEYS.items()} for one in starts]
   except (OSError, ValueError, KeyError, TypeError):
     return []

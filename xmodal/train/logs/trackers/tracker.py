@@ -24,8 +24,8 @@ from xmodal.registry import Registry
 
 TRACKERS = Registry('tracker', 'config.train.trackers', 'xmodal.train.logs.trackers')
 
-OPTIONS = {'trackers': Option(('tensorboard',), 'Where metrics go besides metrics.jsonl: '
-                              'tensorboard, csv, wandb, trackio, or your own.', may_change=True)}
+OPTIONS = {'trackers': Option(('tensorboard',), 'Where metrics go besides metrics.jsonl, such as '
+                              "('tensorboard', 'wandb'); (): nowhere else.", may_change=True)}
 # Of services that sort runs by project.
 PROJECT = {'project': Option('xmodal', 'Project of the run at wandb and trackio.',
                              may_change=True)}

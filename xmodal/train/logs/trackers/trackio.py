@@ -1,4 +1,7 @@
-"""trackio: a local dashboard of runs, also on Hugging Face Spaces (TRACKIO_SPACE_ID)."""
+"""trackio: a local dashboard of runs, also on Hugging Face Spaces (TRACKIO_SPACE_ID).
+
+Steps that a resumed run repeats after a kill are there twice.
+"""
 
 from collections.abc import Mapping
 
