@@ -1,5 +1,7 @@
 """FLOPs of our step against PyTorch's counter on the same model, and published figures."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,3 +76,18 @@ def test_recomputed_layers_count_as_work_of_the_hardware_alone(remat, again):
   assert counted.model == 3 * forward
   # The last product's result is not needed again.
   assert counted.hardware == counted.model + (forward / 2 if again else 0)
+
+
+def test_parts_of_several_devices_count_as_the_whole():
+  mesh = jax.sharding.AbstractMesh((2, 3), ('data', 'tensor'), (jax.sharding.AxisType.Auto,) * 2)
+  spec = jax.sharding.PartitionSpec('data')
+
+  def loss(x, kernels, part=lambda product, **_: product):
+    product = part(jnp.matmul, in_specs=(spec, spec), out_specs=spec, axis_names={'data'})
+    return jnp.sum(product(x, kernels) ** 2)
+
+  args = jnp.ones((4, 6, 8)), jnp.ones((4, 8, 5))
+  with jax.sharding.use_abstract_mesh(mesh):
+    split = jax.jit(jax.grad(functools.partial(loss, part=jax.shard_map), (0, 1))).trace(*args)
+  whole = jax.jit(jax.grad(loss, (0, 1))).trace(*args)
+  assert flops.count(split.jaxpr) == flops.count(whole.jaxpr) == (5760, 5760)
