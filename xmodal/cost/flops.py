@@ -58,7 +58,7 @@ def _count(jaxpr, recomputes, hardware):
       if name == 'cond':
         total += max(inner)
       elif name == 'shard_map':
-        # JAX before 0.11 has another name for it.
+        # Versions of JAX have either name for it.
         axes = params['manual_axes' if 'manual_axes' in params else 'newly_manual_axes']
         total += sum(inner) * math.prod(params['mesh'].shape[axis] for axis in axes)
       else:
