@@ -61,6 +61,8 @@ setup(
         'hf': ['datasets'],
         'gcs': ['gcsfs'],
         's3': ['s3fs'],
+        'wandb': ['wandb'],
+        'trackio': ['trackio'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java
         # An open range of torch takes a release with gigabytes of CUDA packages.
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',

@@ -14,6 +14,7 @@ from xmodal.bench import (
   detection,
   generate,
   predict,
+  same_losses,
   torch_detection,
   torch_reference,
   train_step,
@@ -207,3 +208,10 @@ def test_predict_tells_a_first_question_from_those_after_it(finished, capsys):
   assert first > 0 and second <= slowest and median <= slowest
   assert predict.main([*arguments[:2], '--tasks', 'detection']) == 2
   assert '--tasks detection: wanted some of vqa, objects' in capsys.readouterr().err
+
+
+def test_trees_are_compared_by_the_metrics_that_both_log():
+  old, new = {'step': 1, 'loss': 0.5}, {'step': 1, 'loss': 0.5, 'update_norm': 1.0}
+  assert same_losses.difference([old], [new]) == same_losses.difference([new], [old]) == ''
+  found = same_losses.difference([old], [{**new, 'loss': 0.25}])
+  assert found.startswith('first at step 1: loss 0.5 before, 0.25 after')

@@ -153,7 +153,7 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
 
 
 def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop, 'compile_step', lambda *_: 1 / 0)
+  monkeypatch.setattr(loop, 'compile_steps', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     tiny.train(tmp_path / 'run', tiny.changed(train__batch_size=16))
   Plan(tiny.get_config(), str(tmp_path / 'run'))  # another config is accepted

@@ -1,5 +1,7 @@
 """FLOPs of our step against PyTorch's counter on the same model, and published figures."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -109,3 +111,18 @@ def test_utilization_of_several_devices():
   # Half of the peak of two H100, 989 TFLOP/s each.
   assert machines.utilization(989e12, 1.0, ['NVIDIA H100 80GB HBM3'] * 2) == pytest.approx(0.5)
   assert machines.utilization(989e12, 1.0, ['NVIDIA H100 80GB HBM3', 'cpu']) is None
+
+
+def test_parts_of_several_devices_count_as_the_whole():
+  mesh = jax.sharding.AbstractMesh((2, 3), ('data', 'tensor'), (jax.sharding.AxisType.Auto,) * 2)
+  spec = jax.sharding.PartitionSpec('data')
+
+  def loss(x, kernels, part=lambda product, **_: product):
+    product = part(jnp.matmul, in_specs=(spec, spec), out_specs=spec, axis_names={'data'})
+    return jnp.sum(product(x, kernels) ** 2)
+
+  args = jnp.ones((4, 6, 8)), jnp.ones((4, 8, 5))
+  with jax.sharding.use_abstract_mesh(mesh):
+    split = jax.jit(jax.grad(functools.partial(loss, part=jax.shard_map), (0, 1))).trace(*args)
+  whole = jax.jit(jax.grad(loss, (0, 1))).trace(*args)
+  assert flops.count(split.jaxpr) == flops.count(whole.jaxpr) == (5760, 5760)

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1] / 'xmodal'
 # From the bottom up: a package may import itself and earlier ones.
 FREE = ('errors', 'paths', 'storage', 'downloads', 'atomic', 'strict_json', 'options', 'xla',
         'registry', 'word_patterns', 'target')
-GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained')
+GROUND = ('data', 'metrics', 'sharding', 'models', 'pretrained', 'cost')
 # Allowed imports between these.
 AMONG = {('pretrained', 'models'), ('metrics', 'data')}
 ABOVE = ('tasks', 'mixer', 'train')

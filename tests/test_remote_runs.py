@@ -18,6 +18,7 @@ from xmodal.pretrained import __main__ as pretrained
 from xmodal.pretrained.hub import find_folder
 from xmodal.train import run as runs
 from xmodal.train.checkpoints import bucket, checkpoint
+from xmodal.train.logs import speed
 from xmodal.train.plan import Plan
 from xmodal.train.process import lock
 from xmodal.train.process.mirror import RunFolder
@@ -49,7 +50,7 @@ def lines_of(text):
   """Lines of metrics.jsonl without measured times."""
   lines = [json.loads(line) for line in text.splitlines()]
   return [{key: value for key, value in line.items()
-           if key not in ('examples_per_second', 'input_wait')} for line in lines]
+           if key not in speed.NAMES} for line in lines]
 
 
 def arrays(address):

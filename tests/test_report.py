@@ -6,9 +6,12 @@ import types
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import tiny
 
 from xmodal.train.logs import metrics
 from xmodal.train.logs.report import Report
+from xmodal.train.logs.speed import Speed
+from xmodal.train.optimizer.schedules import make_schedule
 
 # TensorBoard reads with its own code then, and does not look for TensorFlow.
 sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf')
@@ -18,7 +21,7 @@ NUMBERS = {'loss': 1.0, 'vqa/accuracy': 0.5, 'skipped': 0.0}
 
 def begin(workdir, start=0, steps=9, scored=()):
   return Report(str(workdir), steps=steps, start=start, batch_size=8, scored={'eval': scored},
-                evaluates=start >= steps)
+                evaluates=start >= steps, config=tiny.get_config())
 
 
 def train(report, *steps):
@@ -120,7 +123,7 @@ def test_lines_that_a_crash_left_are_dropped_and_told(tmp_path, capsys, damage, 
 
 def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch):
   now = [0.0]
-  monkeypatch.setattr('xmodal.train.logs.report.time.perf_counter', lambda: now[0])
+  monkeypatch.setattr('time.perf_counter', lambda: now[0])
   report = begin(tmp_path)
   with report.pause(0):
     now[0] += 60  # compiling
@@ -132,15 +135,15 @@ def test_speed_is_that_of_steps_alone(tmp_path, monkeypatch):
       with report.pause(step):
         now[0] += 100  # an evaluation
   train(report, 4)
-  assert report.examples_per_second == 4
+  assert report.speed.means()['examples_per_second'] == 4
 
 
 def test_waiting_for_input_is_a_share_of_the_steps_time(tmp_path, monkeypatch):
   now = [0.0]
-  monkeypatch.setattr('xmodal.train.logs.report.time.perf_counter', lambda: now[0])
+  monkeypatch.setattr('time.perf_counter', lambda: now[0])
   report = begin(tmp_path)
   for step in (1, 2):
-    with report.waiting():
+    with report.speed.waiting():
       now[0] += 1
     now[0] += 3
     train(report, step)
@@ -150,4 +153,43 @@ def test_waiting_for_input_is_a_share_of_the_steps_time(tmp_path, monkeypatch):
   train(report, 3)
   lines = metrics.read(str(tmp_path / 'metrics.jsonl'))[0]
   assert [line['input_wait'] for line in lines if 'input_wait' in line] == [0.25, 0.25, 0.0]
-  assert report.input_wait == 2 / 16
+  assert report.speed.means()['input_wait'] == 2 / 16
+
+
+@pytest.mark.parametrize('device, mfu', [('NVIDIA H100 80GB HBM3', 0.1), ('cpu', None)])
+def test_flops_are_the_mean_over_steps_of_several_kinds(monkeypatch, device, mfu):
+  now = [0.0]
+  monkeypatch.setattr('time.perf_counter', lambda: now[0])
+  two = [types.SimpleNamespace(device_kind=device)] * 2
+  monkeypatch.setattr('xmodal.train.logs.speed.jax.devices', lambda: two)
+  speed = Speed(4, batch_size=8)
+  assert 'model_flops_per_second' not in speed.means()
+  peak = 2 * 989e12
+  speed.flops = {5: 0.1 * peak, 6: 0.3 * peak, 7: 0.0}.get
+  now[0] += 4
+  speed.lap(6)
+  numbers = speed.numbers()
+  assert numbers['model_flops_per_second'] == pytest.approx(0.1 * peak)
+  assert numbers.get('mfu') == (mfu and pytest.approx(mfu))
+  now[0] += 4
+  speed.lap(7)
+  assert speed.numbers()['model_flops_per_second'] == 0
+  assert speed.means()['model_flops_per_second'] == pytest.approx(0.05 * peak)
+
+
+def test_a_run_logs_its_rate_its_norms_and_what_it_cost(finished):
+  lines = [line for line in metrics.read(str(finished / 'metrics.jsonl'))[0]
+           if (line['split'], line['task']) == ('train', 'all')]
+  c = tiny.get_config()
+  schedule = make_schedule(c.optimizer, c.train.steps)
+  assert [line['learning_rate'] for line in lines] == [
+      pytest.approx(float(schedule(step))) for step in range(6)]
+  for line in lines:
+    assert line['model_flops_per_second'] > 0 and line['parameter_norm'] > line['update_norm'] >= 0
+    assert 'mfu' not in line  # no peak of a CPU is published
+  final = json.loads((finished / 'final.json').read_text())
+  # Towers of one layer on 32 x 32 pictures: a step of 8 examples is some millions of operations.
+  assert 1e6 < final['model_flops_per_step'] < 1e9
+  assert final['compile_seconds'] > 0 and final['peak_bytes_by_compiler'] > 0
+  assert 0 < final['goodput'] < 1 and final['num_starts'] == 1
+  assert final['total_seconds'] > final['compile_seconds']

@@ -173,6 +173,42 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
   assert_same(after.params, step(state, good)[0].params)
 
 
+def test_logged_norms_and_rate_are_those_of_what_was_applied():
+  schedule = optax.linear_schedule(0.1, 0.0, 10)
+  good, bad = a_batch(), a_batch()
+  bad['task']['y'][2] = np.nan
+  state, step = start(optimizer=optax.adam(schedule), schedule=schedule)
+  for batch, rate in ((good, 0.1), (good, 0.09), (bad, 0.08), (good, 0.08)):
+    new, metrics = step(state, batch)
+    moved = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, new.params, state.params)
+    lengths = [np.linalg.norm(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]))
+               for tree in (moved, new.params)]
+    np.testing.assert_allclose([metrics['update_norm'], metrics['parameter_norm']], lengths,
+                               rtol=1e-5)
+    assert metrics['learning_rate'] == pytest.approx(rate)
+    assert (metrics['update_norm'] == 0) == (batch is bad)
+    state = new
+
+
+@pytest.mark.parametrize('still', ['frozen', 'resting'])
+def test_logged_norms_leave_out_parameters_that_do_not_move(still):
+  names = frozenset({'Dense_0/kernel'})
+  state, _ = start()
+  optimizer = optax.adam(0.1)
+  trained = state.params if still == 'resting' else {'Dense_0': {
+      'bias': state.params['Dense_0']['bias']}}
+  state = state.replace(opt_state=optimizer.init(trained))
+  step = jax.jit(make_train_step(Linear(), {'task': Regression()}, {'task': 2.0}, optimizer,
+                                 **{still: names}))
+  new, metrics = step(state, a_batch())
+  assert_same(new.params['Dense_0']['kernel'], state.params['Dense_0']['kernel'])
+  before, after = (np.array(s.params['Dense_0']['bias']) for s in (state, new))
+  assert metrics['update_norm'] == pytest.approx(np.linalg.norm(after - before), rel=1e-5)
+  whole = np.concatenate([after, np.ravel(new.params['Dense_0']['kernel'])])
+  assert metrics['parameter_norm'] == pytest.approx(
+      np.linalg.norm(after if still == 'frozen' else whole), rel=1e-5)
+
+
 def test_the_moving_average_follows_the_parameters():
   state, step = start(ema_decay=0.9)
   average = np.array(state.params['Dense_0']['kernel'])

@@ -25,8 +25,9 @@ from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
 from xmodal.train import evaluate, evaluation
 from xmodal.train.checkpoints import checkpoint
-from xmodal.train.hooks import best
+from xmodal.train.hooks import best, profile
 from xmodal.train.logs import report
+from xmodal.train.logs.trackers import tracker
 from xmodal.train.optimizer import optimizer, schedules
 from xmodal.train.start import settings
 from xmodal.train.steps import agreement, step
@@ -50,7 +51,8 @@ def sections() -> dict[str, Options]:
                       **balance.OPTIONS, **balance.BALANCES.options(), **agreement.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
             'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
-                      **best.OPTIONS, **settings.OPTIONS},
+                      **best.OPTIONS, **settings.OPTIONS, **tracker.OPTIONS,
+                      **tracker.TRACKERS.options(), **profile.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),
                           **schedules.SCHEDULES.options()},
             'mesh': mesh.OPTIONS}
@@ -142,11 +144,11 @@ def check(config: ConfigDict) -> None:
       parts.fields(config.model, slot)  # before any data are read
 
 
-# Of which registry a key chooses a part: (section, key, registry).
+# Of which registry a key chooses a part, or a tuple of parts: (section, key, registry).
 CHOICES = (
     ('data', 'source', SOURCES), ('mixer', 'sampling', sampling.SAMPLINGS),
     ('mixer', 'balance', balance.BALANCES), ('optimizer', 'name', optimizer.OPTIMIZERS),
-    ('optimizer', 'schedule', schedules.SCHEDULES))
+    ('optimizer', 'schedule', schedules.SCHEDULES), ('train', 'trackers', tracker.TRACKERS))
 
 
 def check_given(config: ConfigDict, given: Sequence[str]) -> None:
@@ -164,7 +166,8 @@ def check_given(config: ConfigDict, given: Sequence[str]) -> None:
     for section, choice, registry in CHOICES:
       chosen = config[section][choice]
       owners = [part for part in registry if name in registry[part].options]
-      if path == section and owners and chosen not in owners:
+      names = chosen if isinstance(chosen, tuple) else (chosen,)
+      if path == section and owners and not set(names) & set(owners):
         raise UserError(f'config.{key} means nothing to config.{section}.{choice}={chosen!r}; '
                         f'leave it out, or take {" or ".join(map(repr, owners))}')
 

@@ -208,9 +208,10 @@ def _run(config, workdir, mode):
   else:
     return stop.EXIT_CODE
   if scores and jax.process_index() == 0:
-    samples = 'samples/ (pictures to look at), ' if os.path.isdir(f'{plan.workdir}/samples') else ''
+    samples, board = (text if os.path.isdir(f'{plan.workdir}/{name}') else '' for name, text in (
+        ('samples', 'samples/ (pictures to look at), '), ('tensorboard', ', tensorboard/')))
     print(f'\n{plan.evaluation.table(scores)}\n\nin {plan.folder.address}: {samples}metrics.jsonl, '
-          'final.json, checkpoints/, tensorboard/')
+          f'final.json, checkpoints/{board}')
   return 0
 
 

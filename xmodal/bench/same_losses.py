@@ -4,7 +4,7 @@
     python -m xmodal.bench.same_losses --before ../before
 
 Runs each config with `python -m xmodal.main` in both trees, stops after --steps steps, and compares
-all numbers in metrics.jsonl except speeds.
+all numbers in metrics.jsonl except speeds and metrics that only one of them logs.
 """
 
 import argparse
@@ -17,10 +17,9 @@ import time
 
 from xmodal.bench.compare import check_positive, run_command
 from xmodal.errors import UserError
-from xmodal.train.logs import metrics
+from xmodal.train.logs import metrics, speed
 
 _CONFIGS = ('vqa', 'detection', 'generation', 'multitask_shared')
-_NOT_COMPARED = ('examples_per_second', 'input_wait')
 
 
 def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]:
@@ -51,19 +50,19 @@ def first_losses(tree: str, config: str, steps: int, workdir: str) -> list[dict]
       if run.poll() is None:
         run.send_signal(signal.SIGTERM)
         run.wait()
-  return [{key: value for key, value in line.items() if key not in _NOT_COMPARED}
+  return [{key: value for key, value in line.items() if key not in speed.NAMES}
           for line in sorted(lines, key=lambda line: line['step'])]
 
 
 def difference(before: list[dict], after: list[dict]) -> str:
   """The first difference of two runs, and the largest of their losses; '' if they are equal."""
   for a, b in zip(before, after):
-    if a == b:
+    keys = [key for key in a if key in b and a[key] != b[key]]
+    if not keys:
       continue
-    keys = [key for key in a if a[key] != b.get(key)] or sorted(b.keys() - a.keys())
     most = max(abs(x['loss'] - y['loss']) / max(abs(x['loss']), 1e-9)
                for x, y in zip(before, after))
-    return (f'first at step {a["step"]}: {keys[0]} {a.get(keys[0])} before, {b.get(keys[0])} '
+    return (f'first at step {a["step"]}: {keys[0]} {a[keys[0]]} before, {b[keys[0]]} '
             f'after; losses differ by {most:.1e} at most')
   return ''
 

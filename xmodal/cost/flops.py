@@ -58,8 +58,9 @@ def _count(jaxpr, recomputes, hardware):
       if name == 'cond':
         total += max(inner)
       elif name == 'shard_map':
-        total += sum(inner) * math.prod(params['mesh'].shape[axis]
-                                        for axis in params['manual_axes'])
+        # Versions of JAX have either name for it.
+        axes = params['manual_axes' if 'manual_axes' in params else 'newly_manual_axes']
+        total += sum(inner) * math.prod(params['mesh'].shape[axis] for axis in axes)
       else:
         total += sum(inner) * (params['length'] if name == 'scan' else 1)
   return total

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import json
 import os
 import re
+import time
 
 from flax import traverse_util
 import jax
@@ -20,8 +21,10 @@ from xmodal.models import lora
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build, evaluation
 from xmodal.train.checkpoints import checkpoint
+from xmodal.train.hooks import profile
 from xmodal.train.hooks.best import Best
 from xmodal.train.learned import Learned
+from xmodal.train.logs.trackers import tracker
 from xmodal.train.optimizer.optimizer import make_optimizer
 from xmodal.train.optimizer.schedules import make_schedule
 from xmodal.train.process import lock
@@ -40,6 +43,7 @@ class Plan:
   """The model, data and abstract state that a config describes.
 
   Attributes:
+    began: when it was made, by time.monotonic.
     config: the whole config, with values from pretrained towers filled in.
     folder: the RunFolder, in a bucket too.
     workdir: absolute path of the run's files on this machine, `folder.local`.
@@ -56,6 +60,7 @@ class Plan:
     frozen: paths of parameters that never change.
     resting: by kind of step, paths of parameters it does not update although other kinds do.
     shared: paths of the parameters at which task gradients are compared.
+    schedule: learning rate by step.
     optimizer: see train.optimizer.
     init: see train.steps.state.init_fn.
     abstract: TrainState of shapes and shardings.
@@ -75,7 +80,11 @@ class Plan:
     Raises:
       UserError: the config, the data or the workdir is unusable.
     """
+    self.began = time.monotonic()
     configs.check(config)
+    if mode != 'eval':
+      profile.steps(config.train)
+      tracker.check(config.train.trackers)
     self.folder = RunFolder(workdir)
     self.workdir = workdir = self.folder.local
     if mode != 'dry_run':
@@ -138,8 +147,9 @@ class Plan:
     self.resting = {kind: shares.resting(kind, used, params, self.frozen)
                     for kind in self.sampling.kinds}
     self.shared = shares.shared(used, self.frozen)
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    self.optimizer = make_optimizer(config.optimizer, schedule, params, self.resting.values())
+    self.schedule = make_schedule(config.optimizer, config.train.steps)
+    self.optimizer = make_optimizer(config.optimizer, self.schedule, params,
+                                    self.resting.values())
     self.init = states.init_fn(variables, self.optimizer, config.seed, config.train.ema_decay > 0,
                                self.frozen, self.balance)
     self.abstract = states.abstract_state(self.init, self.optimizer, self.mesh, self.frozen)

@@ -1,14 +1,65 @@
 """The compiled programs of a run."""
 
 from collections.abc import Callable
+import dataclasses
+import time
 
 import jax
 
+from xmodal.cost import flops
 from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.sharding import mesh as meshes
 from xmodal.train.plan import Plan
 from xmodal.train.steps.agreement import make_measure
 from xmodal.train.steps.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What the steps of a run cost.
+
+  Attributes:
+    flops: model FLOPs of a step over all devices, see cost.flops; one for each kind of step.
+    mean_flops: the same per step, by the share of each kind.
+    compile_seconds: to trace and compile the steps of all kinds.
+    peak_bytes: memory of one device during a step, by the compiler; None: not known.
+  """
+
+  flops: tuple[float, ...]
+  mean_flops: float
+  compile_seconds: float
+  peak_bytes: int | None
+
+  def __str__(self):
+    memory = f'{_scaled(self.peak_bytes)}B per device, ' if self.peak_bytes else ''
+    return (f'compiled in {self.compile_seconds:.1f} s; {memory}{_scaled(self.mean_flops)}FLOP per '
+            'step')
+
+  def numbers(self) -> dict[str, float]:
+    """The numbers of final.json; memory in bytes, of one device."""
+    found = {'compile_seconds': round(self.compile_seconds, 1),
+             'model_flops_per_step': self.mean_flops}
+    if self.peak_bytes:
+      found['peak_bytes_by_compiler'] = self.peak_bytes
+    # None on CPUs.
+    measured = [(device.memory_stats() or {}).get('peak_bytes_in_use')
+                for device in jax.local_devices()]
+    if all(measured):
+      found['peak_bytes_by_device'] = max(measured)
+    return found
+
+
+def compile_steps(plan: Plan) -> tuple[list[Callable], Costs]:
+  """Compiles the step of each of plan.sampling.kinds, see trace_step."""
+  began = time.perf_counter()
+  traced = [trace_step(plan, kind) for kind in plan.sampling.kinds]
+  steps = [one.lower().compile() for one in traced]
+  seconds = time.perf_counter() - began
+  peaks = [getattr(step.memory_analysis(), 'peak_memory_in_bytes', None) for step in steps]
+  counted = tuple(flops.count(one.jaxpr).model for one in traced)
+  turns = plan.sampling.turns
+  mean = sum(counted[kind] * count for kind, count in turns) / sum(count for _, count in turns)
+  return steps, Costs(counted, mean, seconds, max(peaks) if all(peaks) else None)
 
 
 def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
@@ -26,7 +77,8 @@ def trace_step(plan: Plan, kind: StepKind | None = None) -> jax.stages.Traced:
   step = make_train_step(
       plan.model, {name: plan.tasks[name] for name in kind.tasks}, plan.task_weights,
       plan.optimizer, accumulation=train.accumulation, ema_decay=train.ema_decay,
-      frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind], shared=plan.shared)
+      frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind], shared=plan.shared,
+      schedule=plan.schedule)
   return jax.jit(meshes.over(plan.mesh, step), donate_argnums=0,
                  out_shardings=(shardings, meshes.replicated(plan.mesh))).trace(
                      plan.abstract, _laid_out(plan, plan.batch_of(kind.tasks)))
@@ -40,6 +92,14 @@ def compile_measure(plan: Plan) -> Callable:
   return jax.jit(meshes.over(plan.mesh, measure),
                  out_shardings=meshes.replicated(plan.mesh)).lower(
                      plan.abstract, _laid_out(plan, plan.batch)).compile()
+
+
+def _scaled(number):
+  """'4.2 G' for 4.2e9."""
+  for prefix, factor in (('P', 1e15), ('T', 1e12), ('G', 1e9), ('M', 1e6)):
+    if number >= factor:
+      return f'{number / factor:.1f} {prefix}'
+  return f'{number / 1e3:.1f} k'
 
 
 def _laid_out(plan, batch):

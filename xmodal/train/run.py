@@ -17,7 +17,9 @@ from xmodal.sharding import mesh as meshes
 from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.hooks.evaluate import Evaluating
+from xmodal.train.hooks.profile import Profiling
 from xmodal.train.hooks.save import Saving
+from xmodal.train.logs.goodput import Goodput
 from xmodal.train.logs.report import Report
 from xmodal.train.loop import run_steps
 from xmodal.train.optimizer.schedules import changed_rate
@@ -89,9 +91,10 @@ def _train(plan, stop):
     if os.path.exists(saved):
       warnings += changed_rate(config, configs.load(saved), start)
   ends = start >= config.train.steps or best.is_exhausted
+  goodput = Goodput(workdir, start, plan.began, writes=jax.process_index() == 0)
   report = Report(workdir, steps=config.train.steps, start=start, batch_size=plan.rows, scored={
       name: one.scored for name, one in plan.evaluations.items() if one.is_due(start)},
-                  evaluates=ends)
+                  evaluates=ends, config=config, goodput=goodput)
   for line in [*warnings, *plan.notes]:
     report.say(line)
   # The other hosts read the same files when they start.
@@ -106,7 +109,7 @@ def _train(plan, stop):
              f'training examples, {_sizes(plan, "eval")} to evaluate on; '
              f'{"nothing left to train, evaluating" if ends else "compiling"}')
   with contextlib.ExitStack() as closing:  # closes each, even if closing another fails
-    for part in (checkpoints, report):
+    for part in (report, checkpoints):  # in reverse order, as the report closes the account of time
       closing.callback(part.close)
     closing.enter_context(readers(plan, report.say))
     batches = Prefetch(lambda: plan.stream('train').batches(
@@ -116,12 +119,15 @@ def _train(plan, stop):
     if state is None:
       state = plan.loader.fill(states.create(plan.init, plan.abstract))
     evaluating = Evaluating(plan, report, saving)
-    state, finished = run_steps(plan, state, batches.next, evaluating, saving, report, stop)
+    profiling = Profiling(config.train, workdir, start, report.say)
+    closing.callback(profiling.close)
+    state, finished = run_steps(plan, state, batches.next, evaluating, saving, profiling, report,
+                                stop)
   if not finished:
     report.say(f'stopped after step {int(state.step)}: saved; run the same command to resume')
     return {}
   saving.note_left_out()
-  return _finish(plan, state, evaluating, start, time.perf_counter() - began, report)
+  return _finish(plan, state, evaluating, start, time.perf_counter() - began, report, goodput)
 
 
 def _write_assets(plan):
@@ -138,13 +144,13 @@ def _sizes(plan, use):
   return ' + '.join(str(len(feed.sources[use])) for feed in plan.feeds)
 
 
-def _finish(plan, state, evaluating, start, seconds, report):
+def _finish(plan, state, evaluating, start, seconds, report, goodput):
   path, feeds = os.path.join(plan.workdir, 'final.json'), plan.feeds
   steps = int(state.step) - start
   final = {
       'step': int(state.step), **evaluating.final, 'seconds': round(seconds, 1),
-      'examples_per_second': round(report.examples_per_second, 1),
-      'input_wait': round(report.input_wait, 4),
+      **{key: float(f'{number:.5g}') for key, number in report.speed.means().items()},
+      **(report.costs.numbers() if report.costs else {}), **goodput.total(),
       'resumed_from': start, 'skipped_steps': int(state.skipped),
       'unreadable_pictures': {name: feed.bad[use].lines() for name, feed, use in each_split(feeds)},
       'boxes_outside': {name: feed.bad_boxes[use].lines() for name, feed, use in each_split(feeds)},

@@ -1,1 +1,1 @@
-"""What a run logs: terminal, metrics.jsonl, TensorBoard."""
+"""What a run logs: terminal, metrics.jsonl, trackers, speed, goodput."""

@@ -17,6 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import masked_crc32c
 
+from xmodal.train.logs import metrics
+
 _NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')
 
 
@@ -41,7 +43,7 @@ class Board:
               if keep(place[1], place[0].partition('/')[0])}
     now = time.time()
     for line in lines:
-      for value in _values(line['split'], _numbers(line)):
+      for value in _values(line['split'], metrics.numbers(line)):
         values.setdefault((value.tag, line['step']), (now, value))
     part = os.path.join(folder, 'history.part')
     with open(part, 'wb') as f:
@@ -67,12 +69,8 @@ class Board:
     with open(self._path, 'ab') as f:
       f.write(_record(event))
 
-
-def _numbers(line):
-  """The metrics of a line of metrics.jsonl by name: 'TASK/NAME', or 'NAME' for all tasks."""
-  task = '' if line['task'] == 'all' else f'{line["task"]}/'
-  return {f'{task}{key}': float('nan') if number is None else number
-          for key, number in line.items() if key not in ('step', 'split', 'task')}
+  def close(self) -> None:
+    """Nothing to do: each event is written at once."""
 
 
 def _values(split, numbers):

@@ -1,6 +1,6 @@
 """metrics.jsonl: the logged metrics of a run, one JSON object per line, each step once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
 
@@ -41,6 +41,13 @@ def _parse(data):
     return None
   numbers = (value for key, value in line.items() if key not in ('step', 'split', 'task'))
   return line if all(value is None or type(value) in (int, float) for value in numbers) else None
+
+
+def numbers(line: Mapping) -> dict[str, float]:
+  """The metrics of a line by name, 'TASK/NAME' or 'NAME' for all tasks; null is NaN."""
+  task = '' if line['task'] == 'all' else f'{line["task"]}/'
+  return {f'{task}{key}': float('nan') if number is None else number
+          for key, number in line.items() if key not in ('step', 'split', 'task')}
 
 
 def append(path: str, lines: Iterable[dict]) -> None:

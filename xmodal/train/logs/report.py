@@ -1,10 +1,9 @@
-"""Logging of a run: terminal, metrics.jsonl and TensorBoard."""
+"""Logging of a run: terminal, metrics.jsonl and trackers."""
 
 from collections.abc import Collection, Iterator, Mapping
 import contextlib
 import os
 import sys
-import time
 import types
 
 import jax
@@ -12,6 +11,9 @@ from tqdm import tqdm
 
 from xmodal.options import Option
 from xmodal.train.logs import metrics
+from xmodal.train.logs.goodput import Goodput
+from xmodal.train.logs.speed import Speed
+from xmodal.train.logs.trackers.tracker import Run, Trackers
 
 OPTIONS = {'log_every': Option(20, 'Steps between logged metrics.', low=1, may_change=True)}
 
@@ -22,11 +24,13 @@ class Report:
   Attributes:
     overdue: names of evaluations that were due at the step the run resumes from, but are missing
       (first host only; empty on others).
+    speed: how fast steps run.
+    costs: what the steps cost; None before they are compiled.
   """
 
   def __init__(self, workdir: str, *, steps: int, start: int, batch_size: int,
                scored: Mapping[str, Collection[str]] = types.MappingProxyType({}),
-               evaluates: bool = False):
+               evaluates: bool = False, config=None, goodput: Goodput | None = None):
     """Starts logging of a run of `steps` steps that starts or resumes at step `start`.
 
     Args:
@@ -35,13 +39,16 @@ class Report:
       batch_size: examples per step.
       scored: for each evaluation due at step `start`, the tasks that it scores.
       evaluates: whether the run repeats all evaluations of step `start`.
+      config: the whole config, which names trackers; None: none.
+      goodput: account of the run's time; None: none.
+
+    Raises:
+      UserError: a tracker cannot be opened.
     """
     self._steps, self._batch_size = steps, batch_size
+    self.speed, self._goodput, self.costs = Speed(start, batch_size), goodput, None
     self._active = jax.process_index() == 0
-    self._bar, self.overdue = None, frozenset()
-    self._clock, self._clock_step = time.perf_counter(), start
-    self._rate, self._timed_steps, self._timed_seconds = 0.0, 0, 0.0
-    self._waited, self._waited_of_lap, self._input_wait = 0.0, 0.0, 0.0
+    self._bar, self._trackers, self.overdue = None, None, frozenset()
     if not self._active:
       return
     if _has_terminal():
@@ -62,71 +69,58 @@ class Report:
 
     kept = [line for line in lines if keep(line['step'], line['split'])]
     metrics.rewrite(self._path, kept)
-    from xmodal.train.logs.board import Board  # imports torch where it is installed: seconds
-    self._board = Board(os.path.join(workdir, 'tensorboard'), kept, keep)
+    if config is not None:
+      self._trackers = Trackers(Run(workdir, start, config, kept, keep), self.say)
 
   def say(self, line: str) -> None:
     """Prints a line for the user, above the progress bar."""
     if self._active:
       tqdm.write(line, file=sys.stderr) if self._bar is not None else print(line, flush=True)
 
+  def compiled(self, costs, sampling) -> None:
+    """Tells what the steps cost, a train.programs.Costs, for the kinds of a Sampling."""
+    self.costs = costs
+    self.speed.flops = lambda step: costs.flops[sampling.kind(step - 1)]
+    self.say(str(costs))
+
   def train(self, step: int, numbers: dict[str, float]) -> None:
-    """Logs metrics of a training step, and since the last call or pause: examples/s, and the share
-    of the time (0..1) in which the loop waited for input."""
-    self._lap(step)
-    self.write(step, 'train', {**numbers, 'examples_per_second': self._rate,
-                               'input_wait': self._input_wait})
+    """Logs metrics of a training step, and the speed since the last call or pause."""
+    self._lap(step, soon=True)
+    self.write(step, 'train', {**numbers, **self.speed.numbers()})
     if not self._active or self._bar is not None:
       return
-    left = (self._steps - step) * self._batch_size / max(self._rate, 1e-9)
-    self.say(f'step {step}/{self._steps}  {_summary(numbers)}  {self._rate:.0f} examples/s  '
+    rate = self.speed.numbers()['examples_per_second']
+    left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
+    self.say(f'step {step}/{self._steps}  {_summary(numbers)}  {rate:.0f} examples/s  '
              f'{left / 60:.1f} min left')
 
   def advance(self, step: int, numbers: dict[str, float]) -> None:
     """Moves the progress bar."""
     if self._bar is not None:
       self._bar.n = step
-      self._bar.set_postfix_str(f'{_summary(numbers)}, {self._rate:.0f} examples/s')
+      rate = self.speed.numbers()['examples_per_second']
+      self._bar.set_postfix_str(f'{_summary(numbers)}, {rate:.0f} examples/s')
 
   @contextlib.contextmanager
   def pause(self, step: int) -> Iterator[None]:
-    """Excludes work after a step (compilation, an evaluation) from examples/s."""
+    """Excludes work after a step (compilation, an evaluation, saving) from speed and goodput."""
     self._lap(step)
     yield
-    self._clock = time.perf_counter()
+    self.speed.resume()
+    self._note(step)
     if self._bar is not None:
       self._bar.unpause()  # excludes it from the remaining time, too
 
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts as waiting for input."""
-    began = time.perf_counter()
-    yield
-    self._waited_of_lap += time.perf_counter() - began
+  def _lap(self, step, soon=False):
+    self.speed.lap(step)
+    self._note(step, soon)
 
-  def _lap(self, step):
-    now = time.perf_counter()
-    if steps := step - self._clock_step:
-      seconds = max(now - self._clock, 1e-9)
-      self._timed_steps += steps
-      self._timed_seconds += seconds
-      self._waited += self._waited_of_lap
-      self._rate = steps * self._batch_size / seconds
-      self._input_wait = self._waited_of_lap / seconds
-    self._clock, self._clock_step, self._waited_of_lap = now, step, 0.0
-
-  @property
-  def examples_per_second(self) -> float:
-    """Mean since this start of the run, without compilation and evaluations."""
-    return self._timed_steps * self._batch_size / max(self._timed_seconds, 1e-9)
-
-  @property
-  def input_wait(self) -> float:
-    """Share (0..1) of that time in which the loop waited for input."""
-    return self._waited / max(self._timed_seconds, 1e-9)
+  def _note(self, step, soon=False):
+    if self._goodput is not None:
+      self._goodput.note(step, self.speed.seconds, soon=soon)
 
   def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
-    """Writes metrics of one step to TensorBoard and metrics.jsonl.
+    """Writes metrics of one step to metrics.jsonl and the trackers.
 
     metrics.jsonl gets a line per task for the metrics 'task/name', and a line of the task 'all' for
     the others; a number that is not finite becomes null.
@@ -141,12 +135,16 @@ class Report:
       by_task.setdefault(task, {})[name] = number
     metrics.append(self._path, [{'step': step, 'split': split, 'task': task, **named}
                                 for task, named in by_task.items()])
-    self._board.add(step, split, numbers)
+    if self._trackers:
+      self._trackers.add(step, split, numbers)
 
   def close(self) -> None:
-    """Ends the progress bar."""
+    """Ends the progress bar and the trackers."""
     if self._bar is not None:
       self._bar.close()
+    if self._trackers:
+      self._trackers.close()
+    self._note(self.speed.step)
 
 
 def _summary(numbers):

@@ -19,11 +19,16 @@ import jax
 from xmodal import downloads, paths, storage
 from xmodal.errors import UserError
 from xmodal.train.checkpoints.checkpoint import ORBAX_WRITES
+from xmodal.train.logs import goodput
+from xmodal.train.logs.trackers import tracker
 from xmodal.train.process import together
 
 CHECKPOINTS = 'checkpoints'
+# W&B uploads its own folder, in which files come and go.
+_NOT_SENT = ('damaged', 'wandb')
 # What a resumed run reads.
-_READ_FILES = ('config.json', 'metrics.jsonl', 'best.json', 'left_out.json', 'final.json')
+_READ_FILES = ('config.json', 'metrics.jsonl', 'best.json', 'left_out.json', 'final.json',
+               goodput.FILE, tracker.RUN_ID)
 _READ_FOLDERS = ('assets', 'tensorboard')
 _SPECIAL = re.compile(r'[*?\[\\]')  # Orbax takes them for patterns
 
@@ -144,7 +149,7 @@ def _small_files(folder):
   """The names of all files but checkpoints and unfinished ones, relative to the folder."""
   for place, folders, names in os.walk(folder):
     if place == folder:
-      folders[:] = [name for name in folders if name not in (CHECKPOINTS, 'damaged')]
+      folders[:] = [name for name in folders if name not in (CHECKPOINTS, *_NOT_SENT)]
     folders[:] = [name for name in folders if not name.endswith('.part')]
     for name in names:
       if not name.endswith('.part'):

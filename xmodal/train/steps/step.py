@@ -27,7 +27,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     optimizer: optax.GradientTransformation, *, accumulation: int = 1,
                     ema_decay: float = 0.0, frozen: Set[str] = frozenset(),
                     balance: Balance | None = None, resting: Set[str] = frozenset(),
-                    shared: Set[str] = frozenset()) -> Callable:
+                    shared: Set[str] = frozenset(),
+                    schedule: optax.Schedule | None = None) -> Callable:
   """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
 
   Minimises the sum over tasks of weight * task_weight * loss, with weights from the balance; under
@@ -46,12 +47,15 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
       moments and counters stay too, whereas a zero gradient would change them. PyTorch does the
       same for a gradient of None.
     shared: paths of the parameters at which task gradients are compared.
+    schedule: the optimizer's learning rate by step, for the metric 'learning_rate'.
 
   Returns:
     The step. Its metrics are float32 scalars: 'loss', 'task/term' for each term, the task's
-    progress metrics, with several tasks 'task/loss' and 'task/weight', 'gradient_norm' (over
-    trained parameters), 'skipped' and 'skipped_in_a_row'. A step whose loss or gradients are not
-    finite changes the counters only.
+    progress metrics, with several tasks 'task/loss' and 'task/weight', 'gradient_norm' (before
+    clipping), 'update_norm' (of what the step adds to the parameters) and 'parameter_norm' (after
+    the step), all three over trained parameters, 'skipped', 'skipped_in_a_row' and, with a
+    schedule, 'learning_rate'. A step whose loss or gradients are not finite changes the counters
+    only.
   """
   balance = balance or Balance(tuple(tasks))
   # With several micro-batches the weights are known only after the last one.
@@ -119,6 +123,11 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
         metrics[f'{name}/weight'] = weights[name] * task_weights[name]
     metrics |= {'loss': loss, 'gradient_norm': norm, 'skipped': new.skipped,
                 'skipped_in_a_row': skipped_in_a_row}
+    metrics['update_norm'] = jnp.where(good, optax.tree.norm(split(updates, resting)[0]), 0.0)
+    metrics['parameter_norm'] = optax.tree.norm(split(new.params, frozen)[0])
+    if schedule is not None:
+      # The optimizer's own count, which a skipped step leaves.
+      metrics['learning_rate'] = schedule(state.step - state.skipped)
     return new, metrics
 
   return train_step
