@@ -142,10 +142,13 @@ def test_waiting_for_input_is_a_share_of_the_steps_time(tmp_path, monkeypatch):
   now = [0.0]
   monkeypatch.setattr('time.perf_counter', lambda: now[0])
   report = begin(tmp_path)
+  ready = [True]
+  last = types.SimpleNamespace(is_ready=lambda: ready[0])
   for step in (1, 2):
-    with report.speed.waiting():
-      now[0] += 1
-    now[0] += 3
+    for ready[0] in (False, True):  # the devices still compute the step before; they wait
+      with report.speed.waiting(last):
+        now[0] += 1
+    now[0] += 2
     train(report, step)
   with report.pause(2):
     now[0] += 100

@@ -42,7 +42,7 @@ def run_steps(plan: Plan, state, next_batch: Callable[[], dict], evaluating: Eva
   for step in range(start + 1, last + 1):
     kind = plan.sampling.kind(step - 1)
     profiling.before(step, state)
-    with report.speed.waiting():
+    with report.speed.waiting(state.step):
       batch = next_batch()
     measured = measure(step, state, batch)
     state, metrics = steps[kind](state, batch)

@@ -35,11 +35,12 @@ class Speed:
     self._lap = self._total = (0, 0.0, 0.0, 0.0)  # steps, seconds, seconds of waiting, FLOPs
 
   @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts as waiting for input."""
+  def waiting(self, last: jax.Array) -> Iterator[None]:
+    """Counts as waiting for input, unless the devices still compute `last`, of an earlier step."""
     began = time.perf_counter()
     yield
-    self._waited_of_lap += time.perf_counter() - began
+    if last.is_ready():
+      self._waited_of_lap += time.perf_counter() - began
 
   def lap(self, step: int) -> None:
     """Ends a lap after a step; a lap without a step leaves the numbers of the last one."""
