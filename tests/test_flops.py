@@ -21,7 +21,7 @@ def test_as_many_as_pytorch_counts_for_the_same_step():
   config = train_step.make_config('small', 4, changes)
   batch = train_step.make_batch(config)
   ours = train_step.Ours(config, batch)
-  counted = flops.count(ours._step.trace(ours.state, ours._batch).jaxpr)
+  counted = flops.count(ours._step.trace(ours.state, ours.batch).jaxpr)
   model = torch_reference.Reference(config, train_step._VOCAB, train_step._ANSWERS,
                                     train_step._PAD).train()
   theirs = train_step.Torch('eager', model, config, batch)

@@ -47,6 +47,8 @@ _BENCHMARKS = {
     'gpu': Command('Training speed of three tasks at three sizes on one GPU.', 'xmodal.bench.gpu'),
     'input_wait': Command('How long training waits for input, from files and from a pack.',
                           'xmodal.bench.input_wait'),
+    'latency': Command('Milliseconds from a question to its scores, compared with PyTorch.',
+                       'xmodal.bench.latency'),
     'mfu': Command("How much of a device's peak a training step reaches.", 'xmodal.bench.mfu'),
     'multitask': Command('Whether tasks help each other: each alone, compared with all together.',
                          'xmodal.bench.multitask'),

@@ -120,7 +120,7 @@ class Ours:
     from xmodal.train.steps.step import make_train_step
 
     tokenizer = types.SimpleNamespace(vocab_size=_VOCAB, pad_id=_PAD, eos_id=_EOS)
-    task = VQA(tokenizer, [f'answer {i}' for i in range(_ANSWERS)],
+    self.task = task = VQA(tokenizer, [f'answer {i}' for i in range(_ANSWERS)],
                question_length=config.vqa.question_length, answer_length=config.vqa.answer_length,
                generation_weight=config.vqa.generation_weight,
                dropout_rate=config.model.dropout_rate)
@@ -137,7 +137,7 @@ class Ours:
     self._step = jax.jit(
         make_train_step(self.model, {'vqa': task}, {'vqa': 1.0}, optimizer), donate_argnums=0,
         out_shardings=(shardings, meshes.replicated(mesh)))
-    self._batch = meshes.put_batch(batch, mesh, config.train.batch_size)
+    self.batch = meshes.put_batch(batch, mesh, config.train.batch_size)
     self.state = states.create(init, abstract)
 
   @property
@@ -157,7 +157,7 @@ class Ours:
         lambda new, old: jax.device_put(np.array(new), old.sharding), params, self.state.params))
 
   def __call__(self):
-    self.state, metrics = self._step(self.state, self._batch)
+    self.state, metrics = self._step(self.state, self.batch)
     return metrics['loss'], metrics['gradient_norm']
 
 
@@ -185,7 +185,7 @@ def make_ways(names, config, batch: dict) -> dict:
   Raises:
     UserError: the config cannot be trained by all ways.
   """
-  models = {name: _reference(config) for name in names if name != 'ours'}
+  models = {name: make_reference(config) for name in names if name != 'ours'}
   ways = {}
   if 'ours' in names:
     ways['ours'] = Ours(config, batch)
@@ -194,7 +194,8 @@ def make_ways(names, config, batch: dict) -> dict:
   return ways | {name: Torch(name, model, config, batch) for name, model in models.items()}
 
 
-def _reference(config):
+def make_reference(config):
+  """The torch_reference.Reference of a config, with random parameters, on JAX's device."""
   import torch
 
   from xmodal.bench.torch_reference import Reference
@@ -231,7 +232,8 @@ def _print_first_steps(first):
                                       for name, seen in first.items() for loss, norm in [seen[i]]))
 
 
-def _print_table(seconds, batch):
+def print_table(seconds: dict[str, list[float]], batch: int) -> None:
+  """Prints seconds per step of each way, and the median over rounds of ours over another."""
   print(f'{"":>8} {"s/step":>9} {"fastest":>9} {"slowest":>9} {"examples/s":>11} {"ours/":>7}')
   for name, of_rounds in seconds.items():
     median = statistics.median(of_rounds)
@@ -273,7 +275,7 @@ def _run(options):
   _print_first_steps(first)
   if build.compute_dtype(config) == np.float32:
     _check_equal(first)
-  _print_table(measure(ways, options.rounds, options.steps), options.batch)
+  print_table(measure(ways, options.rounds, options.steps), options.batch)
 
 
 if __name__ == '__main__':
