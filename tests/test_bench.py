@@ -7,14 +7,20 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from xmodal import config as configs
 from xmodal.bench import (
+  attention,
   data,
   detection,
   generate,
+  gpu,
+  latency,
+  mfu,
   predict,
   same_losses,
+  sharding,
   torch_detection,
   torch_reference,
   train_step,
@@ -98,6 +104,32 @@ def test_the_torch_counterpart_computes_in_the_dtype_of_the_config():
     (['mesh.fsdp=2'], 'mesh.fsdp=2: PyTorch is measured on one device')])
 def test_train_step_says_what_it_cannot_measure(capsys, arguments, message):
   assert train_step.main([*arguments, 'data.image_size=32']) == 2
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith('error: ') and message in error
+
+
+def test_latency_is_of_equal_models(capsys):
+  assert latency.main(['--size', 'small', '--rounds', '2', *TINY]) == 0
+  rows = table(capsys.readouterr().out, 's/step')
+  assert rows.keys() == {'ours', 'eager'} and rows['eager'][-1] > 0
+
+
+def test_mfu_counts_the_steps_of_a_config(capsys):
+  assert mfu.main(['--config', tiny.__file__, '--rounds', '1', '--steps', '1']) == 0
+  head, row = capsys.readouterr().out.splitlines()
+  _, params, batch, seconds, rate, *_ = row.split()
+  assert batch == '8' and float(rate) == pytest.approx(8 / float(seconds), rel=0.1)
+  assert 'MFU' in head and params.endswith('M')
+
+
+@pytest.mark.parametrize('bench, arguments, message', [
+    (mfu, ['model.nothing=3'], 'model.nothing=3: not a config value'),
+    (mfu, ['--config', 'nothing'], 'nothing'), (mfu, ['--batch', '0'], '--batch=0: wanted 1'),
+    (gpu, ['--cases', 'vqa huge'], "no case 'vqa huge'"),
+    (sharding, ['--cases', 'vqa-huge'], "no case 'vqa-huge'"),
+    (attention, [], 'the kernels are those of an NVIDIA GPU')])
+def test_benchmarks_say_what_they_cannot_measure(capsys, bench, arguments, message):
+  assert bench.main(arguments) == 2
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith('error: ') and message in error
 

@@ -1,9 +1,9 @@
 """Milliseconds from a question to the classifier's scores, in a loaded model: ours and PyTorch.
 
-`python -m xmodal.bench.latency [--size base] [--batch 1] [--rounds 20]` computes the answer scores
-of random pictures and questions with the model of `xmodal bench train_step`, with equal weights, in
-alternating rounds: ours compiled, and PyTorch without gradients. It stops if their losses differ by
-more than 0.1% in float32.
+`python -m xmodal.bench.latency [--size base] [--batch 1] [KEY=VALUE ...]` computes the answer
+scores of random pictures and questions with the model of `xmodal bench train_step`, with equal
+weights, in alternating rounds: ours compiled, and PyTorch without gradients. It stops if their
+losses differ by more than 0.1% in float32.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def _run(options):
   limit_threads(options.threads)
   check_positive(options, 'batch', 'rounds')
   names = chosen_ways(options.ways, WAYS)
-  config = train_step.make_config(options.size, options.batch)
+  config = train_step.make_config(options.size, options.batch, options.changes)
+  config.vqa.generation_weight = 0.0  # the classifier alone
   batch = train_step.make_batch(config)
   step = train_step.Ours(config, batch)
   ways = {}
@@ -85,6 +86,7 @@ def main(argv=None) -> int:
   parser.add_argument('--rounds', type=int, default=20)
   parser.add_argument('--threads', type=int, help='processors for both; default: all')
   parser.add_argument('--ways', default=','.join(WAYS), help='what to measure, comma-separated')
+  parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes to the config')
   return run_command(_run, parser.parse_args(argv))
 
 
