@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -59,6 +60,16 @@ def test_a_step_that_does_not_fit_is_an_error(this_machine, monkeypatch):
   found = compiling.compile_for(tiny.get_config(), 'h100:1')
   with pytest.raises(UserError, match=r'needs 0\.0 GiB of memory on each device, which has 0\.0'):
     compiling.check_fits('h100:1', found)
+
+
+def test_what_a_scan_keeps_and_what_it_carries():
+  def body(x, layer):
+    x = jnp.tanh(x @ layer)
+    return x, x.astype(jnp.bfloat16)
+
+  jaxpr = jax.jit(lambda x, layers: jax.lax.scan(body, x, layers)).trace(
+      jnp.ones((4, 8)), jnp.ones((3, 8, 8))).jaxpr
+  assert scaling.kept(jaxpr) == (3 * 4 * 8 * 2, 3 * 4 * 8 * 4)
 
 
 def load(**changes):

@@ -71,9 +71,12 @@ def kept(jaxpr) -> tuple[float, float]:
   for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
     is_backward = 'transpose' in str(equation.source_info.name_stack)
     if equation.primitive.name == 'scan' and not is_backward:
-      first = equation.params['num_carry']
-      stacked += sum(_bytes(x) for x in equation.outvars[first:])
-      carried += equation.params['length'] * sum(_bytes(x) for x in equation.outvars[:first])
+      body = getattr(equation.params['jaxpr'], 'jaxpr', equation.params['jaxpr'])
+      for outer, inner in zip(equation.outvars, body.outvars):
+        if outer.aval.shape == inner.aval.shape:  # passed from layer to layer
+          carried += equation.params['length'] * _bytes(outer)
+        else:
+          stacked += _bytes(outer)
       continue
     for inner in jaxprs_in_params(equation.params):
       more = kept(inner)
