@@ -111,7 +111,8 @@ def runs(tmp_path_factory, data):
   return found
 
 
-def test_the_others_end_soon_after_one_was_killed(tmp_path):
+@pytest.mark.parametrize('killed', [0, 1])
+def test_the_others_end_soon_after_one_was_killed(tmp_path, killed):
   with socket.create_server(('localhost', 0)) as s:
     coordinator = f'localhost:{s.getsockname()[1]}'
   processes = [subprocess.Popen(
@@ -124,12 +125,12 @@ def test_the_others_end_soon_after_one_was_killed(tmp_path):
   try:
     while not (line := processes[0].stdout.readline()).startswith('step 3'):
       assert line, 'ended early'
-    processes[1].kill()
-    rest = processes[0].communicate(timeout=120)[0]
+    processes[killed].kill()
+    rest = processes[1 - killed].communicate(timeout=120)[0]
   finally:
     for process in processes:
       process.kill()
-  assert processes[0].returncode == hosts.EXIT_CODE, rest[-2000:]
+  assert processes[1 - killed].returncode == hosts.EXIT_CODE, rest[-2000:]
   assert 'run the same command again to resume' in rest.splitlines()[-1]
 
 

@@ -7,10 +7,13 @@ process that waits for a collective receives them too. A run of one process send
 import atexit
 from collections.abc import Callable
 import contextlib
+import ctypes
 import functools
 import itertools
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +30,7 @@ _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
 _PLACES, _RECEIVED, _ALIVE = 'xmodal/places', 'xmodal/heard', 'xmodal/alive'
 _ENDED = 'ended'
 _cleanups: list[Callable[[], None]] = []
+_handlers = []
 
 
 def several() -> bool:
@@ -77,6 +81,32 @@ def exit_now(code: int) -> None:
     thread.join(_TIDY_SECONDS)
   finally:
     os._exit(code)
+
+
+def end_with_first(address: tuple[str, int]) -> None:
+  """Makes this process end with one line and EXIT_CODE when process 0 dies.
+
+  JAX ends it with abort(), from a thread of its own, as soon as its connection to process 0 breaks,
+  and offers no callback that works (jaxlib 0.10.2: std::bad_cast). Python runs its own handlers of
+  signals in the main thread, which would be too late; so this is one in C.
+
+  Args:
+    address: (host, port) of JAX's service in process 0. An abort while it answers is a defect.
+  """
+  set_handler = ctypes.CDLL(None).signal
+  set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def aborted(number):
+    set_handler(number, None)  # the default, for when this returns
+    try:
+      socket.create_connection(address, timeout=_TIDY_SECONDS).close()
+    except OSError:
+      os.write(2, b'process 0 died; run the same command again to resume\n')
+      exit_now(EXIT_CODE)
+
+  _handlers.append(aborted)  # C keeps no reference
+  set_handler(signal.SIGABRT, ctypes.cast(aborted, ctypes.c_void_p))
 
 
 @functools.cache
