@@ -24,10 +24,10 @@ from xmodal.bench.survival.launch import Broken
 
 CASES = {case.__name__: case for case in (
     single.kill, single.sigterm_1, single.ctrl_c_1, several.sigterm_4, several.ctrl_c_4,
-    several.peer_dies, several.peer_is_silent, several.coordinator_dies, several.cut_shard,
-    several.other_workdirs, several.not_shared, single.full_disk, single.slow_disk,
-    single.failing_disk, single.clock_back, single.other_mesh, single.other_processes,
-    single.fewer_devices)}
+    several.peer_dies, several.peer_is_silent, several.coordinator_dies,
+    several.coordinator_is_silent, several.cut_shard, several.other_workdirs,
+    several.not_shared, single.full_disk, single.slow_disk, single.failing_disk,
+    single.clock_back, single.other_mesh, single.other_processes, single.fewer_devices)}
 
 
 def run(options) -> int:

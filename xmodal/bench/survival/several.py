@@ -49,6 +49,11 @@ def coordinator_dies(bench: Bench) -> Row:
   return _dies(bench, 0, [1], 'SIGKILL to process 0 of 2 (the coordinator)')
 
 
+def coordinator_is_silent(bench: Bench) -> Row:
+  """SIGSTOP to process 0 of two, likewise."""
+  return _dies(bench, 0, [1], 'SIGSTOP to process 0 of 2', signal.SIGSTOP)
+
+
 def _dies(bench, number, others, what, which=signal.SIGKILL):
   workdir = bench.new()
   with Launch(workdir, TWO) as run:
