@@ -213,6 +213,18 @@ def test_a_fault_that_passes_is_not_noticed(workdir, monkeypatch):
   assert int(restore(workdir)[0].step) == 6 and not faults
 
 
+def test_a_disk_that_fails_in_a_save_is_one_line(workdir, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  checkpoints = Checkpoints(str(workdir), keep=5)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.damage, 'seal', fail)
+    checkpoints.save(state_of(9), str(workdir / 'assets'))
+    with pytest.raises(UserError, match='Input/output error.*last complete one is step 6'):
+      checkpoints.wait()
+
+
 def test_a_defect_is_no_fault_of_the_storage(workdir, monkeypatch):
   monkeypatch.setattr(checkpoint.ocp.StandardCheckpointHandler, 'restore', lambda *_, **__: 1 / 0)
   with pytest.raises(ZeroDivisionError):

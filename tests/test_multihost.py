@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -111,7 +112,10 @@ def runs(tmp_path_factory, data):
   return found
 
 
-def test_the_others_end_soon_after_one_was_killed(tmp_path):
+@pytest.mark.parametrize('lost, how', [
+    (0, signal.SIGKILL), (1, signal.SIGKILL),
+    (0, signal.SIGSTOP), (1, signal.SIGSTOP)])  # as of a machine that hangs
+def test_the_other_ends_soon_after_one_was_lost(tmp_path, lost, how):
   with socket.create_server(('localhost', 0)) as s:
     coordinator = f'localhost:{s.getsockname()[1]}'
   processes = [subprocess.Popen(
@@ -124,12 +128,12 @@ def test_the_others_end_soon_after_one_was_killed(tmp_path):
   try:
     while not (line := processes[0].stdout.readline()).startswith('step 3'):
       assert line, 'ended early'
-    processes[1].kill()
-    rest = processes[0].communicate(timeout=120)[0]
+    processes[lost].send_signal(how)
+    rest = processes[1 - lost].communicate(timeout=120)[0]
   finally:
     for process in processes:
       process.kill()
-  assert processes[0].returncode == hosts.EXIT_CODE, rest[-2000:]
+  assert processes[1 - lost].returncode == hosts.EXIT_CODE, rest[-2000:]
   assert 'run the same command again to resume' in rest.splitlines()[-1]
 
 

@@ -107,7 +107,7 @@ def test_an_error_that_the_user_can_fix_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize('error', [
-    OSError(errno.EIO, 'Input/output error', '/data/a'), OSError('without a number'),
+    OSError('without a number'),
     ConnectionResetError(errno.ECONNRESET, 'reset'), OSError(errno.EINVAL, 'Invalid', '/a'),
     FileNotFoundError(errno.ENOENT, 'No such file', str(ROOT / 'xmodal' / 'table.json')),
     FileNotFoundError(errno.ENOENT, 'No such file'), ValueError('quota exceeded'),
@@ -137,6 +137,15 @@ def test_a_full_disk_is_known_by_the_words_of_the_system():
     except RuntimeError as wrapped:
       assert errors.disk_is_full(wrapped)
   assert not errors.disk_is_full(ValueError('RESOURCE_EXHAUSTED: quota of requests'))
+
+
+def test_a_disk_that_fails_is_one_line():
+  for number in (errno.EIO, errno.ESTALE):
+    text = os.strerror(number)
+    assert errors.one_line(OSError(number, text, '/data/a'), '/my/run').startswith(
+        f'/data/a: {text}')
+    assert errors.disk_failure(ValueError(f'UNKNOWN: writing "a": {text}')) == text
+  assert not errors.disk_failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 # Streams and home

@@ -64,6 +64,8 @@ _BENCHMARKS = {
     'sharding': Command('What sharded steps cost on GPUs and TPUs that are not here.',
                         'xmodal.bench.sharding'),
     'start_from': Command('Whether starting from an earlier run helps.', 'xmodal.bench.start_from'),
+    'survival': Command('Whether runs survive kills, signals, lost peers and bad disks.',
+                        'xmodal.bench.survival'),
     'train_step': Command('Seconds per training step, compared with PyTorch.',
                           'xmodal.bench.train_step'),
 }

@@ -17,8 +17,9 @@ class UserError(ValueError):
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILS = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO)  # a bad disk, or NFS that went away
 # Errors that the user can fix: rights, names, and limits of the file system or the user.
-_FIXABLE = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+_FIXABLE = (*_FULL, *_FAILS, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
              errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
              errno.EFBIG, errno.EMFILE, errno.ENFILE)
 
@@ -93,14 +94,24 @@ def disk_is_full(error: BaseException | None) -> bool:
   Libraries put the system's message into errors of other types; other messages, such as
   RESOURCE_EXHAUSTED from a GPU without memory, do not concern a disk.
   """
+  return bool(_system_reason(error, _FULL))
+
+
+def disk_failure(error: BaseException | None) -> str:
+  """The system's message in an error, as of disk_is_full, of a disk that fails; '' in others."""
+  return _system_reason(error, _FAILS)
+
+
+def _system_reason(error, numbers):
   while error is not None:
-    if isinstance(error, OSError) and error.errno in _FULL:
-      return True
+    if isinstance(error, OSError) and error.errno in numbers:
+      return os.strerror(error.errno)
     if isinstance(error, (OSError, ValueError)) or type(error) is Exception:
-      if any(os.strerror(number) in str(error) for number in _FULL):
-        return True
+      for number in numbers:
+        if os.strerror(number) in str(error):
+          return os.strerror(number)
     error = error.__cause__ or error.__context__
-  return False
+  return ''
 
 
 def device_is_full(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ Exit codes, so that `main && predict` or a scheduler knows how it ended:
   130  ended by Ctrl-C with nothing to save, or by a second Ctrl-C; 143 likewise by SIGTERM
   2    something for you to mend: one line says what
   1    a defect of the program, with a traceback
-  134  process 0 of the run died: JAX ends the others with a stack trace
 """
 
 import ast

@@ -7,10 +7,13 @@ process that waits for a collective receives them too. A run of one process send
 import atexit
 from collections.abc import Callable
 import contextlib
+import ctypes
 import functools
 import itertools
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +30,7 @@ _END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
 _PLACES, _RECEIVED, _ALIVE = 'xmodal/places', 'xmodal/heard', 'xmodal/alive'
 _ENDED = 'ended'
 _cleanups: list[Callable[[], None]] = []
+_handlers = []
 
 
 def several() -> bool:
@@ -79,6 +83,32 @@ def exit_now(code: int) -> None:
     os._exit(code)
 
 
+def end_with_first(address: tuple[str, int]) -> None:
+  """Makes this process end with one line and EXIT_CODE when process 0 dies.
+
+  JAX ends it with abort(), from a thread of its own, as soon as its connection to process 0 breaks,
+  and offers no callback that works (jaxlib 0.10.2: std::bad_cast). Python runs its own handlers of
+  signals in the main thread, which would be too late; so this is one in C.
+
+  Args:
+    address: (host, port) of JAX's service in process 0. An abort while it answers is a defect.
+  """
+  set_handler = ctypes.CDLL(None).signal
+  set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+
+  @ctypes.CFUNCTYPE(None, ctypes.c_int)
+  def aborted(number):
+    set_handler(number, None)  # the default, for when this returns
+    try:
+      socket.create_connection(address, timeout=_TIDY_SECONDS).close()
+    except OSError:
+      os.write(2, b'process 0 died; run the same command again to resume\n')
+      exit_now(EXIT_CODE)
+
+  _handlers.append(aborted)  # C keeps no reference
+  set_handler(signal.SIGABRT, ctypes.cast(aborted, ctypes.c_void_p))
+
+
 @functools.cache
 def listener() -> 'Listener':
   """The Listener of this process, in a run of several."""
@@ -101,11 +131,14 @@ class Listener:
     self._client, self._process_id = state.client, state.process_id
     self._count = state.num_processes
     self._closing, self._end_lock = threading.Event(), threading.Lock()
-    self._beat, self._beat_at, self._seen = 0, 0.0, {}
+    self._beat, self._beat_at, self._seen, self._silent = 0, 0.0, {}, 0
+    self._answered = threading.Event()
     # Held while the processes exchange their places in the run.
     self._place_lock, self._place, self._last = threading.Lock(), 0, None
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
+    if self._process_id != 0:
+      threading.Thread(target=self._watch_first, daemon=True).start()
     atexit.register(self._close)  # runs before JAX's handler, which ends the service
 
   def reached(self) -> bool:
@@ -141,11 +174,12 @@ class Listener:
           _set_once(self._client, _STOP, '')
         if self._client.key_value_dir_get(os.path.dirname(_STOP)):
           next(agreement, None)
+        self._answered.set()
 
   def _watch(self):
     """Gives signs of life, and ends the run if process 0 misses those of another.
 
-    Process 0 has the service: the others end with it at once.
+    The others watch process 0: see end_with_first and _watch_first.
     """
     now = time.monotonic()
     if now < self._beat_at:
@@ -157,8 +191,21 @@ class Listener:
       if self._seen.get(key, ('', 0))[0] != value:
         self._seen[key] = value, now
       elif value != _ENDED and now - self._seen[key][1] > self.lost:
+        self._silent += 1
         self.end(f'process {key.rpartition("/")[2]} gave no sign of life for {self.lost} s; run '
                  'the same command again to resume', EXIT_CODE, '')
+
+  def _watch_first(self):
+    """Ends this process if process 0 stops answering while its connections stay open, as of a
+    machine that hangs; a call to its service then never returns."""
+    waited = 0  # counted, not read from a clock, which goes on while this process is suspended
+    while waited <= self.lost and not self._closing.wait(1):
+      waited = 0 if self._answered.is_set() else waited + 1
+      self._answered.clear()
+    if not self._closing.is_set():
+      os.write(2, f'process 0 gave no answer for {self.lost} s; run the same command again to '
+               'resume\n'.encode())
+      exit_now(EXIT_CODE)
 
   def _agree(self):
     """Determines where to stop; yields until all processes have reported their places."""
@@ -182,7 +229,7 @@ class Listener:
       self._client.key_value_set(f'{_RECEIVED}/{self._process_id}', '')
       deadline = time.monotonic() + _END_TIMEOUT
       while self._process_id == 0 and time.monotonic() < deadline and (
-          len(self._client.key_value_dir_get(_RECEIVED)) < self._count):
+          len(self._client.key_value_dir_get(_RECEIVED)) < self._count - self._silent):
         time.sleep(0.05)
     exit_now(code)
 

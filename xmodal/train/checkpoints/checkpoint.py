@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from xmodal import downloads, paths, storage
-from xmodal.errors import UserError, disk_is_full, fixable_reason
+from xmodal.errors import UserError, disk_failure, disk_is_full, fixable_reason
 from xmodal.options import Option
 from xmodal.train.checkpoints import alias, bucket, damage, reading
 from xmodal.train.process import together
@@ -182,7 +182,8 @@ class Checkpoints:
         what, way_out = 'no space left on the device', 'make room'
       elif storage.is_remote(self._folder) and (found := _GOOGLE.match(str(error))):
         what, way_out = found[0], 'fix that'
-      elif isinstance(error, OSError) and (what := fixable_reason(error)):
+      elif what := disk_failure(error) or (
+          fixable_reason(error) if isinstance(error, OSError) else ''):
         way_out = 'fix that'
       else:
         raise

@@ -61,6 +61,8 @@ def join(coordinator: str, count: int | None, number: int | None, facts: Mapping
   if hosts.several():
     hosts.Listener.lost = lost
     hosts.listener()
+    if place.number != 0:
+      hosts.end_with_first(roll_call.parse(place.coordinator))
 
 
 def _by_hand(coordinator, count, number):
