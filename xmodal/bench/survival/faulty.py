@@ -14,7 +14,7 @@ import time
 from xmodal import main as program
 
 _SLOW = 0.15  # seconds that each operation takes longer
-_GOOD = 250  # operations in checkpoints/ before the disk fails
+_GOOD = 60  # operations in checkpoints/ before the disk fails
 _BACK = 3600.0  # seconds by which the clock is set back, at the start and once more later
 _LATER = 8.0  # seconds
 _FILE_BYTES = 30_000

@@ -114,7 +114,7 @@ def failing_disk(bench: Bench) -> Row:
   with Launch(workdir, fault='failing_disk') as run:
     end = check_ended(run, 2, 'checkpoint', [0])
     lost = steps_lost(run)
-  return Row('EIO from the 251st operation in checkpoints/ on, mended before the resume', end,
+  return Row('EIO from the 61st operation in checkpoints/ on, mended before the resume', end,
              bench.finish(workdir), f'{lost}')
 
 
