@@ -5,8 +5,8 @@ from importlib import metadata
 
 # (flag, value, first version, first version without it): XLA ends at flags that it does not know.
 _FLAGS = (
-    # Fused sums of more than 32,768 rows may be wrong on a CPU (jax issue 39103), and fused products
-    # may crash.
+    # Fused sums of more than 32,768 rows may be wrong on a CPU (jax issue 39103), and fused
+    # products may crash.
     ('--xla_cpu_experimental_ynn_fusion_type', '', (0, 10), (0, 12)),
     # A device of a CPU that waits longer for another ends the process, by default after 40 s. On a
     # loaded machine it may take longer.
