@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and measures xmodal on one NVIDIA GPU, within ten minutes:
+# Checks and measures xmodal on one NVIDIA GPU, one part after the other:
 #   launch/gpu.sh [attention] [steps] [tests] [torch] [data] [wait]
 # It uses the `python3` of this machine, with JAX for CUDA in it (PYTHON=... for another), and only
 # what the parts need: `torch` wants PyTorch, `tests` pytest and pytest-xdist.

@@ -230,7 +230,7 @@ COUNT_THREADS = """
 import os
 from xmodal import main
 import jax
-main.give_threads()
+main.give_threads(split={split})
 devices = len(jax.devices())
 names = [open(f'/proc/self/task/{task}/comm').read().strip()
          for task in os.listdir('/proc/self/task')]
@@ -239,12 +239,14 @@ print(devices, names.count('tf_XLAEigen'))
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='threads are counted in /proc')
-@pytest.mark.parametrize('variables, wanted', [
-    ({'NPROC': '1', 'JAX_NUM_CPU_DEVICES': '4'}, '4 4'),
-    ({'NPROC': '7', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}, '4 7')])
-def test_xla_has_a_thread_for_each_device(variables, wanted):
+@pytest.mark.parametrize('variables, split, wanted', [
+    ({'NPROC': '1', 'JAX_NUM_CPU_DEVICES': '4'}, False, '4 4'),
+    ({'NPROC': '1', 'JAX_NUM_CPU_DEVICES': '4'}, True, '4 8'),
+    ({'NPROC': '7', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}, False, '4 7')])
+def test_xla_has_a_thread_for_each_device(variables, split, wanted):
   """Counts the system's threads: with fewer than devices, a collective may hang."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', **variables}
-  ended = subprocess.run([sys.executable, '-c', COUNT_THREADS], cwd=ROOT, env=environment,
+  program = COUNT_THREADS.replace('{split}', str(split))
+  ended = subprocess.run([sys.executable, '-c', program], cwd=ROOT, env=environment,
                          capture_output=True, text=True, check=True)
   assert ended.stdout.split() == wanted.split()

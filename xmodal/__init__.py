@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
-xla.set_flags(os.environ)
+xla.avoid_wrong_sums(os.environ)
 
 
 def load(folder: 'str | os.PathLike') -> 'TrainedModel':

@@ -1,6 +1,7 @@
 """Compiles the training step of a config for machines that are not here, and says what it costs."""
 
 import dataclasses
+import math
 import re
 import time
 
@@ -42,10 +43,7 @@ class Compiled:
   @property
   def devices(self) -> int:
     """Number of devices."""
-    devices = 1
-    for size in self.mesh.values():
-      devices *= size
-    return devices
+    return math.prod(self.mesh.values())
 
 
 def compile_for(config, topology_name: str, slices: int = 1) -> Compiled:
@@ -103,8 +101,8 @@ def report(name: str, found: Compiled) -> str:
       f'{found.peak_bytes / 2**30:,.2f} of {machine.memory / 2**30:,.2f} GiB during a step',
       f'FLOPs of a step: model {counted.model:.4g}, hardware {counted.hardware:.4g}, which is '
       f'{counted.hardware / found.devices:.4g} a device',
-      f'memory traffic of a device: {found.cost.product_bytes / 1e9:,.1f} GB of matrix products, '
-      f'{found.cost.other_bytes / 1e9:,.1f} GB of {found.cost.kernels:,} other kernels and all',
+      f'kernels of a device: {found.cost.kernels:,}; matrix products move '
+      f'{found.cost.product_bytes / 1e9:,.1f} GB, others {found.cost.other_bytes / 1e9:,.1f} GB',
       'collectives of a device, with the bytes of their results:']
   kinds = estimate.by_kind(found.cost.collectives)
   lines += [f'  {kind:20} {times:6,} times {size / 1e9:10,.3f} GB'

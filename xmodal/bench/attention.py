@@ -6,7 +6,6 @@ queries, keys, values and bias in bfloat16 on one GPU, at the shapes of the `lar
   xla         jax.numpy, the fallback
   cudnn mask  cuDNN's flash attention, padding as a mask
   cudnn       the same, padding as the number of valid keys of each row where a mask is only that
-  tokamax     tokamax.dot_product_attention, if the package is installed
 
 A number is the median over rounds of 20 calls. TFLOP/s count two products forward, four backward.
 """
@@ -58,18 +57,8 @@ def _ways():
     return jax.nn.dot_product_attention(
         q, k, v, bias=bias, key_value_seq_lengths=lengths, implementation='cudnn')
 
-  ways = {'xla': functools.partial(masked, 'xla'),
+  return {'xla': functools.partial(masked, 'xla'),
           'cudnn mask': functools.partial(masked, 'cudnn'), 'cudnn': counted}
-  try:
-    import tokamax
-  except ImportError:
-    return ways
-
-  def from_tokamax(q, k, v, bias, lengths):
-    mask = None if lengths is None else tokamax.AttentionMask(k_end=lengths[:, None, None])
-    return tokamax.dot_product_attention(q, k, v, bias=bias, mask=mask)
-
-  return {**ways, 'tokamax': from_tokamax}
 
 
 def _timed(way, arrays, lengths, weight, rounds):

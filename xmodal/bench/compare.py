@@ -1,7 +1,8 @@
 """Code the benchmarks share: threads and device, alternating timed rounds, command lines."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import ast
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import importlib.util
 import os
 import runpy
@@ -33,6 +34,25 @@ def read_config(config: str):
   except (OSError, KeyError) as error:
     raise UserError(f'--config={config}: wanted a Python file with get_config(), such as those in '
                     'configs/') from error
+
+
+def changed(config, changes: Iterable[str]):
+  """Sets 'KEY=VALUE' or 'config.KEY=VALUE' each, and returns the config.
+
+  Raises:
+    UserError: one is no value of a key.
+  """
+  for change in changes:
+    key, _, value = change.removeprefix('config.').partition('=')
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass  # a text
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise UserError(f'{change}: not a config value ({error}); xmodal keys lists all') from error
+  return config
 
 
 def chosen_ways(text: str, known: Sequence[str]) -> tuple[str, ...]:

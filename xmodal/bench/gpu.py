@@ -14,7 +14,7 @@ import tempfile
 import time
 
 from xmodal.bench import mfu
-from xmodal.bench.compare import check_positive, read_config, run_command
+from xmodal.bench.compare import changed, check_positive, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
 # Config and changes of each task, at sizes of published models.
@@ -48,6 +48,9 @@ CASES = {
     'generation xl': (*GENERATION, *_at('xl', 64)),
     'detection base': (*DETECTION, *_at('base', 64)),
     'generation base': (*GENERATION, *_at('base', 256)),
+    'vqa base, remat none': (*VQA, *_at('base', 256, 'model.remat=none')),
+    'detection large, remat none': (*DETECTION, *_at('large', 32, 'model.remat=none')),
+    'generation large, remat none': (*GENERATION, *_at('large', 128, 'model.remat=none')),
 }
 SMALL = ('data.train_examples=512', 'data.eval_examples=16')
 _GROUP = 4  # compile together: XLA takes several cores for each
@@ -56,7 +59,7 @@ _GROUP = 4  # compile together: XLA takes several cores for each
 def case_config(name: str):
   """The config of a case."""
   config, *changes = CASES[name]
-  return mfu.changed(read_config(config), [*SMALL, *changes])
+  return changed(read_config(config), [*SMALL, *changes])
 
 
 def _case(name, room, number, count, rounds, steps):

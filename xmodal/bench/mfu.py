@@ -7,15 +7,13 @@ published), the time of compilation and the peak of memory.
 """
 
 import argparse
-import ast
 import dataclasses
 import statistics
 import sys
 import tempfile
 import time
 
-from xmodal.bench.compare import check_positive, read_config, run_command
-from xmodal.errors import UserError
+from xmodal.bench.compare import changed, check_positive, read_config, run_command
 
 
 @dataclasses.dataclass
@@ -126,21 +124,6 @@ def row(name: str, result: Result) -> str:
   return (f'{name:34} {result.parameters / 1e6:7.1f}M {result.examples:6} {median:8.4f} '
           f'{result.examples / median:10.1f} {result.flops.model / median / 1e12:8.2f} {mfu} '
           f'{result.peak_bytes / 1e9:8.2f} {result.compile_seconds:7.1f}s')
-
-
-def changed(config, changes):
-  """Sets 'config.KEY=VALUE' or 'KEY=VALUE' each; UserError if one is no value of a key."""
-  for change in changes:
-    key, _, value = change.removeprefix('config.').partition('=')
-    try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise UserError(f'{change}: not a config value ({error}); xmodal keys lists all') from error
-  return config
 
 
 def main(argv=None) -> int:

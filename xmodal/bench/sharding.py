@@ -10,8 +10,8 @@ import argparse
 import math
 import sys
 
-from xmodal.bench import gpu, mfu
-from xmodal.bench.compare import read_config, run_command
+from xmodal.bench import gpu
+from xmodal.bench.compare import changed, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
 _BATCH = {'base': 256, 'large': 128}
@@ -30,7 +30,7 @@ def row(case: str, topology: str) -> tuple[str, ...]:
   from xmodal.cost import topology as topologies
   name, *changes = CASES[case]
   devices = math.prod(topologies.split(topology)[1])
-  config = mfu.changed(read_config(name), [
+  config = changed(read_config(name), [
       *gpu.SMALL, *changes, 'mesh.data=1', f'mesh.fsdp={devices}'])
   found = compiling.compile_for(config, topology)
   kinds = estimate.by_kind(found.cost.collectives)

@@ -15,7 +15,6 @@ faster.
 """
 
 import argparse
-import ast
 import re
 import statistics
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal.bench.compare import (
+  changed,
   check_positive,
   chosen_ways,
   limit_threads,
@@ -63,21 +63,11 @@ def make_config(size: str, batch: int, changes=()):
   config.data.image_size = 224
   config.vqa.generation_weight = 0.0
   config.train.batch_size = batch
-  values = dict(_45M) if size == '45m' else {'model.size': size}
+  of_size = _45M if size == '45m' else {'model.size': size}
+  changed(config, [*(f'{key}={value}' for key, value in of_size.items()), *changes])
   for change in changes:
-    key, _, value = change.partition('=')
-    try:
-      values[key] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      values[key] = value
-  for key, value in values.items():
-    try:
-      config.update_from_flattened_dict({key: value})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-      raise UserError(f'{key}={value}: not a config value ({error}); xmodal train --help lists all '
-                      'keys') from error
-    if not _USED.fullmatch(key):
-      raise UserError(f'{key}={value}: the benchmark does not apply it (one step of the vqa task '
+    if not _USED.fullmatch(change.partition('=')[0]):
+      raise UserError(f'{change}: the benchmark does not apply it (one step of the vqa task '
                       'with its classifier, no accumulation, no average; --batch sets the batch '
                       'size); leave it out')
   return config

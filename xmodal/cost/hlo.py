@@ -26,11 +26,12 @@ COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'coll
                'ragged-all-to-all', 'collective-broadcast')
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
          'opt-barrier', 'partition-id', 'replica-id', 'iota', 'domain', 'add-dependency'}
+_BUFFER = 'custom_call_target="AllocateBuffer"'  # reserves memory, moves nothing
 _FUSIONS = ('fusion', 'fusion-start')
 _UPDATE = 'dynamic-update-slice'
 _PRODUCTS = ('dot', 'convolution')
 # Custom calls of cuBLAS and cuDNN that multiply matrices.
-_LIBRARY = re.compile(r'custom_call_target="(__cublas|__cudnn|__onednn|AllocateBuffer|__triton)')
+_LIBRARY = re.compile(r'custom_call_target="(__cublas|__cudnn|__onednn|__triton)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _runs(computations, name, times, in_condition) -> Iterator[tuple]:
   around = computations.get(name, {})
   for instruction in around.values():
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith(('-done', '-update')) and opcode != _UPDATE:
+    if (opcode in _FREE or opcode.endswith(('-done', '-update'))
+        or _BUFFER in instruction.attributes):
       continue
     if opcode == 'while':
       trips = _TRIPS.search(instruction.attributes)
