@@ -10,10 +10,10 @@ import orbax.checkpoint as ocp
 
 from xmodal.bench.survival import small
 from xmodal.bench.survival.launch import Broken
+from xmodal.train.logs import speed
 
 # Of runs on different meshes; see test_two_hosts_train_as_one.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
-_SPEEDS = ('examples_per_second', 'input_wait')
 
 
 def saved_steps(workdir: str) -> list[int]:
@@ -65,7 +65,7 @@ def _metrics(workdir):
       key = line['step'], line['split'], line['task']
       if key in lines:
         raise Broken(f'metrics.jsonl has {key} twice')
-      lines[key] = {name: value for name, value in line.items() if name not in _SPEEDS}
+      lines[key] = {name: value for name, value in line.items() if name not in speed.NAMES}
   return lines
 
 
