@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from xmodal.errors import UserError
-from xmodal.tasks.vqa import VQA
+from xmodal.tasks.vqa import MAX_TARGETS, VQA
 from xmodal.train import loop
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.hooks import log
@@ -231,7 +231,7 @@ def test_a_checkpoint_is_found_by_workdir_or_step(finished, tmp_path):
 def test_many_bad_steps_in_a_row_end_the_run(tmp_path, monkeypatch, capsys):
   encode = VQA.encode
   monkeypatch.setattr(VQA, 'encode', lambda *args: {
-      **encode(*args), 'target': np.full_like(encode(*args)['target'], np.nan)})
+      **encode(*args), 'target_scores': np.full(MAX_TARGETS, np.nan, np.float32)})
   monkeypatch.setattr(log, '_MOST_SKIPPED', 5)
   with pytest.raises(UserError, match='not finite for 5 steps in a row, the last at step 5.*'
                                       'learning_rate=0.001'):

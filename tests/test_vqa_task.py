@@ -14,7 +14,7 @@ from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks.task import TASKS
-from xmodal.tasks.vqa import VQA, Answer, make_answer_list
+from xmodal.tasks.vqa import MAX_TARGETS, VQA, Answer, make_answer_list
 from xmodal.train import build, plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -59,8 +59,17 @@ def features(vqa, *examples):
     (['mauve'], [0, 0, 0, 0])])
 def test_targets_of_people_who_disagree(vqa, answers, target):
   encoded = vqa.encode(asked(*answers), Placement(4, 4))
-  np.testing.assert_allclose(encoded['target'], target, atol=1e-6)
+  scores = dict(zip(encoded['target_ids'], encoded['target_scores']))
+  np.testing.assert_allclose([scores.get(i, 0) for i in range(4)], target, atol=1e-6)
   assert encoded['cls_weight'] == (sum(target) > 0)
+
+
+def test_of_many_answers_the_best_are_targets(tokenizer):
+  names = [f'answer {number}' for number in range(MAX_TARGETS + 1)]
+  task = VQA(tokenizer, names, question_length=8, answer_length=4)
+  people = [names[0], *(name for name in names[1:] for _ in range(3))]
+  encoded = task.encode(asked(*people), Placement(4, 4))
+  assert encoded['target_ids'].tolist() == list(range(1, MAX_TARGETS + 1))
 
 
 def test_the_written_answer_is_the_commonest(vqa, tokenizer):

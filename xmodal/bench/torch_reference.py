@@ -173,7 +173,7 @@ class Reference(nn.Module):
     vision, text = self.cross_modal(placed, self.text_projection(text), mask[:, None, None])
     pooled = self.pool(vision * salience, text, mask)
     logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
-    loss = F.cross_entropy(logits, batch['target'])
+    loss = F.cross_entropy(logits, batch['target_ids'][:, 0].long())
     if self.generation_weight:
       tokens = torch.cat([vision, text], 1)
       mask = torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)

@@ -84,13 +84,14 @@ def make_batch(config) -> dict:
     places = np.arange(length)
     return np.where(places < ends, tokens, np.where(places == ends, _EOS, _PAD)).astype(np.int32)
 
-  target = np.zeros((size, _ANSWERS), np.float32)
-  target[np.arange(size), rng.integers(0, _ANSWERS, size)] = 1.0
+  answers = rng.integers(0, _ANSWERS, (size, 1), np.int32)
   return {
       'image': rng.integers(0, 256, (size, side, side, 3), np.uint8),
       'valid': np.ones(size, bool),
-      'vqa': {'question': texts(config.vqa.question_length), 'target': target,
-              'cls_weight': np.ones(size, np.float32), 'answer': texts(config.vqa.answer_length),
+      'vqa': {'question': texts(config.vqa.question_length), 'target_ids': answers,
+              'target_scores': np.ones((size, 1), np.float32),
+              'cls_weight': np.ones(size, np.float32),
+              'answer': texts(config.vqa.answer_length),
               'gen_weight': np.ones(size, np.float32)}}
 
 

@@ -26,6 +26,7 @@ from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
 _TOP = 5
+MAX_TARGETS = 10  # answers with a score that a question has: those of ten people
 _AT_ONCE = 1 << 14  # texts that are encoded together
 
 OPTIONS = {
@@ -105,15 +106,19 @@ class VQA(Task):
 
   def encode(self, example, placement):
     del placement
-    target = np.zeros(len(self.answers), np.float32)
-    for answer, score in vqa_metric.soft_scores(example.answers).items():
-      if answer in self._index:
-        target[self._index[answer]] = score
+    known = [(self._index[answer], score)
+             for answer, score in vqa_metric.soft_scores(example.answers).items()
+             if answer in self._index and score > 0]
+    best = sorted(known, key=lambda pair: -pair[1])[:MAX_TARGETS]
+    ids, scores = np.full(MAX_TARGETS, -1, np.int32), np.zeros(MAX_TARGETS, np.float32)
+    for place, (index, score) in enumerate(best):
+      ids[place], scores[place] = index, score
     text = _commonest(example.answers) if example.answers else ''
     return {
         'question': self.tokenizer.encode([example.question], self._question_length)[0],
-        'target': target,
-        'cls_weight': np.float32(target.any()),
+        'target_ids': ids,
+        'target_scores': scores,
+        'cls_weight': np.float32(bool(best)),
         'answer': self.tokenizer.encode([text], self._answer_length)[0],
         'gen_weight': np.float32(bool(text)),
     }
@@ -194,7 +199,7 @@ class VQA(Task):
     losses = {}
     if 'cls' in self.loss_weights:
       log_probabilities = jax.nn.log_softmax(outputs['cls'].astype(jnp.float32))
-      target = features['target']
+      target = self._targets(features)
       target = target / jnp.maximum(target.sum(-1, keepdims=True), 1e-6)
       losses['cls'] = -(target * log_probabilities).sum(-1)
     if 'gen' in self.loss_weights:
@@ -202,10 +207,16 @@ class VQA(Task):
                                          self.tokenizer.pad_id)
     return losses
 
+  def _targets(self, features):
+    """The score of each answer of the list: float32 [B, A]."""
+    # A comparison, not a scatter: it stays on the device that has its part of the answers.
+    is_answer = features['target_ids'][..., None] == jnp.arange(len(self.answers))
+    return jnp.where(is_answer, features['target_scores'][..., None], 0).sum(-2)
+
   def progress(self, outputs, features):
     if 'cls' in self.loss_weights:
-      best = outputs['cls'].argmax(-1, keepdims=True)
-      return {'accuracy': jnp.take_along_axis(features['target'], best, axis=-1)[:, 0]}
+      right = features['target_ids'] == outputs['cls'].argmax(-1, keepdims=True)
+      return {'accuracy': (features['target_scores'] * right).sum(-1)}
     tokens = features['answer']
     right = (outputs['gen'].argmax(-1) == tokens) | (tokens == self.tokenizer.pad_id)
     return {'accuracy': right.all(-1).astype(jnp.float32)}
