@@ -5,9 +5,11 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xmodal import config as configs
+from xmodal import target
 from xmodal.data.example import Example
 from xmodal.data.pictures import images
 from xmodal.data.pipeline import BatchMaker
@@ -15,28 +17,35 @@ from xmodal.errors import UserError
 from xmodal.mixer.feed import task_config
 from xmodal.models import lora
 from xmodal.models.names import pad_names, program_size
+from xmodal.models.quantized import ROUNDINGS, quantize
 from xmodal.pretrained.preprocessing import Preprocessing
 from xmodal.tasks.task import Task, senses_of
 from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.start.pretrained import load_towers
+from xmodal.xla import integer_options
 
+PRECISIONS = ('float32', 'bfloat16', *ROUNDINGS)
 AT_ONCE = 32  # pictures, whatever the number in a folder
 
 
 class Predictor:
   """A model with its parameters, from a checkpoint folder alone."""
 
-  def __init__(self, folder: str, decode: Callable[..., images.Decoded] = images.decode):
+  def __init__(self, folder: str, decode: Callable[..., images.Decoded] = images.decode,
+               precision: str = ''):
     """Loads a workdir's newest checkpoint, or one checkpoints/STEP folder.
 
     Args:
       folder: either of them, on this machine or in a bucket.
       decode: what opens pictures: images.decode, or one that remembers.
+      precision: one of PRECISIONS for the weights; '': that of config.model.quantize, or float32.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or the precision is unknown.
     """
+    if precision and precision not in PRECISIONS:
+      raise UserError(f'precision {precision!r}: wanted one of {", ".join(PRECISIONS)}')
     self._step, self._decode = checkpoint.find(folder), decode
     local = checkpoint.local_copy(self._step)
     assets = os.path.join(local, checkpoint.ASSETS)
@@ -51,6 +60,7 @@ class Predictor:
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
         local, abstract, ema=self.config.train.ema_decay > 0)
+    self._use(precision or self.config.model.quantize or 'float32')
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
@@ -136,4 +146,17 @@ class Predictor:
   def _compile(self, name, head):
     # What a text asks is in the batch: a program serves all texts that leave the head as it is.
     model = self.model.clone(heads={name: head})
-    return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'))
+    return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'),
+                   compiler_options=self._options or None)
+
+  def _use(self, precision):
+    """Stores the weights in a precision."""
+    self._options = {}
+    if precision in ROUNDINGS:
+      params = lora.merge(self.variables['params'], self.config.model.lora)
+      self.variables = {**self.variables, 'params': jax.jit(
+          lambda params: quantize(params, ROUNDINGS[precision]))(params)}
+      self._options = integer_options(target.platform())
+    elif precision == 'bfloat16':
+      self.variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32
+                                    else x, self.variables)

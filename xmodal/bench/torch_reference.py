@@ -155,7 +155,7 @@ class Reference(nn.Module):
     self.text_projection = nn.Linear(text['hidden_dim'], width)
     side = config.data.image_size // vision['patch_size']
     self.grid_position = GridPosition((side, side), width)
-    self.cross_modal = CrossModal(**{key: cross[key] for key in parts.WIDTHS})
+    self.cross_modal = CrossModal(**{key: cross[key] for key in parts.WIDTHS if key in cross})
     self.pool = SumPool(width)
     self.hidden, self.answers = nn.Linear(width, width), nn.Linear(width, num_answers)
     if self.generation_weight:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
+from xmodal.models.layers import Mlp, check_sizes, head_width, scan_layers
 from xmodal.models.parts import PARTS, WIDTHS
 from xmodal.options import Option
 
@@ -35,6 +35,7 @@ class Sublayers(nn.Module):
   hidden_dim: int
   mlp_dim: int
   num_heads: int
+  head_dim: int
   dropout_rate: float
   attention: str
   dtype: jnp.dtype
@@ -46,7 +47,7 @@ class Sublayers(nn.Module):
              mask: Bool[Array, 'B 1 1 K'] | None, name: str, deterministic: bool
              ) -> Float[Array, 'B Q D']:
     """Attends from x to the context (None: x) and projects; no residual."""
-    layer = MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+    layer = MultiHeadAttention(self.num_heads, self.head_dim, self.hidden_dim,
                                dtype=self.dtype, implementation=self.attention,
                                query_init=matching_init, key_init=matching_init,
                                out_init=nn.initializers.zeros, name=name)
@@ -126,6 +127,7 @@ class CrossModal(nn.Module):
   Attributes:
     variant: 'co_attention' (two streams) or 'merged' (one concatenated stream).
     hidden_dim, mlp_dim, num_heads, num_layers: sizes.
+    head_dim: width of a head; None: hidden_dim / num_heads.
     dropout_rate: dropout on each sublayer, in training.
     attention: kernel, see `attention.attention`.
     dtype: of the computation; parameters are float32.
@@ -137,6 +139,7 @@ class CrossModal(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
+  head_dim: int | None = None
   dropout_rate: float = 0.0
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
@@ -161,9 +164,9 @@ class CrossModal(nn.Module):
       express its importance.
     """
     check_sizes('cross-modal layers', self, 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers')
-    check_heads('cross-modal layers', self.hidden_dim, self.num_heads)
     kind = {'co_attention': CoAttentionLayer, 'merged': MergedLayer}[self.variant]
-    layer = kind(self.hidden_dim, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
+    layer = kind(self.hidden_dim, self.mlp_dim, self.num_heads,
+                 head_width('cross-modal layers', self), self.dropout_rate, self.attention,
                  self.dtype, name='layers')
     stack = dict(num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
     if self.variant == 'co_attention':

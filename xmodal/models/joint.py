@@ -1,6 +1,7 @@
 """The shared model: a vision tower, a text tower, and the layers that join them."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 
 from flax import linen as nn
@@ -16,6 +17,7 @@ from xmodal.models.lora import Lora, adapters
 from xmodal.models.names import Names
 from xmodal.models.padding import Padding
 from xmodal.models.parts import SIZES
+from xmodal.models.quantized import ROUNDINGS, Rounding, integer_products
 from xmodal.models.stream import Stream, concatenate
 from xmodal.models.towers.t5 import start_writing
 from xmodal.options import Option
@@ -31,6 +33,8 @@ OPTIONS = {
     'remat': Option('auto', 'What the backward pass recomputes; full: layers; dots: all but linear '
                     'layers, convolutions and flash attention; auto: dots on accelerators, none '
                     'on CPU.', choices=REMAT, may_change=True),
+    'quantize': Option('', 'Rounds weights, and for int8 activations too, in steps and in '
+                       "evaluations; '': not.", choices=('', *ROUNDINGS), may_change=True),
     'dropout_rate': Option(0.0, 'Dropout rate of all layers.', low=0, high=0.99)}
 
 Image = UInt8[Array, 'B H W 3'] | Float[Array, 'B H W 3']
@@ -366,34 +370,44 @@ class MultiTask(nn.Module):
     lora: adapters of the kernels.
     vocabularies: task name -> the names to look for, unless the task's features in a batch have
       'vocabulary'.
+    rounding: how a training step and an evaluation round parameters; None: not.
   """
 
   backbone: Backbone
   heads: dict[str, nn.Module]
   lora: Lora = Lora()
   vocabularies: Mapping[str, Names] = FrozenDict()
+  rounding: Rounding | None = None
 
   def __call__(self, batch, *, deterministic: bool):
     """Inputs of each task's losses: {task name: outputs}."""
     towers = SharedTowers(self.backbone, batch, deterministic)
-    with adapters(self.lora, deterministic=deterministic):
+    with _layers(self, deterministic):
       return {name: head(towers, self._features(batch, name), deterministic=deterministic)
               for name, head in self.heads.items() if name in batch}
 
   def predict(self, batch):
     """Inputs of each task's `decode`: {task name: arrays [B, ...]}."""
     towers = SharedTowers(self.backbone, batch, deterministic=True)
-    with adapters(self.lora, deterministic=True):
+    with _layers(self, True):
       return {name: head.predict(towers, self._features(batch, name))
               for name, head in self.heads.items() if name in batch}
 
   def read_names(self, tokens: Int[Array, 'K L'], end_token: bool, *, deterministic: bool
                  ) -> Float[Array, 'K D']:
     """See Backbone.read_names."""
-    with adapters(self.lora, deterministic=deterministic):
+    with _layers(self, deterministic):
       return self.backbone.read_names(tokens, end_token, deterministic=deterministic)
 
   def _features(self, batch, name):
     if name not in self.vocabularies:
       return batch[name]
     return {'vocabulary': self.vocabularies[name], **batch[name]}
+
+
+@contextlib.contextmanager
+def _layers(model, deterministic):
+  """Changes what linear layers compute: adapters, and products of integers."""
+  with (adapters(model.lora, deterministic=deterministic),
+        integer_products(model.variables.get('params', {}))):
+    yield

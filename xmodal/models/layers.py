@@ -57,10 +57,12 @@ def check_sizes(tower: str, module, *sizes: str) -> None:
       raise UserError(f'{tower}: {field} is {getattr(module, field)}, wanted 0 or more')
 
 
-def check_heads(tower: str, hidden_dim: int, num_heads: int) -> None:
-  """Raises UserError unless num_heads divides hidden_dim."""
-  if hidden_dim % num_heads:
-    raise UserError(f'{tower}: hidden_dim {hidden_dim} does not divide into {num_heads} heads')
+def head_width(tower: str, module) -> int:
+  """A module's head_dim, else hidden_dim / num_heads; UserError if that is not whole."""
+  if module.head_dim is None and module.hidden_dim % module.num_heads:
+    raise UserError(f'{tower}: hidden_dim {module.hidden_dim} does not divide into '
+                    f'{module.num_heads} heads')
+  return module.head_dim or module.hidden_dim // module.num_heads
 
 
 def check_length(tower: str, length: int, max_positions: int) -> None:

@@ -38,7 +38,9 @@ def size(what: str) -> Option:
 
 
 WIDTHS = {'hidden_dim': size('Width of the tokens.'), 'mlp_dim': size('Width inside the MLPs.'),
-          'num_heads': size('Attention heads.'), 'num_layers': size('Layers.')}
+          'num_heads': size('Attention heads.'), 'num_layers': size('Layers.'),
+          'head_dim': Option(None, 'Width of a head. None: from config.model.size, else hidden_dim '
+                             '/ num_heads.', kind=int, low=1)}
 
 # For a text tower without a decoder, which gets a T5 decoder of the same size.
 WRITER = {'num_decoder_layers': size('Layers of the T5 decoder that writes answers.')}

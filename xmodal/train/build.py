@@ -18,6 +18,7 @@ from xmodal.models.attention import usable
 from xmodal.models.joint import Backbone, MultiTask
 from xmodal.models.layers import remat_policy
 from xmodal.models.lora import Lora
+from xmodal.models.quantized import ROUNDINGS
 from xmodal.options import ABOVE_ZERO, HIGHEST
 from xmodal.tasks.task import TASKS, Task, senses_of
 from xmodal.train.start.pretrained import Tower, save_towers
@@ -139,4 +140,5 @@ def make_model(config, tokenizer: Tokenizer, tasks: Mapping[str, Task],
   return MultiTask(backbone, {name: task.head() for name, task in tasks.items()},
                    Lora(**model.lora),
                    {name: names for name, task in tasks.items()
-                    if (names := task.vocabulary()) is not None})
+                    if (names := task.vocabulary()) is not None},
+                   ROUNDINGS.get(model.quantize))

@@ -12,9 +12,9 @@ from xmodal.data.pipeline import BatchMaker, eval_batches
 from xmodal.errors import UserError
 from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
-from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.process.stop import Stop
+from xmodal.train.steps.read import as_read
 
 OPTIONS = {
     'eval_every': Option(500, 'Steps between evaluations.', low=1, may_change=True),
@@ -28,7 +28,7 @@ OPTIONS = {
 def make_predict_step(model, mesh):
   """A jitted (variables, batch) -> (valid, {task: arrays}); outputs are replicated on all hosts."""
   def predict_step(variables, batch):
-    variables = {**variables, 'params': gather_when_used(variables['params'])}
+    variables = {**variables, 'params': as_read(model, variables['params'])}
     return batch['valid'], model.apply(variables, batch, method='predict')
 
   return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.replicated(mesh))

@@ -18,7 +18,7 @@ import numpy as np
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.joint import GridPosition
-from xmodal.models.layers import Mlp, scan_layers
+from xmodal.models.layers import Mlp, head_width, scan_layers
 from xmodal.models.parts import PARTS, WIDTHS, size
 
 PATCHES = ('overlap', 'plain')
@@ -65,6 +65,7 @@ class DenoiserLayer(nn.Module):
   hidden_dim: int
   mlp_dim: int
   num_heads: int
+  head_dim: int
   dropout_rate: float
   attention: str
   dtype: jnp.dtype
@@ -91,7 +92,7 @@ class DenoiserLayer(nn.Module):
     return nn.RMSNorm(dtype=self.dtype, use_scale=False)(x)
 
   def _attention(self, name, out_init=None):
-    return MultiHeadAttention(self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+    return MultiHeadAttention(self.num_heads, self.head_dim, self.hidden_dim,
                               dtype=self.dtype, implementation=self.attention, out_init=out_init,
                               query_key_norm=True, name=name)
 
@@ -165,7 +166,8 @@ class Denoiser(nn.Module):
     patch_size: P, pixels.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: attention heads, each D / num_heads wide, a multiple of 4.
+    num_heads: attention heads.
+    head_dim: width of a head, a multiple of 4; None: D / num_heads.
     num_layers: L.
     bottleneck_dim: width between the two linear layers of the patch embedding.
     patches: 'plain' as in JiT, or 'overlap': each token reads and writes a square of twice the
@@ -183,6 +185,7 @@ class Denoiser(nn.Module):
   num_heads: int
   num_layers: int
   bottleneck_dim: int
+  head_dim: int | None = None
   patches: str = 'plain'
   context_tokens: int = 4
   dropout_rate: float = 0.0
@@ -222,10 +225,11 @@ class Denoiser(nn.Module):
     context = self.param('context_embedding', nn.initializers.normal(0.02),
                          (self.context_tokens, width)).astype(dtype)
     x = jnp.concatenate([pooled[:, None] + context, x], axis=1)
-    rotate = rotary(grid, self.context_tokens, width // self.num_heads)
+    head_dim = head_width('denoiser', self)
+    rotate = rotary(grid, self.context_tokens, head_dim)
     mask = text_mask[:, None, None, :]
-    layer = DenoiserLayer(width, self.mlp_dim, self.num_heads, self.dropout_rate, self.attention,
-                          dtype, name='layers')
+    layer = DenoiserLayer(width, self.mlp_dim, self.num_heads, head_dim, self.dropout_rate,
+                          self.attention, dtype, name='layers')
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, condition, text, mask, rotate, deterministic=deterministic),
                              None),
@@ -290,7 +294,7 @@ def check(sizes: Denoiser) -> None:
   if any(side % sizes.patch_size for side in sizes.image_size):
     raise UserError(f'config.data.image_size={sizes.image_size[0]} does not divide into patches of '
                     f'config.model.denoiser.patch_size={sizes.patch_size}; use a multiple of it')
-  if sizes.hidden_dim % (4 * sizes.num_heads):
+  if sizes.head_dim % 4 if sizes.head_dim else sizes.hidden_dim % (4 * sizes.num_heads):
     raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
                     f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
                     'positions want')

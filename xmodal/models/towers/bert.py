@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
+from xmodal.models.layers import Mlp, check_length, check_sizes, head_width, scan_layers
 from xmodal.models.parts import PARTS, WIDTHS, WRITER
 
 
@@ -15,6 +15,7 @@ class BertLayer(nn.Module):
   hidden_dim: int
   mlp_dim: int
   num_heads: int
+  head_dim: int
   activation: str
   layer_norm_eps: float
   dropout_rate: float
@@ -29,7 +30,7 @@ class BertLayer(nn.Module):
 
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
     y = MultiHeadAttention(
-        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+        self.num_heads, self.head_dim, self.hidden_dim,
         dropout_rate=self.dropout_rate, dtype=self.dtype, implementation=self.attention,
         name='attention')(x, mask=mask, deterministic=deterministic)
     x = norm('attention_norm')(x + dropout(y))
@@ -55,7 +56,8 @@ class Bert(nn.Module):
     vocab_size: V.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: attention heads, each D / num_heads wide.
+    num_heads: attention heads.
+    head_dim: width of a head; None: D / num_heads.
     num_layers: number of layers.
     max_positions: rows of the position table, the maximum length of a text.
     num_token_types: rows of the type table; only the first is used.
@@ -73,6 +75,7 @@ class Bert(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
+  head_dim: int | None = None
   max_positions: int = 512
   num_token_types: int = 2
   activation: str = 'gelu'
@@ -102,9 +105,9 @@ class Bert(nn.Module):
     x = nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                      name='embedding_norm')(x)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
-    layer = BertLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.activation,
-                      self.layer_norm_eps, self.dropout_rate, self.attention, self.dtype,
-                      name='layers')
+    layer = BertLayer(self.hidden_dim, self.mlp_dim, self.num_heads, head_width('BERT', self),
+                      self.activation, self.layer_norm_eps, self.dropout_rate, self.attention,
+                      self.dtype, name='layers')
     mask = mask[:, None, None, :]
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, mask=mask, deterministic=deterministic), None), layer, x,
@@ -116,7 +119,7 @@ class Bert(nn.Module):
     """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('BERT', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
                 'max_positions', 'num_token_types')
-    check_heads('BERT', self.hidden_dim, self.num_heads)
+    head_width('BERT', self)
 
   def __call__(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
                deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:

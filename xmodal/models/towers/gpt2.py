@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_length, check_sizes, scan_layers
+from xmodal.models.layers import Mlp, check_length, check_sizes, head_width, scan_layers
 from xmodal.models.parts import PARTS, WIDTHS, WRITER
 
 
@@ -19,6 +19,7 @@ class Gpt2Layer(nn.Module):
   hidden_dim: int
   mlp_dim: int
   num_heads: int
+  head_dim: int
   num_layers: int
   activation: str
   scale_attention: bool
@@ -39,7 +40,7 @@ class Gpt2Layer(nn.Module):
         0.5 / self.num_layers, 'fan_in', 'truncated_normal')
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
     y = MultiHeadAttention(
-        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+        self.num_heads, self.head_dim, self.hidden_dim,
         scale=None if self.scale_attention else 1., dropout_rate=self.dropout_rate,
         dtype=self.dtype, implementation=self.attention, out_init=last_init, name='attention')(
             norm('attention_norm')(x), mask=mask, query_scale=query_scale,
@@ -67,7 +68,8 @@ class Gpt2(nn.Module):
     vocab_size: V.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: attention heads, each D / num_heads wide.
+    num_heads: attention heads.
+    head_dim: width of a head; None: D / num_heads.
     num_layers: number of layers.
     max_positions: rows of the position table, the maximum length of a text.
     activation: activation of the MLPs, a key of layers.ACTIVATIONS.
@@ -86,6 +88,7 @@ class Gpt2(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
+  head_dim: int | None = None
   max_positions: int = 1024
   activation: str = 'gelu_tanh'
   scale_attention: bool = True
@@ -114,8 +117,8 @@ class Gpt2(nn.Module):
     positions = self.param('position_embedding', init, (self.max_positions, self.hidden_dim))
     x = x + positions[:length].astype(x.dtype)
     x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(x)
-    layer = Gpt2Layer(self.hidden_dim, self.mlp_dim, self.num_heads, self.num_layers,
-                      self.activation, self.scale_attention, self.layer_norm_eps,
+    layer = Gpt2Layer(self.hidden_dim, self.mlp_dim, self.num_heads, head_width('GPT-2', self),
+                      self.num_layers, self.activation, self.scale_attention, self.layer_norm_eps,
                       self.dropout_rate, self.attention, self.dtype, name='layers')
     mask = mask[:, None, None, :] & np.tri(length, dtype=bool)
     scales = 1 / jnp.arange(1., self.num_layers + 1) if self.scale_attention_by_layer else None
@@ -130,7 +133,7 @@ class Gpt2(nn.Module):
     """Raises UserError for fields that are out of range or do not fit together."""
     check_sizes('GPT-2', self, 'vocab_size', 'hidden_dim', 'mlp_dim', 'num_heads', 'num_layers',
                 'max_positions')
-    check_heads('GPT-2', self.hidden_dim, self.num_heads)
+    head_width('GPT-2', self)
 
   def __call__(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,
                deterministic: bool = True) -> Float[Array, 'B L {self.hidden_dim}']:

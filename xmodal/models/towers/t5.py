@@ -13,7 +13,7 @@ import numpy as np
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_sizes, scan_layers
-from xmodal.models.parts import PARTS, WIDTHS, WRITER, size
+from xmodal.models.parts import PARTS, WIDTHS, WRITER
 from xmodal.options import Option
 
 
@@ -165,7 +165,6 @@ def _swap(x):
 
 
 OPTIONS = WIDTHS | WRITER | {
-    'head_dim': size('Width of an attention head.'),
     'neighbor_bias': Option(None, 'Initial attention bias of heads towards neighbouring words. '
                             'None: no bias, as published; word order then has little effect until '
                             'it is learned.', kind=float, low=0)}

@@ -7,7 +7,7 @@ import numpy as np
 
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
-from xmodal.models.layers import Mlp, check_heads, check_sizes, scan_layers
+from xmodal.models.layers import Mlp, check_sizes, head_width, scan_layers
 from xmodal.models.padding import Padding
 from xmodal.models.parts import PARTS, WIDTHS, size
 
@@ -21,6 +21,7 @@ class ViTLayer(nn.Module):
   hidden_dim: int
   mlp_dim: int
   num_heads: int
+  head_dim: int
   layer_norm_eps: float
   dropout_rate: float
   gelu: str
@@ -39,7 +40,7 @@ class ViTLayer(nn.Module):
 
     dropout = nn.Dropout(self.dropout_rate, deterministic=deterministic)
     y = MultiHeadAttention(
-        self.num_heads, self.hidden_dim // self.num_heads, self.hidden_dim,
+        self.num_heads, self.head_dim, self.hidden_dim,
         use_bias=self.qkv_bias, out_bias=True, dtype=self.dtype, implementation=self.attention,
         out_init=nn.initializers.zeros, name='attention')(norm('attention_norm')(x), mask=mask)
     x = x + dropout(self._scaled(y, 'attention_scale'))
@@ -131,7 +132,8 @@ class ViT(nn.Module):
     patch_size: P, pixels.
     hidden_dim: D.
     mlp_dim: width inside the MLPs.
-    num_heads: attention heads, each D / num_heads wide.
+    num_heads: attention heads.
+    head_dim: width of a head; None: D / num_heads.
     num_layers: L.
     image_size: (H, W), pixels; sets the size of the position table.
     layer_norm_eps: epsilon of the layer norms.
@@ -158,6 +160,7 @@ class ViT(nn.Module):
   num_heads: int
   num_layers: int
   image_size: tuple[int, int]
+  head_dim: int | None = None
   layer_norm_eps: float = 1e-6
   dropout_rate: float = 0.
   use_cls_token: bool = True
@@ -207,9 +210,9 @@ class ViT(nn.Module):
     mask = padding.token_mask(grid, x.shape[1] - num_patches)
     if mask is not None:
       mask = mask[:, None, None, :]
-    layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, self.layer_norm_eps,
-                     self.dropout_rate, self.gelu, self.swiglu, self.layer_scale, self.qkv_bias,
-                     self.attention, self.dtype, name='layers')
+    layer = ViTLayer(self.hidden_dim, self.mlp_dim, self.num_heads, head_width('ViT', self),
+                     self.layer_norm_eps, self.dropout_rate, self.gelu, self.swiglu,
+                     self.layer_scale, self.qkv_bias, self.attention, self.dtype, name='layers')
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, mask, deterministic=deterministic), None), layer, x,
         num_layers=self.num_layers, remat=self.remat, unroll=self.scan_unroll)
@@ -247,7 +250,7 @@ class ViT(nn.Module):
     if any(side % self.patch_size for side in self.image_size):
       raise UserError(f'ViT: image_size {self.image_size} does not divide into patches of '
                       f'{self.patch_size}; use multiples of it')
-    check_heads('ViT', self.hidden_dim, self.num_heads)
+    head_width('ViT', self)
     if self.stem not in ('patch', 'conv'):
       raise UserError(f"ViT: stem {self.stem!r} is unknown; use 'patch' or 'conv'")
     if self.gelu not in ('exact', 'tanh'):

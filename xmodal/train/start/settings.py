@@ -24,7 +24,7 @@ OPTIONS = {
         "'vision_tower|cross_modal'; '': all that fit.", is_pattern=True)}
 
 # Parameter path of each slot's part.
-_MODULES = {'vision': 'backbone/vision_tower/', 'text': 'backbone/text_tower/',
+MODULES = {'vision': 'backbone/vision_tower/', 'text': 'backbone/text_tower/',
             'cross': 'backbone/cross_modal/', 'denoiser': 'heads_generation/denoiser/'}
 
 
@@ -73,10 +73,10 @@ def check_towers(config, then, names: Collection[str], towers: Collection[str]) 
   """
   for part in parts.DEFAULTS:
     name = config.model[part].pretrained
-    if not name or not any(path.startswith(_MODULES[part]) for path in names):
+    if not name or not any(path.startswith(MODULES[part]) for path in names):
       continue
     if part not in towers or name != then.model[part].pretrained:
-      rest = f'^(?!{_MODULES[part]})'
+      rest = f'^(?!{MODULES[part]})'
       raise UserError(
           f'config.model.{part}.pretrained={name!r} and config.train.start_from='
           f'{config.train.start_from!r} both have a {part} tower: remove the first, or exclude '
@@ -94,7 +94,7 @@ def resolve(config, then, names: Collection[str], towers: Collection[str]):
   """
   config = config.copy_and_resolve_references()
   is_taken = {slot: any(path.startswith(module) for path in names)
-              for slot, module in _MODULES.items()}
+              for slot, module in MODULES.items()}
   _fill(config.model, then.model, {'size': joint.OPTIONS['size']})
   if is_taken['vision'] and config.data.image_size is None:
     config.data.image_size = then.data.image_size

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from xmodal.mixer.feed import parts
 from xmodal.models.names import read_names
-from xmodal.sharding.gather import gather_when_used
 from xmodal.tasks.task import Task
 from xmodal.train.steps.frozen import join, split
+from xmodal.train.steps.read import as_read
 
 # Folded into the key of a step for random choices of names; micro-batches fold in their numbers.
 _NAMES = 0x6e616d65
@@ -62,7 +62,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
   def read(trained, fixed, collections, names, rng):
     """Encodes names, see models.names.read_names; once per step for all micro-batches."""
     return read_names(names, lambda trained, tokens: model.apply(
-        {'params': gather_when_used(join(trained, fixed)), **collections}, tokens, names.end_token,
+        {'params': as_read(model, join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
   def forward(learned, fixed, collections, part, vocabularies, totals, rng):
@@ -71,7 +71,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
                    for name, names in vocabularies.items() if name in part}
     outputs, collections = model.apply(
-        {'params': gather_when_used(join(trained, fixed)), **collections}, part,
+        {'params': as_read(model, join(trained, fixed)), **collections}, part,
         deterministic=False, rngs={'dropout': rng}, mutable=list(collections))
     weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
