@@ -29,7 +29,7 @@ from xmodal.train.hooks import best, profile
 from xmodal.train.logs import report
 from xmodal.train.logs.trackers import tracker
 from xmodal.train.optimizer import optimizer, schedules
-from xmodal.train.start import settings
+from xmodal.train.start import settings, teacher
 from xmodal.train.steps import agreement, step
 
 _RUN = {
@@ -51,7 +51,7 @@ def sections() -> dict[str, Options]:
                       **balance.OPTIONS, **balance.BALANCES.options(), **agreement.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
             'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
-                      **best.OPTIONS, **settings.OPTIONS, **tracker.OPTIONS,
+                      **best.OPTIONS, **settings.OPTIONS, **teacher.OPTIONS, **tracker.OPTIONS,
                       **tracker.TRACKERS.options(), **profile.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),
                           **schedules.SCHEDULES.options()},

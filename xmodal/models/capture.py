@@ -38,12 +38,17 @@ def capture(model: nn.Module, variables: Mapping, *args: Any, names: str = '', *
     If a layer is called several times, or offers several arrays, the path ends in their index.
   """
   output, state = model.apply(variables, *args, mutable=[COLLECTION], **kwargs)
-  found = {}
+  return output, found(state, names)
+
+
+def found(state: Mapping, names: str = '') -> dict[str, jax.Array]:
+  """The arrays in the state that model.apply returned with mutable=[COLLECTION], see capture."""
+  arrays_by_path = {}
   for path, calls in traverse_util.flatten_dict(state.get(COLLECTION, {}), sep='/').items():
     # Flax keeps a tuple with one entry per call.
     for number, call in enumerate(calls):
       arrays = jax.tree.leaves(call)
       for i, array in enumerate(arrays):
         numbers = [str(number)] * (len(calls) > 1) + [str(i)] * (len(arrays) > 1)
-        found['/'.join([path, *numbers])] = array
-  return output, {path: x for path, x in found.items() if re.search(names, path)}
+        arrays_by_path['/'.join([path, *numbers])] = array
+  return {path: x for path, x in arrays_by_path.items() if re.search(names, path)}

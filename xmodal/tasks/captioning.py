@@ -16,7 +16,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
 from xmodal.options import Option
-from xmodal.tasks import writing
+from xmodal.tasks import imitation, writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -143,6 +143,12 @@ class Captioning(Task):
                               in_axes=1, out_axes=1)(outputs, captions)
     count = (captions != pad_id).any(-1).sum(-1)
     return {'gen': caption_losses.sum(-1) / jnp.maximum(count, 1)}
+
+  def imitation(self, outputs, taught, features):
+    losses = imitation.divergence_of_text(outputs, taught, features['captions'],
+                                          self._tokenizer.pad_id)
+    count = (features['captions'] != self._tokenizer.pad_id).any(-1).sum(-1)
+    return {'gen': losses.sum(-1) / jnp.maximum(count, 1)}
 
   def progress(self, outputs, features):
     """Accuracy of the captions' tokens."""

@@ -28,6 +28,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names, names_present, sample_names
 from xmodal.options import Option
+from xmodal.tasks import imitation
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -126,6 +127,12 @@ class Objects(Task):
       losses = jnp.where(features['vocabulary'].counts, losses, 0)
     # Summed over names and averaged over tokens: a mean over names, most of which are absent,
     # would dilute the loss.
+    return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
+
+  def imitation(self, outputs, taught, features):
+    is_picture = ~jnp.isneginf(outputs[..., :1]) & ~jnp.isneginf(taught[..., :1])
+    losses = imitation.binary_divergence(jnp.where(is_picture, outputs, 0),
+                                         jnp.where(is_picture, taught, 0))
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -152,6 +153,10 @@ class Regression(Task):
     if 'gen' in self.loss_weights:
       losses['gen'] = writing.token_loss(outputs['gen'], features['text'], self._tokenizer.pad_id)
     return losses
+
+  def imitation(self, outputs, taught, features):
+    return {'reg': optax.huber_loss(outputs['reg'], jax.lax.stop_gradient(taught['reg']),
+                                    delta=_SMOOTH) / _SMOOTH}
 
   def progress(self, outputs, features):
     """Absolute error, in the unit of the numbers."""

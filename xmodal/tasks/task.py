@@ -95,6 +95,11 @@ class Task(abc.ABC):
     features['vocabulary'] has the names of sampled_vocabulary, if the task has names.
     """
 
+  def imitation(self, outputs: Any, taught: Any, features: Mapping[str, Any]
+                ) -> dict[str, Float[Array, ' B']]:
+    """Per-example losses of outputs against a teacher's, by term: float32 [B]; {}: none."""
+    return {}
+
   def progress(self, outputs: Any, features: Mapping[str, Any]
                ) -> dict[str, Float[Array, ' B']]:
     """Metrics for the progress bar, beside the loss: float32 [B], averaged by weight."""

@@ -21,7 +21,7 @@ from xmodal.errors import UserError
 from xmodal.metrics import classification
 from xmodal.metrics import vqa as vqa_metric
 from xmodal.options import Option
-from xmodal.tasks import writing
+from xmodal.tasks import imitation, writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -206,6 +206,15 @@ class VQA(Task):
       losses['gen'] = writing.token_loss(outputs['gen'], features['answer'],
                                          self.tokenizer.pad_id)
     return losses
+
+  def imitation(self, outputs, taught, features):
+    found = {}
+    if 'cls' in outputs and 'cls' in taught:
+      found['cls'] = imitation.divergence(outputs['cls'], taught['cls'])
+    if 'gen' in outputs and 'gen' in taught:
+      found['gen'] = self.loss_weights['gen'] * imitation.divergence_of_text(
+          outputs['gen'], taught['gen'], features['answer'], self.tokenizer.pad_id)
+    return found
 
   def _targets(self, features):
     """The score of each answer of the list: float32 [B, A]."""

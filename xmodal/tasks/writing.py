@@ -27,8 +27,14 @@ def token_loss(logits: Float[Array, 'B T V'], tokens: Int[Array, 'B T'], pad_id:
   """Per-text cross-entropy, averaged over its tokens: float32 [B], 0 for an empty text."""
   log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
   token_log_probability = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+  return text_mean(-token_log_probability, tokens, pad_id)
+
+
+def text_mean(values: Float[Array, '*B T'], tokens: Int[Array, '*B T'], pad_id: int
+              ) -> Float[Array, '*B']:
+  """Mean of values over the tokens of a text; 0 for an empty text."""
   is_text = tokens != pad_id
-  return -(token_log_probability * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
+  return (values * is_text).sum(-1) / jnp.maximum(is_text.sum(-1), 1)
 
 
 def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 1,

@@ -32,6 +32,7 @@ from xmodal.train.process.mirror import RunFolder
 from xmodal.train.start import pretrained, settings
 from xmodal.train.start.earlier import open_earlier
 from xmodal.train.start.fits import ModelSpec
+from xmodal.train.start.teacher import Teacher
 from xmodal.train.start.transfer import Transfer
 from xmodal.train.steps import shares
 from xmodal.train.steps import state as states
@@ -67,6 +68,7 @@ class Plan:
     readers: processes that make batches, see process.readers; None: threads make them.
     loader: loads the weights that the model is initialised from.
     task_weights: weight of each task's loss, by name.
+    teacher: the Teacher that the model imitates; None: none.
   """
 
   def __init__(self, config, workdir: str, mode: str = 'train'):
@@ -132,6 +134,8 @@ class Plan:
     self.readers = None
     self.evaluations = self._open_evaluations(names, samples['eval'])
     self.best = Best(config.train, self.evaluations, workdir)
+    self.teacher = Teacher(config.train, self.tokenizer, self.tasks, config.data.image_size,
+                           self.mesh) if config.train.teacher and mode != 'eval' else None
 
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
     self.batch = self.batch_of(names)

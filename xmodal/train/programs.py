@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import time
 
 import jax
@@ -59,7 +60,13 @@ def compile_steps(plan: Plan) -> tuple[list[Callable], Costs]:
   counted = tuple(flops.count(one.jaxpr).model for one in traced)
   turns = plan.sampling.turns
   mean = sum(counted[kind] * count for kind, count in turns) / sum(count for _, count in turns)
+  if plan.teacher is not None:
+    steps = [functools.partial(_taught, step, plan.teacher.variables) for step in steps]
   return steps, Costs(counted, mean, seconds, max(peaks) if all(peaks) else None)
+
+
+def _taught(step, taught_by, state, batch):
+  return step(state, batch, taught_by)
 
 
 def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
@@ -78,10 +85,11 @@ def trace_step(plan: Plan, kind: StepKind | None = None) -> jax.stages.Traced:
       plan.model, {name: plan.tasks[name] for name in kind.tasks}, plan.task_weights,
       plan.optimizer, accumulation=train.accumulation, ema_decay=train.ema_decay,
       frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind], shared=plan.shared,
-      schedule=plan.schedule)
+      schedule=plan.schedule, teacher=plan.teacher)
+  more = () if plan.teacher is None else (plan.teacher.abstract,)
   return jax.jit(meshes.over(plan.mesh, step), donate_argnums=0,
                  out_shardings=(shardings, meshes.replicated(plan.mesh))).trace(
-                     plan.abstract, _laid_out(plan, plan.batch_of(kind.tasks)))
+                     plan.abstract, _laid_out(plan, plan.batch_of(kind.tasks)), *more)
 
 
 def compile_measure(plan: Plan) -> Callable:

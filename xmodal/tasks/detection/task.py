@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
@@ -26,6 +27,7 @@ from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
 from xmodal.models.names import Names, names_present, sample_names
 from xmodal.options import ABOVE_ZERO, Option
+from xmodal.tasks import imitation
 from xmodal.tasks.detection.head import DetectionHead
 from xmodal.tasks.detection.losses import LOSS_WEIGHTS, expression_losses, set_losses
 from xmodal.tasks.drawing import boxes_card, card
@@ -260,6 +262,19 @@ class Detection(Task):
       terms = expression_losses(outputs['expression'], features['expression']['box'][:, 0])
       losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
     return losses
+
+  def imitation(self, outputs, taught, features):
+    # A query of both is at one place, as it belongs to an image token.
+    found, taught = outputs['names'], jax.lax.stop_gradient(taught['names'])
+    if found.logits.shape != taught.logits.shape:
+      return {}  # learned queries of another number
+    logits, wanted = found.masked_logits(), taught.masked_logits()
+    counts = True if found.counts is None else found.counts
+    scores = jnp.where(counts, imitation.binary_divergence(logits, wanted), 0).sum((1, 2))
+    chance = jax.nn.sigmoid(wanted).max(-1)
+    boxes = (jnp.abs(found.boxes - taught.boxes).sum(-1) * chance).sum(-1)
+    total = jnp.maximum(chance.sum(-1), 1)  # about the number of objects
+    return {'names': scores / total, 'boxes': boxes / total}
 
   # ---- host: predictions
 

@@ -27,7 +27,7 @@ from xmodal.metrics import retrieval as metrics
 from xmodal.models.names import program_size
 from xmodal.models.pooling import AttentionPool
 from xmodal.options import Option
-from xmodal.tasks import writing
+from xmodal.tasks import imitation, writing
 from xmodal.tasks.drawing import card
 from xmodal.tasks.phrases import split_texts
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
@@ -214,6 +214,9 @@ class Retrieval(Task):
     valid = features['count'] > 0
     positive = matching_pairs(outputs['tokens'], features['picture'], valid)
     return {'contrastive': LOSSES[self._config.loss](outputs['logits'], positive, valid)}
+
+  def imitation(self, outputs, taught, features):
+    return {'contrastive': imitation.divergence(outputs['logits'], taught['logits'])}
 
   def progress(self, outputs, features):
     valid = features['count'] > 0

@@ -43,9 +43,9 @@ class EarlierRun:
     towers: its pretrained towers with parameters to take, by part.
   """
 
-  def __init__(self, name: str, pattern: str):
-    """See open_earlier; reads no arrays."""
-    self.folder = together.agree(lambda: _find(name), lead=True)
+  def __init__(self, name: str, pattern: str, key: str = 'config.train.start_from'):
+    """See open_earlier; reads no arrays. key: of the config, for messages."""
+    self.folder = together.agree(lambda: _find(name, key), lead=True)
     self._local = checkpoint.local_copy(self.folder)
     self._assets = os.path.join(self._local, checkpoint.ASSETS)
     self.config = configs.load(os.path.join(self._assets, 'config.json'))
@@ -111,7 +111,7 @@ class EarlierRun:
     return {own: found[self._keys[own]] for own in wanted}
 
 
-def _find(name):
+def _find(name, key):
   """The folder of an undamaged checkpoint."""
   try:
     folder = checkpoint.find(name)
@@ -122,10 +122,10 @@ def _find(name):
         if proof := damage.find_damage(path):
           raise _damaged(folder, f'{item}: {proof}')
   except OSError as error:
-    raise UserError(f'config.train.start_from={name!r} cannot be read: {error.strerror or error}'
+    raise UserError(f'{key}={name!r} cannot be read: {error.strerror or error}'
                     ) from error
   except UserError as error:
-    raise UserError(f'config.train.start_from={name!r}: {error}') from error
+    raise UserError(f'{key}={name!r}: {error}') from error
   return folder
 
 

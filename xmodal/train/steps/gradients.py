@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from xmodal.mixer.feed import parts
+from xmodal.models.capture import COLLECTION
 from xmodal.models.names import read_names
+from xmodal.tasks.imitation import last_tokens, unlikeness
 from xmodal.tasks.task import Task
 from xmodal.train.steps.frozen import join, split
 from xmodal.train.steps.read import as_read
@@ -18,7 +20,7 @@ _NAMES = 0x6e616d65
 
 
 def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, float], *,
-                   accumulation: int = 1, separate: bool = False) -> Callable:
+                   accumulation: int = 1, separate: bool = False, teacher=None) -> Callable:
   """Makes a pure function that computes a batch's gradients.
 
   A task's loss = task_weight * (sum over its terms of term_weight * mean). A mean is over the
@@ -32,12 +34,13 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     accumulation: micro-batches whose gradients are summed; less memory, same result.
     separate: whether to return each task's gradient separately. Tasks of one source share the
       forward pass; each has its own backward pass.
+    teacher: a train.start.teacher.Teacher that the model imitates; None: none.
 
   Returns:
-    (trained, fixed, collections, batch, rng, weigh) -> (gradients of `trained`, collections,
-    losses, metrics). weigh: (losses {task: scalar}) -> their weights in the gradients; with several
-    micro-batches the weights must not depend on the losses. With `separate` it is not called, and
-    gradients are {task: tree}.
+    (trained, fixed, collections, batch, rng, weigh, taught_by) -> (gradients of `trained`,
+    collections, losses, metrics). weigh: (losses {task: scalar}) -> their weights in the gradients;
+    with several micro-batches the weights must not depend on the losses. With `separate` it is not
+    called, and gradients are {task: tree}. taught_by: the teacher's variables.
   """
   def weights_of(part):
     """Per-example weights, float32 [B], by 'task/term'."""
@@ -65,14 +68,23 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
         {'params': as_read(model, join(trained, fixed)), **collections}, tokens, names.end_token,
         deterministic=False, rngs={'dropout': rng}, method='read_names'), trained)
 
-  def forward(learned, fixed, collections, part, vocabularies, totals, rng):
+  def forward(learned, fixed, collections, part, vocabularies, totals, rng, taught_by):
     """Losses of a micro-batch part, normalised by totals of the whole batch, and metrics."""
     trained, vectors = learned
     part = part | {name: part[name] | {'vocabulary': names.replace(vectors=vectors[name])}
                    for name, names in vocabularies.items() if name in part}
+    seen = [COLLECTION] if teacher and teacher.tokens_weight else []
     outputs, collections = model.apply(
         {'params': as_read(model, join(trained, fixed)), **collections}, part,
-        deterministic=False, rngs={'dropout': rng}, mutable=list(collections))
+        deterministic=False, rngs={'dropout': rng}, mutable=[*collections, *seen])
+    collections, own_tokens = dict(collections), {}
+    if seen:
+      own_tokens = last_tokens(collections)
+      collections.pop(COLLECTION, None)
+    imitated = {}
+    if teacher is not None:
+      taught, tokens = teacher.taught(taught_by, _with_names(part, vocabularies), rng)
+      imitated = _imitated(teacher, tasks, part, outputs, taught, own_tokens, tokens)
     weights, counts, losses, metrics = weights_of(part), counts_of(part), {}, {}
     for name in outputs:
       task, loss = tasks[name], 0.0
@@ -80,17 +92,22 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
         key = f'{name}/{term}'
         metrics[key] = (values * weights[key]).sum() / totals[key]
         loss += task.loss_weights[term] * metrics[key]
+      for key, (weight, values) in imitated.get(name, {}).items():
+        metrics[f'{name}/{key}'] = (values * counts[name]).sum() / totals[name]
+        loss += weight * metrics[f'{name}/{key}']
       for key, values in task.progress(outputs[name], part[name]).items():
         metrics[f'{name}/{key}'] = (values * counts[name]).sum() / totals[name]
       losses[name] = task_weights[name] * loss
     return losses, (collections, metrics)
 
-  def of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
+  def of_micro_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh,
+                     taught_by):
     losses, metrics, pullbacks = {}, {}, []
     for number, part in enumerate(parts(batch)):
       key = rng if number == 0 else jax.random.fold_in(rng, number)
       of_part, pullback, (collections, logged) = jax.vjp(
-          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key),
+          lambda x: forward(x, fixed, collections, part, vocabularies, totals[number], key,
+                            taught_by),
           learned, has_aux=True)
       pullbacks.append((tuple(of_part), pullback))
       losses |= of_part
@@ -104,7 +121,7 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
                     for names, pullback in pullbacks])
     return (grads, losses, metrics), collections
 
-  def gradients(trained, fixed, collections, batch, rng, weigh=None):
+  def gradients(trained, fixed, collections, batch, rng, weigh=None, taught_by=None):
     # These depend on data only, so they are known before the first micro-batch.
     totals = [totals_of(part) for part in parts(batch)]
     choice, dropout = jax.random.split(jax.random.fold_in(rng, _NAMES))
@@ -113,7 +130,8 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
     for name, names in vocabularies.items():
       vectors[name], read_backward[name] = read(trained, fixed, collections, names, dropout)
     grads, collections, losses, metrics = of_batch(
-        (trained, vectors), fixed, collections, batch, vocabularies, totals, rng, weigh)
+        (trained, vectors), fixed, collections, batch, vocabularies, totals, rng, weigh,
+        taught_by)
 
     def through_names(grads, tasks):
       of_params, of_vectors = grads
@@ -126,10 +144,10 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       grads = through_names(grads, vocabularies)
     return grads, collections, losses, metrics
 
-  def of_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh):
+  def of_batch(learned, fixed, collections, batch, vocabularies, totals, rng, weigh, taught_by):
     if accumulation == 1:
       found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
-                                          rng, weigh)
+                                          rng, weigh, taught_by)
       return found[0], collections, *found[1:]
 
     # Examples stay on their devices: micro-batch i takes examples i, i + accumulation, ...
@@ -140,18 +158,37 @@ def make_gradients(model, tasks: Mapping[str, Task], task_weights: Mapping[str, 
       collections, summed = carry
       batch, index = inputs
       found, collections = of_micro_batch(learned, fixed, collections, batch, vocabularies, totals,
-                                          jax.random.fold_in(rng, index), weigh)
+                                          jax.random.fold_in(rng, index), weigh, taught_by)
       return (collections, jax.tree.map(jnp.add, summed, found)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
     shapes, _ = jax.eval_shape(lambda: of_micro_batch(
-        learned, fixed, collections, first, vocabularies, totals, rng, weigh))
+        learned, fixed, collections, first, vocabularies, totals, rng, weigh, taught_by))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (collections, (grads, losses, metrics)), _ = jax.lax.scan(
         add, (collections, zeros), (micro, jnp.arange(accumulation)))
     return grads, collections, losses, metrics
 
   return gradients
+
+
+def _with_names(part, vocabularies):
+  """The batch as another model reads it, which encodes the step's names itself."""
+  return part | {name: part[name] | {'vocabulary': names}
+                 for name, names in vocabularies.items() if name in part}
+
+
+def _imitated(teacher, tasks, part, outputs, taught, own_tokens, tokens):
+  """Losses of imitation by task: {term: (its weight, float32 [B])}."""
+  found = {name: {f'imitation_{term}': (teacher.weight, values) for term, values in
+                  tasks[name].imitation(outputs[name], taught[name], part[name]).items()}
+           for name in outputs if name in taught}
+  alike = [unlikeness(x, tokens[path]) for path, x in own_tokens.items()
+           if path in tokens and x.shape[:2] == tokens[path].shape[:2]]
+  if alike:
+    for terms in found.values():
+      terms['imitation_tokens'] = teacher.tokens_weight, sum(alike)
+  return found
 
 
 def at_step(batch: Mapping, step: jax.Array) -> dict:

@@ -28,8 +28,8 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
                     ema_decay: float = 0.0, frozen: Set[str] = frozenset(),
                     balance: Balance | None = None, resting: Set[str] = frozenset(),
                     shared: Set[str] = frozenset(),
-                    schedule: optax.Schedule | None = None) -> Callable:
-  """A pure function (state, batch) -> (state, metrics), to be compiled with jax.jit.
+                    schedule: optax.Schedule | None = None, teacher=None) -> Callable:
+  """A pure function (state, batch, taught_by) -> (state, metrics), to be compiled with jax.jit.
 
   Minimises the sum over tasks of weight * task_weight * loss, with weights from the balance; under
   PCGrad, the sum of task_weight * loss. That sum is the metric 'loss'.
@@ -48,6 +48,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
       same for a gradient of None.
     shared: paths of the parameters at which task gradients are compared.
     schedule: the optimizer's learning rate by step, for the metric 'learning_rate'.
+    teacher: a train.start.teacher.Teacher, whose variables are `taught_by`; None: none.
 
   Returns:
     The step. Its metrics are float32 scalars: 'loss', 'task/term' for each term, the task's
@@ -61,15 +62,17 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
   # With several micro-batches the weights are known only after the last one.
   separate = balance.needs == 'gradients' or (balance.needs == 'losses' and accumulation > 1)
   gradients = make_gradients(model, tasks, task_weights, accumulation=accumulation,
-                             separate=separate)
+                             separate=separate, teacher=teacher)
 
-  def gradients_and_weights(mixer, moving, fixed, collections, batch, rng):
+  def gradients_and_weights(mixer, moving, fixed, collections, batch, rng, taught_by):
     """(gradients, collections, losses, weights, products of gradients, metrics)"""
     if not separate:
       grads, collections, losses, metrics = gradients(
-          moving, fixed, collections, batch, rng, lambda losses: balance.weights(mixer, losses))
+          moving, fixed, collections, batch, rng, lambda losses: balance.weights(mixer, losses),
+          taught_by)
       return grads, collections, losses, balance.weights(mixer, losses), None, metrics
-    grads, collections, losses, metrics = gradients(moving, fixed, collections, batch, rng)
+    grads, collections, losses, metrics = gradients(moving, fixed, collections, batch, rng,
+                                                    taught_by=taught_by)
     grads = {name: grads[name] for name in balance.tasks if name in grads}
     gram = products(grads, shared) if balance.needs == 'gradients' else None
     weights = balance.weights(mixer, losses, gram, jax.random.fold_in(rng, 0))
@@ -81,13 +84,13 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
       total = join(split(total, shared)[1], split(whole, shared)[0])
     return total, collections, losses, weights, gram, metrics
 
-  def train_step(state: TrainState, batch):
+  def train_step(state: TrainState, batch, taught_by=None):
     batch = at_step(batch, state.step)
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     trained, fixed = split(state.params, frozen)
     moving, still = split(trained, resting)
     grads, collections, losses, weights, gram, metrics = gradients_and_weights(
-        state.mixer, moving, join(still, fixed), state.collections, batch, rng)
+        state.mixer, moving, join(still, fixed), state.collections, batch, rng, taught_by)
     if balance.shared_only:  # the weights apply to projected gradients, not to losses
       weights = dict.fromkeys(losses, 1.0)
     loss = sum(weights[name] * losses[name] for name in losses)
