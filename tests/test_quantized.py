@@ -122,10 +122,8 @@ def test_a_precision_that_is_unknown(finished):
     Predictor(str(finished), precision='int3')
 
 
-def test_training_with_rounding_goes_on_and_is_kept(tmp_path):
-  c = tiny.changed(model__quantize='int8')
-  final = tiny.train(tmp_path / 'run', c)
-  plain = tiny.train(tmp_path / 'plain', tiny.get_config())
-  assert final['vqa'] and final != plain
-  values = jax.tree.leaves(Predictor(str(tmp_path / 'run')).variables)
+def test_training_with_rounding_is_kept(tmp_path):
+  workdir = tmp_path / 'run'
+  tiny.train(workdir, tiny.changed(model__quantize='int8', train__steps=2))
+  values = jax.tree.leaves(Predictor(str(workdir)).variables)
   assert any(x.dtype == jnp.int8 for x in values)  # as it was trained to be used

@@ -76,6 +76,7 @@ XMODAL = Command(xmodal.__doc__, commands={
     'predict': Command('Runs a trained model on pictures, or generates one.', 'xmodal.predict'),
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),
+    'prune': Command('Takes the least important parts out of a trained model.', 'xmodal.prune'),
     'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),
     'pack': Command('Packs a data set into a few large files, to read from any disk at any size.',
                     'xmodal.data.pack.pack'),
