@@ -32,6 +32,8 @@ class Command:
 _BENCHMARKS = {
     'attention': Command('Milliseconds of attention on a GPU, for each kernel.',
                          'xmodal.bench.attention'),
+    'compress': Command('Size, speed and score of a model in integers, pruned, or distilled.',
+                        'xmodal.bench.compress'),
     'data': Command('Pictures per second: loading for training, compared with bare decoding.',
                     'xmodal.bench.data'),
     'data_size': Command('Seconds and memory until the first batch, at the size of VQAv2.',

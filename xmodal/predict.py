@@ -24,7 +24,7 @@ from tqdm import tqdm
 from xmodal import atomic, errors, outputs, paths, predict_many
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
-from xmodal.predictor import AT_ONCE, Predictor
+from xmodal.predictor import AT_ONCE, PRECISIONS, Predictor
 from xmodal.tasks.task import Task
 from xmodal.train.process.cache import enable_compilation_cache
 
@@ -51,6 +51,8 @@ def main(argv=None) -> int:
   parser.add_argument('--task', help='one of those the model learned; the first by default')
   parser.add_argument('--output', metavar='F', help='also draw the picture and the answer here; '
                       'for several pictures the file of answers, stdout by default')
+  parser.add_argument('--precision', default='', choices=PRECISIONS, metavar='P',
+                      help=f'of the weights: {", ".join(PRECISIONS)}')
   parser.add_argument('--overwrite', action='store_true',
                       help='replace a file of answers that is there')
   drawing = parser.add_argument_group('generation')
@@ -87,7 +89,7 @@ def _answer(args):
     _check_output(args.output)
   enable_compilation_cache()
   opened = DecodedPictures()
-  predictor = Predictor(args.checkpoint, opened)
+  predictor = Predictor(args.checkpoint, opened, args.precision)
   task = predictor.task(args.task or next(iter(predictor.tasks)))
   given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
   if other := sorted(set(given) - set(task.query_options)):

@@ -143,6 +143,11 @@ class Predictor:
       arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
       yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
 
+  def lower(self, examples: list[Example], task: Task) -> jax.stages.Lowered:
+    """The program of a task for so many examples, such as to see its memory."""
+    return self._compiled(task.name, task.head()).lower(
+        self.variables, self.batch(examples, {task.name: task}))
+
   def _compile(self, name, head):
     # What a text asks is in the batch: a program serves all texts that leave the head as it is.
     model = self.model.clone(heads={name: head})

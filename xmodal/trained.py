@@ -37,11 +37,11 @@ class TrainedModel:
   in the user's cache folder (xmodal/train/process/cache.py), so that a second start is quick.
   """
 
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike, precision: str = ''):
     """Loads a checkpoint, see xmodal.load."""
     enable_compilation_cache()
     self._opened = DecodedPictures()
-    self._predictor = Predictor(folder, self._opened)
+    self._predictor = Predictor(folder, self._opened, precision)
 
   @property
   def tasks(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from xmodal import storage
 from xmodal.errors import UserError
+from xmodal.models.towers.t5 import T5
 from xmodal.pretrained.families import family_of_module
 from xmodal.pretrained.preprocessing import FILE, Preprocessing
 from xmodal.pretrained.tensors import write_tensors
@@ -34,7 +35,11 @@ def save(folder: str, module: nn.Module, variables, *, preprocessing: Preprocess
     UserError: the folder is not empty, or transformers has no such tower.
   """
   check_new(folder)
-  family = family_of_module(module)
+  family, head_dim = family_of_module(module), getattr(module, 'head_dim', None)
+  if head_dim and not isinstance(module, T5) and head_dim * module.num_heads != module.hidden_dim:
+    raise UserError(f'transformers has no {type(module).__name__} with {module.num_heads} heads of '
+                    f'width {head_dim} and tokens of width {module.hidden_dim}, as pruning makes '
+                    'them; export the run that it was made of')
   if hasattr(family, 'trimmed'):
     module = family.trimmed(module, variables)
   config = {**family.config_from_module(module), 'dtype': dtype}
