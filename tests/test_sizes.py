@@ -40,7 +40,7 @@ TOWERS = {
     'merged': (CrossModal('merged', **SIZES), (STREAM, STREAM, MASK)),
     'denoiser': (Denoiser(patch_size=8, image_size=(16, 16), bottleneck_dim=8, **SIZES),
                  (IMAGES, np.array([0.2, 0.7], np.float32), STREAM, MASK)),
-    'queries': (LearnedQueries(16, 24, 2, 0.0, 'xla', jnp.float32, num_queries=3, num_layers=1),
+    'queries': (LearnedQueries(16, 24, 2, 8, 0.0, 'xla', jnp.float32, num_queries=3, num_layers=1),
                 (STREAM, MASK))}
 
 

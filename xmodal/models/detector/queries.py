@@ -91,8 +91,9 @@ class ImageQueries(nn.Module):
     """
     width = fused.vision.shape[-1]
     if self.num_queries:
+      heads = max(width // 16, 1)
       queries, references = LearnedQueries(
-          width, 2 * width, max(width // 16, 1), self.dropout_rate, 'xla', fused.vision.dtype,
+          width, 2 * width, heads, width // heads, self.dropout_rate, 'xla', fused.vision.dtype,
           num_queries=self.num_queries, num_layers=self.num_layers, remat=self.remat,
           name='decoder')(
               fused.vision, fused.vision_mask, deterministic=deterministic)
