@@ -92,10 +92,10 @@ def parameters(workdir: str) -> int:
   return sum(x.size for x in jax.tree.leaves(predictor.variables['params']))
 
 
-def fine_tuned(base, teacher: str, cut: str, steps: int):
-  """The config that trains what pruning left."""
+def fine_tuned(base, teacher: str, start: str, steps: int, quantize: str = ''):
+  """The config that trains what pruning left, or with rounding."""
   c = _shortened(base, steps)
-  c.train.start_from, c.train.teacher = cut, teacher
+  c.train.start_from, c.train.teacher, c.model.quantize = start, teacher, quantize
   for slot in parts.slots():
     for key, option in parts.slot_options(slot).items():
       c.model[slot][key] = option.default  # those of the pruned run
@@ -180,6 +180,11 @@ def _made(base, run, folder, options):
     found[f'pruned to {keep}'] = cut, 'float32'
     found[f'pruned to {keep}, fine-tuned'] = tuned, 'float32'
     found[f'pruned to {keep}, fine-tuned, int8'] = tuned, 'int8'
+  for precision in filter(None, options.rounded.split(',')):
+    tuned = os.path.join(folder, f'rounded_{precision}')
+    if not train(fine_tuned(base, run, run, options.steps, precision), tuned):
+      raise KeyboardInterrupt
+    found[f'{precision}, fine-tuned'] = tuned, precision
   if options.narrow:
     for name, teacher in (('alone', ''), ('taught', run)):
       workdir = os.path.join(folder, f'narrow_{name}')
@@ -197,6 +202,7 @@ def main(argv=None) -> int:
   parser.add_argument('--workdir', required=True, metavar='DIR')
   parser.add_argument('--precisions', default=','.join(PRECISIONS), help='comma-separated')
   parser.add_argument('--keep', default='0.75,0.5,0.25', help="shares of parameters; '': none")
+  parser.add_argument('--rounded', default='int4', help='precisions to fine-tune in')
   parser.add_argument('--steps', type=int, default=1000, help='of fine-tuning')
   parser.add_argument('--narrow', type=int, default=0, metavar='STEPS',
                       help='of models of half the width; 0: none')
