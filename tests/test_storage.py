@@ -6,7 +6,7 @@ import os
 import buckets
 import pytest
 
-from xmodal import storage
+from xmodal import downloads, storage
 from xmodal.errors import UserError
 
 
@@ -55,6 +55,21 @@ def test_files_are_copied_both_ways(root, tmp_path):
   assert (tmp_path / 'to').read_bytes() == b'content'
   storage.remove(os.path.join(root, 'copy'))
   assert not storage.exists(os.path.join(root, 'copy'))
+
+
+def test_copies_that_nobody_opens_are_deleted(root, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  copies = []
+  for name in ('used', 'unused', 'new'):
+    storage.write(f'{root}/{name}/file', name.encode())
+  for name in ('used', 'unused'):
+    copies.append(downloads.copy(f'{root}/{name}'))
+    os.utime(copies[-1], (0, 0))
+  assert downloads.copy(f'{root}/used') == copies[0]  # marks it as used
+  downloads.copy(f'{root}/new')
+  assert [os.path.exists(copy) for copy in copies] == [True, False]
+  with open(os.path.join(downloads.copy(f'{root}/unused'), 'file'), encoding='utf-8') as f:
+    assert f.read() == 'unused'
 
 
 @pytest.mark.parametrize('kind', ['gs', 's3'])

@@ -1,7 +1,8 @@
 """Copies of folders of buckets in the user's cache, for what reads files of this machine only.
 
 A copy is named by its address and the versions of its files: what has not changed is downloaded
-once. The folder `buckets` of the cache may be deleted at any time when nothing uses it.
+once. Copies that nothing has opened for 30 days are deleted at the next download. The folder
+`buckets` of the cache may be deleted at any time when nothing uses it.
 """
 
 import atexit
@@ -14,9 +15,11 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 
 from xmodal import paths, storage
 
+_KEPT = 30 * 24 * 3600  # seconds
 _SAID = 2**20  # bytes from which a download is announced
 
 
@@ -36,7 +39,9 @@ def copy(address: str, wanted: Callable[[str], bool] = lambda name: True) -> str
   key = hashlib.sha256(json.dumps([address, entries]).encode()).hexdigest()[:12]
   folder = os.path.join(_base(), f'{readable(address)}-{key}')
   if os.path.isdir(folder):
+    os.utime(folder)
     return folder
+  _delete_unused(_base())
   size = sum(entry.size for entry in entries.values())
   if size >= _SAID:
     print(f'downloading {address}: {len(entries)} files, {size / 2**20:,.0f} MB', file=sys.stderr,
@@ -67,6 +72,13 @@ def download(address: str, names: Iterable[str], folder: str) -> None:
   for place in {os.path.dirname(name) for name in names}:
     os.makedirs(os.path.join(folder, place), exist_ok=True)
   storage.copy_all(whole, ((f'{address}/{name}', os.path.join(folder, name)) for name in names))
+
+
+def _delete_unused(folder):
+  """Deletes old copies, and parts of downloads that were killed."""
+  for entry in os.scandir(folder):
+    if entry.is_dir(follow_symlinks=False) and entry.stat().st_mtime < time.time() - _KEPT:
+      shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def readable(address: str) -> str:
