@@ -74,6 +74,7 @@ XMODAL = Command(xmodal.__doc__, commands={
     'train': Command('Trains a model, evaluates it, or checks its config: xmodal train --config '
                      'vqa.', 'xmodal.main'),
     'predict': Command('Runs a trained model on pictures, or generates one.', 'xmodal.predict'),
+    'serve': Command('Serves a trained model over HTTP, with a web page.', 'xmodal.serve'),
     'augment': Command('Labels pictures with a trained model, for another to train on.',
                        'xmodal.augment'),
     'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),

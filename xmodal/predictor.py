@@ -1,6 +1,6 @@
 """A trained model, from a checkpoint folder alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import os
 
@@ -51,7 +51,9 @@ class Predictor:
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
         local, abstract, ema=self.config.train.ema_decay > 0)
+    # A task that draws has a program for each guidance and number of steps, others have one.
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
+    self._kept = functools.lru_cache(maxsize=32)(self._compile)
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
             least: int = 1) -> dict:
@@ -106,13 +108,15 @@ class Predictor:
             [prediction for _, predictions in parts for prediction in predictions])
 
   def batches(self, examples: list[Example], task: str | Task, *,
-              fixed: bool = False) -> Iterator[tuple[np.ndarray, list]]:
+              fixed: bool = False, sizes: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, list]]:
     """Yields what `__call__` returns, of AT_ONCE examples at a time.
 
     Args:
       examples, task: see __call__.
       fixed: whether a single batch is filled up to AT_ONCE too, so that one program serves any
         number of examples. Tasks that draw get no fillers.
+      sizes: the sizes that a single batch may have, ascending; it is filled up to the next one, or
+        to AT_ONCE. (): a power of two, or see `fixed`.
     """
     task = self.task(task) if isinstance(task, str) else task
     asked = task.vocabulary()
@@ -125,12 +129,17 @@ class Predictor:
       # more to look at costs less than a program for each number of them; not one more to draw.
       if start or (fixed and not task.draws):
         least = AT_ONCE
+      elif task.draws:
+        least = 1
+      elif sizes:
+        least = next((size for size in sizes if size >= len(some)), AT_ONCE)
       else:
-        least = 1 if task.draws else program_size(len(some), least=1)
+        least = program_size(len(some), least=1)
       batch = self.batch(some, {task.name: task}, least)
       if asked is not None:
         batch[task.name]['vocabulary'] = asked
-      arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
+      compiled = self._compiled if task.draws else self._kept
+      arrays = jax.device_get(compiled(task.name, task.head())(self.variables, batch))
       yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
 
   def _compile(self, name, head):
