@@ -119,7 +119,7 @@ class Server:
       if form.stream:
         name, wanted = asked[0]
         steps = Steps() if self._engine.tasks[name].draws else None
-        answer = self.batcher.submit(name, wanted, steps and steps.on_step)
+        answer = self.batcher.submit(name, wanted, steps.on_step if steps else None)
         return self._events(request, call, answer, lambda found: [
             event({'task': name, **found}, 'answer')], steps)
       found = await self._answers(request, call, asked)
@@ -182,24 +182,19 @@ class Server:
 
   async def _stream(self, request, future, last, steps, begin):
     work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))
-    step = asyncio.ensure_future(steps.next()) if steps else None
-    end = asyncio.get_running_loop().time() + self._limits.answer_seconds
+    loop = asyncio.get_running_loop()
+    end = loop.time() + self._limits.answer_seconds
     try:
       if begin:
         yield begin
-      while not (work.done() or gone.done()):
-        left = end - asyncio.get_running_loop().time()
-        waited = {work, gone, step} - {None}
-        done, _ = await asyncio.wait(waited, timeout=max(0, left),
-                                     return_when=asyncio.FIRST_COMPLETED)
-        if step in done:
-          yield step.result()
-          step = asyncio.ensure_future(steps.next())
-        elif not done:
-          break
-      while steps and len(steps):  # those that came with the answer
-        yield await (step if step is not None else steps.next())
-        step = None
+      while not (work.done() or gone.done()) and (left := end - loop.time()) > 0:
+        step = asyncio.ensure_future(steps.arrived()) if steps else None
+        await asyncio.wait({work, gone, step} - {None}, timeout=left,
+                           return_when=asyncio.FIRST_COMPLETED)
+        if steps:
+          step.cancel()
+          for part in steps.take():
+            yield part
       try:
         found = _found(work, gone, self._limits)
       except Refused as refused:
@@ -209,9 +204,8 @@ class Server:
         for part in last(found):
           yield part
     finally:
-      for one in (work, gone, step):
-        if one is not None:
-          one.cancel()
+      work.cancel()
+      gone.cancel()
       future.cancel()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.responses import Response
 
 from xmodal import strict_json
 from xmodal.serve.limits import Call
@@ -21,10 +22,11 @@ def event(data: Any, name: str = '') -> bytes:
   return (f'event: {name}\n' if name else '').encode() + f'data: {text}\n\n'.encode()
 
 
-class Events:
+class Events(Response):
   """A response of events; ends its call whatever happens."""
 
   def __init__(self, events: AsyncIterator[bytes], call: Call):
+    super().__init__()
     self._events, self._call = events, call
 
   async def __call__(self, scope, receive, send) -> None:
@@ -40,29 +42,36 @@ class Events:
 
 
 class Steps:
-  """Steps of drawing, from the model's thread to a response.
-
-  `on_step` takes them, `next` gives them as events: the number of each step, and with some of them
-  the picture so far.
-  """
+  """Steps of drawing, from the model's thread to a response: the number of each step, and with some
+  of them the picture so far."""
 
   def __init__(self):
-    self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue()
+    self._loop, self._steps = asyncio.get_running_loop(), []
+    self._is_new = asyncio.Event()
 
   def on_step(self, step: int, steps: int, pictures: np.ndarray) -> None:
     """See engine.OnStep."""
-    self._loop.call_soon_threadsafe(self._queue.put_nowait, (step, steps, pictures))
+    self._loop.call_soon_threadsafe(self._add, (step, steps, pictures))
 
-  async def next(self) -> bytes:
-    """Waits for the next event."""
-    step, steps, pictures = await self._queue.get()
-    line = {'step': step, 'steps': steps}
-    if step == steps or step % max(1, steps // _PREVIEWS) == 0:
-      line['png'] = _png(pictures[0])
-    return event(line, 'step')
+  def _add(self, step):
+    self._steps.append(step)
+    self._is_new.set()
 
-  def __len__(self) -> int:
-    return self._queue.qsize()
+  async def arrived(self) -> None:
+    """Waits until `take` gives something."""
+    await self._is_new.wait()
+
+  def take(self) -> list[bytes]:
+    """Events of the steps since the last call."""
+    self._is_new.clear()
+    taken, self._steps = self._steps, []
+    events = []
+    for step, steps, pictures in taken:
+      line = {'step': step, 'steps': steps}
+      if step == steps or step % max(1, steps // _PREVIEWS) == 0:
+        line['png'] = _png(pictures[0])
+      events.append(event(line, 'step'))
+    return events
 
 
 def _png(pixels):

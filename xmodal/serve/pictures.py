@@ -15,7 +15,7 @@ from xmodal.serve.engine import Picture
 from xmodal.serve.limits import Limits, Refused
 
 # Others that Pillow opens start programs (EPS), or are not what people upload.
-FORMATS = ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP')
 _DATA_URL = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:')
 

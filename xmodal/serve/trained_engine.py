@@ -36,6 +36,9 @@ class TrainedEngine(Engine):
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
       # By default programs that compile within a second are compiled at each start again.
       jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    # The steps of a drawing read arrays while its program runs, which may deadlock with it on. Each
+    # answer is waited for anyway.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     self.name, self._sizes, self.most_rows = name, tuple(sizes), AT_ONCE
     self._predictor = Predictor(folder, _decode)
     self.image_size = self._predictor.config.data.image_size
