@@ -21,6 +21,7 @@ from xmodal.errors import UserError
 from xmodal.serve.limits import Limits
 
 _GRACE = 30  # seconds in which running requests may finish after a signal
+_BACKLOG = 512
 
 
 def main(argv=None) -> int:
@@ -80,7 +81,7 @@ def _serve(args) -> int:
   uvicorn.Server(uvicorn.Config(
       server.app, http=timed(limits.header_seconds), ws='none', log_config=None, access_log=False,
       h11_max_incomplete_event_size=limits.header_bytes, server_header=False, lifespan='on',
-      backlog=512, timeout_graceful_shutdown=_GRACE)).run(sockets=[bound])
+      backlog=_BACKLOG, timeout_graceful_shutdown=_GRACE)).run(sockets=[bound])
   return 0
 
 
@@ -112,6 +113,7 @@ def _bound(host, port):
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(address)
+    bound.listen(_BACKLOG)  # connections wait until the model is loaded
     return bound
   except OSError as error:
     reason = error.strerror or error
