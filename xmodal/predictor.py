@@ -138,9 +138,12 @@ class Predictor:
       batch = self.batch(some, {task.name: task}, least)
       if asked is not None:
         batch[task.name]['vocabulary'] = asked
-      compiled = self._compiled if task.draws else self._kept
-      arrays = jax.device_get(compiled(task.name, task.head())(self.variables, batch))
+      arrays = jax.device_get(self.program(task)(self.variables, batch))
       yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
+
+  def program(self, task: Task) -> Callable[[dict, dict], dict]:
+    """The jitted function (variables, batch) -> arrays of a task as its `query` gave it."""
+    return (self._compiled if task.draws else self._kept)(task.name, task.head())
 
   def _compile(self, name, head):
     # What a text asks is in the batch: a program serves all texts that leave the head as it is.
