@@ -72,6 +72,7 @@ def _serve(args) -> int:
   server = Server(engine, limits, key=args.api_key, wait_seconds=args.wait_ms / 1e3,
                   batching=not args.no_batching)
   logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s: %(message)s')
+  logging.getLogger('uvicorn.error').setLevel(logging.ERROR)  # it warns of each damaged request
   # uvicorn raises a signal again once it has stopped: that shall not end the process differently.
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)

@@ -1,4 +1,5 @@
-"""HTTP/1.1 with a time limit for the head of a request, which uvicorn has not."""
+"""HTTP/1.1 as uvicorn speaks it, with a time limit for the head of a request, and an end to the body
+of one that is refused."""
 
 import json
 
@@ -28,6 +29,12 @@ def timed(seconds: float) -> type[H11Protocol]:
         self._stop()
       elif self._clock is None:
         self._clock = self.loop.call_later(seconds, self._late)
+
+    def on_response_complete(self):
+      super().on_response_complete()
+      if self.conn.their_state is h11.SEND_BODY:
+        # Answered before the whole body: the rest, perhaps endless, would be read and thrown away.
+        self.transport.close()
 
     def connection_lost(self, exc):
       self._stop()
