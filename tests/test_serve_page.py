@@ -17,7 +17,7 @@ import time
 from PIL import Image
 import pytest
 from served import Served, make_run
-from websockets.sync.client import connect
+from websockets.sync.client import connect  # the DevTools protocol
 
 from xmodal.data.scenes.shapes import Shapes
 
@@ -46,7 +46,8 @@ class Browser:
     for line in self._process.stderr:
       if found := re.search(r'ws://127\.0\.0\.1:\d+/devtools/browser/\S+', line):
         break
-    self._socket = connect(found[0], max_size=None, open_timeout=60)
+    self._connection = connect(found[0], max_size=None, open_timeout=60)
+    self._socket = self._connection.__enter__()
     self._number, self._session = 0, None
     self.requested, self.errors = [], []
     target = self._call('Target.createTarget', url='about:blank')['targetId']
@@ -55,7 +56,7 @@ class Browser:
       self._call(f'{domain}.enable')
 
   def close(self):
-    self._socket.close()
+    self._connection.__exit__(None, None, None)
     self._process.kill()
     self._process.wait()
 

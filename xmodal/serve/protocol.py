@@ -1,5 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with a time limit for the head of a request, and an end to the body
-of one that is refused."""
+"""HTTP/1.1 as uvicorn speaks it, with a time limit for the head of a request, and an end to bodies
+that are refused."""
 
 import json
 
