@@ -1,5 +1,6 @@
 """A model with five tasks, untrained, and servers of it in processes of their own."""
 
+import atexit
 import os
 import pathlib
 import re
@@ -31,6 +32,7 @@ class Served:
         [sys.executable, '-m', 'xmodal', 'serve', '--checkpoint', str(checkpoint), '--port', '0',
          *arguments], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    atexit.register(self.process.kill)  # also where a test fails
     line = self.process.stdout.readline()
     found = re.match(r'http://127\.0\.0\.1:(\d+)/ serves ', line)
     assert found, line + self.process.communicate()[1]

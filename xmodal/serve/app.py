@@ -163,6 +163,7 @@ class Server:
     futures = [self.batcher.submit(name, wanted) for name, wanted in asked]
     call.arrived()
     work = asyncio.gather(*map(asyncio.wrap_future, futures))
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask
     gone = asyncio.ensure_future(_gone(request))
     try:
       await asyncio.wait({work, gone}, timeout=self._limits.answer_seconds,

@@ -8,6 +8,7 @@ from typing import Any
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
 
 from xmodal.serve.limits import Call, Limits, Refused
 
@@ -26,7 +27,7 @@ async def read(stream: AsyncIterator[bytes], length: str | None, limits: Limits,
     call: holds the bytes.
 
   Raises:
-    Refused: it is too large (413), or too slow (408), or there is no memory left (503).
+    Refused: it is too large (413), too slow (408), or cut (499), or there is no memory left (503).
   """
   if length is not None and length.isdecimal() and int(length) > limits.body_bytes:
     raise _too_large(limits)
@@ -41,6 +42,8 @@ async def read(stream: AsyncIterator[bytes], length: str | None, limits: Limits,
   except TimeoutError:
     raise Refused(408, 'slow_body', 'the body did not arrive within '
                   f'{limits.body_seconds:g} seconds') from None
+  except ClientDisconnect:
+    raise Refused(499, 'left', 'the client has left') from None
   return bytes(body)
 
 
