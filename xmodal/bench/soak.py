@@ -159,7 +159,7 @@ def _run(options) -> int:
   with tempfile.TemporaryDirectory() as folder:
     checkpoint = options.checkpoint or make_checkpoint(os.path.join(folder, 'run'))
     valid, hostile = valid_requests(checkpoint, pictures()), hostile_requests()
-    with ServerProcess(checkpoint) as server:
+    with ServerProcess(checkpoint, '--sizes', options.sizes) as server:
       server.wait_until_ready()
       soak = Soak(server, valid, hostile, 60 * options.minutes)
       asyncio.run(soak.run(options.clients))
@@ -181,6 +181,7 @@ def main(argv=None) -> int:
                       'checkpoints/STEP folders')
   parser.add_argument('--minutes', type=float, default=60)
   parser.add_argument('--clients', type=int, default=16)
+  parser.add_argument('--sizes', default='2,8,32', help='batch sizes of the server')
   return run_command(_run, parser.parse_args(argv))
 
 
