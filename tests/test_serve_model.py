@@ -142,7 +142,7 @@ def test_a_bundle_is_refused_in_one_line(tmp_path):
 @pytest.fixture(scope='module')
 def served(run):
   served = Served(run, '--sizes', '2', '--header_seconds', '1', '--body_seconds', '1',
-                  '--body_bytes', '1000000')
+                  '--body_bytes', '1000000', '--connections', '30')
   yield served.wait_until_ready()
   code, err = served.stop()
   assert (code, err) == (0, '')
@@ -196,6 +196,16 @@ def test_connections_that_are_slow_endless_or_damaged(served, parts, status, cod
     assert head.startswith(f'HTTP/1.1 {status} '), response
     assert json.loads(body)['error']['code'] == code
   assert served.status('/healthz') == 200
+
+
+def test_too_many_connections(served):
+  address = '127.0.0.1', served.port
+  held = [socket.create_connection(address) for _ in range(40)]
+  try:
+    assert held[-1].recv(1000).startswith(b'HTTP/1.1 503 ')
+  finally:
+    for connection in held:
+      connection.close()
 
 
 def test_clients_that_leave_hold_nothing(served, files):

@@ -60,7 +60,7 @@ def _serve(args) -> int:
     raise UserError(f"{error.name} is not installed: pip install 'xmodal[serve]'") from None
   from xmodal.serve.app import Server
   from xmodal.serve.engine import open_engine
-  from xmodal.serve.protocol import timed
+  from xmodal.serve.protocol import limited
 
   checkpoint = paths.resolved(args.checkpoint, '--checkpoint')
   limits = _limits(args)
@@ -80,7 +80,7 @@ def _serve(args) -> int:
   print(f'http://{f"[{host}]" if ":" in host else host}:{port}/ serves {", ".join(engine.tasks)}; '
         'ready when /readyz says so', flush=True)
   uvicorn.Server(uvicorn.Config(
-      server.app, http=timed(limits.header_seconds), ws='none', log_config=None, access_log=False,
+      server.app, http=limited(limits), ws='none', log_config=None, access_log=False,
       h11_max_incomplete_event_size=limits.header_bytes, server_header=False, lifespan='on',
       backlog=_BACKLOG, timeout_graceful_shutdown=_GRACE)).run(sockets=[bound])
   return 0

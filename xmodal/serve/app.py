@@ -29,6 +29,8 @@ from xmodal.serve.metrics import Metrics
 _PAGE = {'/': ('index.html', 'text/html'), '/page.js': ('page.js', 'text/javascript'),
          '/page.css': ('page.css', 'text/css')}
 
+_READING = 10  # seconds that a client may take to read a stream beyond the time of its answer
+
 
 class Server:
   """The application and what it holds.
@@ -179,7 +181,8 @@ class Server:
     """A stream of the steps and the answer to a request that was submitted."""
     request.state.call = None  # the stream ends it
     call.arrived()
-    return Events(self._stream(request, future, last, steps, begin), call)
+    return Events(self._stream(request, future, last, steps, begin), call,
+                  self._limits.answer_seconds + _READING)
 
   async def _stream(self, request, future, last, steps, begin):
     work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))

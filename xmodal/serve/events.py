@@ -25,17 +25,21 @@ def event(data: Any, name: str = '') -> bytes:
 class Events(Response):
   """A response of events; ends its call whatever happens."""
 
-  def __init__(self, events: AsyncIterator[bytes], call: Call):
+  def __init__(self, events: AsyncIterator[bytes], call: Call, seconds: float):
+    """`seconds`: after which a client that reads too slowly is given up."""
     super().__init__()
-    self._events, self._call = events, call
+    self._events, self._call, self._seconds = events, call, seconds
 
   async def __call__(self, scope, receive, send) -> None:
     try:
-      await send({'type': 'http.response.start', 'status': 200, 'headers': [
-          (b'content-type', b'text/event-stream; charset=utf-8'), (b'x-accel-buffering', b'no')]})
-      async for part in self._events:
-        await send({'type': 'http.response.body', 'body': part, 'more_body': True})
-      await send({'type': 'http.response.body', 'body': b''})
+      async with asyncio.timeout(self._seconds):
+        await send({'type': 'http.response.start', 'status': 200, 'headers': [
+            (b'content-type', b'text/event-stream; charset=utf-8'), (b'x-accel-buffering', b'no')]})
+        async for part in self._events:
+          await send({'type': 'http.response.body', 'body': part, 'more_body': True})
+        await send({'type': 'http.response.body', 'body': b''})
+    except TimeoutError:
+      pass  # without its end the server closes the connection
     finally:
       await self._events.aclose()
       self._call.leave()

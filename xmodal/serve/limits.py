@@ -41,6 +41,7 @@ class Limits:
     steps: of drawing (422).
     depth: of nested JSON (400).
     header_bytes: of a request's head (431; 400 if it does not end).
+    connections: open at once (503).
     waiting: calls that are read, waiting or answered at once (503).
     held_bytes: of all bodies and decoded pictures at once (503).
     header_seconds: from a connection to the end of the request's head (408).
@@ -57,6 +58,7 @@ class Limits:
   steps: int = 100
   depth: int = 20
   header_bytes: int = 16_384
+  connections: int = 512
   waiting: int = 128
   held_bytes: int = 512 * 2**20
   header_seconds: float = 10.0

@@ -1,18 +1,21 @@
-"""HTTP/1.1 as uvicorn speaks it, with a time limit for the head of a request, and an end to bodies
-that are refused."""
+"""HTTP/1.1 as uvicorn speaks it, with limits for connections and for the time of a request's
+head, and an end to bodies that are refused."""
 
+import http
 import json
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from xmodal.serve.limits import Refused
+from xmodal.serve.limits import Limits, Refused
 
 
-def timed(seconds: float) -> type[H11Protocol]:
-  """A protocol for uvicorn that closes connections whose request does not arrive in time."""
+def limited(limits: Limits) -> type[H11Protocol]:
+  """A protocol for uvicorn that closes connections that are too many, or whose request does not
+  arrive in time."""
+  seconds = limits.header_seconds
 
-  class Timed(H11Protocol):
+  class Limited(H11Protocol):
     """Begins its clock with a connection, and with the first byte of each later request."""
 
     def __init__(self, *args, **kwargs):
@@ -22,6 +25,8 @@ def timed(seconds: float) -> type[H11Protocol]:
     def connection_made(self, transport):
       super().connection_made(transport)
       self._clock = self.loop.call_later(seconds, self._late)
+      if len(self.connections) > limits.connections:
+        self._refuse(Refused(503, 'overloaded', f'{limits.connections} connections are open', 1))
 
     def data_received(self, data):
       super().data_received(data)
@@ -57,10 +62,10 @@ def timed(seconds: float) -> type[H11Protocol]:
     def _refuse(self, refused):
       # Written as bytes: after an error of the client h11 may have no state to answer from.
       body = json.dumps(refused.body)
-      reason = {400: 'Bad Request', 408: 'Request Timeout'}[refused.status]
+      reason = http.HTTPStatus(refused.status).phrase
       self.transport.write(
           f'HTTP/1.1 {refused.status} {reason}\r\ncontent-type: application/json\r\n'
           f'content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}'.encode())
       self.transport.close()
 
-  return Timed
+  return Limited
