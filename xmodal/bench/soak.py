@@ -33,6 +33,7 @@ def valid_requests(checkpoint: str, files: list[bytes]) -> list[tuple[bytes, byt
   from xmodal.answers import answers
   from xmodal.data.pictures.decoded import DecodedPictures
   from xmodal.predictor import Predictor
+  from xmodal.trained import without_flags
 
   opened = DecodedPictures()
   predictor, found = Predictor(checkpoint, opened), []
@@ -41,9 +42,12 @@ def valid_requests(checkpoint: str, files: list[bytes]) -> list[tuple[bytes, byt
       continue
     task, texts = predictor.task(name), QUESTIONS[name]
     asked = [(file, texts[number % len(texts)]) for number, file in enumerate(files)]
-    for (file, text), answer in zip(asked, answers(
-        predictor, opened, (task.query(*one) for one in asked))):
+    queries = [task.query(*one) for one in asked]
+    for (file, text), (_, examples), answer in zip(asked, queries, answers(
+        predictor, opened, queries)):
       line = {'task': name, **task.plain(answer)}
+      if notes := list(dict.fromkeys(n for example in examples for n in task.notes(example))):
+        line['notes'] = [without_flags(note) for note in notes]
       body = predict_body(base64.b64encode(file).decode(), text, name)
       found.append((http_request(body), strict_json.dumps(line, ensure_ascii=False).encode()))
   return found
