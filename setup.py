@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 JAX = 'jax>=0.10'
 _X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+SERVE = ['fastapi', 'uvicorn', 'python-multipart>=0.0.13', 'prometheus-client']
 TFDS = ['tensorflow-datasets', 'array_record', 'importlib_resources',
         f'tensorflow-cpu; {_X86_LINUX}',  # a tenth of the size, and leaves the GPU's memory to JAX
         "tensorflow; sys_platform != 'linux' or platform_machine != 'x86_64'"]
@@ -42,7 +43,7 @@ setup(
     # Configs lie beside the package, where people look, and are installed inside it.
     packages=[*find_packages(include=['xmodal', 'xmodal.*']), 'xmodal.configs'],
     package_dir={'xmodal.configs': 'configs'},
-    package_data={'xmodal.cost': ['*.txtpb']},
+    package_data={'xmodal.cost': ['*.txtpb'], 'xmodal.serve': ['page/*']},
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
         JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
@@ -55,6 +56,7 @@ setup(
     extras_require={
         'cuda': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'serve': SERVE,
         'notebook': ['notebook', 'matplotlib'],
         'parquet': ['pyarrow'],
         'tfds': TFDS,
@@ -68,6 +70,7 @@ setup(
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'webdataset', 'ruff==0.17.*',  # the next may find more
-                 *TFDS, 'datasets', 'gcsfs', 's3fs', 'gcp-storage-emulator', 'moto[server]'],
+                 *SERVE, 'httpx', 'websockets', *TFDS, 'datasets', 'gcsfs', 's3fs',
+                 'gcp-storage-emulator', 'moto[server]'],
     },
 )

@@ -103,7 +103,7 @@ def test_a_subcommand_runs_as_its_module_does(tmp_path):
 
 @pytest.mark.filterwarnings('ignore:.*found in sys.modules')  # by other tests of this process
 def test_usage_names_the_subcommand(command, capsys):
-  for name in ('predict', 'check', 'augment', 'keys', 'export', 'show'):
+  for name in ('predict', 'serve', 'check', 'augment', 'keys', 'export', 'show'):
     with pytest.raises(SystemExit) as end:
       command(name, '--help')
     assert end.value.code == 0
@@ -194,6 +194,8 @@ def test_a_wheel_holds_configs_command_and_license(tmp_path):
     archive.extractall(folder)
   info = folder / f'xmodal-{xmodal.__version__}.dist-info'
   assert sorted(path.stem for path in (folder / 'xmodal' / 'configs').glob('*.py')) == CONFIGS
+  assert sorted(path.name for path in (folder / 'xmodal' / 'serve' / 'page').iterdir()) == [
+      'index.html', 'page.css', 'page.js']
   assert (info / 'licenses' / 'LICENSE').read_text() == (ROOT / 'LICENSE').read_text()
   assert 'License-Expression: Apache-2.0' in (info / 'METADATA').read_text(encoding='utf-8')
   assert 'xmodal = xmodal.cli:main' in (info / 'entry_points.txt').read_text()

@@ -96,7 +96,7 @@ def test_every_step_is_told_once(noise):
   for sampler in flow.SAMPLERS:
     told = []
     flow.integrate(lambda z, t: z, noise, steps=5, sampler=sampler,
-                   on_step=lambda step: told.append(int(step)))
+                   on_step=lambda step, z: told.append(int(step)))
     jax.effects_barrier()
     assert sorted(told) == [1, 2, 3, 4, 5]
 

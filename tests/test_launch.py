@@ -1,5 +1,6 @@
 """The launch scripts, with stand-ins for Python, Slurm and gcloud; manifests name what exists."""
 
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import yaml
 
 from xmodal import config as configs
 from xmodal import main
+from xmodal.serve import __main__ as serve_command
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
@@ -288,3 +290,36 @@ def test_manifests_start_what_exists(path):
     name = jobset['metadata']['name']
     assert flags['coordinator'] == f'{name}-{job["name"]}-0-0.{name}:8476'
     assert int(flags['num_processes']) == spec['completions']
+
+
+def test_the_serving_manifest_runs_what_the_container_file_builds():
+  deployment, service = yaml.safe_load_all((LAUNCH / 'serve' / 'kubernetes.yaml').read_text())
+  spec = deployment['spec']['template']['spec']
+  container, = spec['containers']
+  built = (LAUNCH / 'serve' / 'Containerfile').read_text()
+  entry = json.loads(re.search(r'^ENTRYPOINT (.*)$', built, re.MULTILINE)[1])
+  flags = [argument.removeprefix('--').partition('=')[0]
+           for argument in (*entry[2:], *container['args'])]
+  help_text = subprocess.run([sys.executable, '-m', 'xmodal', 'serve', '--help'], cwd=ROOT,
+                             capture_output=True, text=True, check=True).stdout
+  assert entry[:2] == ['xmodal', 'serve'] and all(f'--{flag} ' in help_text for flag in flags)
+  port, = container['ports']
+  assert f'--port={port["containerPort"]}' in entry
+  assert service['spec']['ports'][0]['targetPort'] == port['name']
+  assert service['spec']['selector'] == deployment['spec']['template']['metadata']['labels']
+  probes = {name: container[f'{name}Probe']['httpGet'] for name in ('liveness', 'readiness')}
+  assert probes == {'liveness': {'path': '/healthz', 'port': port['name']},
+                    'readiness': {'path': '/readyz', 'port': port['name']}}
+  assert spec['securityContext']['runAsNonRoot']
+  assert f'USER {spec["securityContext"]["runAsUser"]}\n' in built
+  own = container['securityContext']
+  assert own['readOnlyRootFilesystem'] and not own['allowPrivilegeEscalation']
+  assert {'cpu', 'memory'} == set(container['resources']['requests'])
+  mounted = {mount['name'] for mount in container['volumeMounts']}
+  assert mounted == {volume['name'] for volume in spec['volumes']}
+  cache = re.search(r'JAX_COMPILATION_CACHE_DIR=(\S+)', built)[1]
+  assert cache in {mount['mountPath'] for mount in container['volumeMounts']}
+  for source in re.findall(r'^COPY (.+) \S+$', built, re.MULTILINE):
+    assert all((ROOT / name).exists() for name in source.split())
+  # The grace period is longer than the server's own.
+  assert spec['terminationGracePeriodSeconds'] > serve_command._GRACE

@@ -56,6 +56,26 @@ def test_nothing_but_commands_imports_commands():
       assert not commands & set(imports(path)), path
 
 
+def test_only_the_command_line_and_benchmarks_know_of_the_server():
+  """It stands above all else, so that its packages are needed nowhere but there."""
+  for path in ROOT.rglob('*.py'):
+    if path.relative_to(ROOT).parts[0] not in ('serve', 'bench'):
+      assert 'serve' not in set(imports(path)), path
+  for path in files('serve'):
+    assert not {'bench', 'main', 'predict', 'predict_many', 'cli'} & set(imports(path)), path
+
+
+def test_packages_of_the_server_are_imported_there_alone():
+  web = {'fastapi', 'starlette', 'uvicorn', 'pydantic', 'h11', 'prometheus_client',
+         'python_multipart'}
+  for path in ROOT.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      names = ([node.module or ''] if isinstance(node, ast.ImportFrom)
+               else [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+      used = web & {name.split('.')[0] for name in names}
+      assert not used or path.is_relative_to(ROOT / 'serve'), f'{path}: {used}'
+
+
 def test_tensorflow_and_torch_are_imported_where_they_are_used_alone():
   for path in ROOT.rglob('*.py'):
     tree = ast.parse(path.read_text(encoding='utf-8'))

@@ -153,11 +153,11 @@ class _Progress:
   def __enter__(self):
     return self
 
-  def __call__(self, steps: int) -> Callable[[int], None] | None:
+  def __call__(self, steps: int) -> Callable[..., None] | None:
     if not sys.stderr.isatty():
       return None
     self._bar = tqdm(total=steps * self._rounds, unit='step', dynamic_ncols=True, leave=False)
-    return lambda step: self._bar.update(1)
+    return lambda step, picture: self._bar.update(1)
 
   def __exit__(self, *_):
     if self._bar is not None:

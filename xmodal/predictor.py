@@ -1,6 +1,6 @@
 """A trained model, from a checkpoint folder alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import os
 
@@ -61,7 +61,9 @@ class Predictor:
     self.variables = checkpoint.load_variables(
         local, abstract, ema=self.config.train.ema_decay > 0)
     self._use(precision or self.config.model.quantize or 'float32')
+    # A task that draws has a program for each guidance and number of steps, others have one.
     self._compiled = functools.lru_cache(maxsize=8)(self._compile)
+    self._kept = functools.lru_cache(maxsize=32)(self._compile)
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
             least: int = 1) -> dict:
@@ -116,13 +118,15 @@ class Predictor:
             [prediction for _, predictions in parts for prediction in predictions])
 
   def batches(self, examples: list[Example], task: str | Task, *,
-              fixed: bool = False) -> Iterator[tuple[np.ndarray, list]]:
+              fixed: bool = False, sizes: Sequence[int] = ()) -> Iterator[tuple[np.ndarray, list]]:
     """Yields what `__call__` returns, of AT_ONCE examples at a time.
 
     Args:
       examples, task: see __call__.
       fixed: whether a single batch is filled up to AT_ONCE too, so that one program serves any
         number of examples. Tasks that draw get no fillers.
+      sizes: the sizes that a single batch may have, ascending; it is filled up to the next one, or
+        to AT_ONCE. (): a power of two, or see `fixed`.
     """
     task = self.task(task) if isinstance(task, str) else task
     asked = task.vocabulary()
@@ -135,18 +139,21 @@ class Predictor:
       # more to look at costs less than a program for each number of them; not one more to draw.
       if start or (fixed and not task.draws):
         least = AT_ONCE
+      elif task.draws:
+        least = 1
+      elif sizes:
+        least = next((size for size in sizes if size >= len(some)), AT_ONCE)
       else:
-        least = 1 if task.draws else program_size(len(some), least=1)
+        least = program_size(len(some), least=1)
       batch = self.batch(some, {task.name: task}, least)
       if asked is not None:
         batch[task.name]['vocabulary'] = asked
-      arrays = jax.device_get(self._compiled(task.name, task.head())(self.variables, batch))
+      arrays = jax.device_get(self.program(task)(self.variables, batch))
       yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
 
-  def lower(self, examples: list[Example], task: Task) -> jax.stages.Lowered:
-    """The program of a task for so many examples, such as to see its memory."""
-    return self._compiled(task.name, task.head()).lower(
-        self.variables, self.batch(examples, {task.name: task}))
+  def program(self, task: Task) -> Callable[[dict, dict], dict]:
+    """The jitted function (variables, batch) -> arrays of a task as its `query` gave it."""
+    return (self._compiled if task.draws else self._kept)(task.name, task.head())
 
   def _compile(self, name, head):
     # What a text asks is in the batch: a program serves all texts that leave the head as it is.

@@ -82,7 +82,7 @@ class TrainedModel:
       found = list(self._found(asked, rows, notes, fixed=not one))
     if notes:
       more = f' (and {len(notes) - 1} notes more)' if len(notes) > 1 else ''
-      warnings.warn(_FLAG.sub('', next(iter(notes))) + more, stacklevel=2)
+      warnings.warn(without_flags(next(iter(notes))) + more, stacklevel=2)
     return found[0] if one else found
 
   def plain(self, prediction: Any, task: str | None = None) -> Any:
@@ -167,4 +167,9 @@ def _said_in_python():
   try:
     yield
   except UserError as error:
-    raise UserError(_FLAG.sub('', str(error))) from None
+    raise UserError(without_flags(str(error))) from None
+
+
+def without_flags(message: str) -> str:
+  """A message about a query without the dashes of the command line: '--text' becomes 'text'."""
+  return _FLAG.sub('', message)

@@ -74,7 +74,9 @@ class Timed:
         for _ in range(AT_ONCE)]
     leaves = jax.tree.leaves(self._predictor.variables)
     task = next(iter(self._predictor.tasks.values()))
-    peak = self._predictor.lower(self._examples, task).compile().memory_analysis()
+    peak = self._predictor.program(task).lower(
+        self._predictor.variables, self._predictor.batch(self._examples, {task.name: task})
+    ).compile().memory_analysis()
     self.numbers = {'parameters': parameters(workdir),
                     'megabytes': sum(x.nbytes for x in leaves) / 1e6,
                     'peak_megabytes': getattr(peak, 'peak_memory_in_bytes', 0) / 1e6}

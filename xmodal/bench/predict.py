@@ -30,18 +30,20 @@ QUESTIONS = {
 }
 
 
-def make_checkpoint(folder: str) -> str:
-  """Writes a workdir with an untrained `tiny` model for QUESTIONS' tasks except regression."""
+def make_checkpoint(folder: str, config=None) -> str:
+  """Writes a workdir with an untrained model; by default a `tiny` one for QUESTIONS' tasks except
+  regression."""
   from xmodal.train import build
   from xmodal.train.checkpoints import checkpoint
   from xmodal.train.plan import Plan
   from xmodal.train.steps import state as states
 
-  c = configs.base()
-  c.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')
-  c.mixer.weights = (1.0,) * len(c.mixer.tasks)
-  c.data.train_examples, c.data.eval_examples, c.train.batch_size = 500, 8, 8
-  run = Plan(c, folder)
+  if config is None:
+    config = configs.base()
+    config.mixer.tasks = ('vqa', 'objects', 'detection', 'captioning', 'retrieval')
+    config.mixer.weights = (1.0,) * len(config.mixer.tasks)
+    config.data.train_examples, config.data.eval_examples, config.train.batch_size = 500, 8, 8
+  run = Plan(config, folder)
   build.save_assets(run.config, run.tokenizer, run.tasks, run.towers, run.assets)
   checkpoints = checkpoint.Checkpoints(folder, 1)
   checkpoints.save(states.create(run.init, run.abstract), run.assets)

@@ -154,6 +154,10 @@ class Task(abc.ABC):
     """A prediction as plain JSON values, for `record` and the answers of xmodal.predict."""
     return {'answer': self.describe(prediction)}
 
+  def details(self, prediction: Any) -> dict[str, Any]:
+    """More about a prediction than `plain`, as plain JSON values, for a page that shows it."""
+    return {}
+
   @property
   def asked(self) -> Hashable:
     """What `query` changed in the task: examples of tasks with equal values can share a batch."""

@@ -317,6 +317,9 @@ class VQA(Task):
       line['written'] = prediction.written[0]
     return line
 
+  def details(self, prediction):
+    return {'top': [[answer, round(probability, 6)] for answer, probability in prediction.top]}
+
 
 def _answer(top):
   answer, probability = top[0]

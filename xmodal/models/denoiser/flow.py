@@ -74,7 +74,8 @@ def v_loss(predicted: Float[Array, ' B *dims'], x: Float[Array, ' B *dims'],
 
 def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float[Array, ' B *dims'],
               *, steps: int, sampler: str = 'heun', start: float | Float[Array, ''] = 0.0,
-              on_step: Callable[[jax.Array], None] | None = None) -> Float[Array, ' B *dims']:
+              on_step: Callable[[jax.Array, jax.Array], None] | None = None
+              ) -> Float[Array, ' B *dims']:
   """Integrates velocities from z at time `start` to time 1, in one compiled loop.
 
   Euler's error falls with the number of steps, Heun's with its square. Heun evaluates velocity_fn
@@ -87,7 +88,8 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float
     steps: number of steps, of equal length.
     sampler: 'euler' or 'heun'.
     start: time of z.
-    on_step: called on the host with the number of finished steps after each step, or None.
+    on_step: called on the host after each step with the number of finished steps and z as numpy
+      arrays, or None.
 
   Raises:
     UserError: the sampler is unknown, or steps is below 1.
@@ -98,13 +100,13 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float
     raise UserError(f'steps={steps}: wanted 1 or more')
   length = (1 - jnp.float32(start)) / steps
 
-  def report(step):
+  def report(step, z):
     if on_step is not None:
-      jax.debug.callback(on_step, step)
+      jax.debug.callback(on_step, step, z)
 
   def euler(step, z):
     z = z + length * velocity_fn(z, start + step * length)
-    report(step + 1)
+    report(step + 1, z)
     return z
 
   if sampler == 'euler':
@@ -117,8 +119,9 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float
     z, before, first = carry
     step, again = evaluation // 2, evaluation % 2 == 1
     v = velocity_fn(z, start + (step + again) * length)
-    jax.lax.cond(again | (evaluation == 2 * steps - 2), lambda: report(step + 1), lambda: None)
-    return (jnp.where(again, before + length * (first + v) / 2, z + length * v),
-            jnp.where(again, before, z), jnp.where(again, first, v))
+    after = jnp.where(again, before + length * (first + v) / 2, z + length * v)
+    jax.lax.cond(again | (evaluation == 2 * steps - 2), lambda: report(step + 1, after),
+                 lambda: None)
+    return after, jnp.where(again, before, z), jnp.where(again, first, v)
 
   return jax.lax.fori_loop(0, 2 * steps - 1, heun, (z, z, jnp.zeros_like(z)))[0]

@@ -365,6 +365,11 @@ class Detection(Task):
       line['meant'] = meant
     return line
 
+  def details(self, prediction):
+    # Whatever the threshold, so that a page can change it.
+    return {'candidates': [_plain(f) for f in _best_names(prediction.found)],
+            'threshold': self._config.threshold}
+
   @property
   def asked(self):
     return self.names
@@ -405,8 +410,13 @@ class Detection(Task):
 
   def _shown(self, prediction):
     """Detections above the threshold, each box with its most probable name."""
-    best = {f.box: f for f in reversed(prediction.found) if f.score >= self._config.threshold}
-    return sorted(best.values(), key=lambda f: -f.score)
+    return _best_names(f for f in prediction.found if f.score >= self._config.threshold)
+
+
+def _best_names(found):
+  """Each box with its most probable name, most probable first; `found` is in that order."""
+  best = {f.box: f for f in reversed(list(found))}
+  return sorted(best.values(), key=lambda f: -f.score)
 
 
 def _plain(found):

@@ -1,0 +1,276 @@
+"""The routes of the server."""
+
+import asyncio
+from collections.abc import Callable
+import concurrent.futures
+import contextlib
+import importlib.resources
+import os
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+import xmodal
+from xmodal import strict_json
+from xmodal.errors import UserError
+from xmodal.serve import bodies, chat
+from xmodal.serve.batcher import Batcher, Failed
+from xmodal.serve.engine import Engine
+from xmodal.serve.events import Events, Steps, event
+from xmodal.serve.forms import Chat, Predict, Reader
+from xmodal.serve.guard import Guard, failed, response
+from xmodal.serve.limits import Admission, Limits, Refused
+from xmodal.serve.metrics import Metrics
+
+_PAGE = {'/': ('index.html', 'text/html'), '/page.js': ('page.js', 'text/javascript'),
+         '/page.css': ('page.css', 'text/css')}
+
+_READING = 10  # seconds that a client may take to read a stream beyond the time of its answer
+
+
+class Server:
+  """The application and what it holds.
+
+  Attributes:
+    app: the ASGI application. Its lifespan starts and ends the batcher.
+    batcher, admission, metrics: see there.
+  """
+
+  def __init__(self, engine: Engine, limits: Limits, *, key: str | None = None,
+               wait_seconds: float = 0.005, batching: bool = True):
+    """A server of a loaded model; `key`: what clients have to give, None: nothing."""
+    self._engine, self._limits = engine, limits
+    self.admission = Admission(limits, lambda: self.batcher.wake())
+    self.batcher = Batcher(engine, wait_seconds=wait_seconds, batching=batching,
+                           coming=lambda: self.admission.coming > 0,
+                           on_batch=lambda task, rows: self.metrics.rows.labels(task).observe(rows))
+    self.metrics = Metrics(lambda: len(self.batcher), lambda: self.admission.calls)
+    # Threads that decode pictures; more of them than processors would only take memory.
+    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), 'decode')
+    app = FastAPI(title='xmodal', version=xmodal.__version__, docs_url=None, redoc_url=None,
+                  lifespan=self._lifespan)
+    self._add_routes(app)
+    app.openapi = lambda: _described(app)
+    app.exception_handler(HTTPException)(_of_http)
+    app.exception_handler(Refused)(self._refuse)
+    app.exception_handler(Exception)(_fail)
+    self.app = Guard(app, limits, self.metrics, key)
+
+  @contextlib.asynccontextmanager
+  async def _lifespan(self, app):
+    self.batcher.start()
+    yield
+    await asyncio.to_thread(self.batcher.close)
+    self._pool.shutdown(wait=False, cancel_futures=True)
+
+  async def _refuse(self, request, refused):
+    self.metrics.errors.labels(refused.code).inc()
+    return response(refused)
+
+  def _add_routes(self, app: FastAPI) -> None:
+    app.get('/healthz', summary='Whether the process runs.')(self._healthz)
+    app.get('/readyz', summary='Whether the model is compiled and answers.')(self._readyz)
+    app.get('/metrics', summary='Metrics for Prometheus.')(self._metrics)
+    app.get('/v1/models', summary="The model's tasks, in OpenAI's form.")(self._models)
+    app.post('/v1/predict', summary='Answers one request or several.',
+             openapi_extra=_body('Predict', 'multipart/form-data'))(self._predict)
+    app.post('/v1/chat/completions', summary="A question as a chat, in OpenAI's form.",
+             openapi_extra=_body('Chat'))(self._chat)
+    for path, (name, kind) in _PAGE.items():
+      app.get(path, include_in_schema=False)(_file(name, kind))
+
+  async def _healthz(self):
+    return {'status': 'alive'}
+
+  async def _readyz(self):
+    self._check_ready()
+    return {'status': 'ready'}
+
+  def _check_ready(self):
+    if not self.batcher.ready.is_set():
+      raise Refused(503, 'not_ready', self.batcher.problem or 'the model is being compiled', 5)
+
+  async def _metrics(self):
+    return Response(self.metrics.text(), media_type='text/plain; version=0.0.4; charset=utf-8')
+
+  async def _models(self):
+    limits = self._limits
+    return {'object': 'list', 'name': self._engine.name, 'data': [
+        {'id': name, 'object': 'model', 'created': 0, 'owned_by': 'xmodal', 'draws': facts.draws,
+         'ranks': facts.ranks, 'reads_text': facts.reads_text, 'options': facts.options}
+        for name, facts in self._engine.tasks.items()], 'limits': {
+            'body_bytes': limits.body_bytes, 'pixels': limits.pixels, 'text': limits.text,
+            'requests': limits.requests, 'pictures': limits.pictures, 'drawn': limits.drawn,
+            'steps': limits.steps}}
+
+  # ---- calls to the model
+
+  async def _predict(self, request: HttpRequest):
+    kind = request.headers.get('content-type', '')
+
+    def read(reader, body):
+      return reader.predict(body, kind)
+
+    async with self._call(request, read) as (call, asked, form):
+      if form.stream and form.requests is not None:
+        raise Refused(422, 'invalid', 'stream answers one request; leave it out with requests')
+      if form.stream:
+        name, wanted = asked[0]
+        steps = Steps() if self._engine.tasks[name].draws else None
+        answer = self.batcher.submit(name, wanted, steps.on_step if steps else None)
+        return self._events(request, call, answer, lambda found: [
+            event({'task': name, **found}, 'answer')], steps)
+      found = await self._answers(request, call, asked)
+      lines = [{'task': name, **line} for (name, _), line in zip(asked, found)]
+      return _json({'answers': lines} if form.requests is not None else lines[0])
+
+  async def _chat(self, request: HttpRequest):
+    def read(reader, body):
+      return chat.read(reader, bodies.parse_json(body, self._limits))
+
+    async with self._call(request, read) as (call, asked, form):
+      (name, wanted) = asked
+      if not form.stream:
+        found, = await self._answers(request, call, [asked])
+        return _json(chat.completion(name, found))
+      answer, first = self.batcher.submit(name, wanted), chat.first_chunk(name)
+      return self._events(request, call, answer, lambda found: [
+          *map(event, chat.last_chunks(first, found)), event('[DONE]')], begin=event(first))
+
+  @contextlib.asynccontextmanager
+  async def _call(self, request: HttpRequest, read: Callable):
+    """Reads a call: gives the Call and what `read` (reader, body) returns; ends the call, unless a
+    stream has taken it over."""
+    self._check_ready()
+    call = self.admission.enter()
+    request.state.call = call
+    try:
+      body = await bodies.read(request.stream(), request.headers.get('content-length'),
+                               self._limits, call)
+      reader = Reader(self._engine, self._limits, call.hold)
+      asked, form = await asyncio.get_running_loop().run_in_executor(
+          self._pool, read, reader, body)
+      request.scope['state']['task'] = (asked if isinstance(asked, tuple) else asked[0])[0]
+      yield call, asked, form
+    finally:
+      if request.state.call is call:
+        call.leave()
+
+  async def _answers(self, request, call, asked) -> list[dict[str, Any]]:
+    """The answers to requests; Refused if one is wrong, or none comes in time."""
+    futures = [self.batcher.submit(name, wanted) for name, wanted in asked]
+    call.arrived()
+    work = asyncio.gather(*map(asyncio.wrap_future, futures))
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+      await asyncio.wait({work, gone}, timeout=self._limits.answer_seconds,
+                         return_when=asyncio.FIRST_COMPLETED)
+      return _found(work, gone, self._limits)
+    finally:
+      gone.cancel()
+      work.cancel()
+      for future in futures:  # those that have not begun are dropped
+        future.cancel()
+
+  def _events(self, request, call, future, last, steps=None, begin=b''):
+    """A stream of the steps and the answer to a request that was submitted."""
+    request.state.call = None  # the stream ends it
+    call.arrived()
+    return Events(self._stream(request, future, last, steps, begin), call,
+                  self._limits.answer_seconds + _READING)
+
+  async def _stream(self, request, future, last, steps, begin):
+    work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))
+    loop = asyncio.get_running_loop()
+    end = loop.time() + self._limits.answer_seconds
+    try:
+      if begin:
+        yield begin
+      while not (work.done() or gone.done()) and (left := end - loop.time()) > 0:
+        step = asyncio.ensure_future(steps.arrived()) if steps else None
+        await asyncio.wait({work, gone, step} - {None}, timeout=left,
+                           return_when=asyncio.FIRST_COMPLETED)
+        if steps:
+          step.cancel()
+          for part in steps.take():
+            yield part
+      try:
+        found = _found(work, gone, self._limits)
+      except Refused as refused:
+        self.metrics.errors.labels(refused.code).inc()
+        yield event(refused.body, 'error')
+      else:
+        for part in last(found):
+          yield part
+    finally:
+      work.cancel()
+      gone.cancel()
+      future.cancel()
+
+
+async def _gone(request) -> None:
+  """Returns when the client has left."""
+  while (await request.receive())['type'] != 'http.disconnect':
+    pass
+
+
+def _found(work, gone, limits):
+  """The result of `work` if it is done; else Refused says why not."""
+  if not work.done():
+    if gone.done():
+      raise Refused(499, 'left', 'the client has left')
+    raise Refused(504, 'late', f'there was no answer within {limits.answer_seconds:g} seconds')
+  try:
+    return work.result()
+  except UserError as error:
+    raise Refused(422, 'invalid', str(error)) from None
+  except Failed:
+    raise Refused(500, 'failed', 'the model failed; the log of the server says why') from None
+
+
+def _json(value) -> Response:
+  return Response(strict_json.dumps(value, ensure_ascii=False).encode(),
+                  media_type='application/json')
+
+
+async def _fail(request, error):
+  return failed()
+
+
+async def _of_http(request, error):
+  """FastAPI's own refusals (no such route, no such method) in the form of the others."""
+  refused = Refused(error.status_code, 'no_route', f'{request.method} {request.url.path[:80]}: '
+                    f'{error.detail}')
+  return response(refused)
+
+
+def _file(name, kind):
+  content = importlib.resources.files('xmodal.serve').joinpath('page', name).read_bytes()
+
+  async def file():
+    return Response(content, media_type=kind)
+  return file
+
+
+def _body(form, *more):
+  """OpenAPI's description of a body."""
+  schema = {'schema': {'$ref': f'#/components/schemas/{form}'}}
+  return {'requestBody': {'required': True, 'content': dict.fromkeys(
+      ('application/json', *more), schema)}}
+
+
+def _described(app):
+  """The OpenAPI document, with the forms that the routes read themselves."""
+  if app.openapi_schema is None:
+    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    schemas = found.setdefault('components', {}).setdefault('schemas', {})
+    for form in (Predict, Chat):
+      schema = form.model_json_schema(ref_template='#/components/schemas/{model}')
+      schemas |= {**schema.pop('$defs', {}), form.__name__: schema}
+    app.openapi_schema = found
+  return app.openapi_schema
