@@ -34,6 +34,7 @@ from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
 from xmodal.train.process import stop
 from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.start.earlier import open_earlier
 
 _NARROW = ('hidden_dim', 'mlp_dim', 'num_heads')
 _BATCHES = (1, AT_ONCE)
@@ -101,7 +102,7 @@ def fine_tuned(base, teacher: str, start: str, steps: int, quantize: str = ''):
   for slot in parts.slots():
     for key, option in parts.slot_options(slot).items():
       c.model[slot][key] = option.default  # those of the pruned run
-  return c
+  return open_earlier(c.train).resolve(c)
 
 
 def narrow(base, teacher: str, steps: int):
