@@ -33,7 +33,7 @@ def glimpse(pixels: Float[Array, 'B H W C'], boxes: Float[Array, 'B N 4'], cells
   levels = _pyramid(pixels, extent, halvings)
   grids = jnp.array([level.shape[1:3] for level in levels])
   starts = jnp.cumsum(grids.prod(1)) - grids.prod(1)
-  flat = jnp.concatenate([level.reshape(len(level), -1, level.shape[-1]) for level in levels], 1)
+  flat = jnp.concatenate([level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels], 1)
 
   center, size = jnp.split(
       to_center(jax.lax.stop_gradient(boxes)) * jnp.array([width, height] * 2), 2, axis=-1)
@@ -74,4 +74,4 @@ def _pyramid(pixels, extent, halvings):
 
 def _sum_of_four(x):
   x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
-  return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).sum((2, 4))
+  return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).sum((2, 4))

@@ -155,7 +155,7 @@ class GenerationHead(nn.Module):
 
     def velocity(z, t):
       double = jnp.repeat(z, 2, axis=0) if guided else z
-      times = jnp.full(len(double), t)
+      times = jnp.full(double.shape[0], t)
       # With x-prediction the last step reaches the predicted picture, so a smaller bound is safe.
       least = 1e-3 if self.predicts == 'x' else flow.LEAST
       v = flow.velocity(denoiser.apply(variables, double, times, text_tokens, mask), double, times,
