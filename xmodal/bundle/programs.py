@@ -1,0 +1,164 @@
+"""Compiled programs of a trained model's tasks, as StableHLO that needs none of its code."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+
+from xmodal.bundle.precision import Precision, nested
+from xmodal.errors import UserError
+from xmodal.mixer.feed import task_config
+from xmodal.predictor import Predictor
+from xmodal.tasks.described import Described
+from xmodal.tasks.task import Task
+from xmodal.train import build
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+SIZES = (1, 4, 16, 32)
+# What makes a prediction; a task that overrides one of them has to describe it anew.
+_BEHAVIOUR = ('encode', 'decode', 'query', 'join', 'plain', 'head', 'vocabulary')
+_OPEN = {'b': 2, 'k': 8, 'c': 1}  # letters of dims, and values to trace with
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The programs of one task.
+
+  Attributes:
+    serialised: batch sizes -> a program as jax.export serialises it. One for all sizes where the
+      batch can stay open.
+    weights: names of the stored arrays that it takes.
+    inputs: shapes and dtypes of its other arguments; dims are numbers or letters.
+    described: the task's description.
+    keep_aspect: whether pictures keep their aspect ratio in the model's input.
+  """
+
+  serialised: Mapping[tuple[int, ...], bytes]
+  weights: tuple[str, ...]
+  inputs: Mapping[str, tuple[tuple[int | str, ...], str]]
+  described: Described
+  keep_aspect: bool
+
+
+def described(name: str, task: Task) -> Described:
+  """The task's description; UserError if it has none, or one of another class's behaviour."""
+  found = task.described()
+  order = type(task).__mro__
+
+  def defined(method):
+    return next(place for place, one in enumerate(order) if method in vars(one))
+
+  if found is None or any(defined(method) < defined('described') for method in _BEHAVIOUR):
+    raise UserError(f'task {name!r} ({type(task).__module__}) does not describe its inputs and '
+                    'answers as data, which a bundle needs; name the others with --tasks, or give '
+                    'the task a method `described`')
+  if task.senses:
+    raise UserError(f'task {name!r} reads {", ".join(task.senses)}, and a bundle reads pictures '
+                    'and texts alone; name the others with --tasks')
+  return found
+
+
+def call(predictor: Predictor, name: str, precision: Precision, platforms: Sequence[str]):
+  """The function (weights by name, inputs by name) -> outputs by name of a task."""
+  task = predictor.task(name)
+  about, head = described(name, task), _head(task)
+
+  def with_dtype(dtype):
+    config = predictor.config.copy_and_resolve_references()
+    if config.model.dtype == 'auto':
+      config.model.dtype = dtype
+    config.model.attention = 'xla'  # kernels of one vendor are no portable program
+    model = build.make_model(config, predictor.tokenizer, predictor.tasks, predictor.towers)
+    model = model.clone(heads={name: head}, vocabularies={})
+
+    def run(weights, inputs):
+      batch = {'image': inputs['image'], name: about.features(inputs)}
+      if 'extent' in inputs:
+        batch['extent'] = inputs['extent']
+      arrays = model.apply(nested(precision.restore(weights)), batch, method='predict')[name]
+      return {output: arrays[output] for output in about.outputs}
+
+    return run
+
+  on_cpu = with_dtype('float32')
+  if precision.dtype == 'float32' or set(platforms) == {'cpu'}:
+    return on_cpu
+  elsewhere = with_dtype(precision.dtype)
+  if 'cpu' not in platforms:
+    return elsewhere
+  # As in training: CPUs compute in float32, accelerators in bfloat16.
+  return lambda weights, inputs: jax.lax.platform_dependent(
+      weights, inputs, cpu=on_cpu, default=elsewhere)
+
+
+def program_of(predictor: Predictor, name: str, stored: Mapping[str, np.ndarray],
+               precision: Precision, platforms: Sequence[str], sizes: Sequence[int]) -> Program:
+  """Lowers a task's prediction for some platforms.
+
+  Args:
+    predictor: the trained model.
+    name: the task.
+    stored: the model's parameters as `precision` stores them.
+    precision: see bundle.precision.
+    platforms: names from PLATFORMS.
+    sizes: batch sizes, for a program whose batch has to be known.
+
+  Raises:
+    UserError: the task cannot be described as data, or not be lowered for a platform.
+  """
+  about, run = described(name, predictor.task(name)), call(predictor, name, precision, platforms)
+  side = predictor.config.data.image_size
+  keep_aspect = bool(task_config(predictor.config, name).data.keep_aspect)
+  inputs = {'image': (('b', side, side, 3), 'uint8'), **about.inputs}
+  if keep_aspect:
+    inputs['extent'] = (('b', 2), 'int32')
+  used = _used(run, stored, _arguments(inputs, _OPEN))
+  weights = {path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype) for path in used}
+  lower = export.export(jax.jit(lambda some, inputs: run(_filled(some, stored), inputs)),
+                        platforms=list(platforms))
+  letters = tuple(letter for letter in _OPEN
+                  if any(letter in dims for dims, _ in inputs.values()))
+  try:
+    try:
+      dims = export.symbolic_shape(', '.join(letters), constraints=[
+          f'{letter} >= {least}' for letter, least in about.least.items()])
+      whole = {tuple(sizes): lower(weights, _arguments(inputs, dict(zip(letters, dims))))}
+    except (TypeError, ValueError, jax.errors.JAXTypeError, NotImplementedError):
+      # An operation has to know a size: one program for each.
+      whole = {(size,): lower(weights, _arguments(inputs, {**_OPEN, 'b': size}))
+               for size in sizes}
+  except (NotImplementedError, ValueError) as error:
+    raise UserError(f'task {name!r} cannot be lowered for {", ".join(platforms)}: '
+                    f'{" ".join(str(error).split())[:300]}; name fewer --platforms') from error
+  return Program({sizes: bytes(one.serialize()) for sizes, one in whole.items()}, tuple(used),
+                 inputs, about, keep_aspect)
+
+
+def _head(task):
+  # Generation scores its pictures in evaluations, which needs the true ones.
+  return task.with_sampling().head() if task.draws else task.head()
+
+
+def _filled(weights, stored):
+  """Weights with zeros for those that no result depends on: Flax wants them all."""
+  return {path: weights[path] if path in weights else jnp.zeros(array.shape, array.dtype)
+          for path, array in stored.items()}
+
+
+def _arguments(inputs, letters):
+  return {name: jax.ShapeDtypeStruct(tuple(letters.get(dim, dim) for dim in dims), dtype)
+          for name, (dims, dtype) in inputs.items()}
+
+
+def _used(run, stored, inputs) -> list[str]:
+  """Names of the stored arrays that some operation of a program reads."""
+  jaxpr = jax.make_jaxpr(run)(stored, inputs).jaxpr
+  live = {id(one) for one in jaxpr.outvars}
+  for equation in reversed(jaxpr.eqns):
+    if equation.effects or any(id(one) in live for one in equation.outvars):
+      live.update(id(one) for one in equation.invars)
+  names = sorted(stored)  # the order in which JAX flattens a dict
+  return [name for name, one in zip(names, jaxpr.invars) if id(one) in live]

@@ -1,0 +1,138 @@
+"""Writes a bundle: see README.md in this folder for what is in it."""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+
+import jax
+from safetensors.numpy import save_file
+
+import xmodal
+from xmodal import atomic, storage, strict_json
+from xmodal.bundle import card, model, pixels, programs
+from xmodal.bundle.precision import PRECISIONS, flat
+from xmodal.errors import UserError, did_you_mean
+from xmodal.options import one_of
+from xmodal.predictor import Predictor
+
+WEIGHTS, ABOUT = 'weights.safetensors', 'bundle.json'
+_NEEDED = ('jax', 'numpy', 'tokenizers', 'pillow')  # by model.py
+
+
+def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence[int]) -> None:
+  """Raises UserError for a folder that is there, or a value that is none of the known ones."""
+  if storage.is_remote(output):
+    storage.check_bucket(output)
+  if storage.exists(output) and (not storage.is_dir(output) or storage.list_dir(output)):
+    raise UserError(f'{output}: already exists; name a folder that is new or empty')
+  for kind, values, known in (('--precision', [precision], PRECISIONS),
+                              ('--platforms', platforms, programs.PLATFORMS)):
+    for value in values:
+      if value not in known:
+        raise UserError(f'{kind} {value}: wanted {one_of(known)}{did_you_mean(value, known)}')
+  if not sizes or min(sizes) < 1:
+    raise UserError(f'--sizes {",".join(map(str, sizes))}: wanted batch sizes of 1 or more')
+
+
+def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
+          precision: str = 'float32', platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+          sizes: Sequence[int] = programs.SIZES, workdir: str = '',
+          tell: Callable[[str], None] = lambda line: None) -> None:
+  """Writes a trained model as a folder that answers without this package.
+
+  Args:
+    folder: created completely or not at all; must not exist, or be empty.
+    predictor: the model.
+    tasks: names of its tasks; (): all.
+    precision: how parameters are stored, a name in bundle.precision.PRECISIONS.
+    platforms: what the programs run on, names from bundle.programs.PLATFORMS.
+    sizes: batch sizes to answer with.
+    workdir: of the run, for the scores in its model card; '': no scores.
+    tell: called with one line on each task.
+
+  Raises:
+    UserError: the folder is not empty, a name is unknown, or a task cannot be exported.
+  """
+  check(folder, precision, platforms, sizes)
+  names = list(dict.fromkeys(tasks)) or list(predictor.tasks)
+  for name in names:
+    programs.described(name, predictor.task(name))
+  with contextlib.ExitStack() as closing:
+    closing.callback(shutil.rmtree, f'{folder}.part', ignore_errors=True)
+    part = closing.enter_context(atomic.written_folder(folder))
+    os.mkdir(os.path.join(part, 'programs'))
+    stored = PRECISIONS[precision].store(flat(predictor.variables))
+    entries, used = {}, set()
+    for name in names:
+      program = programs.program_of(predictor, name, stored, PRECISIONS[precision], platforms,
+                                    sorted(set(sizes)))
+      entries[name] = _entry(name, program, part)
+      used.update(program.weights)
+      size = sum(map(len, program.serialised.values()))
+      tell(f'{name}: {len(program.serialised)} program{"s"[:len(program.serialised) > 1]} of '
+           f'{size / 2**20:.1f} MiB for {", ".join(platforms)}, {len(program.weights)} arrays')
+    save_file({name: stored[name] for name in sorted(used)}, os.path.join(part, WEIGHTS))
+    _write_rest(part, predictor)
+    about = {
+        'format': model.FORMAT, 'precision': precision, 'platforms': list(platforms),
+        'versions': {'xmodal': xmodal.__version__, **versions()},
+        'image_size': predictor.config.data.image_size,
+        'pad_id': predictor.tokenizer.pad_id, 'eos_id': predictor.tokenizer.eos_id,
+        'tasks': entries}
+    _write(part, 'MODEL_CARD.md', card.card(predictor, about, stored, workdir))
+    # Last, with what the others are.
+    about['files'] = _files(part)
+    _write(part, ABOUT, strict_json.dumps(about, ensure_ascii=False, indent=1) + '\n')
+
+
+def versions() -> dict[str, str]:
+  """Versions of the packages that a bundle needs."""
+  return {name: importlib.metadata.version(name) for name in _NEEDED}
+
+
+def _entry(name, program, part):
+  """A task in bundle.json; its programs are written to the folder."""
+  described, listed = program.described, []
+  for sizes, data in program.serialised.items():
+    end = '' if len(program.serialised) == 1 else f'-{sizes[0]}'
+    file = f'programs/{name}{end}.stablehlo'
+    with open(os.path.join(part, file), 'wb') as f:
+      f.write(data)
+    listed.append({'file': file, 'sizes': list(sizes)})
+  return {
+      'programs': listed, 'keep_aspect': program.keep_aspect,
+      'inputs': {key: {'shape': list(dims), 'dtype': dtype}
+                 for key, (dims, dtype) in program.inputs.items()},
+      'query': dict(described.query), 'options': dict(described.options),
+      'outputs': list(described.outputs), 'answer': [dict(field) for field in described.answer],
+      'weights': list(program.weights)}
+
+
+def _write_rest(part, predictor):
+  for source in (model, pixels):
+    shutil.copyfile(source.__file__, os.path.join(part, os.path.basename(source.__file__)))
+  _write(part, 'tokenizer.json', predictor.tokenizer.state)
+  # What a person writes is text: "</s>" in a question is no end token.
+  _write(part, 'tokenizer_reading.json', predictor.tokenizer.reading_state)
+  lowest = {**versions(), 'jax': jax.__version__}
+  _write(part, 'requirements.txt', ''.join(f'{name}>={lowest[name]}\n' for name in _NEEDED))
+
+
+def _files(part):
+  found = {}
+  for folder, _, names in os.walk(part):
+    for name in names:
+      path = os.path.join(folder, name)
+      with open(path, 'rb') as f:
+        found[os.path.relpath(path, part)] = {
+            'bytes': os.path.getsize(path), 'sha256': hashlib.file_digest(f, 'sha256').hexdigest()}
+  return dict(sorted(found.items()))
+
+
+def _write(part, name, text):
+  with open(os.path.join(part, name), 'w', encoding='utf-8') as f:
+    f.write(text)
