@@ -12,10 +12,8 @@ its outputs mean; README.md of xmodal.bundle lists the kinds.
 """
 
 import argparse
-import base64
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -27,17 +25,18 @@ import zlib
 import jax
 import jax.export
 import numpy as np
-from PIL import Image
 import tokenizers
 
 if __package__:
+  from .fields import answer
   from .pixels import BundleError, decode, fit, upright_size
 else:
+  from fields import answer
   from pixels import BundleError, decode, fit, upright_size
 
 FORMAT = 1  # of bundle.json
 _DTYPES = {'F32': np.float32, 'BF16': jax.numpy.bfloat16, 'F16': np.float16, 'I8': np.int8,
-           'I4': jax.numpy.int4, 'U8': np.uint8, 'I32': np.int32, 'U32': np.uint32, 'BOOL': np.bool_}
+           'U8': np.uint8, 'I32': np.int32, 'U32': np.uint32, 'BOOL': np.bool_}
 
 
 def load(folder=None, *, check=True):
@@ -67,8 +66,8 @@ class Model:
     except ValueError as error:
       raise BundleError(f'{path}: damaged ({error}); copy the bundle again') from error
     if about.get('format') != FORMAT:
-      raise BundleError(f'{path}: format {about.get("format")}, this loader reads {FORMAT}; use the '
-                        "bundle's own model.py")
+      raise BundleError(f'{path}: format {about.get("format")}, this loader reads {FORMAT}; use '
+                        "the bundle's own model.py")
     if (platform := _platform()) not in about['platforms']:
       raise BundleError(f'{path}: programs for {", ".join(about["platforms"])}, this machine has '
                         f'{platform}; export with --platforms {platform}, or set JAX_PLATFORMS=cpu')
@@ -105,7 +104,7 @@ class Model:
       queries = [(image, text, options)]
     else:
       if len({len(value) for value in lists}) > 1:
-        raise BundleError(f'{len(image)} pictures and {len(text)} texts; wanted lists of one length')
+        raise BundleError(f'{len(image)} pictures, {len(text)} texts; wanted lists of one length')
       images, texts = (value if isinstance(value, (list, tuple)) else [value] * len(lists[0])
                        for value in (image, text))
       queries = [(one, other, options) for one, other in zip(images, texts)]
@@ -174,21 +173,21 @@ class Model:
       more = {'question': self._encode([text], query['length'])[0]}
     elif kind == 'names':
       names, meant = _names(query, text)
-      shared = self._name_inputs(names, query['length'])
+      shared = self._name_inputs(names, about['inputs']['names']['shape'])
       if query['expressions']:
         rows = [{'expression': self._encode([one], query['expressions'])[0]} for one in meant]
         more = {'expression': np.full(query['expressions'], self.about['pad_id'], np.int32)}
       options |= {'names': names, 'meant': meant}
     elif kind == 'texts':
       if isinstance(picture, (list, tuple)):
-        return self._search(about, query, picture, text, options)
+        return self._search(about, picture, text, options)
       texts = list(text) if isinstance(text, (list, tuple)) else _split(query['pattern'], text)
       if not texts:
-        raise BundleError(f'text {text!r:.60} says nothing; wanted texts with a full stop after each')
-      more = {'captions': self._captions(query, texts)}
+        raise BundleError(f'text {text!r:.60} says nothing; wanted texts, a full stop after each')
+      more = {'captions': self._captions(about, texts)}
       options['texts'] = texts
     elif kind == 'drawing':
-      more, shared = self._drawing(query, picture, text, options)
+      more, shared = self._drawing(about, picture, text, options)
       picture = np.zeros((*self._input_size, 3), np.uint8) if picture is None else picture
     if 'seed' in about['inputs'] and 'seed' not in more:
       more['seed'] = _seed(picture)
@@ -197,18 +196,18 @@ class Model:
     if about['keep_aspect']:
       more['extent'] = np.array(extent, np.int32)
     rows = [{'image': pixels, **more, **row} for row in rows or [{}]]
-    return rows, shared, lambda arrays: self._answer(
-        about['answer'], arrays, {**options, 'placement': placement})
+    return rows, shared, lambda arrays: answer(
+        about['answer'], arrays, {**options, 'placement': placement}, self._read)
 
   @property
   def _input_size(self):
     return (self.about['image_size'],) * 2
 
-  def _search(self, about, query, pictures, text, options):
+  def _search(self, about, pictures, text, options):
     """As _query, for pictures to be ranked for one text."""
     if not pictures or not isinstance(text, str) or not text.strip():
       raise BundleError('wanted pictures, and one text to rank them for')
-    captions, rows = self._captions(query, [text.strip()]), []
+    captions, rows = self._captions(about, [text.strip()]), []
     for picture in pictures:
       pixels, extent, _ = fit(decode(picture, self._input_size), self._input_size,
                                about['keep_aspect'])
@@ -217,25 +216,27 @@ class Model:
         rows[-1]['extent'] = np.array(extent, np.int32)
     names = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else place
              for place, one in enumerate(pictures)]
-    return rows, {}, lambda arrays: self._answer(
-        about['answer'], arrays, {**options, 'pictures': names})
+    return rows, {}, lambda arrays: answer(
+        about['answer'], arrays, {**options, 'pictures': names}, self._read)
 
-  def _captions(self, query, texts):
-    rows = np.full((_power_of_two(len(texts)), query['length']), self.about['pad_id'], np.int32)
-    rows[:len(texts)] = self._encode(texts, query['length'])
+  def _captions(self, about, texts):
+    _, count, length = about['inputs']['captions']['shape']
+    rows = np.full((_rows(count, len(texts), 'texts'), length), self.about['pad_id'], np.int32)
+    rows[:len(texts)] = self._encode(texts, length)
     return rows
 
-  def _name_inputs(self, names, length):
+  def _name_inputs(self, names, shape):
+    rows, length = shape
     lengths = [len(ids) for ids in self._ids(names)]
     if max(lengths, default=0) > length:
       raise BundleError(f'the name {names[int(np.argmax(lengths))]!r} has {max(lengths)} tokens, '
                         f'the program reads {length}; shorten it')
-    rows = _power_of_two(max(len(names), 8))
+    rows = _rows(rows, max(len(names), 8), 'names')
     tokens = np.repeat(self._encode(names[:1] or [''], length), rows, axis=0)
     tokens[:len(names)] = self._encode(names, length)
     return {'names': tokens, 'counts': np.arange(rows) < len(names)}
 
-  def _drawing(self, query, picture, text, options):
+  def _drawing(self, about, picture, text, options):
     """Inputs of a picture to draw, for each row and shared; checks which options go together."""
     strength, mask = options['strength'], options['mask']
     if picture is None and (mask is not None or strength is not None):
@@ -248,11 +249,11 @@ class Model:
       marked, whole = (decode(one, self._input_size, 'black') for one in (mask, picture))
       if upright_size(marked) != upright_size(whole):
         raise BundleError('mask and image are pictures of different sizes; wanted one size')
-      repaint = fit(marked, self._input_size, query['keep_aspect'])[0].mean(-1) > 127
+      repaint = fit(marked, self._input_size, about['keep_aspect'])[0].mean(-1) > 127
       if not repaint.any():
         raise BundleError('mask is white nowhere: paint white what is to change')
     seed = zlib.crc32(repr(f'{options["seed"]}/0').encode())
-    row = {'caption': self._encode([text.strip()], query['length'])[0], 'repaint': repaint,
+    row = {'caption': self._encode([text.strip()], about['query']['length'])[0], 'repaint': repaint,
            'seed': np.uint32(seed).astype(np.int32)}
     return row, {'guidance': np.float32(options['guidance']), 'steps': np.int32(options['steps']),
                  'start': np.float32(start)}
@@ -307,104 +308,12 @@ class Model:
       done.append({name: array[:len(some)] for name, array in outputs.items()})
     return {name: list(array for part in done for array in part[name]) for name in done[0]}
 
-  # ---- answers
-
-  def _answer(self, fields, arrays, context):
-    answer = {}
-    for field in fields:
-      answer |= _FIELDS[field['kind']](field, arrays, context, self)
-    return answer
-
-  def read(self, tokens):
+  def _read(self, tokens):
     """The text of token ids [T], up to the first end token."""
     ends = np.flatnonzero(tokens == self.about['eos_id'])
     ids = tokens[:ends[0]] if ends.size else tokens
     return self._writer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
-
-# Each: (field of bundle.json, outputs of the query's rows, options and facts, model) -> plain values.
-
-def _label(field, arrays, context, model):
-  probability = float(arrays[field['probability']][0][0])
-  label = field['labels'][arrays[field['index']][0][0]] if math.isfinite(probability) else ''
-  return {field['key']: label, 'probability': round(probability, field['decimals'])}
-
-
-def _text(field, arrays, context, model):
-  answer = {field['key']: model.read(arrays[field['tokens']][0])}
-  if 'decimals' in field or 'digits' in field:
-    answer['probability'] = _rounded(float(np.exp(arrays[field['log_probability']][0])), field)
-  return answer
-
-
-def _number(field, arrays, context, model):
-  value = float(np.float64(arrays[field['array']][0]) * field['std'] + field['mean'])
-  return {field['key']: _rounded(value, field)}
-
-
-def _ranked(field, arrays, context, model):
-  chances = arrays[field['array']][0][:len(field['labels'])]
-  order = np.argsort(-chances, kind='stable')[:field['most']]
-  return {field['key']: [{'name': field['labels'][i], 'probability': _rounded(float(chances[i]), field)}
-                         for i in order]}
-
-
-def _boxes(field, arrays, context, model):
-  score, best = arrays[field['score']][0], {}
-  places = _pixels(arrays[field['box']][0], context['placement'])
-  # Each box has its most probable name; scores of -1 are names that were not asked for.
-  for i in reversed(np.flatnonzero(score >= max(context[field['threshold']], 0))):
-    best[tuple(places[i])] = (float(score[i]), context['names'][arrays[field['name']][0][i]])
-  found = sorted(best.items(), key=lambda item: -item[1][0])
-  return {field['key']: [_box(name, chance, box) for box, (chance, name) in found]}
-
-
-def _meant(field, arrays, context, model):
-  found = [_box(name, float(score), _pixels(box[None], context['placement'])[0])
-           for name, score, box in zip(context['meant'], arrays[field['score']],
-                                       arrays[field['box']])]
-  return {field['key']: found} if found else {}
-
-
-def _similarity(field, arrays, context, model):
-  pictures, texts = arrays[field['image']], arrays[field['texts']]
-  if 'pictures' in context:
-    found = [('image', name, float(one @ text[0]))
-             for name, one, text in zip(context['pictures'], pictures, texts)]
-  else:
-    found = [('text', text, float(value))
-             for text, value in zip(context['texts'], texts[0] @ pictures[0])]
-  return {f'{found[0][0]}s'.replace('images', 'pictures'): [
-      {what: name, 'similarity': _rounded(value, field)}
-      for what, name, value in sorted(found, key=lambda item: -item[2])]}
-
-
-def _picture(field, arrays, context, model):
-  png = io.BytesIO()
-  Image.fromarray(arrays[field['array']][0]).save(png, 'PNG')
-  return {field['key']: base64.b64encode(png.getvalue()).decode('ascii')}
-
-
-_FIELDS = {'label': _label, 'text': _text, 'number': _number, 'ranked': _ranked, 'boxes': _boxes,
-           'meant': _meant, 'similarity': _similarity, 'picture': _picture}
-
-
-def _rounded(value, field):
-  return float(f'{value:.{field["digits"]}g}') if 'digits' in field else round(
-      value, field['decimals'])
-
-
-def _box(name, score, box):
-  return {'name': name, 'score': round(score, 4), 'box': [round(side, 2) for side in box]}
-
-
-def _pixels(boxes, placement):
-  """Boxes of the input, 0..1, as (x, y, width, height) in pixels of the picture."""
-  width, height, across, down = np.float32(placement).astype(float).tolist()
-  x0, y0, x1, y1 = np.asarray(boxes, np.float64).T
-  x0, x1 = (np.clip(x / across, 0, width) for x in (x0, x1))
-  y0, y1 = (np.clip(y / down, 0, height) for y in (y0, y1))
-  return np.stack([x0, y0, x1 - x0, y1 - y0], axis=-1).tolist()
 
 def _names(query, text):
   """(names, expressions) of a text: an expression begins with 'the' and means one thing."""
@@ -447,12 +356,17 @@ def _seed(picture):
   return np.uint32(zlib.crc32(data)).astype(np.int32)
 
 
-def _power_of_two(number):
-  return 1 << max(number - 1, 0).bit_length()
+def _rows(stated, number, what):
+  """Rows for a number of names or texts: a power of two, to compile few programs."""
+  if isinstance(stated, str):
+    return 1 << max(number - 1, 0).bit_length()
+  if number > stated:
+    raise BundleError(f'{number} {what}; the program takes up to {stated} at once')
+  return stated
 
 
 def _stack(rows, size, fill):
-  """Rows as one array of `size` rows: short ones are padded, missing ones are copies of the first."""
+  """Rows as one array of `size` rows: short ones are padded, missing ones copies of the first."""
   longest = max(len(row) if np.ndim(row) else 0 for row in rows)
   rows = [np.pad(row, [(0, longest - len(row)), (0, 0)], constant_values=fill)
           if np.ndim(row) == 2 and len(row) < longest else row for row in rows]
@@ -480,9 +394,14 @@ def _read_tensors(path):
   with open(path, 'rb') as f:
     length = int.from_bytes(f.read(8), 'little')
     header = json.loads(f.read(length))
-  data = np.memmap(path, np.uint8, 'r', offset=8 + length) if header.keys() - {'__metadata__'} else 0
+  data = np.memmap(path, np.uint8, 'r', offset=8 + length)
   return {name: data[slice(*one['data_offsets'])].view(_DTYPES[one['dtype']]).reshape(one['shape'])
           for name, one in header.items() if name != '__metadata__'}
+
+
+def _named(option):
+  name, _, value = option.partition('=')
+  return name, value
 
 
 def main(argv=None):
@@ -494,8 +413,9 @@ def main(argv=None):
   parser.add_argument('--option', action='append', default=[], metavar='NAME=NUMBER')
   args = parser.parse_args(argv)
   try:
-    options = {name: json.loads(value) for name, _, value in (o.partition('=') for o in args.option)}
-    print(json.dumps(load()(args.image, args.text, task=args.task, **options), ensure_ascii=False))
+    options = {name: json.loads(value) for name, value in map(_named, args.option)}
+    answer = load()(args.image, args.text, task=args.task, **options)
+    print(json.dumps(answer, ensure_ascii=False))
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

@@ -52,8 +52,8 @@ def decode(picture, size, behind='white'):
   except BundleError:
     raise
   except OSError as error:
-    raise BundleError(f'{name}: cannot be read ({error.strerror or "damaged, or no picture"}); wanted'
-                      ' a picture that Pillow opens') from error
+    raise BundleError(f'{name}: cannot be read ({error.strerror or "damaged, or no picture"}); '
+                      'wanted a picture that Pillow opens') from error
   except Exception as error:  # decoders raise exceptions of many types
     raise BundleError(f'{name}: damaged or unsupported picture ({" ".join(str(error).split())})'
                       ) from error

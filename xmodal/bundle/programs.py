@@ -20,7 +20,6 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 SIZES = (1, 4, 16, 32)
 # What makes a prediction; a task that overrides one of them has to describe it anew.
 _BEHAVIOUR = ('encode', 'decode', 'query', 'join', 'plain', 'head', 'vocabulary')
-_OPEN = {'b': 2, 'k': 8, 'c': 1}  # letters of dims, and values to trace with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,26 +114,37 @@ def program_of(predictor: Predictor, name: str, stored: Mapping[str, np.ndarray]
   inputs = {'image': (('b', side, side, 3), 'uint8'), **about.inputs}
   if keep_aspect:
     inputs['extent'] = (('b', 2), 'int32')
-  used = _used(run, stored, _arguments(inputs, _OPEN))
+  used = _used(run, stored, _arguments(inputs, {'b': 2, **about.most}))
   weights = {path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype) for path in used}
   lower = export.export(jax.jit(lambda some, inputs: run(_filled(some, stored), inputs)),
                         platforms=list(platforms))
-  letters = tuple(letter for letter in _OPEN
-                  if any(letter in dims for dims, _ in inputs.values()))
-  try:
-    try:
-      dims = export.symbolic_shape(', '.join(letters), constraints=[
-          f'{letter} >= {least}' for letter, least in about.least.items()])
-      whole = {tuple(sizes): lower(weights, _arguments(inputs, dict(zip(letters, dims))))}
-    except (TypeError, ValueError, jax.errors.JAXTypeError, NotImplementedError):
-      # An operation has to know a size: one program for each.
-      whole = {(size,): lower(weights, _arguments(inputs, {**_OPEN, 'b': size}))
-               for size in sizes}
-  except (NotImplementedError, ValueError) as error:
+  lowered = _lowered(lambda letters: lower(weights, _arguments(inputs, letters)), about, sizes)
+  if isinstance(lowered, Exception):
     raise UserError(f'task {name!r} cannot be lowered for {", ".join(platforms)}: '
-                    f'{" ".join(str(error).split())[:300]}; name fewer --platforms') from error
+                    f'{" ".join(str(lowered).split())[:300]}; name fewer --platforms') from lowered
+  whole, fixed = lowered
+  inputs = {key: (tuple(fixed.get(dim, dim) for dim in dims), dtype)
+            for key, (dims, dtype) in inputs.items()}
   return Program({sizes: bytes(one.serialize()) for sizes, one in whole.items()}, tuple(used),
                  inputs, about, keep_aspect)
+
+
+def _lowered(lower, about, sizes):
+  """Programs by their batch sizes, and the letters whose values they fix; or what went wrong.
+
+  An operation may have to know a size: as many dims stay open as can.
+  """
+  for letters in dict.fromkeys((('b', *about.most), ('b',), ())):
+    fixed = {letter: size for letter, size in about.most.items() if letter not in letters}
+    try:
+      if letters:
+        dims = export.symbolic_shape(', '.join(letters), constraints=[
+            f'{letter} >= {least}' for letter, least in about.least.items() if letter in letters])
+        return {tuple(sizes): lower({**fixed, **dict(zip(letters, dims))})}, fixed
+      return {(size,): lower({**fixed, 'b': size}) for size in sizes}, fixed
+    except (TypeError, ValueError, NotImplementedError) as error:  # what jax.export raises
+      fault = error
+  return fault
 
 
 def _head(task):

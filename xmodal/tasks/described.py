@@ -24,6 +24,7 @@ class Described:
     options: the user's options: name -> {'default': ..., 'help': ...}, with 'low' and 'high' for
       numbers.
     least: smallest values of the letters in `inputs`, 1 where none is named.
+    most: their values in a program that has to know them.
   """
 
   query: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Described:
   answer: Sequence[Mapping[str, Any]]
   options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   least: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  most: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def written_field(key: str, **more: Any) -> dict[str, Any]:

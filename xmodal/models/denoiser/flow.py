@@ -73,7 +73,8 @@ def v_loss(predicted: Float[Array, ' B *dims'], x: Float[Array, ' B *dims'],
 
 
 def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float[Array, ' B *dims'],
-              *, steps: int | Int[Array, ''], sampler: str = 'heun', start: float | Float[Array, ''] = 0.0,
+              *, steps: int | Int[Array, ''], sampler: str = 'heun',
+              start: float | Float[Array, ''] = 0.0,
               on_step: Callable[[jax.Array], None] | None = None) -> Float[Array, ' B *dims']:
   """Integrates velocities from z at time `start` to time 1, in one compiled loop.
 

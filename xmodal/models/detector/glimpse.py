@@ -33,7 +33,8 @@ def glimpse(pixels: Float[Array, 'B H W C'], boxes: Float[Array, 'B N 4'], cells
   levels = _pyramid(pixels, extent, halvings)
   grids = jnp.array([level.shape[1:3] for level in levels])
   starts = jnp.cumsum(grids.prod(1)) - grids.prod(1)
-  flat = jnp.concatenate([level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels], 1)
+  flat = jnp.concatenate(
+      [level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels], 1)
 
   center, size = jnp.split(
       to_center(jax.lax.stop_gradient(boxes)) * jnp.array([width, height] * 2), 2, axis=-1)

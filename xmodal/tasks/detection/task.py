@@ -26,9 +26,9 @@ from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
 from xmodal.models.names import Names, names_present, pad_names, sample_names
 from xmodal.options import ABOVE_ZERO, Option
+from xmodal.tasks.described import Described
 from xmodal.tasks.detection.head import DetectionHead
 from xmodal.tasks.detection.losses import LOSS_WEIGHTS, expression_losses, set_losses
-from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import boxes_card, card
 from xmodal.tasks.objects import make_name_list
 from xmodal.tasks.phrases import pattern, split_texts
@@ -370,7 +370,8 @@ class Detection(Task):
         query={'kind': 'names', 'known': sorted(self._trained), 'length': length,
                'pattern': pattern(self._trained), 'strip': _NAME_ENDS,
                'expressions': own.expression_length if expressions else 0},
-        inputs=inputs, features=features, outputs=outputs, answer=fields, least={'k': 8},
+        inputs=inputs, features=features, outputs=outputs, answer=fields,
+        least={'k': 8}, most={'k': rows},
         options={'threshold': {'default': own.threshold, 'low': 0, 'high': 1,
                                'help': 'Minimum score of the boxes that are shown.'}})
 

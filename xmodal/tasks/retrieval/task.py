@@ -302,7 +302,7 @@ class Retrieval(Task):
     length = self._config.caption_length
     return Described(
         query={'kind': 'texts', 'length': length, 'pattern': pattern()},
-        inputs={'captions': (('b', 'c', length), 'int32')}, features=dict,
+        inputs={'captions': (('b', 'c', length), 'int32')}, features=dict, most={'c': 8},
         outputs=('image', 'captions'),
         answer=[{'kind': 'similarity', 'image': 'image', 'texts': 'captions', 'decimals': 4}])
 
