@@ -7,7 +7,7 @@
 
     python BUNDLE/model.py --image a.jpg --text 'what color is the square?' [--task vqa]
 
-It needs jax, numpy, tokenizers and Pillow. bundle.json says what each task's program reads and what
+It needs jax (with flatbuffers, for jax.export), numpy, tokenizers and Pillow. bundle.json says what each task's program reads and what
 its outputs mean; README.md of xmodal.bundle lists the kinds.
 """
 
@@ -283,6 +283,8 @@ class Model:
         exported = jax.export.deserialize(bytearray(f.read()))
     except OSError:
       raise
+    except ImportError as error:
+      raise BundleError(f'{error}: pip install -r {self._folder}/requirements.txt') from error
     except Exception as error:  # of many types: another version of jax, or damage
       raise BundleError(f'{path}: jax {jax.__version__} cannot read it, made by jax '
                         f'{self.about["versions"]["jax"]} ({" ".join(str(error).split())[:120]}); '
@@ -340,11 +342,12 @@ def _option(name, option, value):
   """A user's value of an option, checked; None: its default."""
   if value is None:
     return option['default']
-  low, high = option.get('low', -math.inf), option.get('high', math.inf)
-  if 'low' in option and not (isinstance(value, (int, float)) and low <= value <= high < math.inf
-                              or isinstance(value, (int, float)) and low <= value < high):
-    raise BundleError(f'{name}={value!r:.30}: wanted {low} ' + (
-        'or more' if high == math.inf else f'to {high}'))
+  if 'low' in option:
+    low, high, whole = option['low'], option.get('high', math.inf), type(option['default']) is int
+    if type(value) not in ((int,) if whole else (int, float)) or not (
+        low <= value <= high and value < math.inf):
+      raise BundleError(f'{name}={value!r:.30}: wanted a {"whole " * whole}number, {low} ' + (
+          'or more' if high == math.inf else f'to {high}'))
   return value
 
 

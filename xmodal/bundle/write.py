@@ -19,7 +19,8 @@ from xmodal.options import one_of
 from xmodal.predictor import Predictor
 
 WEIGHTS, ABOUT = 'weights.safetensors', 'bundle.json'
-_NEEDED = ('jax', 'numpy', 'tokenizers', 'pillow')  # by model.py
+# By model.py; jax.export reads its files with flatbuffers, which jax does not install.
+_NEEDED = ('jax', 'flatbuffers', 'numpy', 'tokenizers', 'pillow')
 
 
 def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence[int]) -> None:
@@ -39,7 +40,7 @@ def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence
 
 def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
           precision: str = 'float32', platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
-          sizes: Sequence[int] = programs.SIZES, workdir: str = '',
+          sizes: Sequence[int] = programs.SIZES,
           tell: Callable[[str], None] = lambda line: None) -> None:
   """Writes a trained model as a folder that answers without this package.
 
@@ -50,7 +51,6 @@ def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
     precision: how parameters are stored, a name in bundle.precision.PRECISIONS.
     platforms: what the programs run on, names from bundle.programs.PLATFORMS.
     sizes: batch sizes to answer with.
-    workdir: of the run, for the scores in its model card; '': no scores.
     tell: called with one line on each task.
 
   Raises:
@@ -82,7 +82,7 @@ def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
         'image_size': predictor.config.data.image_size,
         'pad_id': predictor.tokenizer.pad_id, 'eos_id': predictor.tokenizer.eos_id,
         'tasks': entries}
-    _write(part, 'MODEL_CARD.md', card.card(predictor, about, stored, workdir))
+    _write(part, 'MODEL_CARD.md', card.card(predictor, about, stored))
     # Last, with what the others are.
     about['files'] = _files(part)
     _write(part, ABOUT, strict_json.dumps(about, ensure_ascii=False, indent=1) + '\n')
