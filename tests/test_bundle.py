@@ -1,5 +1,6 @@
 """A bundle answers as the model that it was exported from, without this package."""
 
+import ast
 import base64
 import dataclasses
 import functools
@@ -7,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import xmodal
 from xmodal import export
 from xmodal.bundle import model as loader
 from xmodal.bundle import programs
-from xmodal.bundle.pixels import BundleError
+from xmodal.bundle.files import BundleError
 from xmodal.bundle.precision import PRECISIONS, flat, nested
 from xmodal.bundle.write import write
 from xmodal.data.open import open_source
@@ -41,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings('ignore:.* its end is left out')
 def untrained(config):
   """A model with random parameters, as TrainedModel has one of a checkpoint."""
   config = build.resolve(config, {})
-  scenes, crowds = Shapes('train', size=64, image_size=32), Crowds('train', size=64, image_size=32)
+  scenes = Shapes('train', size=64, image_size=32)
+  crowds = Crowds('train', size=64, image_size=32)
   examples = [dataclasses.replace(crowds[i], question=scenes[i].question, number=float(i % 7),
                                   answers=scenes[i].answers, captions=scenes[i].captions)
               for i in range(64)]
@@ -63,7 +66,8 @@ def untrained(config):
 @pytest.fixture(scope='module')
 def ours():
   return untrained(tiny.changed(
-      mixer__tasks=EVERY, mixer__weights=(1.0,) * len(EVERY), data__keep_aspect=True, captioning__beams=2, detection__threshold=0.2))
+      mixer__tasks=EVERY, mixer__weights=(1.0,) * len(EVERY), data__keep_aspect=True,
+      captioning__beams=2, detection__threshold=0.2))
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +118,8 @@ def test_it_answers_as_the_model_does(ours, model, pictures, task, text):
 
 
 def test_it_ranks_as_the_model_does(ours, model, pictures):
-  for image, text in ((pictures[0], 'a red circle. two things; No. 5 there'), (pictures, 'a cross')):
+  for image, text in ((pictures[0], 'a red circle. two things; No. 5 there'),
+                      (pictures, 'a cross')):
     assert_alike(model(image, text, task='retrieval'),
                  ours.plain(ours(image, text, task='retrieval'), 'retrieval'))
 
@@ -274,7 +279,7 @@ def test_a_mistake_on_the_command_line_is_one_line(finished, tmp_path, capsys, a
   given = ['--checkpoint', str(finished), '--output', str(tmp_path / 'b'), *arguments]
   assert export.main(given) == 2
   error = capsys.readouterr().err.strip().splitlines()[-1]
-  assert pytest.importorskip('re').search(words, error), error
+  assert re.search(words, error), error
   assert not os.listdir(tmp_path)
 
 
@@ -332,17 +337,16 @@ def test_a_mistake_in_a_query_is_one_line(model, arguments, options, words):
 
 
 def test_the_loader_imports_what_a_bundle_needs_alone():
-  import ast
   folder = pathlib.Path(loader.__file__).parent
   found = set()
-  for name in ('model', 'fields', 'pixels'):
+  for name in ('model', 'fields', 'files', 'pixels'):
     for node in ast.walk(ast.parse((folder / f'{name}.py').read_text())):
       if isinstance(node, ast.Import):
         found |= {alias.name.partition('.')[0] for alias in node.names}
       elif isinstance(node, ast.ImportFrom):
         found.add((node.module or '').partition('.')[0])
   assert found - set(sys.stdlib_module_names) == {
-      'jax', 'numpy', 'PIL', 'tokenizers', 'fields', 'pixels'}
+      'jax', 'numpy', 'PIL', 'tokenizers', 'fields', 'files', 'pixels'}
 
 
 def test_a_long_text_is_cut_with_a_warning(model, pictures):

@@ -7,13 +7,12 @@
 
     python BUNDLE/model.py --image a.jpg --text 'what color is the square?' [--task vqa]
 
-It needs jax (with flatbuffers, for jax.export), numpy, tokenizers and Pillow. bundle.json says what each task's program reads and what
-its outputs mean; README.md of xmodal.bundle lists the kinds.
+It needs jax (with flatbuffers, for jax.export), numpy, tokenizers and Pillow. bundle.json says what
+each task's program reads and what its outputs mean; README.md of xmodal.bundle lists the kinds.
 """
 
 import argparse
 import functools
-import hashlib
 import json
 import math
 import os
@@ -29,14 +28,14 @@ import tokenizers
 
 if __package__:
   from .fields import answer
-  from .pixels import BundleError, decode, fit, upright_size
+  from .files import BundleError, check_file, read_tensors
+  from .pixels import decode, fit, upright_size
 else:
   from fields import answer
-  from pixels import BundleError, decode, fit, upright_size
+  from files import BundleError, check_file, read_tensors
+  from pixels import decode, fit, upright_size
 
 FORMAT = 1  # of bundle.json
-_DTYPES = {'F32': np.float32, 'BF16': jax.numpy.bfloat16, 'F16': np.float16, 'I8': np.int8,
-           'U8': np.uint8, 'I32': np.int32, 'U32': np.uint32, 'BOOL': np.bool_}
 
 
 def load(folder=None, *, check=True):
@@ -72,9 +71,9 @@ class Model:
       raise BundleError(f'{path}: programs for {", ".join(about["platforms"])}, this machine has '
                         f'{platform}; export with --platforms {platform}, or set JAX_PLATFORMS=cpu')
     for name, stated in about['files'].items():
-      _check_file(os.path.join(self._folder, name), stated, check)
+      check_file(os.path.join(self._folder, name), stated, check)
     self.about, self.tasks = about, tuple(about['tasks'])
-    self._weights = _read_tensors(os.path.join(self._folder, 'weights.safetensors'))
+    self._weights = read_tensors(os.path.join(self._folder, 'weights.safetensors'))
     self._on_device = functools.cache(lambda name: jax.device_put(self._weights[name]))
     self._writer, self._reader = (tokenizers.Tokenizer.from_file(os.path.join(self._folder, name))
                                   for name in ('tokenizer.json', 'tokenizer_reading.json'))
@@ -146,6 +145,14 @@ class Model:
         start += len(rows)
         answers[place] = finish(own)
     return answers
+
+  def warm_up(self, task):
+    """Compiles a task's programs for all batch sizes, and so the first answers are quick."""
+    about = self.about['tasks'][task]
+    for size in {size for one in about['programs'] for size in one['sizes']}:
+      blank = np.zeros((*self._input_size, 3), np.uint8)
+      drawing = about['query']['kind'] == 'drawing'
+      self.answer(task, [(None if drawing else blank, 'a', {})] * size)
 
   # ---- queries
 
@@ -376,30 +383,8 @@ def _stack(rows, size, fill):
   return np.stack(rows + rows[:1] * (size - len(rows)))
 
 
-# ---- files
-
 def _platform():
   return {'gpu': 'cuda'}.get(jax.default_backend(), jax.default_backend())
-
-
-def _check_file(path, stated, checksum):
-  if not os.path.isfile(path) or os.path.getsize(path) != stated['bytes']:
-    found = f'{os.path.getsize(path)} bytes' if os.path.isfile(path) else 'missing'
-    raise BundleError(f'{path}: {found}, wanted {stated["bytes"]} bytes; copy the bundle again')
-  if checksum:
-    with open(path, 'rb') as f:
-      if hashlib.file_digest(f, 'sha256').hexdigest() != stated['sha256']:
-        raise BundleError(f'{path}: damaged (its checksum differs); copy the bundle again')
-
-
-def _read_tensors(path):
-  """Arrays of a safetensors file by name, mapped from disk."""
-  with open(path, 'rb') as f:
-    length = int.from_bytes(f.read(8), 'little')
-    header = json.loads(f.read(length))
-  data = np.memmap(path, np.uint8, 'r', offset=8 + length)
-  return {name: data[slice(*one['data_offsets'])].view(_DTYPES[one['dtype']]).reshape(one['shape'])
-          for name, one in header.items() if name != '__metadata__'}
 
 
 def _named(option):

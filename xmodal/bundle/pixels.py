@@ -11,6 +11,11 @@ import sys
 import numpy as np
 from PIL import Image
 
+if __package__:
+  from .files import BundleError
+else:
+  from files import BundleError
+
 MAX_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -18,10 +23,6 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {1: (False, False, False), 2: (False, True, False), 3: (True, True, False),
             4: (True, False, False), 5: (False, False, True), 6: (True, False, True),
             7: (True, True, True), 8: (False, True, True)}
-
-
-class BundleError(ValueError):
-  """What the user can fix, in one line."""
 
 
 def decode(picture, size, behind='white'):

@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 from jax import export
+from jax.extend.core import jaxpr_as_fun
 import jax.numpy as jnp
 import numpy as np
 
@@ -114,18 +115,16 @@ def program_of(predictor: Predictor, name: str, stored: Mapping[str, np.ndarray]
   inputs = {'image': (('b', side, side, 3), 'uint8'), **about.inputs}
   if keep_aspect:
     inputs['extent'] = (('b', 2), 'int32')
-  used = _used(run, stored, _arguments(inputs, {'b': 2, **about.most}))
-  weights = {path: jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype) for path in used}
-  lower = export.export(jax.jit(lambda some, inputs: run(_filled(some, stored), inputs)),
-                        platforms=list(platforms))
-  lowered = _lowered(lambda letters: lower(weights, _arguments(inputs, letters)), about, sizes)
+  lowered = _lowered(lambda letters: _lower(run, stored, _arguments(inputs, letters), platforms),
+                     about, sizes)
   if isinstance(lowered, Exception):
     raise UserError(f'task {name!r} cannot be lowered for {", ".join(platforms)}: '
                     f'{" ".join(str(lowered).split())[:300]}; name fewer --platforms') from lowered
   whole, fixed = lowered
   inputs = {key: (tuple(fixed.get(dim, dim) for dim in dims), dtype)
             for key, (dims, dtype) in inputs.items()}
-  return Program({sizes: bytes(one.serialize()) for sizes, one in whole.items()}, tuple(used),
+  used = next(iter(whole.values()))[1]
+  return Program({sizes: bytes(one.serialize()) for sizes, (one, _) in whole.items()}, used,
                  inputs, about, keep_aspect)
 
 
@@ -152,23 +151,29 @@ def _head(task):
   return task.with_sampling().head() if task.draws else task.head()
 
 
-def _filled(weights, stored):
-  """Weights with zeros for those that no result depends on: Flax wants them all."""
-  return {path: weights[path] if path in weights else jnp.zeros(array.shape, array.dtype)
-          for path, array in stored.items()}
-
-
 def _arguments(inputs, letters):
   return {name: jax.ShapeDtypeStruct(tuple(letters.get(dim, dim) for dim in dims), dtype)
           for name, (dims, dtype) in inputs.items()}
 
 
-def _used(run, stored, inputs) -> list[str]:
-  """Names of the stored arrays that some operation of a program reads."""
-  jaxpr = jax.make_jaxpr(run)(stored, inputs).jaxpr
-  live = {id(one) for one in jaxpr.outvars}
-  for equation in reversed(jaxpr.eqns):
+def _lower(run, stored, inputs, platforms):
+  """(jax.export's program, names of the stored arrays that it takes: those that a result needs)."""
+  weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype)
+             for path, array in stored.items()}
+  closed, shapes = jax.make_jaxpr(run, return_shape=True)(weights, inputs)
+  names = sorted(weights)  # the order in which JAX flattens a dict
+  live = {id(one) for one in closed.jaxpr.outvars}
+  for equation in reversed(closed.jaxpr.eqns):
     if equation.effects or any(id(one) in live for one in equation.outvars):
       live.update(id(one) for one in equation.invars)
-  names = sorted(stored)  # the order in which JAX flattens a dict
-  return [name for name, one in zip(names, jaxpr.invars) if id(one) in live]
+  used = tuple(name for name, one in zip(names, closed.jaxpr.invars) if id(one) in live)
+
+  def program(some, inputs):
+    # What is traced is lowered again, which takes less time than to trace again.
+    arrays = [some[name] if name in some else jnp.zeros(weights[name].shape, weights[name].dtype)
+              for name in names]
+    flat = jaxpr_as_fun(closed)(*arrays, *jax.tree.leaves(inputs))
+    return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+  return export.export(jax.jit(program), platforms=list(platforms))(
+      {name: weights[name] for name in used}, inputs), used

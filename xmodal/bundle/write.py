@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import xmodal
 from xmodal import atomic, storage, strict_json
-from xmodal.bundle import card, fields, model, pixels, programs
+from xmodal.bundle import card, fields, files, model, pixels, programs
 from xmodal.bundle.precision import PRECISIONS, flat
 from xmodal.errors import UserError, did_you_mean
 from xmodal.options import one_of
@@ -112,7 +112,7 @@ def _entry(name, program, part):
 
 
 def _write_rest(part, predictor):
-  for source in (model, fields, pixels):
+  for source in (model, fields, files, pixels):
     shutil.copyfile(source.__file__, os.path.join(part, os.path.basename(source.__file__)))
   _write(part, 'tokenizer.json', predictor.tokenizer.state)
   # What a person writes is text: "</s>" in a question is no end token.
