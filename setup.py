@@ -62,6 +62,8 @@ setup(
         'hf': ['datasets'],
         'gcs': ['gcsfs'],
         's3': ['s3fs'],
+        'onnx': ['jax2onnx', 'onnxruntime'],  # of xmodal export --format
+        'saved_model': ['tensorflow'],
         'wandb': ['wandb'],
         'trackio': ['trackio'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java

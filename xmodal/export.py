@@ -35,6 +35,8 @@ def main(argv=None) -> int:
   whole.add_argument('--tasks', metavar='T,T', help='tasks to export; all by default')
   whole.add_argument('--sizes', metavar='N,N', help='batch sizes that programs are compiled for '
                      'where they run; 1,4,16,32 by default')
+  whole.add_argument('--format', metavar='F,F', help='further formats of the programs: onnx, '
+                     'saved_model; what cannot be converted says why')
   tower = parser.add_argument_group('a tower')
   tower.add_argument('--part', choices=['vision', 'text'], help='write this tower alone')
   tower.add_argument('--dtype', choices=['float32', 'bfloat16'], help='of its weights; float32 by '
@@ -79,11 +81,12 @@ def _export_model(options):
     sizes = tuple(map(int, _listed(options.sizes))) if options.sizes else programs.SIZES
   except ValueError:
     raise UserError(f'--sizes {options.sizes}: wanted whole numbers with commas') from None
-  check(options.output, precision, platforms, sizes)
+  formats = _listed(options.format or '')
+  check(options.output, precision, platforms, sizes, formats)
   predictor = Predictor(options.checkpoint)
   with outputs.on_this_machine(options.output) as folder:
     write(folder, predictor, tasks=_listed(options.tasks or ''), precision=precision,
-          platforms=platforms, sizes=sizes, tell=print)
+          platforms=platforms, sizes=sizes, formats=formats, tell=print)
     size = sum(os.path.getsize(os.path.join(place, name))
                for place, _, names in os.walk(folder) for name in names)
   print(f'{options.checkpoint} in {options.output}: {size / 2**20:.1f} MiB, '

@@ -1,6 +1,7 @@
 """Compiled programs of a trained model's tasks, as StableHLO that needs none of its code."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 
 import jax
@@ -175,5 +176,18 @@ def _lower(run, stored, inputs, platforms):
     flat = jaxpr_as_fun(closed)(*arrays, *jax.tree.leaves(inputs))
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
-  return export.export(jax.jit(program), platforms=list(platforms))(
-      {name: weights[name] for name in used}, inputs), used
+  with without_paths():
+    return export.export(jax.jit(program), platforms=list(platforms))(
+        {name: weights[name] for name in used}, inputs), used
+
+
+@contextlib.contextmanager
+def without_paths():
+  """A program names the lines of Python that it was made of: without paths of this machine."""
+  key = 'jax_hlo_source_file_canonicalization_regex'
+  before = getattr(jax.config, key)
+  jax.config.update(key, r'.*[/\\](?=[^/\\]*$)')
+  try:
+    yield
+  finally:
+    jax.config.update(key, before)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import xmodal
 from xmodal import atomic, storage, strict_json
-from xmodal.bundle import card, fields, files, model, pixels, programs
+from xmodal.bundle import card, convert, fields, files, model, pixels, programs
 from xmodal.bundle.precision import PRECISIONS, flat
 from xmodal.errors import UserError, did_you_mean
 from xmodal.options import one_of
@@ -23,7 +23,8 @@ WEIGHTS, ABOUT = 'weights.safetensors', 'bundle.json'
 _NEEDED = ('jax', 'flatbuffers', 'numpy', 'tokenizers', 'pillow')
 
 
-def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence[int]) -> None:
+def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence[int],
+          formats: Sequence[str] = ()) -> None:
   """Raises UserError for a folder that is there, or a value that is none of the known ones."""
   if storage.is_remote(output):
     storage.check_bucket(output)
@@ -36,11 +37,12 @@ def check(output: str, precision: str, platforms: Sequence[str], sizes: Sequence
         raise UserError(f'{kind} {value}: wanted {one_of(known)}{did_you_mean(value, known)}')
   if not sizes or min(sizes) < 1:
     raise UserError(f'--sizes {",".join(map(str, sizes))}: wanted batch sizes of 1 or more')
+  convert.check(formats)
 
 
 def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
           precision: str = 'float32', platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
-          sizes: Sequence[int] = programs.SIZES,
+          sizes: Sequence[int] = programs.SIZES, formats: Sequence[str] = (),
           tell: Callable[[str], None] = lambda line: None) -> None:
   """Writes a trained model as a folder that answers without this package.
 
@@ -51,12 +53,13 @@ def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
     precision: how parameters are stored, a name in bundle.precision.PRECISIONS.
     platforms: what the programs run on, names from bundle.programs.PLATFORMS.
     sizes: batch sizes to answer with.
+    formats: further formats of the programs, names from bundle.convert.CONVERTERS.
     tell: called with one line on each task.
 
   Raises:
     UserError: the folder is not empty, a name is unknown, or a task cannot be exported.
   """
-  check(folder, precision, platforms, sizes)
+  check(folder, precision, platforms, sizes, formats)
   names = list(dict.fromkeys(tasks)) or list(predictor.tasks)
   for name in names:
     programs.described(name, predictor.task(name))
@@ -74,7 +77,10 @@ def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
       size = sum(map(len, program.serialised.values()))
       tell(f'{name}: {len(program.serialised)} program{"s"[:len(program.serialised) > 1]} of '
            f'{size / 2**20:.1f} MiB for {", ".join(platforms)}, {len(program.weights)} arrays')
+      entries[name]['converted'] = _converted(name, program, predictor, stored, precision, formats,
+                                              part, tell)
     save_file({name: stored[name] for name in sorted(used)}, os.path.join(part, WEIGHTS))
+    os.chmod(os.path.join(part, WEIGHTS), 0o644)  # as the others; it makes a private one
     _write_rest(part, predictor)
     about = {
         'format': model.FORMAT, 'precision': precision, 'platforms': list(platforms),
@@ -109,6 +115,20 @@ def _entry(name, program, part):
       'query': dict(described.query), 'options': dict(described.options),
       'outputs': list(described.outputs), 'answer': [dict(field) for field in described.answer],
       'weights': list(program.weights)}
+
+
+def _converted(name, program, predictor, stored, precision, formats, part, tell):
+  """{format: where the task's program is, or why it is not}."""
+  found = {}
+  for kind in formats:
+    os.makedirs(os.path.join(part, kind), exist_ok=True)
+    run = programs.call(predictor, name, PRECISIONS[precision], ('cpu',))
+    why = convert.convert(kind, run, stored, program.inputs, program.described.most,
+                          os.path.join(part, kind, name))
+    found[kind] = {'reason': why} if why else {'file': f'{kind}/{name}'}
+    tell(f'{name}: not in {kind}, because {why}' if why else f'{name}: {kind} gives the numbers of '
+         'JAX')
+  return found
 
 
 def _write_rest(part, predictor):
