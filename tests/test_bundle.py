@@ -22,8 +22,8 @@ import tiny
 
 import xmodal
 from xmodal import export
+from xmodal.bundle import convert, programs
 from xmodal.bundle import model as loader
-from xmodal.bundle import programs
 from xmodal.bundle.files import BundleError
 from xmodal.bundle.precision import PRECISIONS, flat, nested
 from xmodal.bundle.write import write
@@ -354,3 +354,28 @@ def test_a_long_text_is_cut_with_a_warning(model, pictures):
     warnings.simplefilter('always')
     model(pictures[0], 'how many circles? ' * 9, task='vqa')
   assert any('the model reads 12: its end is left out' in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize('kind', ['saved_model', 'onnx'])
+def test_programs_in_other_formats_give_the_numbers_of_jax(ours, tmp_path, kind):
+  pytest.importorskip({'onnx': 'jax2onnx', 'saved_model': 'tensorflow'}[kind])
+  said = []
+  write(str(tmp_path / 'b'), ours._predictor, tasks=('objects',), platforms=('cpu',), sizes=(1,),
+        formats=(kind,), tell=said.append)
+  assert f'objects: {kind} gives the numbers of JAX' in said
+  about = json.loads((tmp_path / 'b' / 'bundle.json').read_text())
+  assert about['tasks']['objects']['converted'] == {kind: {'file': f'{kind}/objects'}}
+
+
+def test_what_cannot_be_converted_says_why(ours, tmp_path, monkeypatch):
+  def broken(run, weights, inputs, most, path):
+    raise KeyError('no such operation')
+
+  monkeypatch.setitem(convert.CONVERTERS, 'saved_model', broken)
+  said = []
+  write(str(tmp_path / 'b'), ours._predictor, tasks=('objects',), platforms=('cpu',), sizes=(1,),
+        formats=('saved_model',), tell=said.append)
+  assert "objects: not in saved_model, because KeyError: 'no such operation'" in said
+  monkeypatch.setitem(convert._NEEDED, 'onnx', ('no_such_package',))
+  with pytest.raises(UserError, match='--format onnx needs no_such_package: pip install'):
+    convert.check(['onnx'])

@@ -109,8 +109,8 @@ def _to_onnx(run, weights, inputs, most, path):
   specs = [jax.ShapeDtypeStruct(tuple(letters.get(dim, dim) for dim in dims), dtype)
            for dims, dtype in inputs.values()]
   # Traced by JAX: jax2onnx replaces functions of jax.numpy while it traces, with other rules.
-  closed, shapes = jax.make_jaxpr(run, return_shape=True)(
-      weights, {name: spec for name, spec in zip(names, specs)})
+  with mock.patch.multiple(jax.numpy, einsum=_einsum, where=_where):
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(weights, dict(zip(names, specs)))
   arrays = [jax.numpy.asarray(weights[name]) for name in sorted(weights)]
   order, outputs = sorted(names), sorted(shapes)
 
@@ -156,6 +156,27 @@ def _to_saved_model(run, weights, inputs, most, path):
   return path, lambda example: {
       name: value.numpy() for name, value in loaded(
           **{name: tf.constant(value) for name, value in example.items()}).items()}
+
+
+def _where(condition, x=None, y=None, *, where=jax.numpy.where, **options):
+  """jnp.where, that of truth values as 'and' and 'or': ONNX Runtime has no other."""
+  if x is None or not all(jax.numpy.result_type(one) == bool for one in (x, y)):
+    return where(condition, x, y, **options)
+  return (condition & x) | (~condition & y)
+
+
+def _einsum(equation, *arrays, einsum=jax.numpy.einsum, **options):
+  """jnp.einsum, that of three arrays as products and a sum, which ONNX Runtime accepts."""
+  if len(arrays) < 3:
+    return einsum(equation, *arrays, **options)
+  inputs, output = equation.replace(' ', '').split('->')
+  letters = output + ''.join(sorted(set(inputs) - set(output) - {','}))
+  product = 1
+  for names, array in zip(inputs.split(','), arrays):
+    array = array.transpose([names.index(one) for one in letters if one in names])
+    product *= array.reshape([array.shape[sorted(names, key=letters.index).index(one)]
+                              if one in names else 1 for one in letters])
+  return product.sum(tuple(range(len(output), len(letters))))
 
 
 def _without_top_k(run):

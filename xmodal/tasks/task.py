@@ -224,7 +224,7 @@ class Task(abc.ABC):
 
   def described(self) -> Described | None:
     """How the task is asked and answers, as data, for programs that run without its code; None:
-    it cannot be said so."""
+    it cannot be said so. See xmodal/bundle/README.md."""
     return None
 
   def labels(self) -> Mapping[str, Sequence[Hashable]]:
