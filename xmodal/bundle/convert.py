@@ -160,7 +160,8 @@ def _to_saved_model(run, weights, inputs, most, path):
 
 def _where(condition, x=None, y=None, *, where=jax.numpy.where, **options):
   """jnp.where, that of truth values as 'and' and 'or': ONNX Runtime has no other."""
-  if x is None or not all(jax.numpy.result_type(one) == bool for one in (x, y)):
+  if x is None or not all(
+      jax.numpy.issubdtype(jax.numpy.result_type(one), jax.numpy.bool_) for one in (x, y)):
     return where(condition, x, y, **options)
   return (condition & x) | (~condition & y)
 
