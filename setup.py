@@ -46,7 +46,8 @@ setup(
     package_data={'xmodal.cost': ['*.txtpb'], 'xmodal.serve': ['page/*']},
     entry_points={'console_scripts': ['xmodal = xmodal.cli:main']},
     install_requires=[
-        JAX, 'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
+        JAX, 'flatbuffers',  # for jax.export
+        'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
         'google-crc32c', 'fsspec', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy',
         'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
         'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard',
@@ -63,6 +64,8 @@ setup(
         'hf': ['datasets'],
         'gcs': ['gcsfs'],
         's3': ['s3fs'],
+        'onnx': ['jax2onnx', 'onnxruntime'],  # of xmodal export --format
+        'saved_model': ['tensorflow'],
         'wandb': ['wandb'],
         'trackio': ['trackio'],
         'meteor': ['pycocoevalcap'],  # 104 MB, and it wants Java

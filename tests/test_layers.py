@@ -49,6 +49,13 @@ def test_packages_above_import_only_what_is_below(package):
     assert set(imports(path)) <= below, f'{path.relative_to(ROOT)}: {set(imports(path)) - below}'
 
 
+def test_nothing_below_imports_bundles_and_they_import_no_commands():
+  # A bundle is written from a whole trained model.
+  below = {*FREE, *GROUND, *ABOVE, 'bundle', 'config', 'predictor', '__version__'}
+  for path in files('bundle'):
+    assert set(imports(path)) <= below, f'{path.relative_to(ROOT)}: {set(imports(path)) - below}'
+
+
 def test_nothing_but_commands_imports_commands():
   commands = {path.stem for path in ROOT.glob('*.py')} - {*FREE, 'config', '__init__', 'heap'}
   for package in (*GROUND, *ABOVE):

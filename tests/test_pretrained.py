@@ -16,7 +16,7 @@ import tiny
 import torch
 import transformers
 
-from xmodal import pretrained
+from xmodal import export, pretrained
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
@@ -131,7 +131,7 @@ def test_a_tower_of_the_other_part_is_refused(folders):
 
 _SHARDED = """
 import jax, numpy as np, sys
-from xmodal import pretrained
+from xmodal import export, pretrained
 from xmodal.sharding.mesh import make_mesh
 from xmodal.sharding.rules import shard_tree
 checkpoint = pretrained.Checkpoint(sys.argv[1])
@@ -160,8 +160,8 @@ def test_parameters_are_read_straight_into_a_sharded_layout(folders):
 @pytest.mark.parametrize('part', ['vision', 'text'])
 def test_an_exported_tower_gives_the_same_numbers_in_transformers(trained, tmp_path, part, dtype):
   output = tmp_path / 'out'
-  assert command.main(['export', '--checkpoint', str(trained), '--part', part, '--output',
-                       str(output), '--dtype', dtype]) == 0
+  assert export.main(['--checkpoint', str(trained), '--part', part, '--output',
+                      str(output), '--dtype', dtype]) == 0
   kind = {'vision': transformers.ViTModel, 'text': transformers.T5ForConditionalGeneration}[part]
   theirs, loading = kind.from_pretrained(output, output_loading_info=True, dtype=torch.float32)
   assert not loading['unexpected_keys'] and not loading['mismatched_keys']
@@ -190,11 +190,11 @@ def test_an_exported_tower_gives_the_same_numbers_in_transformers(trained, tmp_p
 def test_export_writes_over_nothing_and_says_what_has_no_counterpart(
     finished, trained, tmp_path, capsys):
   (tmp_path / 'file').touch()
-  arguments = ['export', '--part', 'vision', '--checkpoint']
-  assert command.main([*arguments, str(trained), '--output', str(tmp_path)]) == 2
+  arguments = ['--part', 'vision', '--checkpoint']
+  assert export.main([*arguments, str(trained), '--output', str(tmp_path)]) == 2
   assert 'already exists' in capsys.readouterr().err
   output = tmp_path / 'out'
-  assert command.main([*arguments, str(finished), '--output', str(output)]) == 2
+  assert export.main([*arguments, str(finished), '--output', str(output)]) == 2
   assert "stem 'conv'" in capsys.readouterr().err and not output.exists()
 
 

@@ -12,9 +12,8 @@ from PIL import Image
 import pytest
 import tiny
 
-from xmodal import predict, storage
+from xmodal import export, predict, storage
 from xmodal.errors import UserError
-from xmodal.pretrained import __main__ as pretrained
 from xmodal.pretrained.hub import find_folder
 from xmodal.train import run as runs
 from xmodal.train.checkpoints import bucket, checkpoint
@@ -148,12 +147,10 @@ def test_predict_answers_from_the_bucket_into_the_bucket(in_gs, finished, pictur
 
 def test_export_writes_the_tower_into_the_bucket(in_gs, finished, tmp_path, capsys):
   for checkpoint_, out in ((in_gs, f'{ROOT}/tower'), (str(finished), str(tmp_path / 'tower'))):
-    assert pretrained.main(['export', '--checkpoint', checkpoint_, '--part', 'text', '--output',
-                            out]) == 0
+    assert export.main(['--checkpoint', checkpoint_, '--part', 'text', '--output', out]) == 0
   for path in (tmp_path / 'tower').iterdir():
     assert storage.read(f'{ROOT}/tower/{path.name}') == path.read_bytes()
-  assert pretrained.main(['export', '--checkpoint', in_gs, '--part', 'text', '--output',
-                          f'{ROOT}/tower']) == 2
+  assert export.main(['--checkpoint', in_gs, '--part', 'text', '--output', f'{ROOT}/tower']) == 2
   assert 'already exists' in capsys.readouterr().err
   plan = Plan(tiny.changed(model__text__pretrained=f'{ROOT}/tower'), str(tmp_path / 'run'))
   assert any('text tower from' in note and 'tensors loaded' in note for note in plan.notes)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from xmodal import augment, errors, paths, predict
+from xmodal import augment, errors, export, paths, predict
 from xmodal.bench import multitask
 from xmodal.data import check
 from xmodal.data.open import open_source
@@ -80,8 +80,8 @@ def test_no_part_takes_an_address_for_a_folder(run, tmp_path, monkeypatch):
     (augment.main, ['--checkpoint', ROOT, '--images', ROOT, '--output', 'o', '--questions',
                     ADDRESS]),
     (check.main, [ADDRESS]), (check.main, [ADDRESS, '--source', 'coco']),
-    (pretrained, ['export', '--checkpoint', ADDRESS, '--part', 'text', '--output', 'o']),
-    (pretrained, ['export', '--checkpoint', ROOT, '--part', 'text', '--output', ADDRESS]),
+    (export.main, ['--checkpoint', ADDRESS, '--part', 'text', '--output', 'o']),
+    (export.main, ['--checkpoint', ROOT, '--part', 'text', '--output', ADDRESS]),
     (pretrained, ['show', ADDRESS]), (multitask.main, ['--workdir', ADDRESS]),
 ], ids=lambda value: ' '.join(map(str, value[:1])) if isinstance(value, list) else value.__module__)
 def test_no_command_takes_an_address_for_a_folder(command, arguments, tmp_path, monkeypatch,

@@ -94,8 +94,8 @@ XMODAL = Command(xmodal.__doc__, commands={
     'keys': Command('Lists the keys of the config, with defaults and ranges.', 'xmodal.keys'),
     'show': Command('Shows what a pretrained checkpoint holds, and whether it is complete.',
                     'xmodal.pretrained', ('show',)),
-    'export': Command('Writes a trained tower as a folder that transformers loads.',
-                      'xmodal.pretrained', ('export',)),
+    'export': Command('Writes a trained model as a folder that answers without xmodal, or one of '
+                      'its towers.', 'xmodal.export'),
     'bench': Command('Measures speed or quality; xmodal bench lists the benchmarks.',
                      commands=_BENCHMARKS),
 })

@@ -97,6 +97,17 @@ class Predictor:
     pictures = Preprocessing((size, size), backbone.image_mean, backbone.image_std)
     return module, variables, pictures if part == 'vision' else None
 
+  @property
+  def step(self) -> int | None:
+    """The training steps that its parameters had; None: its folder does not say."""
+    name = os.path.basename(self._step)
+    return int(name) if name.isdigit() else None
+
+  @property
+  def workdir(self) -> str:
+    """Folder of the run, which holds checkpoints/STEP."""
+    return os.path.dirname(os.path.dirname(self._step))
+
   def task(self, name: str) -> Task:
     """One of the tasks; UserError if the model has none of that name."""
     if name not in self.tasks:

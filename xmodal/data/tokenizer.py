@@ -66,6 +66,11 @@ class Tokenizer:
     """The content of its tokenizer.json."""
     return self._backend.to_str()
 
+  @property
+  def reading_state(self) -> str:
+    """As `state`, of the tokenizer that reads texts, in which no special token can be written."""
+    return self._reader.to_str()
+
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
     """Number of tokens of each text, including the end token: int64 [N]."""
     return np.array([len(ids) for ids in self._encode(texts)], np.int64)

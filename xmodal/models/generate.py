@@ -198,7 +198,7 @@ class _BeamSearch:
     self._longest = early_stopping == 'never' and length_penalty > 0
 
   def start(self, cache, start_token):
-    batch, beams = len(start_token), self._beams
+    batch, beams = start_token.shape[0], self._beams
     texts = jnp.full((batch, beams, self._max_length), self._pad_token, jnp.int32)
     nothing = jnp.full((batch, beams), _NEVER)
     return {

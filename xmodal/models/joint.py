@@ -197,7 +197,7 @@ class Backbone(nn.Module):
       rest = jnp.roll(is_word, -1, axis=1).at[:, -1].set(False)
       is_word = jnp.where(rest.any(1, keepdims=True), rest, is_word)
     is_word = is_word[..., None]
-    return whole((read * is_word).sum(1) / is_word.sum(1))[:len(tokens)]
+    return whole((read * is_word).sum(1) / is_word.sum(1))[:tokens.shape[0]]
 
   def align(self, vision: Stream, text: Stream
             ) -> tuple[Float[Array, 'B N D'], Float[Array, 'C L D']]:

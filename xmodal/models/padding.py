@@ -38,7 +38,7 @@ class Padding:
     mask = self.mask(grid)
     if mask is None:
       return None
-    return jnp.pad(mask.reshape(len(mask), -1), ((0, 0), (extra, 0)), constant_values=True)
+    return jnp.pad(mask.reshape(mask.shape[0], -1), ((0, 0), (extra, 0)), constant_values=True)
 
   def mask_like(self, x: Float[Array, 'B rows columns C'] | UInt8[Array, 'B rows columns C']
                 ) -> Bool[Array, 'B rows columns C'] | None:

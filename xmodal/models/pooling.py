@@ -23,7 +23,7 @@ class AttentionPool(nn.Module):
     width, dtype = tokens.shape[-1], tokens.dtype
     num_heads = math.gcd(width, 8)
     query = self.param('query_embedding', nn.initializers.normal(width ** -0.5), (1, 1, width))
-    query = jnp.broadcast_to(query, (len(tokens), 1, width)).astype(dtype)
+    query = jnp.broadcast_to(query, (tokens.shape[0], 1, width)).astype(dtype)
     mask = None if mask is None else mask[:, None, None]
     x = MultiHeadAttention(num_heads, width // num_heads, width, dtype=dtype, name='attention')(
         query, tokens, mask=mask)

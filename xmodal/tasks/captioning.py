@@ -17,6 +17,7 @@ from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
 from xmodal.options import Option
 from xmodal.tasks import imitation, writing
+from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -185,6 +186,12 @@ class Captioning(Task):
   def record(self, example, prediction):
     return {'image_id': example.image_id, **self.plain(prediction),
             'captions': list(example.captions)}
+
+  def described(self):
+    return Described(
+        query={'kind': 'picture'},
+        inputs={'seed': (('b',), 'int32')} if self._config.temperature else {}, features=dict,
+        outputs=WRITTEN, answer=[written_field('caption', digits=6)])
 
   def plain(self, prediction):
     return {'caption': prediction.caption,

@@ -26,9 +26,10 @@ from xmodal.data.overview import overview_of
 from xmodal.data.pictures.placement import visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
-from xmodal.models.names import Names, names_present, sample_names
+from xmodal.models.names import Names, names_present, pad_names, sample_names
 from xmodal.options import Option
 from xmodal.tasks import imitation
+from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -62,7 +63,7 @@ class Objects(Task):
       max_objects: maximum number of objects per picture; `survey` reports any excess.
       sampled_names: names per training step, see models.names.sample_names.
     """
-    self.names = tuple(names)
+    self.names, self._pad_id = tuple(names), tokenizer.pad_id
     self._name_tokens = tokenizer.encode(self.names, int(tokenizer.lengths(self.names).max()))
     self._index = {name: i for i, name in enumerate(self.names)}
     self._max_objects, self._sampled_names = max_objects, sampled_names
@@ -160,6 +161,14 @@ class Objects(Task):
 
   def headline(self, scores):
     return f'F1 of names {scores["f1"]:.1%}' if 'f1' in scores else ''
+
+  def described(self):
+    names = pad_names(self.vocabulary(), self._pad_id)
+    return Described(
+        query={'kind': 'picture'}, inputs={}, features=lambda inputs: {'vocabulary': names},
+        outputs=('present',),
+        answer=[{'kind': 'ranked', 'key': 'names', 'array': 'present', 'labels': list(self.names),
+                 'most': _TOP, 'decimals': 6}])
 
   def plain(self, prediction):
     return {'names': [{'name': name, 'probability': round(probability, 6)}

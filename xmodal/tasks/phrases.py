@@ -26,9 +26,14 @@ def split_texts(text: str, known: Iterable[str] = ()) -> tuple[str, ...]:
     text: the user's text.
     known: names that are never split.
   """
+  parts = (m['text'].strip() for m in re.finditer(
+      pattern(known), re.sub(r'[^\S\n]+', ' ', text), re.X))
+  return tuple(dict.fromkeys(part for part in parts if part.strip('.')))
+
+
+def pattern(known: Iterable[str] = ()) -> str:
+  """The verbose regular expression of one of the texts, its group `text`; see split_texts."""
   # The longest first, so that 'No. 5 sign' does not match 'No. 5'.
   names = '|'.join(re.escape(name) for name in sorted(known, key=len, reverse=True) if name)
   taken = rf'(?:{names})(?=\s*(?:{_END}|$)|(?<=\.)\s)|' if names else ''
-  pattern = re.compile(rf'\s*(?P<text>{taken}(?:{_ABBREVIATED}|(?!{_END})[\s\S])+){_END}?', re.X)
-  parts = (m['text'].strip() for m in pattern.finditer(re.sub(r'[^\S\n]+', ' ', text)))
-  return tuple(dict.fromkeys(part for part in parts if part.strip('.')))
+  return rf'\s*(?P<text>{taken}(?:{_ABBREVIATED}|(?!{_END})[\s\S])+){_END}?'

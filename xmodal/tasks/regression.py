@@ -19,6 +19,7 @@ from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
 from xmodal.options import Option
 from xmodal.tasks import writing
+from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -213,6 +214,16 @@ class Regression(Task):
     line = {'question_id': example.question_id, 'question': example.question,
             'question_type': example.question_type, 'number': example.number}
     return line | self.plain(prediction)
+
+  def described(self):
+    length, written = self._config.question_length, 'gen' in self.loss_weights
+    fields = [{'kind': 'number', 'key': 'predicted', 'array': 'number', 'mean': self._mean,
+               'std': self._std, 'digits': 6}]
+    return Described(
+        query={'kind': 'question', 'length': length},
+        inputs={'question': (('b', length), 'int32')}, features=dict,
+        outputs=('number', *(WRITTEN if written else ())),
+        answer=fields + ([written_field('written')] if written else []))
 
   def plain(self, prediction):
     line = {'predicted': float(f'{prediction.number:.6g}')}

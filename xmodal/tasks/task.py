@@ -18,6 +18,7 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.models.names import Names
 from xmodal.registry import Registry
+from xmodal.tasks.described import Described
 
 # All tasks by name. A task registers with the options of its section of the config, config.NAME.
 TASKS = Registry('task', 'config.mixer.tasks', 'xmodal.tasks')
@@ -229,6 +230,11 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def from_files(cls, config, tokenizer: Tokenizer, folder: str) -> 'Task':
     """Restores the task from a folder written by `save`."""
+
+  def described(self) -> Described | None:
+    """How the task is asked and answers, as data, for programs that run without its code; None:
+    it cannot be said so. See xmodal/bundle/README.md."""
+    return None
 
   def labels(self) -> Mapping[str, Sequence[Hashable]]:
     """What the last axis of some of its parameters counts: {name of a layer of the head: a label

@@ -22,6 +22,7 @@ from xmodal.metrics import classification
 from xmodal.metrics import vqa as vqa_metric
 from xmodal.options import Option
 from xmodal.tasks import imitation, writing
+from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
@@ -311,6 +312,22 @@ class VQA(Task):
             'question_type': example.question_type, 'answers': list(example.answers)}
     return line | self.plain(prediction)
 
+  def described(self):
+    fields, outputs = [], ()
+    if 'cls' in self.loss_weights:
+      outputs += ('top_index', 'top_probability')
+      fields.append({'kind': 'label', 'key': 'answer', 'labels': list(self.answers),
+                     'index': 'top_index', 'probability': 'top_probability', 'decimals': 6})
+    if 'gen' in self.loss_weights:
+      if not fields:
+        fields.append(written_field('answer', decimals=6))
+      fields.append(written_field('written'))
+      outputs += WRITTEN
+    return Described(
+        query={'kind': 'question', 'length': self._question_length},
+        inputs={'question': (('b', self._question_length), 'int32')}, features=dict,
+        outputs=outputs, answer=fields)
+
   def plain(self, prediction):
     line = {'answer': prediction.answer, 'probability': round(prediction.probability, 6)}
     if prediction.written:
@@ -402,7 +419,7 @@ class VQAHead(nn.Module):
       # Zero kernel: starts with equal probabilities.
       outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',
                                 kernel_init=nn.initializers.zeros)(hidden)
-    if self.written:
+    if self.written and 'answer' in features:
       outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['answer'], self.pad_id)
     return outputs
 
@@ -410,7 +427,8 @@ class VQAHead(nn.Module):
     """Returns the most probable answers (index and probability, [B, 5]) and the written one."""
     arrays = {}
     if self.num_answers:
-      logits = self(towers, features, deterministic=True)['cls']
+      question = {'question': features['question']}  # without the target text
+      logits = self(towers, question, deterministic=True)['cls']
       arrays['top_probability'], arrays['top_index'] = jax.lax.top_k(
           jax.nn.softmax(logits), min(_TOP, self.num_answers))
     if self.written:

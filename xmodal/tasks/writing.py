@@ -54,7 +54,7 @@ def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 
     {'tokens': int32 [B, length], 'log_probability': float32 [B]}, as read_texts takes them.
   """
   step, cache = towers.decoder(fused, length, beams)
-  options = dict(start_token=jnp.full(len(fused.text), pad_id, jnp.int32), eos_token=eos_id,
+  options = dict(start_token=jnp.full(fused.text.shape[0], pad_id, jnp.int32), eos_token=eos_id,
                  pad_token=pad_id, max_length=length)
   if rng is not None:
     tokens, log_probability = sample(step, cache, rng, **options, **filters)

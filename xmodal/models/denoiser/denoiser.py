@@ -247,7 +247,7 @@ class Denoiser(nn.Module):
                  name='stem_down')(squares)
     x = nn.Dense(self.hidden_dim, dtype=dtype, name='stem_up')(x)
     grid = x.shape[1:3]
-    return GridPosition(name='position')(x.reshape(len(x), -1, self.hidden_dim), grid), grid
+    return GridPosition(name='position')(x.reshape(x.shape[0], -1, self.hidden_dim), grid), grid
 
   def _pixels(self, x, condition, grid):
     """Maps tokens [B, N, D] to pixels, float32 [B, H, W, 3].
@@ -262,7 +262,7 @@ class Denoiser(nn.Module):
     overlap = self.patches == 'overlap'
     pixels = (4 if overlap else 1) * self.patch_size ** 2
     x = nn.Dense(3 * pixels, dtype=dtype, kernel_init=nn.initializers.zeros,
-                 name='pixel_projection')(x).reshape(len(x), *grid, -1)
+                 name='pixel_projection')(x).reshape(x.shape[0], *grid, -1)
     return (from_windows if overlap else from_blocks)(x, self.patch_size)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from xmodal.errors import UserError
 
@@ -73,7 +73,8 @@ def v_loss(predicted: Float[Array, ' B *dims'], x: Float[Array, ' B *dims'],
 
 
 def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float[Array, ' B *dims'],
-              *, steps: int, sampler: str = 'heun', start: float | Float[Array, ''] = 0.0,
+              *, steps: int | Int[Array, ''], sampler: str = 'heun',
+              start: float | Float[Array, ''] = 0.0,
               on_step: Callable[[jax.Array, jax.Array], None] | None = None
               ) -> Float[Array, ' B *dims']:
   """Integrates velocities from z at time `start` to time 1, in one compiled loop.
@@ -96,7 +97,7 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float
   """
   if sampler not in SAMPLERS:
     raise UserError(f'config.generation.sampler={sampler!r}: wanted {", ".join(SAMPLERS)}')
-  if steps < 1:
+  if isinstance(steps, int) and steps < 1:
     raise UserError(f'steps={steps}: wanted 1 or more')
   length = (1 - jnp.float32(start)) / steps
 
@@ -120,8 +121,9 @@ def integrate(velocity_fn: Callable[[jax.Array, jax.Array], jax.Array], z: Float
     step, again = evaluation // 2, evaluation % 2 == 1
     v = velocity_fn(z, start + (step + again) * length)
     after = jnp.where(again, before + length * (first + v) / 2, z + length * v)
-    jax.lax.cond(again | (evaluation == 2 * steps - 2), lambda: report(step + 1, after),
-                 lambda: None)
+    if on_step is not None:
+      jax.lax.cond(again | (evaluation == 2 * steps - 2), lambda: report(step + 1, after),
+                   lambda: None)
     return after, jnp.where(again, before, z), jnp.where(again, first, v)
 
   return jax.lax.fori_loop(0, 2 * steps - 1, heun, (z, z, jnp.zeros_like(z)))[0]

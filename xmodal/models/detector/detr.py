@@ -96,7 +96,7 @@ class Detr(nn.Module):
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, queries, picture, positions, mask=key_mask,
                                    deterministic=deterministic), None),
-        layer, jnp.zeros((len(picture), *queries.shape[1:]), self.dtype),
+        layer, jnp.zeros((picture.shape[0], *queries.shape[1:]), self.dtype),
         num_layers=self.num_decoder_layers, remat=self.remat, unroll=self.scan_unroll)
     return norm(self.dtype, 'decoder_norm')(x)
 

@@ -33,7 +33,8 @@ def glimpse(pixels: Float[Array, 'B H W C'], boxes: Float[Array, 'B N 4'], cells
   levels = _pyramid(pixels, extent, halvings)
   grids = jnp.array([level.shape[1:3] for level in levels])
   starts = jnp.cumsum(grids.prod(1)) - grids.prod(1)
-  flat = jnp.concatenate([level.reshape(len(level), -1, level.shape[-1]) for level in levels], 1)
+  flat = jnp.concatenate(
+      [level.reshape(level.shape[0], -1, level.shape[-1]) for level in levels], 1)
 
   center, size = jnp.split(
       to_center(jax.lax.stop_gradient(boxes)) * jnp.array([width, height] * 2), 2, axis=-1)
@@ -41,14 +42,17 @@ def glimpse(pixels: Float[Array, 'B H W C'], boxes: Float[Array, 'B N 4'], cells
   level = jnp.clip(jnp.round(jnp.log2(jnp.maximum(cell, 1))), 0, halvings).astype(jnp.int32)
   places = center[..., None] + zoom * size[..., None] * ((jnp.arange(cells) + 0.5) / cells - 0.5)
 
+  # Looked up: a power of 2 becomes a shift, which ONNX has for unsigned numbers alone.
+  sides = jnp.array([2**halving for halving in range(halvings + 1)])[level][..., None]
+
   def taps(axis):
     """Indices and weights of the two neighbours of each cell's centre: [B, N, cells, 2]."""
     middle, limit = places[..., axis, :], extent[:, 1 - axis, None, None]
     inside = (middle > 0) & (middle < limit)
-    middle = middle / 2**level[..., None] - 0.5
+    middle = middle / sides - 0.5
     first = jnp.floor(middle)
     weight = jnp.stack([first + 1 - middle, middle - first], axis=-1) * inside[..., None]
-    last = -(-limit // 2**level[..., None]) - 1
+    last = -(-limit // sides) - 1
     index = first[..., None].astype(jnp.int32) + jnp.arange(2)
     return jnp.clip(index, 0, last[..., None]), weight.astype(pixels.dtype)
 
@@ -74,4 +78,4 @@ def _pyramid(pixels, extent, halvings):
 
 def _sum_of_four(x):
   x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
-  return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).sum((2, 4))
+  return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).sum((2, 4))

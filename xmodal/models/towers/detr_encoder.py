@@ -127,7 +127,7 @@ def encode(module, features: Float[Array, 'B H W C'], mask: Bool[Array, 'B H W']
   x = x.reshape(batch, height * width, module.hidden_dim)
   is_picture = jnp.ones((1, height, width), bool) if mask is None else mask
   positions = sine_positions(is_picture, module.hidden_dim)
-  positions = positions.reshape(len(is_picture), -1, module.hidden_dim).astype(module.dtype)
+  positions = positions.reshape(is_picture.shape[0], -1, module.hidden_dim).astype(module.dtype)
   key_mask = None if mask is None else is_picture.reshape(batch, 1, 1, -1)
   layer = EncoderLayer(module.hidden_dim, module.mlp_dim, module.num_heads, module.activation,
                        module.dropout_rate, module.attention, module.dtype, name='encoder_layers')

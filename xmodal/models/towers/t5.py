@@ -332,11 +332,11 @@ class T5(nn.Module):
     """
     layer, layers = self._unstacked()
     cross = [layer.apply(variables, encoded, method='cross_keys_values') for variables in layers]
-    shape = (len(encoded), self.num_heads, max_length * num_beams, self.head_dim)
+    shape = (encoded.shape[0], self.num_heads, max_length * num_beams, self.head_dim)
     # One array per layer: slices of a single array would be copied at every step.
     empty = tuple(jnp.zeros(shape, cross[0][0].dtype) for _ in layers)
     return {'index': jnp.zeros((), jnp.int32),
-            'ancestors': jnp.zeros((len(encoded), num_beams, max_length), jnp.int32),
+            'ancestors': jnp.zeros((encoded.shape[0], num_beams, max_length), jnp.int32),
             'key': empty, 'value': empty, 'cross_key': tuple(key for key, _ in cross),
             'cross_value': tuple(value for _, value in cross), 'cross_mask': encoded_mask}
 

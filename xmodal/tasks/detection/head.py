@@ -74,7 +74,7 @@ class DetectionHead(nn.Module):
     scores = jax.nn.sigmoid(outputs['names'].masked_logits())
     if (counts := outputs['names'].counts) is not None:
       scores = jnp.where(counts, scores, -1)
-    flat = scores.reshape(len(scores), -1)
+    flat = scores.reshape(scores.shape[0], -1)
     score, pair = jax.lax.top_k(flat, min(_MOST_FOUND, flat.shape[1]))
     query, name = jnp.divmod(pair, scores.shape[-1])
     boxes = jnp.take_along_axis(outputs['names'].boxes, query[..., None], axis=1)

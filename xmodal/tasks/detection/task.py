@@ -25,18 +25,20 @@ from xmodal.data.pictures.placement import Placement, visible_objects
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import detection as metrics
-from xmodal.models.names import Names, names_present, sample_names
+from xmodal.models.names import Names, names_present, pad_names, sample_names
 from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks import imitation
+from xmodal.tasks.described import Described
 from xmodal.tasks.detection.head import DetectionHead
 from xmodal.tasks.detection.losses import LOSS_WEIGHTS, expression_losses, set_losses
 from xmodal.tasks.drawing import boxes_card, card
 from xmodal.tasks.objects import make_name_list
-from xmodal.tasks.phrases import split_texts
+from xmodal.tasks.phrases import pattern, split_texts
 from xmodal.tasks.task import TASKS, Task
 
 _DRAWN = 640  # longer side of drawn pictures, in pixels
 _MEANT = '#ffffff'
+_NAME_ENDS = ' ?!\uff1f\uff01'  # of questions that name something
 _SOMEWHERE = (0, 0, 1, 1)  # a placeholder for an unknown box, inside any picture
 _PLACEMENT = ('width', 'height', 'across', 'down', 'left', 'top')
 
@@ -169,7 +171,7 @@ class Detection(Task):
         [*old, *sorted(present.difference(trained))], examples, known=trained))
 
   def query(self, image, text):
-    parts = (part if part in self._trained else part.rstrip(' ?!\uff1f\uff01')
+    parts = (part if part in self._trained else part.rstrip(_NAME_ENDS)
              for part in split_texts(text, self._trained))
     phrases = [part for part in dict.fromkeys(parts) if part]
     if not phrases:
@@ -358,6 +360,35 @@ class Detection(Task):
       line |= {'expression': example.expression.name, 'box': list(example.expression.box),
                'meant': _plain(prediction.meant[0])}
     return line
+
+  def described(self):
+    own, expressions = self._config, self._learned['expressions']
+    rows, length = pad_names(self.vocabulary(), self._tokenizer.pad_id).tokens.shape
+    inputs = {'names': (('k', length), 'int32'), 'counts': (('k',), 'bool')}
+    outputs = ('score', 'name', 'boxes')
+    fields = [{'kind': 'boxes', 'key': 'found', 'score': 'score', 'name': 'name', 'box': 'boxes',
+               'threshold': 'threshold'}]
+    if expressions:
+      inputs['expression'] = (('b', own.expression_length), 'int32')
+      outputs += ('expression_score', 'expression_box')
+      fields.append({'kind': 'meant', 'key': 'meant', 'score': 'expression_score',
+                     'box': 'expression_box'})
+
+    def features(inputs):
+      features = {'placement': jnp.zeros((inputs['image'].shape[0], 1)),  # states the batch
+                  'vocabulary': Names(inputs['names'], inputs['counts'], end_token=False)}
+      if expressions:
+        features['expression'] = {'tokens': inputs['expression']}
+      return features
+
+    return Described(
+        query={'kind': 'names', 'known': sorted(self._trained), 'length': length,
+               'pattern': pattern(self._trained), 'strip': _NAME_ENDS,
+               'expressions': own.expression_length if expressions else 0},
+        inputs=inputs, features=features, outputs=outputs, answer=fields,
+        least={'k': 8}, most={'k': rows},
+        options={'threshold': {'default': own.threshold, 'low': 0, 'high': 1,
+                               'help': 'Minimum score of the boxes that are shown.'}})
 
   def plain(self, prediction):
     line = {'found': [_plain(f) for f in self._shown(prediction)]}

@@ -106,6 +106,9 @@ class GenerationHead(nn.Module):
   def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
     """Samples pictures for the first captions.
 
+    features['sampling'] may hold 'guidance', 'steps' and 'start' (scalars), which then count in
+    place of the head's: one program serves all values.
+
     Returns:
       'image' uint8 [B, H, W, 3]; if scored also 'truth', likewise, and 'loss' float32 [B].
     """
@@ -121,27 +124,32 @@ class GenerationHead(nn.Module):
     """Samples pictures in -1..1, float32 [B, H, W, 3]."""
     x, extent = _pictures(towers)
     noise = self._own_noise(features, x.shape[1:])
-    velocity = self._velocity(towers, features['captions'][:, 0])
+    sampling = features.get('sampling', {})
+    velocity = self._velocity(towers, features['captions'][:, 0],
+                              sampling.get('guidance', self.guidance))
     # Pixels outside the mask, and padding (which has no training signal), use their true velocity.
     repaint = Padding(extent, x.shape[1:3]).mask_like(x)
     if 'mask' in features:
       mask = features['mask'][..., None]
       repaint = mask if repaint is None else mask & repaint
     if repaint is None:
-      return self._integrate(velocity, x, noise)
-    return self._integrate(lambda z, t: jnp.where(repaint, velocity(z, t), x - noise), x, noise)
+      return self._integrate(velocity, x, noise, sampling)
+    return self._integrate(lambda z, t: jnp.where(repaint, velocity(z, t), x - noise), x, noise,
+                           sampling)
 
-  def _integrate(self, velocity, x, noise):
+  def _integrate(self, velocity, x, noise, sampling):
     start = 0.0 if self.strength is None else 1.0 - self.strength
-    z = noise if start == 0 else start * x + (1 - start) * noise
-    return flow.integrate(velocity, z, steps=self.steps, sampler=self.sampler, start=start,
-                          on_step=self.on_step)
+    start = sampling.get('start', start)
+    z = noise if isinstance(start, float) and start == 0 else start * x + (1 - start) * noise
+    return flow.integrate(velocity, z, steps=sampling.get('steps', self.steps),
+                          sampler=self.sampler, start=start, on_step=self.on_step)
 
-  def _velocity(self, towers, tokens):
+  def _velocity(self, towers, tokens, guidance):
     """The function (z, t scalar) -> velocity, with guidance."""
     # Unbound: a bound module cannot be called inside a compiled loop.
     denoiser, variables = self.denoiser.unbind()
-    text, guided = towers.text(tokens), self.guidance != 1
+    text = towers.text(tokens)
+    guided = not isinstance(guidance, float) or guidance != 1
 
     def interleaved(a, b):
       # Interleaved rows, so that each device keeps its own examples.
@@ -155,7 +163,7 @@ class GenerationHead(nn.Module):
 
     def velocity(z, t):
       double = jnp.repeat(z, 2, axis=0) if guided else z
-      times = jnp.full(len(double), t)
+      times = jnp.full(double.shape[0], t)
       # With x-prediction the last step reaches the predicted picture, so a smaller bound is safe.
       least = 1e-3 if self.predicts == 'x' else flow.LEAST
       v = flow.velocity(denoiser.apply(variables, double, times, text_tokens, mask), double, times,
@@ -164,7 +172,7 @@ class GenerationHead(nn.Module):
         return v
       with_text, without = v[::2], v[1::2]
       low, high = self.guidance_interval
-      scale = jnp.where((t >= low) & (t <= high), self.guidance, min(self.guidance, 1.0))
+      scale = jnp.where((t >= low) & (t <= high), guidance, jnp.minimum(guidance, 1.0))
       return without + scale * (with_text - without)
 
     return velocity

@@ -29,6 +29,7 @@ from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.models.layers import remat_policy
 from xmodal.options import ABOVE_ZERO, Option
 from xmodal.tasks import writing
+from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
 from xmodal.tasks.generation.head import GenerationHead
 from xmodal.tasks.task import TASKS, Task
@@ -381,6 +382,32 @@ class Generation(Task):
     if (wanted := self._wanted(example)) is not None:
       line['fault'] = judge.fault(prediction.image, wanted)
     return line
+
+  def described(self):
+    side = self._config.data.image_size
+
+    def features(inputs):
+      return {'captions': inputs['caption'][:, None], 'seed': inputs['seed'],
+              'mask': inputs['repaint'],
+              'sampling': {name: inputs[name] for name in ('guidance', 'steps', 'start')}}
+
+    return Described(
+        query={'kind': 'drawing', 'length': self._length},
+        inputs={'caption': (('b', self._length), 'int32'), 'seed': (('b',), 'int32'),
+                'repaint': (('b', side, side), 'bool'), 'guidance': ((), 'float32'),
+                'steps': ((), 'int32'), 'start': ((), 'float32')},
+        features=features, outputs=('image',),
+        answer=[{'kind': 'picture', 'key': 'png', 'array': 'image'}],
+        options={
+            'guidance': {'default': self._guidance, 'low': 0,
+                         'help': 'How much the text counts: 1 as learned.'},
+            'steps': {'default': self._steps, 'low': 1,
+                      'help': 'Steps from noise to the picture.'},
+            'seed': {'default': 0, 'help': 'The same seed draws the same picture.'},
+            'mask': {'default': None, 'help': 'A picture of the same size, white where to draw '
+                     'anew.'},
+            'strength': {'default': None, 'low': 0, 'high': 1,
+                         'help': 'How much of the picture is to change.'}})
 
   def plain(self, prediction):
     png = io.BytesIO()

@@ -28,8 +28,9 @@ from xmodal.models.names import program_size
 from xmodal.models.pooling import AttentionPool
 from xmodal.options import Option
 from xmodal.tasks import imitation, writing
+from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
-from xmodal.tasks.phrases import split_texts
+from xmodal.tasks.phrases import pattern, split_texts
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import TASKS, Task
 
@@ -299,6 +300,14 @@ class Retrieval(Task):
     return {'image_id': example.image_id, 'captions': list(_captions(example)[:self._num_captions]),
             'text_rank': prediction.text_rank, 'picture_ranks': list(prediction.picture_ranks),
             'texts': texts}
+
+  def described(self):
+    length = self._config.caption_length
+    return Described(
+        query={'kind': 'texts', 'length': length, 'pattern': pattern()},
+        inputs={'captions': (('b', 'c', length), 'int32')}, features=dict, most={'c': 8},
+        outputs=('image', 'captions'),
+        answer=[{'kind': 'similarity', 'image': 'image', 'texts': 'captions', 'decimals': 4}])
 
   def plain(self, prediction):
     return {key: [_plain(m) for m in matches] for key, matches in (

@@ -1,0 +1,196 @@
+"""Programs of a bundle in the formats of other runtimes: ONNX and TensorFlow's SavedModel.
+
+Inputs and outputs have the names, shapes and dtypes that bundle.json states. A converted program is
+run once, and counts only if it gives the numbers of JAX.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+from unittest import mock
+import warnings
+
+import jax
+from jax.extend.core import jaxpr_as_fun
+import numpy as np
+
+from xmodal.bundle.programs import without_paths
+from xmodal.errors import UserError
+
+_BATCH = 1  # of an ONNX file
+_TOLERANCE = 1e-4  # largest difference, of values or relative to them
+_NEEDED = {'onnx': ('jax2onnx', 'onnxruntime'), 'saved_model': ('tensorflow',)}
+
+
+def check(formats) -> None:
+  """Raises UserError for a format that is unknown, or whose packages are not installed."""
+  for name in formats:
+    if name not in CONVERTERS:
+      raise UserError(f'--format {name}: wanted {" or ".join(CONVERTERS)}')
+    for package in _NEEDED[name]:
+      if importlib.util.find_spec(package) is None:
+        raise UserError(f'--format {name} needs {package}: pip install "xmodal[{name}]"')
+
+
+def convert(name: str, run: Callable, weights: Mapping[str, np.ndarray],
+            inputs: Mapping[str, tuple], most: Mapping[str, int], path: str) -> str:
+  """Writes one task's program: of batch 1 in ONNX, of any batch in a SavedModel.
+
+  Returns '' or, in one line, why it cannot be converted.
+
+  Args:
+    name: of a format, from CONVERTERS.
+    run: (weights by name, inputs by name) -> outputs by name.
+    weights: parameters by name.
+    inputs: (dims, dtype) of each input; dims are numbers or letters.
+    most: values of the letters for the programs that have to know them, besides the batch.
+    path: a file or folder to write, without its ending.
+  """
+  example = _example(inputs, {'b': _BATCH, **most})
+  try:
+    with _quietly(), without_paths():
+      written, again = CONVERTERS[name](run, weights, inputs, most, path)
+      wanted = jax.device_get(jax.jit(run)(weights, example))
+      found = again(example)
+    for key, array in wanted.items():
+      if array.dtype.kind in 'iub':
+        alike = array.shape == found[key].shape and (array == found[key]).mean() > 0.99
+      else:
+        alike = np.allclose(array, found[key], _TOLERANCE, _TOLERANCE)
+      if not alike:
+        raise ValueError(f'its output {key} differs from that of JAX')
+  except Exception as error:  # converters raise exceptions of every type
+    for left in (path, f'{path}.onnx', f'{path}.onnx.data'):
+      shutil.rmtree(left, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        os.unlink(left)
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+  return ''
+
+
+def _example(inputs, letters):
+  """Random inputs of a size."""
+  rng = np.random.default_rng(0)
+  made = {}
+  for name, (dims, dtype) in inputs.items():
+    shape = tuple(letters.get(dim, dim) for dim in dims)
+    if dtype == 'bool':
+      made[name] = np.ones(shape, bool)
+    else:
+      high = 256 if dtype == 'uint8' else 3
+      made[name] = rng.integers(1, high, shape).astype(dtype)
+  if 'extent' in made:
+    made['extent'][:] = made['image'].shape[1:3]
+  return made
+
+
+@contextlib.contextmanager
+def _quietly():
+  """Converters print much that says nothing about the result."""
+  logging.disable(logging.WARNING)
+  try:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+def _to_onnx(run, weights, inputs, most, path):
+  """An ONNX file with the parameters inside."""
+  import jax2onnx
+  import onnxruntime
+  names = list(inputs)
+  letters = {**most, 'b': _BATCH}
+  specs = [jax.ShapeDtypeStruct(tuple(letters.get(dim, dim) for dim in dims), dtype)
+           for dims, dtype in inputs.values()]
+  # Traced by JAX: jax2onnx replaces functions of jax.numpy while it traces, with other rules.
+  with mock.patch.multiple(jax.numpy, einsum=_einsum, where=_where):
+    closed, shapes = jax.make_jaxpr(run, return_shape=True)(weights, dict(zip(names, specs)))
+  arrays = [jax.numpy.asarray(weights[name]) for name in sorted(weights)]
+  order, outputs = sorted(names), sorted(shapes)
+
+  def flat(*values):
+    given = dict(zip(names, values))
+    return tuple(jaxpr_as_fun(closed)(*arrays, *(given[name] for name in order)))
+
+  file = f'{path}.onnx'
+  # Names in a graph are unique; a picture may go in and come out.
+  named = [f'{name}_out' if name in names else name for name in outputs]
+  jax2onnx.to_onnx(flat, specs, input_names=names, output_names=named, return_mode='file',
+                   output_path=file)
+  quiet = onnxruntime.SessionOptions()
+  quiet.log_severity_level = 3
+  session = onnxruntime.InferenceSession(file, quiet, providers=['CPUExecutionProvider'])
+  return file, lambda example: dict(zip(outputs, session.run(named, example)))
+
+
+def _to_saved_model(run, weights, inputs, most, path):
+  """A SavedModel with one signature, whose program is StableHLO in TensorFlow's XlaCallModule."""
+  from jax.experimental import jax2tf
+  import tensorflow as tf
+  names = sorted(weights)
+  letters = {letter for dims, _ in inputs.values() for letter in dims if isinstance(letter, str)}
+  dims = {name: ', '.join(map(str, dims)) for name, (dims, _) in inputs.items()}
+  least = [f'{letter} >= {min(8, most.get(letter, 1))}' for letter in letters]
+  shapes = [None, {name: f'({text})' for name, text in dims.items()}]
+  converted = jax2tf.convert(
+      _without_top_k(run), polymorphic_shapes=shapes, polymorphic_constraints=least,
+      with_gradient=False, native_serialization_platforms=['cpu', 'cuda', 'tpu'])
+  module = tf.Module()
+  module.weights = [tf.Variable(weights[name], trainable=False) for name in names]
+  signature = [tf.TensorSpec([dim if isinstance(dim, int) else None for dim in shape], dtype, name)
+               for name, (shape, dtype) in inputs.items()]
+
+  @tf.function(autograph=False, input_signature=signature)
+  def answer(*values):
+    return converted(dict(zip(names, module.weights)), dict(zip(inputs, values)))
+
+  module.answer = answer
+  tf.saved_model.save(module, path, signatures={'serving_default': answer.get_concrete_function()})
+  loaded = tf.saved_model.load(path).signatures['serving_default']
+  return path, lambda example: {
+      name: value.numpy() for name, value in loaded(
+          **{name: tf.constant(value) for name, value in example.items()}).items()}
+
+
+def _where(condition, x=None, y=None, *, where=jax.numpy.where, **options):
+  """jnp.where, that of truth values as 'and' and 'or': ONNX Runtime has no other."""
+  if x is None or not all(
+      jax.numpy.issubdtype(jax.numpy.result_type(one), jax.numpy.bool_) for one in (x, y)):
+    return where(condition, x, y, **options)
+  return (condition & x) | (~condition & y)
+
+
+def _einsum(equation, *arrays, einsum=jax.numpy.einsum, **options):
+  """jnp.einsum, that of three arrays as products and a sum, which ONNX Runtime accepts."""
+  if len(arrays) < 3:
+    return einsum(equation, *arrays, **options)
+  inputs, output = equation.replace(' ', '').split('->')
+  letters = output + ''.join(sorted(set(inputs) - set(output) - {','}))
+  product = 1
+  for names, array in zip(inputs.split(','), arrays):
+    array = array.transpose([names.index(one) for one in letters if one in names])
+    product *= array.reshape([array.shape[sorted(names, key=letters.index).index(one)]
+                              if one in names else 1 for one in letters])
+  return product.sum(tuple(range(len(output), len(letters))))
+
+
+def _without_top_k(run):
+  """A function whose jax.lax.top_k is a sort: TensorFlow 2.21 does not read its operation."""
+  def top_k(x, k):
+    order = jax.numpy.argsort(x, axis=-1, descending=True, stable=True)[..., :k]
+    return jax.numpy.take_along_axis(x, order, axis=-1), order.astype('int32')
+
+  def plain(*arguments):
+    with mock.patch.object(jax.lax, 'top_k', top_k):
+      return run(*arguments)
+
+  return plain
+
+
+CONVERTERS = {'onnx': _to_onnx, 'saved_model': _to_saved_model}
