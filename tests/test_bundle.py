@@ -2,8 +2,8 @@
 
 import ast
 import base64
+import copy
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import warnings
 
+from flax.core import meta
 import jax
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from xmodal.bundle import model as loader
 from xmodal.bundle.files import BundleError
 from xmodal.bundle.precision import PRECISIONS, flat, nested
 from xmodal.bundle.write import write
+from xmodal.data.example import Example
 from xmodal.data.open import open_source
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.scenes.crowds import Crowds
@@ -57,7 +59,7 @@ def untrained(config):
   made.variables = jax.tree.map(
       lambda x: (0.3 * rng.standard_normal(x.shape)).astype(x.dtype),
       jax.eval_shape(lambda: made.model.init(jax.random.key(0), batch, deterministic=True)))
-  made._compiled = functools.lru_cache(made._compile)
+  made.store('float32')
   model = object.__new__(TrainedModel)
   model._opened, model._predictor = made._decode, made
   return model
@@ -234,19 +236,31 @@ def test_only_the_weights_that_a_program_reads_are_its_arguments(bundle):
 def test_every_precision_gives_back_the_parameters(ours):
   parameters = flat(ours._predictor.variables)
   jax.tree.map(np.testing.assert_array_equal, nested(parameters), dict(ours._predictor.variables))
-  for name, most in (('float32', 0), ('bfloat16', 2**-8), ('int8', 1 / 126)):
+  for name in PRECISIONS:
     stored = PRECISIONS[name].store(parameters)
     restored = PRECISIONS[name].restore({key: jax.numpy.asarray(x) for key, x in stored.items()})
     assert restored.keys() == parameters.keys()
     for path, array in parameters.items():
-      assert restored[path].dtype == array.dtype
-      assert np.abs(restored[path] - array).max() <= most * np.abs(array).max(), path
-  large = {'params/a/kernel': np.random.default_rng(0).standard_normal((3, 64, 64)).astype('f')}
-  stored = PRECISIONS['int8'].store(large)
-  assert stored['params/a/kernel'].dtype == np.int8
-  assert stored['params/a/kernel#scale'].shape == (3, 1, 64)
-  error = PRECISIONS['int8'].restore(stored)['params/a/kernel'] - large['params/a/kernel']
-  assert np.abs(error).max() <= stored['params/a/kernel#scale'].max() / 2 * 1.001
+      found = meta.unbox(restored[path])
+      assert found.dtype == array.dtype
+      most = {'float32': 0, 'bfloat16': 2**-8, 'int4': 1 / 13}.get(name, 1 / 250)
+      assert np.abs(found - array).max() <= most * np.abs(array).max() + 1e-7, (name, path)
+
+
+@pytest.mark.parametrize('precision', ['int8', 'int4'])
+def test_a_bundle_in_integers_answers_as_the_model_in_integers(ours, tmp_path, precision):
+  write(str(tmp_path / 'b'), ours._predictor, tasks=('vqa',), precision=precision,
+        platforms=('cpu',), sizes=(2,))
+  assert os.path.getsize(tmp_path / 'b' / 'weights.safetensors') < 0.45 * sum(
+      x.nbytes for x in jax.tree.leaves(ours._predictor.variables))
+  model = loader.load(tmp_path / 'b')
+  integers = copy.copy(ours._predictor)
+  integers.store(precision)
+  task = integers.tasks['vqa']
+  picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  wanted = integers([Example(picture, question='what color is it?')], 'vqa')[1][0]
+  found = model(picture, 'what color is it?', task='vqa')
+  assert found['probability'] == pytest.approx(task.plain(wanted)['probability'], abs=1e-5)
 
 
 def test_a_task_without_description_is_named(ours, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from PIL import Image
 import pytest
 from served import ROOT, Served, make_run
 
-from xmodal import predict
+from xmodal import export, predict
 from xmodal.answers import answers
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.scenes.shapes import Shapes
@@ -130,10 +130,24 @@ def test_details_hold_boxes_below_the_threshold(engine, files):
   assert answer['top'][0] == [answer['answer'], answer['probability']]
 
 
-def test_a_bundle_is_refused_in_one_line(tmp_path):
-  (tmp_path / 'bundle.json').write_text('{}')
-  with pytest.raises(UserError, match='is a bundle'):
-    open_engine(str(tmp_path), (2,))
+def test_a_bundle_is_served(run, files, engine, tmp_path):
+  bundle = tmp_path / 'bundle'
+  assert export.main(['--checkpoint', run, '--output', str(bundle), '--tasks', 'vqa,detection',
+                      '--platforms', 'cpu', '--sizes', '2']) == 0
+  served = open_engine(str(bundle), ())
+  assert served.name == 'bundle' and set(served.tasks) == {'vqa', 'detection'}
+  assert served.tasks['vqa'] == engine.tasks['vqa']
+  requests = [Request((opened(engine, path),), TEXTS['vqa'][0]) for path in files[:3]]
+  for ours, others in zip(served.answer('vqa', requests), engine.answer('vqa', requests)):
+    assert ours['answer'] == others['answer']
+    assert ours['probability'] == pytest.approx(others['probability'], abs=1e-5)
+  wrong, right = served.answer('vqa', [Request(requests[0].pictures, ' '), requests[1]])
+  assert isinstance(wrong, UserError) and right['answer']
+  with pytest.raises(UserError, match='--precision means nothing for the bundle'):
+    open_engine(str(bundle), (), 'int8')
+  (bundle / 'bundle.json').write_text('{')
+  with pytest.raises(UserError, match='bundle.json: damaged'):
+    open_engine(str(bundle), ())
 
 
 # ---- the process

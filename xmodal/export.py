@@ -28,8 +28,9 @@ def main(argv=None) -> int:
   parser.add_argument('--output', required=True, metavar='DIR',
                       help='a folder that is new or empty')
   whole = parser.add_argument_group('the whole model')
-  whole.add_argument('--precision', metavar='P', help='how weights are stored: float32 (default), '
-                     'bfloat16 (half the size) or int8 (a quarter)')
+  whole.add_argument('--precision', metavar='P', help='how weights are stored: float32, '
+                     'bfloat16, int8, int8_weights or int4; by default as config.model.quantize '
+                     'says, or float32')
   whole.add_argument('--platforms', metavar='P,P', help='what the programs run on, of cpu, cuda, '
                      'rocm and tpu; cpu,cuda,tpu by default')
   whole.add_argument('--tasks', metavar='T,T', help='tasks to export; all by default')
@@ -60,7 +61,7 @@ def _export_tower(options):
   from xmodal.predictor import Predictor
   from xmodal.pretrained.export import check_new, save
   check_new(options.output)
-  predictor = Predictor(options.checkpoint)
+  predictor = Predictor(options.checkpoint, precision='float32')
   module, variables, preprocessing = predictor.tower(options.part)
   dtype = options.dtype or 'float32'
   with outputs.on_this_machine(options.output) as folder:
@@ -75,15 +76,15 @@ def _export_model(options):
   from xmodal.bundle.write import check, write
   from xmodal.predictor import Predictor
   start = time.monotonic()
-  precision = options.precision or 'float32'
   platforms = _listed(options.platforms or 'cpu,cuda,tpu')
   try:
     sizes = tuple(map(int, _listed(options.sizes))) if options.sizes else programs.SIZES
   except ValueError:
     raise UserError(f'--sizes {options.sizes}: wanted whole numbers with commas') from None
   formats = _listed(options.format or '')
-  check(options.output, precision, platforms, sizes, formats)
-  predictor = Predictor(options.checkpoint)
+  check(options.output, options.precision or 'float32', platforms, sizes, formats)
+  predictor = Predictor(options.checkpoint, precision='float32')
+  precision = options.precision or predictor.config.model.quantize or 'float32'
   with outputs.on_this_machine(options.output) as folder:
     write(folder, predictor, tasks=_listed(options.tasks or ''), precision=precision,
           platforms=platforms, sizes=sizes, formats=formats, tell=print)

@@ -60,10 +60,7 @@ class Predictor:
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
         local, abstract, ema=self.config.train.ema_decay > 0)
-    self._use(precision or self.config.model.quantize or 'float32')
-    # A task that draws has a program for each guidance and number of steps, others have one.
-    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
-    self._kept = functools.lru_cache(maxsize=32)(self._compile)
+    self.store(precision or self.config.model.quantize or 'float32')
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
             least: int = 1) -> dict:
@@ -172,8 +169,8 @@ class Predictor:
     return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'),
                    compiler_options=self._options or None)
 
-  def _use(self, precision):
-    """Stores the weights in a precision."""
+  def store(self, precision: str) -> None:
+    """Stores the weights in one of PRECISIONS, from then on."""
     self._options = {}
     if precision in ROUNDINGS:
       params = lora.merge(self.variables['params'], self.config.model.lora)
@@ -183,3 +180,6 @@ class Predictor:
     elif precision == 'bfloat16':
       self.variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32
                                     else x, self.variables)
+    # A task that draws has a program for each guidance and number of steps, others have one.
+    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
+    self._kept = functools.lru_cache(maxsize=32)(self._compile)

@@ -114,8 +114,10 @@ def open_engine(folder: str, sizes: Sequence[int], precision: str = '') -> Engin
     UserError: it is none of these, or is damaged.
   """
   if storage.exists(f'{folder.rstrip("/")}/{BUNDLE}'):
-    raise UserError(f'--checkpoint {folder} is a bundle, which this version does not serve; give '
-                    'the run that it was exported from')
+    if precision:
+      raise UserError(f'--precision means nothing for the bundle {folder}: xmodal export chose it')
+    from xmodal.serve.bundle_engine import BundleEngine
+    return BundleEngine(folder, os.path.basename(folder.rstrip('/')))
   from xmodal.serve.trained_engine import TrainedEngine
   return TrainedEngine(folder, sizes, os.path.basename(folder.rstrip('/')) or 'xmodal',
                        precision)

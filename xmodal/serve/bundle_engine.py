@@ -1,0 +1,52 @@
+"""The engine on a bundle of xmodal export."""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+from xmodal import downloads, storage
+from xmodal.bundle.model import BundleError, load
+from xmodal.errors import UserError
+from xmodal.serve.engine import Engine, Facts, Picture
+
+_READS_TEXT = ('question', 'names', 'texts')  # kinds of queries
+
+
+class BundleEngine(Engine):
+  """Answers with a bundle's programs; batches have the sizes that they were exported with.
+
+  Pictures are opened by the bundle's own loader, which reads a JPEG that is much larger than the
+  input as Pillow does. Drawing has no steps to show.
+  """
+
+  def __init__(self, folder: str, name: str):
+    """Loads a bundle; UserError if it cannot be read here."""
+    folder = downloads.copy(folder) if storage.is_remote(folder) else folder
+    try:
+      self._model = load(folder)
+    except BundleError as error:
+      raise UserError(str(error)) from error
+    about = self._model.about
+    self.name, self.image_size = name, about['image_size']
+    self.tasks = {task: _facts(own) for task, own in about['tasks'].items()}
+    self.most_rows = max(size for own in about['tasks'].values() for one in own['programs']
+                         for size in one['sizes'])
+
+  def programs(self) -> Sequence[Callable[[], None]]:
+    return [functools.partial(self._model.warm_up, task) for task in self.tasks]
+
+  def answer(self, task, requests, on_step=None) -> list[dict[str, Any] | UserError]:
+    answers = self._model.answer(task, [self._query(request) for request in requests])
+    return [UserError(str(one)) if isinstance(one, BundleError) else one for one in answers]
+
+  def _query(self, request):
+    options = {name: bytes(value) if isinstance(value, Picture) else value
+               for name, value in request.options.items()}
+    pictures = [bytes(picture) for picture in request.pictures]
+    picture = pictures if len(pictures) > 1 else pictures[0] if pictures else None
+    return picture, request.text, options
+
+
+def _facts(about) -> Facts:
+  kind = about['query']['kind']
+  return Facts(kind == 'drawing', kind == 'texts', kind in _READS_TEXT, tuple(about['options']))
