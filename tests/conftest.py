@@ -45,7 +45,8 @@ LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_s
            'test_mixer_runs.py', 'test_checkpoints.py', 'test_generation_task.py',
            'test_bench_multitask.py', 'test_notebook.py', 'test_pretrained_runs.py',
            'test_detection_runs.py', 'test_plugins.py', 'test_start.py', 'test_best.py',
-           'test_workers.py', 'test_remote_data.py')
+           'test_workers.py', 'test_remote_data.py', 'test_serve_model.py', 'test_bundle.py',
+           'test_prune.py', 'test_serve_page.py', 'test_teacher.py')
 # It alone imports TensorFlow, after which a first import of Triton (by torch, for transformers)
 # ends the process.
 LAST = 'test_source_tfds.py'
