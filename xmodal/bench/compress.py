@@ -7,6 +7,8 @@ from nothing, with and without the teacher. Milliseconds are from a picture in m
 of 1 and of 32 pictures, in alternating rounds; memory is that of the program for 32, with weights,
 by the compiler.
 
+`xmodal bench compress --size small --workdir DIR` measures size and speed of an untrained model.
+
 Repeating the command skips what is finished and resumes what was stopped. The table is table.md,
 and all numbers are results.json, both in --workdir.
 """
@@ -25,6 +27,7 @@ from xmodal import config as configs
 from xmodal import heap, paths, prune
 from xmodal.bench.compare import check_positive, measure, run_command
 from xmodal.bench.multitask import train, write_table
+from xmodal.bench.predict import make_checkpoint
 from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.models import parts
@@ -38,6 +41,7 @@ from xmodal.train.start.earlier import open_earlier
 
 _NARROW = ('hidden_dim', 'mlp_dim', 'num_heads')
 _BATCHES = (1, AT_ONCE)
+_MEMORY = ('argument', 'temp', 'output')  # kinds of memory that XLA states
 
 
 def score(workdir: str, precision: str) -> dict[str, float]:
@@ -63,7 +67,8 @@ class Timed:
   """A loaded model with its speed and size.
 
   Attributes:
-    numbers: 'parameters', 'megabytes' of the weights and 'peak_megabytes'.
+    numbers: 'parameters', 'megabytes' of the weights, and 'program_megabytes': those and what the
+      program for AT_ONCE pictures needs beside.
   """
 
   def __init__(self, workdir: str, precision: str):
@@ -75,18 +80,27 @@ class Timed:
         for _ in range(AT_ONCE)]
     leaves = jax.tree.leaves(self._predictor.variables)
     task = next(iter(self._predictor.tasks.values()))
-    peak = self._predictor.program(task).lower(
+    memory = self._predictor.program(task).lower(
         self._predictor.variables, self._predictor.batch(self._examples, {task.name: task})
     ).compile().memory_analysis()
     self.numbers = {'parameters': parameters(workdir),
                     'megabytes': sum(x.nbytes for x in leaves) / 1e6,
-                    'peak_megabytes': getattr(peak, 'peak_memory_in_bytes', 0) / 1e6}
+                    'program_megabytes': sum(getattr(memory, f'{kind}_size_in_bytes', 0)
+                                             for kind in _MEMORY) / 1e6}
     self._task = task
 
   def answers(self, count: int):
     """A function that answers questions about `count` pictures; see compare.measure."""
     examples = self._examples[:count]
     return lambda: self._predictor(examples, self._task)
+
+
+def untrained(size: str, folder: str) -> str:
+  """A run that was not trained, of a size, for questions about pictures of 224 pixels."""
+  config = configs.base()
+  config.model.size, config.data.image_size = size, 224
+  config.data.train_examples, config.data.eval_examples = 64, 8
+  return folder if os.path.isdir(folder) else make_checkpoint(folder, config)
 
 
 def parameters(workdir: str) -> int:
@@ -129,13 +143,14 @@ def _shortened(base, steps):
 def table(rows: Mapping[str, Mapping]) -> str:
   """Formats {model: numbers} as Markdown; times and sizes beside those of the first."""
   (_, first), *_ = rows.items()
-  tasks = list(first['scores'])
-  lines = ['| model | parameters | weights, MB | memory, MB | 1 picture, ms | 32 pictures, ms | ' +
-           ' | '.join(tasks) + ' |', '|---' * (6 + len(tasks)) + '|']
+  tasks = list(first.get('scores', ()))
+  head = ('model', 'parameters', 'weights, MB', 'program, MB', '1 picture, ms', '32 pictures, ms',
+          *tasks)
+  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
   for name, row in rows.items():
     cells = [f'{row["parameters"] / 1e6:.3f} M'] + [
         f'{row[key]:.2f} ({row[key] / first[key]:.2f})' if row.get(key) else '-'
-        for key in ('megabytes', 'peak_megabytes', 'ms_1', f'ms_{AT_ONCE}')]
+        for key in ('megabytes', 'program_megabytes', 'ms_1', f'ms_{AT_ONCE}')]
     cells += [f'{row["scores"][task]:.1%}' for task in tasks]
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
@@ -143,21 +158,30 @@ def table(rows: Mapping[str, Mapping]) -> str:
 
 def _run(options):
   check_positive(options, 'steps', 'rounds')
-  step = checkpoint.find(paths.resolved(options.checkpoint, '--checkpoint'))
-  run, folder = os.path.dirname(os.path.dirname(step)), paths.local(options.workdir, '--workdir')
+  folder = paths.local(options.workdir, '--workdir')
+  if bool(options.size) == bool(options.checkpoint):
+    raise UserError('wanted one of --checkpoint and --size')
+  if options.size:
+    run = untrained(options.size, os.path.join(folder, options.size))
+  else:
+    step = checkpoint.find(paths.resolved(options.checkpoint, '--checkpoint'))
+    run = os.path.dirname(os.path.dirname(step))
   precisions = options.precisions.split(',')
   if unknown := set(precisions) - set(PRECISIONS):
     raise UserError(f'--precisions: {min(unknown)!r}: wanted some of {",".join(PRECISIONS)}')
   enable_compilation_cache()
-  base = configs.load(os.path.join(step, checkpoint.ASSETS, 'config.json'))
   models = {name: (run, name) for name in precisions}
-  try:
-    models |= _made(base, run, folder, options)
-  except KeyboardInterrupt:
-    return stop.EXIT_CODE
+  if not options.size:
+    base = configs.load(os.path.join(step, checkpoint.ASSETS, 'config.json'))
+    try:
+      models |= _made(base, run, folder, options)
+    except KeyboardInterrupt:
+      return stop.EXIT_CODE
   timed = {name: Timed(*model) for name, model in models.items()}
-  rows = {name: {**timed[name].numbers, 'scores': score(*model)}
-          for name, model in models.items()}
+  rows = {name: dict(one.numbers) for name, one in timed.items()}
+  if not options.size:
+    for name, model in models.items():
+      rows[name]['scores'] = score(*model)
   for count in _BATCHES:
     ways = {name: model.answers(count) for name, model in timed.items()}
     measure(ways, 1, 1)  # compiles
@@ -201,7 +225,8 @@ def main(argv=None) -> int:
   """Runs a command line; returns its exit code (0, or 2 for a user error)."""
   parser = argparse.ArgumentParser(prog='xmodal bench compress', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--checkpoint', required=True, metavar='RUN')
+  parser.add_argument('--checkpoint', metavar='RUN')
+  parser.add_argument('--size', help='a value of config.model.size, in place of --checkpoint')
   parser.add_argument('--workdir', required=True, metavar='DIR')
   parser.add_argument('--precisions', default=','.join(PRECISIONS), help='comma-separated')
   parser.add_argument('--keep', default='0.75,0.5,0.25', help="shares of parameters; '': none")
