@@ -134,8 +134,10 @@ class Plan:
     self.readers = None
     self.evaluations = self._open_evaluations(names, samples['eval'])
     self.best = Best(config.train, self.evaluations, workdir)
-    self.teacher = Teacher(config.train, self.tokenizer, self.tasks, config.data.image_size,
-                           self.mesh) if config.train.teacher and mode != 'eval' else None
+    self.teacher = None
+    if config.train.teacher and (mode == 'train' or self.is_new):  # else no step is made
+      self.teacher = Teacher(config.train, self.tokenizer, self.tasks, config.data.image_size,
+                             self.mesh)
 
     self.model = build.make_model(config, self.tokenizer, self.tasks, self.towers)
     self.batch = self.batch_of(names)
