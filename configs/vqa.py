@@ -2,7 +2,7 @@
 
   xmodal train --config vqa
 
-Two CPU cores, 7 minutes. Accuracy on val 91.7% (seed 0); from questions alone 30.5%.
+Two CPU cores, 7 minutes. Accuracy on val 93.9% (seed 0); from questions alone 30.5%.
 Data: embedded shapes, no download.
 """
 
