@@ -59,7 +59,7 @@ def untrained(config):
   made.variables = jax.tree.map(
       lambda x: (0.3 * rng.standard_normal(x.shape)).astype(x.dtype),
       jax.eval_shape(lambda: made.model.init(jax.random.key(0), batch, deterministic=True)))
-  made.store('float32')
+  made._store('float32')
   model = object.__new__(TrainedModel)
   model._opened, model._predictor = made._decode, made
   return model
@@ -255,7 +255,7 @@ def test_a_bundle_in_integers_answers_as_the_model_in_integers(ours, tmp_path, p
       x.nbytes for x in jax.tree.leaves(ours._predictor.variables))
   model = loader.load(tmp_path / 'b')
   integers = copy.copy(ours._predictor)
-  integers.store(precision)
+  integers._store(precision)
   task = integers.tasks['vqa']
   picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
   wanted = integers([Example(picture, question='what color is it?')], 'vqa')[1][0]

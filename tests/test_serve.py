@@ -493,6 +493,21 @@ def test_a_question_of_ten_thousand_words(serve):
           'text_too_long')
 
 
+def test_half_a_character(serve):
+  client = serve()
+  body = json.dumps({**ASKED, 'text': 'half \ud83d'})
+  refused(client.post('/v1/predict', content=body,
+                      headers={'Content-Type': 'application/json'}), 422, 'invalid')
+
+
+def test_a_request_that_fails_does_not_fail_the_others_of_its_batch(engine, serve):
+  client = serve()
+  answer = client.post('/v1/predict', json={'requests': [
+      {**ASKED, 'text': 'one'}, {**ASKED, 'text': 'defect'}]})
+  refused(answer, 500, 'failed')
+  assert ('vqa', ['one']) in engine.batches  # once more, by itself
+
+
 # ---- keys and foreign pages
 
 
@@ -517,6 +532,14 @@ def test_a_page_of_another_host_cannot_use_it(serve):
   for origin in ('http://evil.example', 'null'):
     refused(client.post('/v1/predict', json=ASKED, headers={'Origin': origin}), 403,
             'foreign_page')
+
+
+def test_a_name_that_is_made_to_mean_this_machine(engine):
+  with TestClient(Server(engine, Limits(), only_local=True).app,
+                  base_url='http://evil.example:8000') as client:
+    refused(client.get('/v1/models'), 403, 'foreign_host')
+    for host in ('localhost:8000', '127.0.0.1', '[::1]:8000'):
+      assert client.get('/v1/models', headers={'Host': host}).status_code == 200
 
 
 def test_a_large_head(serve):

@@ -251,12 +251,11 @@ def give_threads(split: bool = False) -> None:
 
   XLA computes parts of a program in a pool with a thread a core (or as many as NPROC says), and a
   device that waits for the others in a collective keeps one of them. With fewer threads than
-  devices, the last device may get none, and all wait for ever. A device
-  that gathers parameters may keep two: two devices on two threads hung. Without that, more threads
-  than cores cost a third of the speed (501 examples/s of configs/vqa.py on two threads, 322 on
-  four).
+  devices, the last device may get none, and all wait for ever. A device that gathers parameters may
+  keep two: two devices on two threads hung. If parameters are not split, more threads than cores
+  cost a third of the speed (501 examples/s of configs/vqa.py on two threads, 322 on four).
 
-  split: whether parameters are split over the devices.
+  split: whether parameters are split over the devices (config.mesh.fsdp or tensor).
   """
   import jax
   forced = re.search(r'xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))

@@ -60,7 +60,7 @@ class Predictor:
         jax.eval_shape(lambda: self.model.init(jax.random.key(0), batch, deterministic=True)))
     self.variables = checkpoint.load_variables(
         local, abstract, ema=self.config.train.ema_decay > 0)
-    self.store(precision or self.config.model.quantize or 'float32')
+    self._store(precision or self.config.model.quantize or 'float32')
 
   def batch(self, examples: list[Example], tasks: Mapping[str, Task] | None = None,
             least: int = 1) -> dict:
@@ -169,13 +169,12 @@ class Predictor:
     return jax.jit(lambda variables, batch: model.apply(variables, batch, method='predict'),
                    compiler_options=self._options or None)
 
-  def store(self, precision: str) -> None:
-    """Stores the weights in one of PRECISIONS, from then on."""
+  def _store(self, precision):
+    """Stores float32 weights in one of PRECISIONS."""
     self._options = {}
     if precision in ROUNDINGS:
-      params = lora.merge(self.variables['params'], self.config.model.lora)
       self.variables = {**self.variables, 'params': jax.jit(
-          lambda params: quantize(params, ROUNDINGS[precision]))(params)}
+          lambda params: quantize(params, ROUNDINGS[precision]))(self.variables['params'])}
       self._options = integer_options(target.platform())
     elif precision == 'bfloat16':
       self.variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32

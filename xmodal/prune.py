@@ -10,6 +10,7 @@ Importance is measured on training data of the run, which has to be where it was
 
 import argparse
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -57,8 +58,8 @@ def main(argv=None) -> int:
 
 
 def _prune(args):
-  for name, low in (('keep', 0), ('layers', 0)):
-    if not low < getattr(args, name) <= 1:
+  for name in ('keep', 'layers'):
+    if not 0 < getattr(args, name) <= 1:
       raise UserError(f'--{name} is {getattr(args, name)}, wanted above 0, at most 1')
   if args.batches < 1:
     raise UserError(f'--batches is {args.batches}, wanted 1 or more')
@@ -80,7 +81,8 @@ def _prune(args):
   for slot in dict.fromkeys(module.slot for module in modules):
     print(f'  {slot}: ' + ', '.join(
         f'{key} {there} -> {config.model[slot][key]}'
-        for key, there in model.sizes[slot].items() if there != config.model[slot][key]))
+        for key, there in model.sizes[slot].items()
+        if config.model[slot][key] not in (None, there)))
   print(f'fine-tune it: --config.train.start_from={output}')
   return 0
 
@@ -98,6 +100,7 @@ class Trained:
     """Loads a checkpoints/STEP folder and opens the data."""
     assets = os.path.join(checkpoint.local_copy(step), checkpoint.ASSETS)
     config = configs.load(os.path.join(assets, 'config.json'))
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1  # those that are here
     self.plan = Plan(config, os.path.dirname(os.path.dirname(step)), 'dry_run')
     predictor = Predictor(step, precision='float32')
     self.collections = dict(predictor.variables)
@@ -182,7 +185,7 @@ def _shares(model, modules, keep, layers):
     raise UserError(f'--keep {keep}: with one head and one unit in each layer, {least:.0%} of the '
                     'parameters are left; keep more, or fewer layers by --layers')
   share = _largest(lambda share: left(share, share) <= wanted, 0.0)
-  # Heads are few: what one of them less leaves goes to the MLPs.
+  # Parameters that rounding the number of heads down leaves over go to the MLPs.
   return {'heads': share, 'width': _largest(lambda width: left(share, width) <= wanted, share),
           'layers': layers}
 
@@ -201,7 +204,9 @@ def _largest(fits, low):
 def _save(output, model, kept, config, towers):
   """Writes a checkpoint of step 0."""
   plan, zero = model.plan, jnp.zeros((), jnp.int32)
-  assets = os.path.join(output, checkpoint.ASSETS)
+  part = f'{output}.part'
+  shutil.rmtree(part, ignore_errors=True)
+  assets = os.path.join(part, checkpoint.ASSETS)
   os.makedirs(assets)
   build.save_assets(config, plan.tokenizer, plan.tasks, towers, assets)
   params = traverse_util.unflatten_dict(kept, sep='/')
@@ -209,9 +214,12 @@ def _save(output, model, kept, config, towers):
       step=zero, params=params, collections=model.collections, opt_state={},
       ema=params if config.train.ema_decay > 0 else None, mixer={},
       rng=jax.random.key_data(jax.random.key(config.seed)), skipped=zero, skipped_in_a_row=zero)
-  checkpoints = checkpoint.Checkpoints(output, keep=1)
+  checkpoints = checkpoint.Checkpoints(part, keep=1)
   checkpoints.save(state, assets)
   checkpoints.close()
+  if os.path.isdir(output):
+    os.rmdir(output)
+  os.rename(part, output)
 
 
 if __name__ == '__main__':

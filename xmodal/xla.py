@@ -12,7 +12,7 @@ _INTEGERS = {_FLAG.removeprefix('--'): 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
 
 def avoid_wrong_sums(environment: MutableMapping[str, str]) -> None:
-  """Turns the faulty fusions off in XLA_FLAGS, unless they say something of them already.
+  """Turns the faulty fusions off in XLA_FLAGS, unless XLA_FLAGS sets them.
 
   Has an effect until JAX first uses a device.
   """

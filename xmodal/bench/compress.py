@@ -1,6 +1,6 @@
 """What a trained model loses and gains when it is made smaller: rounded, pruned, distilled.
 
-`xmodal bench compress --checkpoint runs/vqa --workdir runs/small [--keep 0.75,0.5,0.25] ...`
+`xmodal bench compress --checkpoint runs/vqa --workdir runs/small [--keep 0.75,0.5] ...`
 scores a run on its validation split with its weights in each precision; prunes it to each share of
 its parameters, and fine-tunes the rest with the run as teacher; and trains models of half the width
 from nothing, with and without the teacher. Milliseconds are from a picture in memory to the answer,
@@ -31,6 +31,7 @@ from xmodal.bench.predict import make_checkpoint
 from xmodal.data.example import Example
 from xmodal.errors import UserError
 from xmodal.models import parts
+from xmodal.models.quantized import ROUNDINGS
 from xmodal.predictor import AT_ONCE, PRECISIONS, Predictor
 from xmodal.tasks.task import TASKS
 from xmodal.train.checkpoints import checkpoint
@@ -49,8 +50,8 @@ def score(workdir: str, precision: str) -> dict[str, float]:
   step = checkpoint.find(workdir)
   config = configs.load(os.path.join(step, checkpoint.ASSETS, 'config.json'))
   config.train.samples = 0
-  if precision not in ('float32', 'bfloat16'):
-    config.model.quantize = precision
+  config.model.quantize = precision if precision in ROUNDINGS else ''
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
   plan = Plan(config, os.path.dirname(os.path.dirname(step)), 'eval')
   variables = checkpoint.load_variables(step, plan.abstract_variables,
                                         ema=config.train.ema_decay > 0)
@@ -128,7 +129,7 @@ def narrow(base, teacher: str, steps: int):
       continue
     for key, value in parts.fields(c.model, slot).items():
       if key in _NARROW:
-        c.model[slot][key] = value // 2
+        c.model[slot][key] = max(value // 2, 1)
   return c
 
 
@@ -229,7 +230,7 @@ def main(argv=None) -> int:
   parser.add_argument('--size', help='a value of config.model.size, in place of --checkpoint')
   parser.add_argument('--workdir', required=True, metavar='DIR')
   parser.add_argument('--precisions', default=','.join(PRECISIONS), help='comma-separated')
-  parser.add_argument('--keep', default='0.75,0.5,0.25', help="shares of parameters; '': none")
+  parser.add_argument('--keep', default='0.75,0.5', help="shares of parameters; '': none")
   parser.add_argument('--rounded', default='int4', help='precisions to fine-tune in')
   parser.add_argument('--steps', type=int, default=1000, help='of fine-tuning')
   parser.add_argument('--narrow', type=int, default=0, metavar='STEPS',

@@ -149,10 +149,12 @@ class Model:
   def warm_up(self, task):
     """Compiles a task's programs for all batch sizes, and so the first answers are quick."""
     about = self.about['tasks'][task]
-    for size in {size for one in about['programs'] for size in one['sizes']}:
-      blank = np.zeros((*self._input_size, 3), np.uint8)
-      drawing = about['query']['kind'] == 'drawing'
-      self.answer(task, [(None if drawing else blank, 'a', {})] * size)
+    sizes = sorted({size for one in about['programs'] for size in one['sizes']})
+    if about['query']['kind'] == 'drawing':  # one step compiles the same program as all
+      self.answer(task, [(None, 'a', {'steps': 1})])
+      return
+    for size in sizes:
+      self.answer(task, [(np.zeros((*self._input_size, 3), np.uint8), 'a', {})] * size)
 
   # ---- queries
 
@@ -325,7 +327,8 @@ class Model:
 
 
 def _compiler_options():
-  """Without this, jaxlib 0.10 and 0.11 compute wrong long sums on a CPU (jax issue 39103)."""
+  """Turns off the fusions by which jaxlib 0.10 and 0.11 compute wrong sums on a CPU (jax issue
+  39103), but the right one for products of integers."""
   version = tuple(map(int, jax.lib.__version__.split('.')[:2]))
   if _platform() != 'cpu' or not (0, 10) <= version < (0, 12):
     return None

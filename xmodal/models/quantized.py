@@ -1,4 +1,4 @@
-"""Linear layers in integers of 8 or 4 bits, after training or while it goes on.
+"""Linear layers in integers of 8 or 4 bits, after or during training.
 
 A kernel becomes integers times a scale: one for each output channel, and in 4 bits one for each 32
 of its inputs (as in arXiv:2306.00978). Where activations are rounded too, each row of a layer's
@@ -69,7 +69,7 @@ class Quantized(flax.struct.PyTreeNode, meta.AxisMetadata):
     return found.swapaxes(-1, -2) if self.is_table else found
 
   def replace_boxed(self, val):
-    return val  # a new value has been rounded by nobody
+    return val  # a new value is not rounded
 
   def add_axis(self, index, params):
     return self  # layers of a scan come first
@@ -107,7 +107,7 @@ def quantize(params: Mapping, rounding: Rounding):
   """Parameters with `Quantized` kernels and embedding tables in place of float32 ones.
 
   Args:
-    params: nested dicts of arrays; adapters (models.lora) merged.
+    params: nested dicts of arrays; adapters (models.lora) stay as they are.
     rounding: see there.
   """
   return _mapped(params, lambda x, is_table: _quantized(x, rounding, is_table))
@@ -174,7 +174,8 @@ def _product(layer_method, args, kwargs, context):
   y = product(x, kernel)
   if layer.use_bias:
     y = y + layer.get_variable('params', 'bias')
-  return y.astype(layer.dtype or x.dtype)
+  # A layer with a product of its own, such as one for logits, chooses the dtype of its output.
+  return y if layer.dot_general is not None else y.astype(layer.dtype or x.dtype)
 
 
 def product(x: Float[Array, '*B I'], kernel: Quantized) -> Float[Array, '*B O']:

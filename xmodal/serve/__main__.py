@@ -10,6 +10,7 @@ pip install 'xmodal[serve]'. Exit codes: 0; 2 for a mistake, which one line name
 
 import argparse
 import dataclasses
+import ipaddress
 import logging
 import os
 import signal
@@ -38,9 +39,9 @@ def main(argv=None) -> int:
                       'environment as XMODAL_API_KEY, where other users do not see it')
   parser.add_argument('--wait_ms', type=float, default=5.0, help='how long a request waits for '
                       'others that are arriving, to share a batch')
-  parser.add_argument('--sizes', default='2,8,32', metavar='N,N,...', help='batch sizes to '
-                      'compile. On a CPU a batch of 1 is quicker and rounds its last bits '
-                      'differently from the others')
+  parser.add_argument('--sizes', default='', metavar='N,N,...', help='batch sizes to '
+                      'compile for a run; 2,8,32 if not given. On a CPU a batch of 1 is quicker '
+                      'and rounds its last bits differently from the others')
   parser.add_argument('--precision', default='', metavar='P', help='of the weights: float32, '
                       'bfloat16, int8, int8_weights or int4')
   parser.add_argument('--no_batching', action='store_true', help='answers one request at a time')
@@ -66,13 +67,13 @@ def _serve(args) -> int:
 
   checkpoint = paths.resolved(args.checkpoint, '--checkpoint')
   limits = _limits(args)
-  sizes = _sizes(args.sizes)
+  sizes = _sizes(args.sizes) if args.sizes else ()
   if args.wait_ms < 0:
     raise UserError(f'--wait_ms={args.wait_ms:g}: wanted 0 or more')
   bound = _bound(args.host, args.port)
   engine = open_engine(checkpoint, sizes, args.precision)
-  server = Server(engine, limits, key=args.api_key, wait_seconds=args.wait_ms / 1e3,
-                  batching=not args.no_batching)
+  server = Server(engine, limits, key=args.api_key, only_local=_is_loopback(bound),
+                  wait_seconds=args.wait_ms / 1e3, batching=not args.no_batching)
   logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s: %(message)s')
   logging.getLogger('uvicorn.error').setLevel(logging.ERROR)  # it warns of each damaged request
   # uvicorn raises a signal again once it has stopped: that shall not end the process differently.
@@ -104,6 +105,10 @@ def _sizes(text):
   if not sizes or sizes[0] < 1 or sizes[-1] > 32:
     raise UserError(f'--sizes={text}: wanted whole numbers from 1 to 32, such as 2,8,32')
   return sizes
+
+
+def _is_loopback(bound):
+  return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
 
 
 def _bound(host, port):

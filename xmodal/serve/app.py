@@ -41,8 +41,17 @@ class Server:
   """
 
   def __init__(self, engine: Engine, limits: Limits, *, key: str | None = None,
+               only_local: bool = False,
                wait_seconds: float = 0.005, batching: bool = True):
-    """A server of a loaded model; `key`: what clients have to give, None: nothing."""
+    """A server of a loaded model.
+
+    Args:
+      engine: the model.
+      limits: see there.
+      key: what clients have to give; None: nothing.
+      only_local: whether it listens at this machine's own address.
+      wait_seconds, batching: see Batcher.
+    """
     self._engine, self._limits = engine, limits
     self.admission = Admission(limits, lambda: self.batcher.wake())
     self.batcher = Batcher(engine, wait_seconds=wait_seconds, batching=batching,
@@ -58,7 +67,7 @@ class Server:
     app.exception_handler(HTTPException)(_of_http)
     app.exception_handler(Refused)(self._refuse)
     app.exception_handler(Exception)(_fail)
-    self.app = Guard(app, limits, self.metrics, key)
+    self.app = Guard(app, limits, self.metrics, key, only_local)
 
   @contextlib.asynccontextmanager
   async def _lifespan(self, app):
@@ -116,8 +125,6 @@ class Server:
       return reader.predict(body, kind)
 
     async with self._call(request, read) as (call, asked, form):
-      if form.stream and form.requests is not None:
-        raise Refused(422, 'invalid', 'stream answers one request; leave it out with requests')
       if form.stream:
         name, wanted = asked[0]
         steps = Steps() if self._engine.tasks[name].draws else None

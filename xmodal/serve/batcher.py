@@ -148,7 +148,11 @@ class Batcher:
     try:
       answers = self._engine.answer(task, [job.request for job in batch], on_step)
     except Exception as error:  # one failing request must not end the server
-      _LOG.exception('a batch of %s failed', task)
+      if len(batch) > 1:  # nor fail the others
+        for job in batch:
+          self._answer([job])
+        return
+      _LOG.exception('a request to %s failed', task)
       failed = error if isinstance(error, UserError) else Failed(type(error).__name__)
       answers = [failed] * len(batch)
     for job, answer in zip(batch, answers, strict=True):

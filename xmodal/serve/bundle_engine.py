@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import re
 from typing import Any
 
 from xmodal import downloads, storage
@@ -9,6 +10,7 @@ from xmodal.bundle.model import BundleError, load
 from xmodal.errors import UserError
 from xmodal.serve.engine import Engine, Facts, Picture
 
+_MOST_PARTS = 32  # names or texts in one request
 _READS_TEXT = ('question', 'names', 'texts')  # kinds of queries
 
 
@@ -36,12 +38,22 @@ class BundleEngine(Engine):
     return [functools.partial(self._model.warm_up, task) for task in self.tasks]
 
   def answer(self, task, requests, on_step=None) -> list[dict[str, Any] | UserError]:
-    answers = self._model.answer(task, [self._query(request) for request in requests])
-    return [UserError(str(one)) if isinstance(one, BundleError) else one for one in answers]
+    found: list = [None] * len(requests)
+    queries = {}
+    for place, request in enumerate(requests):
+      try:
+        queries[place] = self._query(request)
+      except UserError as error:
+        found[place] = error
+    for place, one in zip(queries, self._model.answer(task, list(queries.values()))):
+      found[place] = UserError(str(one)) if isinstance(one, BundleError) else one
+    return found
 
   def _query(self, request):
     options = {name: bytes(value) if isinstance(value, Picture) else value
                for name, value in request.options.items()}
+    if (parts := len(re.split(r'[.;]', request.text))) > _MOST_PARTS:
+      raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
     pictures = [bytes(picture) for picture in request.pictures]
     picture = pictures if len(pictures) > 1 else pictures[0] if pictures else None
     return picture, request.text, options

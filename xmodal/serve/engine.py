@@ -10,6 +10,7 @@ from xmodal import storage
 from xmodal.data.pictures import images
 from xmodal.errors import UserError
 
+SIZES = (2, 8, 32)
 BUNDLE = 'bundle.json'  # a folder with this file is an exported model
 
 
@@ -73,7 +74,9 @@ OnStep = Callable[[int, int, Any], None]
 
 
 class Engine(abc.ABC):
-  """A model that answers requests. One thread calls `warm_up` and `answer`, others only the rest.
+  """A model that answers requests.
+
+  One thread calls `answer` and what `programs` gives; others only use the rest.
 
   Attributes:
     name: name of the model.
@@ -107,17 +110,18 @@ def open_engine(folder: str, sizes: Sequence[int], precision: str = '') -> Engin
 
   Args:
     folder: a workdir, WORKDIR/best, WORKDIR/checkpoints/STEP, or a bundle of xmodal export.
-    sizes: batch sizes to compile programs for, ascending.
+    sizes: batch sizes to compile a run's programs for, ascending; (): SIZES.
     precision: of a run's weights, see Predictor.
 
   Raises:
     UserError: it is none of these, or is damaged.
   """
   if storage.exists(f'{folder.rstrip("/")}/{BUNDLE}'):
-    if precision:
-      raise UserError(f'--precision means nothing for the bundle {folder}: xmodal export chose it')
+    for name, given in (('precision', precision), ('sizes', sizes)):
+      if given:
+        raise UserError(f'--{name} means nothing for the bundle {folder}: xmodal export chose it')
     from xmodal.serve.bundle_engine import BundleEngine
     return BundleEngine(folder, os.path.basename(folder.rstrip('/')))
   from xmodal.serve.trained_engine import TrainedEngine
-  return TrainedEngine(folder, sizes, os.path.basename(folder.rstrip('/')) or 'xmodal',
+  return TrainedEngine(folder, sizes or SIZES, os.path.basename(folder.rstrip('/')) or 'xmodal',
                        precision)

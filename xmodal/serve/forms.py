@@ -78,8 +78,7 @@ class Reader:
     form = validated(Predict, value)
     if form.requests is None:
       return [self._asked(form, uploads, mask)], form
-    if form.model_fields_set - {'requests', 'details'}:
-      other = sorted(form.model_fields_set - {'requests', 'details'})[0]
+    if other := min(form.model_fields_set - {'requests'}, default=''):
       raise Refused(422, 'invalid', f'{other} stands beside requests; put it into each of them')
     if not 1 <= len(form.requests) <= self._limits.requests:
       raise Refused(422, 'too_many_requests', f'{len(form.requests)} requests in one call; wanted '
@@ -136,6 +135,8 @@ class Reader:
     if len(text) > self._limits.text:
       raise Refused(422, 'text_too_long', f'{where}text has {len(text):,} characters; wanted up to '
                     f'{self._limits.text:,}')
+    if any('\ud800' <= letter <= '\udfff' for letter in text):
+      raise Refused(422, 'invalid', f'{where}text has half a character (a lone surrogate)')
     if not pictures and not facts.draws:
       raise Refused(422, 'no_picture', f'{where}image is missing; the task wants a picture')
     return Request(tuple(pictures), text, options, details)

@@ -12,6 +12,7 @@ from xmodal.serve.limits import Limits, Refused
 from xmodal.serve.metrics import Metrics
 
 _LOG = logging.getLogger('xmodal.serve')
+_LOCAL = ('localhost', '127.0.0.1', '::1')
 _NEEDS_KEY = ('/v1/', '/metrics', '/openapi.json')
 # The page loads nothing from elsewhere, and sends nothing there.
 _HEADERS = {
@@ -25,8 +26,11 @@ _HEADERS = {
 class Guard:
   """An ASGI application around another."""
 
-  def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, key: str | None):
+  def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, key: str | None,
+               only_local: bool = False):
     self._app, self._limits, self._metrics = app, limits, metrics
+    # A page whose host's name is made to mean this machine (DNS rebinding) is of its own origin.
+    self._hosts = _LOCAL if only_local and not key else None
     self._key = key.encode() if key else None
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,9 +69,12 @@ class Guard:
       raise Refused(431, 'large_head', 'the head of the request has more than '
                     f'{self._limits.header_bytes:,} bytes')
     found = dict(headers)
+    host = found.get(b'host', b'').decode('latin-1')
+    if self._hosts is not None and urlsplit(f'//{host}').hostname not in self._hosts:
+      raise Refused(403, 'foreign_host', 'without a key, this server answers as localhost alone')
     origin = found.get(b'origin', b'').decode('latin-1')
     if scope['method'] == 'POST' and origin and (
-        urlsplit(origin).netloc != found.get(b'host', b'').decode('latin-1')):
+        urlsplit(origin).netloc != host):
       raise Refused(403, 'foreign_page', 'a page of another host may not use this server')
     if self._key is not None and scope['path'].startswith(_NEEDS_KEY):
       given = found.get(b'authorization', b'')

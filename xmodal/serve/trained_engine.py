@@ -108,6 +108,7 @@ class TrainedEngine(Engine):
     asked, examples = task.query(image, request.text, **options)
     names = asked.vocabulary()
     parts = max(0 if names is None else len(names.tokens),
+                0 if task.takes_folders else len(examples),
                 max((len(e.captions) for e in examples), default=0))
     if parts > _MOST_PARTS and not task.draws:
       raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')

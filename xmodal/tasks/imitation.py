@@ -3,7 +3,9 @@
 Each is 0 where both agree. Gradients go to the student alone.
 """
 
+import collections
 from collections.abc import Mapping
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +51,26 @@ def unlikeness(tokens: Float[Array, 'B N D'], taught: Float[Array, 'B N E']) -> 
   return (difference ** 2).mean((1, 2))
 
 
-def last_tokens(state: Mapping) -> dict[str, Float[Array, 'B N D']]:
-  """The tokens after the last layer of each stack of the backbone, by path.
+def last_tokens(state: Mapping) -> dict[str, list[Float[Array, 'B N D']]]:
+  """The tokens after the last layer of each stack of the backbone but decoders.
 
-  state: what model.apply returned with models.capture.COLLECTION mutable.
+  Args:
+    state: what model.apply returned with models.capture.COLLECTION mutable.
+
+  Returns:
+    {path of the layers: tokens of each stream in each call}.
   """
-  return {path: x[-1] for path, x in capture.found(state, r'^backbone/.*layers/tokens').items()
-          if x.ndim == 4}
+  found = collections.defaultdict(list)
+  for path, x in capture.found(state, r'^backbone/(?!.*decoder).*layers/tokens').items():
+    if x.ndim == 4:
+      found[re.sub(r'(/\d+)+$', '', path)].append(x[-1])
+  return dict(found)
+
+
+def likeness_loss(own: Mapping, taught: Mapping, batch_size: int) -> Float[Array, ' B'] | None:
+  """Sum of `unlikeness` over stacks that both ran equally often; None if there are none."""
+  pairs = [pair for stack, tokens in own.items() if len(tokens) == len(taught.get(stack, ()))
+           for pair in zip(tokens, taught[stack])]
+  alike = [unlikeness(x, y) for x, y in pairs
+           if x.shape[:2] == y.shape[:2] and x.shape[0] == batch_size]
+  return sum(alike) if alike else None

@@ -155,6 +155,10 @@ class Regression(Task):
       losses['gen'] = writing.token_loss(outputs['gen'], features['text'], self._tokenizer.pad_id)
     return losses
 
+  @property
+  def units(self):
+    return self._mean, self._std
+
   def imitation(self, outputs, taught, features):
     return {'reg': optax.huber_loss(outputs['reg'], jax.lax.stop_gradient(taught['reg']),
                                     delta=_SMOOTH) / _SMOOTH}

@@ -241,6 +241,11 @@ class Task(abc.ABC):
     for each place}. A run that begins with another's parameters finds its places by them."""
     return {}
 
+  @property
+  def units(self) -> tuple[float, ...]:
+    """What its numbers are relative to, such as a mean; models with other units do not compare."""
+    return ()
+
   def save(self, folder: str) -> None:
     """Writes what from_data learned into a folder; the default writes nothing."""
     del folder

@@ -294,7 +294,10 @@ def check(sizes: Denoiser) -> None:
   if any(side % sizes.patch_size for side in sizes.image_size):
     raise UserError(f'config.data.image_size={sizes.image_size[0]} does not divide into patches of '
                     f'config.model.denoiser.patch_size={sizes.patch_size}; use a multiple of it')
-  if sizes.head_dim % 4 if sizes.head_dim else sizes.hidden_dim % (4 * sizes.num_heads):
+  if sizes.head_dim and sizes.head_dim % 4:
+    raise UserError(f'config.model.denoiser.head_dim={sizes.head_dim}: rotary positions want a '
+                    'multiple of 4')
+  if not sizes.head_dim and sizes.hidden_dim % (4 * sizes.num_heads):
     raise UserError(f'config.model.denoiser: hidden_dim={sizes.hidden_dim} does not divide into '
                     f'num_heads={sizes.num_heads} heads with a multiple of 4 in each, which rotary '
                     'positions want')

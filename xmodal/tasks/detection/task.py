@@ -266,10 +266,11 @@ class Detection(Task):
     return losses
 
   def imitation(self, outputs, taught, features):
-    # A query of both is at one place, as it belongs to an image token.
+    # A query that belongs to an image token is at one place in both; learned ones are compared by
+    # their number, which pruning keeps.
     found, taught = outputs['names'], jax.lax.stop_gradient(taught['names'])
     if found.logits.shape != taught.logits.shape:
-      return {}  # learned queries of another number
+      return {}  # another number of queries
     logits, wanted = found.masked_logits(), taught.masked_logits()
     counts = True if found.counts is None else found.counts
     scores = jnp.where(counts, imitation.binary_divergence(logits, wanted), 0).sum((1, 2))

@@ -3,8 +3,9 @@
     xmodal train --config vqa --config.train.teacher=runs/large
 
 The loss of a task becomes its own, plus teacher_weight times the divergence of its outputs from the
-teacher's (see Task.imitation), plus teacher_tokens times that of the tokens of towers and
-cross-modal layers, by their similarities to each other (see tasks.imitation).
+teacher's (Task.imitation), plus teacher_tokens times the difference of the tokens' similarities
+after the towers and the cross-modal layers (tasks.imitation). Tokens are compared where both models
+run a stack of layers equally often, and on equally many tokens.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from xmodal.tasks.imitation import last_tokens
 from xmodal.tasks.task import Task
 from xmodal.train import build
 from xmodal.train.start.earlier import EarlierRun
+from xmodal.train.steps.read import as_read
 
 OPTIONS = {
     'teacher': Option('', 'Run whose outputs the model imitates: its workdir, WORKDIR/best or '
@@ -38,6 +40,7 @@ class Teacher:
   Attributes:
     abstract: shapes and shardings of its variables.
     weight, tokens_weight: see OPTIONS.
+    tasks: those that it teaches.
   """
 
   def __init__(self, train, tokenizer: Tokenizer, tasks: Mapping[str, Task], image_size: int,
@@ -54,8 +57,10 @@ class Teacher:
     """
     where = f'config.train.teacher={train.teacher!r}'
     earlier = EarlierRun(train.teacher, '', key='config.train.teacher')
+    earlier.config.model.dropout_rate = earlier.config.model.lora.dropout_rate = 0.0
     spec = earlier.spec()
-    shared = {name: task for name, task in spec.tasks.items() if name in tasks}
+    # In the student's order, in which its tokens are compared.
+    shared = {name: spec.tasks[name] for name in tasks if name in spec.tasks}
     if not shared:
       raise UserError(f'{where}: it has learned {", ".join(spec.tasks)}, none of which is in '
                       f'config.mixer.tasks={tuple(tasks)}')
@@ -63,14 +68,14 @@ class Teacher:
         ('tokens', tokenizer.vocabulary, spec.tokenizer.vocabulary),
         ('config.data.image_size', image_size, earlier.config.data.image_size),
         *((f'labels of {name}', tasks[name].labels(), task.labels())
-          for name, task in shared.items())):
+          for name, task in shared.items()),
+        *((f'units of {name}', tasks[name].units, task.units) for name, task in shared.items())):
       if own != there:
         raise UserError(f'{where}: it has other {what}; start from it by config.train.start_from, '
                         'or from a model made of it by xmodal prune')
     self.weight, self.tokens_weight = train.teacher_weight, train.teacher_tokens
-    config = earlier.config.copy_and_resolve_references()
-    config.model.dropout_rate = 0.0
-    self._model = build.make_model(config, spec.tokenizer, shared, earlier.towers)
+    self._model = build.make_model(earlier.config, spec.tokenizer, shared, earlier.towers)
+    self.tasks = tuple(shared)
     self._earlier, self._structs = earlier, {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(
             mesh, spec_for(key[1] if key[0] == 'params' else '/'.join(key), x.shape, mesh)))
@@ -83,8 +88,8 @@ class Teacher:
     return _nested(self._earlier.read(self._structs))
 
   def taught(self, variables: Mapping, part: Mapping, rng: jax.Array
-             ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """What the teacher makes of a batch: outputs by task, tokens by path.
+             ) -> tuple[dict[str, Any], dict[str, list[jax.Array]]]:
+    """The teacher's outputs for a batch by task, and its tokens, see imitation.last_tokens.
 
     Args:
       variables: see above; an argument, so that a program does not hold them.
@@ -93,7 +98,8 @@ class Teacher:
     """
     rest = [name for name in variables if name != 'params']
     outputs, state = self._model.apply(
-        variables, part, deterministic=False, rngs={'dropout': rng},
+        {**variables, 'params': as_read(self._model, variables['params'])}, part,
+        deterministic=False, rngs={'dropout': rng},
         mutable=[*rest, capture.COLLECTION])
     return jax.lax.stop_gradient((outputs, last_tokens(state)))
 

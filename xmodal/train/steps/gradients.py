@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from xmodal.mixer.feed import parts
 from xmodal.models.capture import COLLECTION
 from xmodal.models.names import read_names
-from xmodal.tasks.imitation import last_tokens, unlikeness
+from xmodal.tasks.imitation import last_tokens, likeness_loss
 from xmodal.tasks.task import Task
 from xmodal.train.steps.frozen import join, split
 from xmodal.train.steps.read import as_read
@@ -183,11 +183,10 @@ def _imitated(teacher, tasks, part, outputs, taught, own_tokens, tokens):
   found = {name: {f'imitation_{term}': (teacher.weight, values) for term, values in
                   tasks[name].imitation(outputs[name], taught[name], part[name]).items()}
            for name in outputs if name in taught}
-  alike = [unlikeness(x, tokens[path]) for path, x in own_tokens.items()
-           if path in tokens and x.shape[:2] == tokens[path].shape[:2]]
-  if alike:
+  alike = likeness_loss(own_tokens, tokens, len(part['valid']))
+  if alike is not None:
     for terms in found.values():
-      terms['imitation_tokens'] = teacher.tokens_weight, sum(alike)
+      terms['imitation_tokens'] = teacher.tokens_weight, alike
   return found
 
 
