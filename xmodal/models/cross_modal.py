@@ -139,12 +139,12 @@ class CrossModal(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
-  head_dim: int | None = None
   dropout_rate: float = 0.0
   attention: str = 'xla'
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   scan_unroll: int = 1
+  head_dim: int | None = None
 
   @nn.compact
   def __call__(self, vision: Float[Array, 'B N D'], text: Float[Array, 'B L D'],

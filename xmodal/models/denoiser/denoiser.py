@@ -185,13 +185,13 @@ class Denoiser(nn.Module):
   num_heads: int
   num_layers: int
   bottleneck_dim: int
-  head_dim: int | None = None
   patches: str = 'plain'
   context_tokens: int = 4
   dropout_rate: float = 0.0
   attention: str = 'xla'
   remat: str = 'none'
   scan_unroll: int = 1
+  head_dim: int | None = None
 
   def __post_init__(self):
     super().__post_init__()

@@ -75,7 +75,6 @@ class Bert(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
-  head_dim: int | None = None
   max_positions: int = 512
   num_token_types: int = 2
   activation: str = 'gelu'
@@ -85,6 +84,7 @@ class Bert(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   scan_unroll: int = 1
+  head_dim: int | None = None
 
   @nn.compact
   def encode(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,

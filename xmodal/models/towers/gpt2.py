@@ -88,7 +88,6 @@ class Gpt2(nn.Module):
   mlp_dim: int
   num_heads: int
   num_layers: int
-  head_dim: int | None = None
   max_positions: int = 1024
   activation: str = 'gelu_tanh'
   scale_attention: bool = True
@@ -99,6 +98,7 @@ class Gpt2(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   scan_unroll: int = 1
+  head_dim: int | None = None
 
   @nn.compact
   def encode(self, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], *,

@@ -160,7 +160,6 @@ class ViT(nn.Module):
   num_heads: int
   num_layers: int
   image_size: tuple[int, int]
-  head_dim: int | None = None
   layer_norm_eps: float = 1e-6
   dropout_rate: float = 0.
   use_cls_token: bool = True
@@ -175,6 +174,7 @@ class ViT(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: str = 'none'
   scan_unroll: int = 1
+  head_dim: int | None = None
 
   @nn.compact
   def __call__(self, images: Float[Array, 'B H W C'], extent: Int[Array, 'B 2'] | None = None, *,

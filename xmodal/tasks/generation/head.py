@@ -149,7 +149,7 @@ class GenerationHead(nn.Module):
     # Unbound: a bound module cannot be called inside a compiled loop.
     denoiser, variables = self.denoiser.unbind()
     text = towers.text(tokens)
-    guided = not isinstance(guidance, float) or guidance != 1
+    guided = not isinstance(guidance, (int, float)) or guidance != 1
 
     def interleaved(a, b):
       # Interleaved rows, so that each device keeps its own examples.
