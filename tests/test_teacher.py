@@ -104,7 +104,7 @@ def test_a_model_that_starts_as_its_teacher_has_nothing_to_imitate(finished, tmp
 
 def test_another_model_has_something_to_imitate(finished, tmp_path):
   # As a run that starts anew has the tokenizer of its data, it is that of the teacher.
-  c = tiny.changed(train__teacher=str(finished), train__steps=1, seed=1, train__accumulation=2,
+  c = tiny.changed(train__teacher=str(finished), train__steps=2, seed=1, train__accumulation=2,
                    model__dropout_rate=0.1)
   tiny.train(tmp_path / 'run', c)
   with open(tmp_path / 'run' / 'metrics.jsonl') as f:
