@@ -206,6 +206,8 @@ class Server:
           step.cancel()
           for part in steps.take():
             yield part
+      for part in steps.take() if steps else ():  # those that came while others were sent
+        yield part
       try:
         found = _found(work, gone, self._limits)
       except Refused as refused:
