@@ -538,6 +538,7 @@ def test_a_name_that_is_made_to_mean_this_machine(engine):
   with TestClient(Server(engine, Limits(), only_local=True).app,
                   base_url='http://evil.example:8000') as client:
     refused(client.get('/v1/models'), 403, 'foreign_host')
+    refused(client.get('/v1/models', headers={'Host': '[::1'}), 403, 'foreign_host')
     for host in ('localhost:8000', '127.0.0.1', '[::1]:8000'):
       assert client.get('/v1/models', headers={'Host': host}).status_code == 200
 

@@ -185,20 +185,24 @@ def exchange(served, *parts, wait=10.0):
   return found.decode()
 
 
+GET = b'GET / HTTP/1.1\r\nHost: localhost\r\n'
+POST = b'POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n'
+
+
 @pytest.mark.parametrize('parts, status, code', [
     ((), 408, 'slow_head'),
-    ((b'GET / HTTP/1.1\r\nHost: a\r\n',), 408, 'slow_head'),
-    ((b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{',), 408,
+    ((GET,), 408, 'slow_head'),
+    ((POST + b'Content-Length: 1000\r\n\r\n{',), 408,
      'slow_body'),
-    ((b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n{',), 413,
+    ((POST + b'Content-Length: 999999999999\r\n\r\n{',), 413,
      'too_large'),
-    ((b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n',
+    ((POST + b'Transfer-Encoding: chunked\r\n\r\n',
       (b'8000\r\n' + b'x' * 0x8000 + b'\r\n') * 40), 413, 'too_large'),
-    ((b'GET / HTTP/1.1\r\nHost: a\r\n' + b''.join(b'X%d: y\r\n' % i for i in range(9000)),), 400,
+    ((GET + b''.join(b'X%d: y\r\n' % i for i in range(9000)),), 400,
      'no_http'),
     ((b'no HTTP\r\n\r\n',), 400, 'no_http'), ((b'\xff\xfe\x00\r\n\r\n',), 400, 'no_http'),
-    ((b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n',), 400, 'no_http'),
-    ((b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\n'
+    ((POST + b'Content-Length: -1\r\n\r\n',), 400, 'no_http'),
+    ((POST + b'Connection: close\r\nContent-Length: 4\r\n\r\n'
       b'\xff\xfe{}',), 400, 'no_utf8')])
 def test_connections_that_are_slow_endless_or_damaged(served, parts, status, code):
   try:
@@ -224,7 +228,7 @@ def test_too_many_connections(served):
 
 def test_clients_that_leave_hold_nothing(served, files):
   body = json.dumps(asked(files)).encode()
-  head = b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n'
+  head = POST + b'Content-Length: %d\r\n\r\n'
   for cut in (10, len(body)):
     for _ in range(5):
       with socket.create_connection(('127.0.0.1', served.port)) as connection:

@@ -68,7 +68,7 @@ def hostile_requests() -> list[tuple[bytes, int]]:
       (json.dumps({'image': picture, 'text': 5}).encode(), 422),
       (json.dumps({'image': picture, 'task': 'no', 'text': 'a'}).encode(), 404)]
   requests = [(http_request(body), status) for body, status in bodies]
-  head = b'POST /v1/predict HTTP/1.1\r\nHost: a\r\n'
+  head = b'POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n'
   return requests + [
       (head + b'Content-Length: 999999999999\r\nConnection: close\r\n\r\n', 413),
       (head + b'X: ' + b'a' * 20_000 + b'\r\n\r\n', 431), (b'no HTTP\r\n\r\n', 400)]

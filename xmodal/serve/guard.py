@@ -70,7 +70,7 @@ class Guard:
                     f'{self._limits.header_bytes:,} bytes')
     found = dict(headers)
     host = found.get(b'host', b'').decode('latin-1')
-    if self._hosts is not None and urlsplit(f'//{host}').hostname not in self._hosts:
+    if self._hosts is not None and _name(host) not in self._hosts:
       raise Refused(403, 'foreign_host', 'without a key, this server answers as localhost alone')
     origin = found.get(b'origin', b'').decode('latin-1')
     if scope['method'] == 'POST' and origin and (
@@ -80,6 +80,14 @@ class Guard:
       given = found.get(b'authorization', b'')
       if not hmac.compare_digest(given, b'Bearer ' + self._key):
         raise Refused(401, 'invalid_api_key', 'wanted the header Authorization: Bearer KEY')
+
+
+def _name(host):
+  """The name in a header Host, without its port; '' if it is none."""
+  try:
+    return urlsplit(f'//{host}').hostname or ''
+  except ValueError:
+    return ''
 
 
 def response(refused: Refused) -> JSONResponse:
