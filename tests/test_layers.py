@@ -64,7 +64,7 @@ def test_nothing_but_commands_imports_commands():
 
 
 def test_only_the_command_line_and_benchmarks_know_of_the_server():
-  """It stands above all else, so that its packages are needed nowhere but there."""
+  """Nothing else imports it, so that only the server needs its packages."""
   for path in ROOT.rglob('*.py'):
     if path.relative_to(ROOT).parts[0] not in ('serve', 'bench'):
       assert 'serve' not in set(imports(path)), path

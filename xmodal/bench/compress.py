@@ -142,7 +142,7 @@ def _shortened(base, steps):
 
 
 def table(rows: Mapping[str, Mapping]) -> str:
-  """Formats {model: numbers} as Markdown; times and sizes beside those of the first."""
+  """Formats {model: numbers} as Markdown; times and sizes with their ratio to the first."""
   (_, first), *_ = rows.items()
   tasks = list(first.get('scores', ()))
   head = ('model', 'parameters', 'weights, MB', 'program, MB', '1 picture, ms', '32 pictures, ms',

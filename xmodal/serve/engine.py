@@ -35,7 +35,7 @@ class Request:
 
   Attributes:
     pictures: () only for a task that draws; several only for one that ranks them.
-    text: what is asked; '' if the task reads no text.
+    text: the question, names or texts; '' if the task reads no text.
     options: values by name, see Facts.options.
     details: whether the answer also has what a page shows (Task.details).
   """

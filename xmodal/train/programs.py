@@ -70,7 +70,10 @@ def _taught(step, taught_by, state, batch):
 
 
 def compile_step(plan: Plan, kind: StepKind | None = None) -> Callable:
-  """Compiles a training step for the mesh: (state, batch) -> (state, metrics); see trace_step."""
+  """Compiles a training step for the mesh: (state, batch) -> (state, metrics); see trace_step.
+
+  With a teacher the step takes its variables as a third argument.
+  """
   return trace_step(plan, kind).lower().compile()
 
 
