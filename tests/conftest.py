@@ -21,6 +21,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   if os.environ['JAX_PLATFORMS'] == 'cpu':
     # Test programs run for milliseconds; without optimisation they compile in a third of the time.
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+    flags.append('--xla_cpu_parallel_codegen_split_count=1')  # other tests have the other cores
     # XLA aborts at unknown flags, such as this one from 0.11.1 on.
     if tuple(map(int, version('jaxlib').split('.')[:3])) < (0, 11, 1):
       flags.append('--xla_cpu_use_fusion_emitters=false')
@@ -63,9 +64,24 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope='session')
-def finished(tmp_path_factory):
+def finished_tiny(tmp_path_factory):
   """A workdir of the tiny run, with checkpoints of steps 3 and 6; copy it before changing it."""
   import tiny
   workdir = tmp_path_factory.mktemp('finished') / 'run'
   tiny.train(workdir)
+  return workdir
+
+
+@pytest.fixture(scope='session')
+def finished(finished_tiny):
+  """The same; a file of tests may put finished_single in its place."""
+  return finished_tiny
+
+
+@pytest.fixture(scope='session')
+def finished_single(tmp_path_factory):
+  """As finished_tiny, of the one task of single.py."""
+  import single
+  workdir = tmp_path_factory.mktemp('finished_single') / 'run'
+  single.train(workdir)
   return workdir

@@ -4,28 +4,27 @@ import json
 import os
 
 import pytest
-import tiny
+import single
 
 from xmodal import config as configs
 from xmodal.errors import UserError
-from xmodal.tasks.vqa import VQA
+from xmodal.tasks.objects import Objects
 from xmodal.train import run as runs
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
 
 
 def config(**values):
-  return tiny.changed(**{'mixer__tasks': ('vqa',), 'mixer__weights': (1.0,),
-                         'train__checkpoint_every': 100, 'train__eval_every': 1,
-                         'train__samples': 0, **values})
+  return single.changed(**{'train__checkpoint_every': 100, 'train__eval_every': 1,
+                           'train__samples': 0, **values})
 
 
 @pytest.fixture
 def scored(monkeypatch):
-  """Sets the accuracies of the next vqa evaluations, in order."""
+  """Sets the scores of the next evaluations, in order."""
   numbers = []
-  monkeypatch.setattr(VQA, 'score', lambda self, examples, _: {
-      'accuracy': numbers.pop(0), 'examples': len(examples)})
+  monkeypatch.setattr(Objects, 'score', lambda self, examples, _: {
+      'f1': numbers.pop(0), 'examples': len(examples)})
   return numbers
 
 
@@ -35,7 +34,7 @@ def lines(workdir, split):
 
 
 def test_each_evaluation_has_its_own_split_cadence_and_size(tmp_path):
-  c = config(train__steps=4)
+  c = config(train__steps=4, mixer__tasks=('vqa',))
   c.evaluations.held_out = configs.evaluation_of(split='test', every=2, examples=12, batch_size=4)
   plan = Plan(c, str(tmp_path / 'run'))
   assert plan.evaluations['held_out'].batch_size == 4
@@ -54,7 +53,7 @@ def test_each_evaluation_has_its_own_split_cadence_and_size(tmp_path):
 def test_the_best_checkpoint_stays_beside_the_newest(tmp_path, scored, capsys):
   scored += [0.1, 0.5, 0.3, float('nan'), 0.4, 0.45]
   workdir = str(tmp_path / 'run')
-  c = config(train__keep_best='vqa', train__keep_checkpoints=1, train__checkpoint_every=2)
+  c = config(train__keep_best='objects', train__keep_checkpoints=1, train__checkpoint_every=2)
   assert runs.train(Plan(c, workdir))['step'] == 6
   assert sorted(checkpoint.saved_steps(workdir)) == [2, 6]
   assert checkpoint.find(workdir).endswith(os.path.join('checkpoints', '6'))
@@ -63,13 +62,13 @@ def test_the_best_checkpoint_stays_beside_the_newest(tmp_path, scored, capsys):
 
 def test_the_lowest_is_the_best_where_a_score_is_to_fall(tmp_path, scored):
   scored += [0.5, 0.2, 0.3]
-  runs.train(Plan(config(train__keep_best='-vqa/accuracy', train__steps=3), str(tmp_path / 'run')))
+  runs.train(Plan(config(train__keep_best='-objects/f1', train__steps=3), str(tmp_path / 'run')))
   assert json.loads((tmp_path / 'run' / 'best.json').read_text())['step'] == 2
 
 
 def test_training_ends_when_nothing_gets_better_and_stays_ended(tmp_path, scored, capsys):
   scored += [0.1, 0.5, 0.3, 0.5]
-  c = config(train__keep_best='eval/vqa/accuracy', train__patience=2)
+  c = config(train__keep_best='eval/objects/f1', train__patience=2)
   assert runs.train(Plan(c, str(tmp_path / 'run')))['step'] == 4
   assert 'no better score for 2 evaluations' in capsys.readouterr().out
   assert sorted(checkpoint.saved_steps(str(tmp_path / 'run')))[-1] == 4
@@ -80,7 +79,7 @@ def test_training_ends_when_nothing_gets_better_and_stays_ended(tmp_path, scored
 
 @pytest.mark.parametrize('values, words', [
     ({'train__patience': 3}, 'train.patience=3 needs config.train.keep_best'),
-    ({'train__keep_best': 'vqq/accuracy'}, "'vqq' is not one of the tasks vqa")])
+    ({'train__keep_best': 'vqq/f1'}, "'vqq' is not one of the tasks objects")])
 def test_what_cannot_be_the_best_is_one_line(tmp_path, values, words):
   with pytest.raises(UserError, match=words) as error:
     runs.train(Plan(config(**values), str(tmp_path / 'run')))
@@ -88,8 +87,8 @@ def test_what_cannot_be_the_best_is_one_line(tmp_path, values, words):
 
 
 def test_a_score_that_there_is_not_is_told_with_those_there_are(tmp_path):
-  with pytest.raises(UserError, match="no score 'acuracy'; it has .*accuracy"):
-    runs.train(Plan(config(train__keep_best='vqa/acuracy'), str(tmp_path / 'run')))
+  with pytest.raises(UserError, match="no score 'f2'; it has .*f1"):
+    runs.train(Plan(config(train__keep_best='objects/f2'), str(tmp_path / 'run')))
 
 
 def test_an_evaluation_that_cannot_be_is_one_line(tmp_path):

@@ -10,16 +10,21 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
+import single
 
 from xmodal.errors import UserError
-from xmodal.tasks.vqa import MAX_TARGETS, VQA
+from xmodal.tasks.objects import Objects
 from xmodal.train import loop
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.hooks import log
 from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def finished(finished_single):
+  return finished_single
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def workdir(finished, tmp_path):
 
 @pytest.fixture(scope='module')
 def final(finished):
-  return tiny.restored(finished)
+  return single.restored(finished)
 
 
 def assert_same(state, final):
@@ -81,43 +86,42 @@ def lose_one(files):
   files[0].unlink()  # what the tree of the item begins with
 
 
-def test_a_run_writes_what_it_promises(finished, final):
-  assert final.step == 6
-  assert train_steps(finished) == [1, 2, 3, 4, 5, 6]
-  told = json.loads((finished / 'final.json').read_text())
+def test_a_run_writes_what_it_promises(finished_tiny):
+  assert train_steps(finished_tiny) == [1, 2, 3, 4, 5, 6]
+  told = json.loads((finished_tiny / 'final.json').read_text())
   assert told['step'] == 6 and told['evaluation']['vqa']['examples'] == 20
   assert told['unreadable_pictures'] == {'train': [], 'eval': []}
-  assert len((finished / 'predictions_vqa_val.jsonl').read_text().splitlines()) == 20
+  assert len((finished_tiny / 'predictions_vqa_val.jsonl').read_text().splitlines()) == 20
   for name in ('config.json', 'samples/vqa_val_0000006.png', 'tensorboard', 'checkpoints/6/assets'):
-    assert (finished / name).exists()
+    assert (finished_tiny / name).exists()
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, final):
   """kill -9 while checkpoints of every step are being written."""
   script = '\n'.join((
-      'import os, signal, sys, tiny',
+      'import os, signal, sys, single',
       'from xmodal.train.logs.report import Report',
       'die = lambda: os.kill(os.getpid(), signal.SIGKILL)',
       'Report.advance = lambda self, step, metrics: die() if step == 4 else None',
-      'tiny.train(sys.argv[1], tiny.changed(train__checkpoint_every=1))'))
+      'single.train(sys.argv[1], single.changed(train__checkpoint_every=1))'))
   out = subprocess.run(
       [sys.executable, '-c', script, str(tmp_path / 'run')], capture_output=True, text=True,
       env={**os.environ, 'PYTHONPATH': os.pathsep.join((str(ROOT), str(ROOT / 'tests')))})
   assert out.returncode == -9, out.stderr[-2000:]
   assert not (tmp_path / 'run' / 'final.json').exists()
-  told = tiny.train(tmp_path / 'run')
+  told = single.train(tmp_path / 'run')
   assert 1 <= told['resumed_from'] <= 5
-  assert_same(tiny.restored(tmp_path / 'run'), final)
+  assert_same(single.restored(tmp_path / 'run'), final)
   assert train_steps(tmp_path / 'run') == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(workdir, final, capsys):
   flip_some(array_files(workdir / 'checkpoints' / '6', 'model'))
-  told = tiny.train(workdir)
+  told = single.train(workdir)
   line, = (line for line in capsys.readouterr().out.splitlines() if 'is damaged' in line)
   assert f'{workdir}/checkpoints/6 is damaged' in line and f'{workdir}/damaged' in line
   assert told['resumed_from'] == 3 and (workdir / 'damaged' / '6').is_dir()
-  assert_same(tiny.restored(workdir), final)
+  assert_same(single.restored(workdir), final)
 
 
 @pytest.mark.parametrize('item', ['model', 'training'])
@@ -125,7 +129,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_trained_again(workdir, final, c
 def test_every_damage_is_noticed(workdir, damage, item):
   damage(array_files(workdir / 'checkpoints' / '6', item))
   warnings = []
-  assert tiny.restored(workdir, warnings).step == 3
+  assert single.restored(workdir, warnings).step == 3
   line, = warnings
   assert item in line and '\n' not in line
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3']
@@ -141,7 +145,7 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
     for place in (0.3, 0.7):
       flip(file, [place])
       warnings = []
-      state = tiny.restored(workdir, warnings)
+      state = single.restored(workdir, warnings)
       if warnings:
         noticed += 1
         assert state.step == 3
@@ -155,30 +159,30 @@ def test_no_single_bit_on_disk_can_change_a_parameter(workdir, final):
 def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'compile_steps', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    tiny.train(tmp_path / 'run', tiny.changed(train__batch_size=16))
-  Plan(tiny.get_config(), str(tmp_path / 'run'))  # another config is accepted
+    single.train(tmp_path / 'run', single.changed(train__batch_size=16))
+  Plan(single.changed(), str(tmp_path / 'run'))  # another config is accepted
 
 
 def test_a_finished_run_is_only_evaluated(workdir, finished, final):
-  told = tiny.train(workdir)
+  told = single.train(workdir)
   assert told['resumed_from'] == told['step'] == 6
   before = json.loads((finished / 'final.json').read_text())
   assert told['evaluation'] == before['evaluation']
   assert json.loads((workdir / 'final.json').read_text()) == before  # its training time is kept
   one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished, workdir))
   assert one == two
-  assert_same(tiny.restored(workdir), final)
+  assert_same(single.restored(workdir), final)
 
 
 def test_a_run_with_another_config_is_refused(workdir):
   change = r'another config \(model.cross.mlp_dim=32 there and 24 here\)'
   with pytest.raises(UserError, match=change):
-    Plan(tiny.changed(model__cross__mlp_dim=24), str(workdir))
-  Plan(tiny.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
+    Plan(single.changed(model__cross__mlp_dim=24), str(workdir))
+  Plan(single.changed(train__log_every=5, data__max_bad_share=0.5), str(workdir))
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
-  other = Plan(tiny.changed(model__cross__mlp_dim=24), str(workdir / 'other'))
+  other = Plan(single.changed(model__vision__mlp_dim=24), str(workdir / 'other'))
   checkpoints = checkpoint.Checkpoints(str(workdir), keep=5)
   words = r'is from another model: .*mlp.* is \(.*32.*\) there'
   with pytest.raises(UserError, match=words) as error:
@@ -189,10 +193,10 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(workdir):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 1 MB."""
+  """A file system of 300 kB."""
   disk = tmp_path / 'disk'
   disk.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(disk)]
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=300k', 'none', str(disk)]
   try:
     subprocess.run(mount, check=True, capture_output=True)
   except (OSError, subprocess.CalledProcessError):
@@ -205,7 +209,7 @@ def test_a_full_disk_is_one_line(small_disk):
   """Orbax's threads once printed thousands more."""
   ran = subprocess.run(
       [sys.executable, '-m', 'xmodal.main', '--config', 'tests/tiny.py', '--workdir',
-       small_disk / 'run'], capture_output=True, text=True, cwd=ROOT)
+       small_disk / 'run', *single.ARGUMENTS], capture_output=True, text=True, cwd=ROOT)
   assert ran.returncode == 2
   line, = ran.stderr.splitlines()
   assert line.startswith('error: ') and str(small_disk) in line and 'no space left' in line.lower()
@@ -229,11 +233,11 @@ def test_a_checkpoint_is_found_by_workdir_or_step(finished, tmp_path):
 
 
 def test_many_bad_steps_in_a_row_end_the_run(tmp_path, monkeypatch, capsys):
-  encode = VQA.encode
-  monkeypatch.setattr(VQA, 'encode', lambda *args: {
-      **encode(*args), 'target_scores': np.full(MAX_TARGETS, np.nan, np.float32)})
+  encode = Objects.encode
+  monkeypatch.setattr(Objects, 'encode', lambda *args: {
+      **encode(*args), 'weight': np.float32(np.nan)})
   monkeypatch.setattr(log, '_MOST_SKIPPED', 5)
   with pytest.raises(UserError, match='not finite for 5 steps in a row, the last at step 5.*'
                                       'learning_rate=0.001'):
-    tiny.train(tmp_path / 'run')
+    single.train(tmp_path / 'run')
   assert 'step 2: gradients are not finite, step skipped (2 so far)' in capsys.readouterr().out

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import single
 import tiny
 
 from xmodal import config as configs
@@ -71,22 +72,22 @@ def python(*args):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished, monkeypatch,
-                                                     number):
+def test_a_signal_saves_and_the_same_command_goes_on(command, tmp_path, finished_single,
+                                                     monkeypatch, number):
   advance = Report.advance
   # The signal comes as step 2 is logged, while step 4 runs.
   monkeypatch.setattr(Report, 'advance', lambda self, step, metrics: (
       os.kill(os.getpid(), number) if step == 2 else advance(self, step, metrics)))
-  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run', *single.ARGUMENTS)
   assert code == 75 and 'stopped after step 4: saved' in out
   assert '4' in os.listdir(tmp_path / 'run' / 'checkpoints')
   monkeypatch.setattr(Report, 'advance', advance)
-  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run')
+  code, out, _ = command('--config', TINY, '--workdir', tmp_path / 'run', *single.ARGUMENTS)
   assert code == 0 and 'resuming from step 4' in out
   lines, _ = metrics.read(str(tmp_path / 'run' / 'metrics.jsonl'))
   assert [line['step'] for line in lines if line['task'] == 'all'] == [1, 2, 3, 4, 5, 6]
-  jax.tree.map(np.testing.assert_array_equal, tiny.restored(tmp_path / 'run'),
-               tiny.restored(finished))
+  jax.tree.map(np.testing.assert_array_equal, single.restored(tmp_path / 'run'),
+               single.restored(finished_single))
 
 
 def test_ctrl_c_is_heard_while_python_waits_and_the_second_ends_at_once():

@@ -159,6 +159,20 @@ def test_the_loop_stops_when_every_row_has_ended(method):
   assert len(calls) == 4 and not np.reshape(tokens, (2, 50))[:, 5:].any()
 
 
+@pytest.mark.parametrize('method', [greedy, lambda *args, **kwargs: sample(
+    *args, jax.random.key(0), **kwargs)])
+def test_the_texts_so_far_are_told(method):
+  told = []
+  step_fn = chain(100. * np.eye(6, k=1))  # counts up to the end token, 5
+  jax.jit(lambda start: method(
+      step_fn, {}, start_token=start, eos_token=5, pad_token=0, max_length=9,
+      on_step=lambda step, tokens: told.append((int(step), tokens[:, :3].tolist()))))(
+          jnp.array([2, 3]))
+  jax.effects_barrier()
+  assert told == [(1, [[3, 0, 0], [4, 0, 0]]), (2, [[3, 4, 0], [4, 5, 0]]),
+                  (3, [[3, 4, 5], [4, 5, 0]])]
+
+
 @pytest.mark.parametrize('temperature, top_k, top_p', [
     (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 12, 0.9), (0.5, 1, 0.5), (1.0, 0, 0.0),
     (1.0, 500, 0.99)])

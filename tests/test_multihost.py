@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import single
 import tiny
 
 from xmodal.data import order
@@ -120,7 +121,7 @@ def test_the_other_ends_soon_after_one_was_lost(tmp_path, lost, how):
     coordinator = f'localhost:{s.getsockname()[1]}'
   processes = [subprocess.Popen(
       [*map(str, (sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
-                  '--workdir', tmp_path / 'run', '--config.train.steps=100000',
+                  '--workdir', tmp_path / 'run', *single.ARGUMENTS, '--config.train.steps=100000',
                   '--config.train.log_every=1', '--coordinator', coordinator,
                   '--num_processes', 2, '--process_id', number, '--lost', 5))], cwd=ROOT, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -173,7 +174,8 @@ def test_all_pictures_that_cannot_be_read_are_reported(runs):
 
 def test_too_many_on_all_hosts_end_each_with_one_line(data, tmp_path):
   changes = [f'--config.{key}={value}' for key, value in data.items()]
-  outputs = run_hosts(tmp_path / 'run', *changes, '--config.data.max_bad_share=0.02', code=2)
+  outputs = run_hosts(tmp_path / 'run', *single.ARGUMENTS, *changes,
+                      '--config.data.max_bad_share=0.02', code=2)
   lines = [[line for line in out.splitlines() if line.startswith('error: ')] for out in outputs]
   assert lines[0] == lines[1] and len(lines[0]) == 1
   assert '2 of 64 pictures cannot be read' in lines[0][0]

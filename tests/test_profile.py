@@ -5,10 +5,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny
+import single
 
 from xmodal.errors import UserError
 from xmodal.train.plan import Plan
+
+
+@pytest.fixture(scope='module')
+def finished(finished_single):
+  return finished_single
 
 
 def traced(workdir):
@@ -32,17 +37,17 @@ def workdir(finished, tmp_path):
 
 
 def test_the_trace_holds_the_steps_and_their_program(workdir, finished, capsys):
-  tiny.train(workdir, tiny.changed(train__profile='2:5'))  # 2 and 3 were before the kill
+  single.train(workdir, single.changed(train__profile='2:5'))  # 2 and 3 were before the kill
   steps, names = traced(workdir)
   assert steps == {4, 5}
   assert any('train_step' in name for name in names)
   assert f'trace in {workdir}/profile' in capsys.readouterr().out
   # The run is the same as without it.
-  jax.tree.map(np.testing.assert_array_equal, tiny.restored(workdir), tiny.restored(finished))
+  jax.tree.map(np.testing.assert_array_equal, single.restored(workdir), single.restored(finished))
 
 
 def test_a_range_before_the_resumed_step_is_noted(workdir, capsys):
-  tiny.train(workdir, tiny.changed(train__profile='1:3'))
+  single.train(workdir, single.changed(train__profile='1:3'))
   assert "'1:3': no trace, as the run resumes after step 3" in capsys.readouterr().out
   assert not (workdir / 'profile').exists()
 
@@ -50,5 +55,5 @@ def test_a_range_before_the_resumed_step_is_noted(workdir, capsys):
 @pytest.mark.parametrize('text', ['a:b', '3', '3:', '5:2', '0:2', '3:7', '-1:2', '1:2:3', '１:２'])
 def test_a_range_that_means_nothing_is_one_line(tmp_path, text):
   with pytest.raises(UserError, match='config.train.profile=.* 1 to config.train.steps=6') as error:
-    Plan(tiny.changed(train__profile=text), str(tmp_path / 'run'))
+    Plan(single.changed(train__profile=text), str(tmp_path / 'run'))
   assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
-import tiny
+import single
 
 from xmodal import export, predict, storage
 from xmodal.errors import UserError
@@ -23,6 +23,11 @@ from xmodal.train.process import lock
 from xmodal.train.process.mirror import RunFolder
 from xmodal.train.process.stop import Stop
 from xmodal.train.steps import state as states
+
+
+@pytest.fixture(scope='module')
+def finished(finished_single):
+  return finished_single
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -55,11 +60,11 @@ def lines_of(text):
 def arrays(address):
   """The state of the newest checkpoint."""
   if storage.scheme(address) == 'gs':
-    return tiny.restored(address)
+    return single.restored(address)
   folder = RunFolder(address)
   folder.fetch()
   checkpoints = checkpoint.Checkpoints(address, 5, local=folder.local)
-  state = checkpoints.restore(tiny._abstract(), pytest.fail)
+  state = checkpoints.restore(single.abstract(), pytest.fail)
   checkpoints.close()
   return jax.device_get(state)
 
@@ -70,11 +75,11 @@ def interrupted_run(kind):
   with pytest.MonkeyPatch.context() as patch:
     places = []
     patch.setattr(Stop, 'reached', lambda self: places.append(1) or len(places) == 4)
-    assert tiny.train(address) == {}
+    assert single.train(address) == {}
   assert sorted(checkpoint.saved_steps(address)) == [3, 4]
   assert not storage.exists(f'{address}/running.json')
   forget_this_machine()
-  assert tiny.train(address)['resumed_from'] == 4
+  assert single.train(address)['resumed_from'] == 4
   return address
 
 
@@ -95,7 +100,7 @@ def address(request):
 
 def test_it_ends_bit_for_bit_like_a_run_on_this_machine(address, finished):
   assert sorted(checkpoint.saved_steps(address)) == [4, 6]
-  assert_same(arrays(address), tiny.restored(finished))
+  assert_same(arrays(address), single.restored(finished))
   assert lines_of(storage.read(f'{address}/metrics.jsonl').decode()) == lines_of(
       (finished / 'metrics.jsonl').read_text())
   final = json.loads(storage.read(f'{address}/final.json'))
@@ -118,8 +123,8 @@ def test_the_bucket_holds_what_a_folder_holds(address, finished):
 
 def test_eval_gives_the_scores_of_the_training(address, finished):
   forget_this_machine()
-  scores = runs.evaluate_newest(Plan(tiny.get_config(), address, 'eval'))
-  assert scores['vqa'] == json.loads((finished / 'final.json').read_text())['evaluation']['vqa']
+  scores = runs.evaluate_newest(Plan(single.changed(), address, 'eval'))
+  assert scores == json.loads((finished / 'final.json').read_text())['evaluation']
 
 
 @pytest.fixture
@@ -137,28 +142,32 @@ def test_predict_answers_from_the_bucket_into_the_bucket(in_gs, finished, pictur
   output = f'{ROOT}/{os.path.basename(os.path.dirname(picture))}/answers.jsonl'
   for checkpoint_, out in ((in_gs, output), (str(finished), picture + '.jsonl')):
     assert predict.main(['--checkpoint', checkpoint_, '--image', os.path.dirname(picture),
-                         '--task', 'vqa', '--text', 'what is it?', '--output', out]) == 0
+                         '--task', 'objects', '--output', out]) == 0
   assert storage.read(output) == storage.read(picture + '.jsonl')
   capsys.readouterr()
   assert predict.main(['--checkpoint', in_gs, '--image', os.path.dirname(picture), '--task',
-                       'vqa', '--text', 'what is it?', '--output', output]) == 2
+                       'objects', '--output', output]) == 2
   assert f'--output {output} is there already' in capsys.readouterr().err
 
 
-def test_export_writes_the_tower_into_the_bucket(in_gs, finished, tmp_path, capsys):
-  for checkpoint_, out in ((in_gs, f'{ROOT}/tower'), (str(finished), str(tmp_path / 'tower'))):
+def test_export_writes_the_tower_into_the_bucket(emulators, finished_tiny, tmp_path, capsys):
+  run = f'{ROOT}/runs/with_text'  # a run of single.py has no text tower
+  for path in filter(os.path.isfile, (finished_tiny / 'checkpoints/6').rglob('*')):
+    storage.upload(str(path), f'{run}/{path.relative_to(finished_tiny)}')
+  storage.write(f'{run}/checkpoints/6/{bucket.COMPLETE}', b'complete')
+  for checkpoint_, out in ((run, f'{ROOT}/tower'), (str(finished_tiny), str(tmp_path / 'tower'))):
     assert export.main(['--checkpoint', checkpoint_, '--part', 'text', '--output', out]) == 0
   for path in (tmp_path / 'tower').iterdir():
     assert storage.read(f'{ROOT}/tower/{path.name}') == path.read_bytes()
-  assert export.main(['--checkpoint', in_gs, '--part', 'text', '--output', f'{ROOT}/tower']) == 2
+  assert export.main(['--checkpoint', run, '--part', 'text', '--output', f'{ROOT}/tower']) == 2
   assert 'already exists' in capsys.readouterr().err
-  plan = Plan(tiny.changed(model__text__pretrained=f'{ROOT}/tower'), str(tmp_path / 'run'))
+  plan = Plan(single.changed(model__text__pretrained=f'{ROOT}/tower'), str(tmp_path / 'run'))
   assert any('text tower from' in note and 'tensors loaded' in note for note in plan.notes)
 
 
 def test_a_run_starts_from_one_in_the_bucket(in_gs, finished, tmp_path):
   def start(folder):
-    plan = Plan(tiny.changed(train__start_from=folder), str(tmp_path / 'run'))
+    plan = Plan(single.changed(train__start_from=folder), str(tmp_path / 'run'))
     return jax.device_get(plan.loader.fill(states.create(plan.init, plan.abstract)).params)
 
   jax.tree.map(np.testing.assert_array_equal, start(in_gs), start(str(finished)))
@@ -176,8 +185,8 @@ def test_the_second_run_is_refused_and_changes_nothing(address, monkeypatch):
   before = storage.entries(address)
   with lock.hold(address):
     with pytest.raises(UserError, match=f'{address} is in use: process {os.getpid()} on'):
-      Plan(tiny.get_config(), address)
-    Plan(tiny.get_config(), address, 'dry_run')
+      Plan(single.changed(), address)
+    Plan(single.changed(), address, 'dry_run')
   assert storage.entries(address) == before
   monkeypatch.setattr(lock, 'BEAT', 0.05)
   monkeypatch.setattr(lock, 'LIMIT', 2.0)
@@ -217,10 +226,10 @@ def test_a_damaged_checkpoint_is_marked_and_trained_again(address, finished, cap
                 if name.startswith('d/'))
   storage.write(f'{step}/model/{name}', storage.read(f'{step}/model/{name}')[:-7])
   forget_this_machine()
-  assert tiny.train(address)['resumed_from'] == 4
+  assert single.train(address)['resumed_from'] == 4
   line, = (line for line in capsys.readouterr().out.splitlines() if 'is damaged' in line)
   assert f'checkpoint {step} is damaged (model: ' in line and 'marked by damaged.txt' in line
-  assert_same(arrays(address), tiny.restored(finished))
+  assert_same(arrays(address), single.restored(finished))
 
 
 def test_with_all_damaged_every_start_stops(address):
@@ -228,7 +237,7 @@ def test_with_all_damaged_every_start_stops(address):
   for step in steps:
     bucket.set_aside(step, 'because')
   with pytest.raises(UserError, match=f'no checkpoint in {address} can be read: all have damaged'):
-    Plan(tiny.get_config(), address)
+    Plan(single.changed(), address)
   for step in steps:  # for the tests after this one
     storage.remove(f'{step}/{bucket.DAMAGED}')
     storage.write(f'{step}/{bucket.COMPLETE}', b'complete')
@@ -245,7 +254,7 @@ def test_with_all_damaged_every_start_stops(address):
     ('ftp://host/run', 'are not read')])
 def test_a_workdir_that_cannot_be_used_is_one_line(workdir, words):
   with pytest.raises(UserError, match=f'--workdir .*{words}') as error:
-    Plan(tiny.get_config(), workdir)
+    Plan(single.changed(), workdir)
   assert '\n' not in str(error.value)
 
 

@@ -46,6 +46,7 @@ class Echo(Engine):
 
   name, image_size, most_rows = 'echo', 32, 4
   tasks = {'vqa': Facts(reads_text=True), 'retrieval': Facts(ranks=True, reads_text=True),
+           'captioning': Facts(writes=True),
            'generation': Facts(draws=True, options=('n', 'steps', 'guidance', 'mask'))}
 
   def __init__(self):
@@ -63,8 +64,10 @@ class Echo(Engine):
     self.batches.append((task, [request.text for request in requests]))
     if any(request.text == 'defect' for request in requests):
       raise KeyError('a secret of the insides')
+    words = requests[0].text.split()
     for step in range(1, 4) if on_step else ():
-      on_step(step, 3, np.zeros((1, 4, 4, 3), np.uint8))
+      on_step(step, 3, np.zeros((1, 4, 4, 3), np.uint8) if task == 'generation' else
+              [' '.join(words[:step])])
     return [UserError('text says nothing') if request.text == 'nothing' else
             {'answer': request.text, 'pictures': [len(picture) for picture in request.pictures]}
             for request in requests]
@@ -171,6 +174,22 @@ def test_a_chat_as_a_stream(serve):
   assert chunks[-1]['choices'][0]['finish_reason'] == 'stop'
 
 
+def test_a_text_is_sent_as_it_is_written(serve):
+  client = serve()
+  said = {'type': 'text', 'text': 'a red circle'}
+  chat = {**CHAT, 'model': 'captioning', 'stream': True, 'messages': [
+      {'role': 'user', 'content': [said, CHAT['messages'][1]['content'][1]]}]}
+  *lines, _ = [line for line in client.post('/v1/chat/completions', json=chat).text.split('\n\n')
+               if line]
+  deltas = [json.loads(line.removeprefix('data: '))['choices'][0]['delta'] for line in lines]
+  assert [delta.get('content') for delta in deltas] == ['', 'a', ' red', ' circle', None]
+  response = client.post('/v1/predict', json={
+      'task': 'captioning', 'text': 'a red circle', 'image': as_text(png()), 'stream': True})
+  events = [json.loads(part.split('data: ')[1]) for part in response.text.split('\n\n') if part]
+  assert [event.get('text') for event in events] == ['a', 'a red', 'a red circle', None]
+  assert events[-1]['answer'] == 'a red circle'
+
+
 def test_a_later_question_is_about_the_last_picture(serve):
   more = [*CHAT['messages'], {'role': 'assistant', 'content': 'a'},
           {'role': 'user', 'content': 'and now?'}]
@@ -190,7 +209,7 @@ def test_drawing_streams_its_steps_with_pictures(serve):
 
 def test_the_tasks_are_models(serve):
   body = serve().get('/v1/models').json()
-  assert [model['id'] for model in body['data']] == ['vqa', 'retrieval', 'generation']
+  assert [model['id'] for model in body['data']] == ['vqa', 'retrieval', 'captioning', 'generation']
   assert {model['object'] for model in body['data']} == {'model'}
 
 

@@ -87,6 +87,16 @@ def test_pictures_are_ranked_as_predict_ranks_them(engine, files, run):
   assert answer == {'pictures': wanted}
 
 
+def test_a_caption_is_told_as_it_is_written(engine, files):
+  request, steps = Request((opened(engine, files[0]),)), []
+  answer, = engine.answer('captioning', [request], lambda *step: steps.append(step))
+  assert [answer] == engine.answer('captioning', [request])
+  texts = [texts[0] for _, _, texts in steps]
+  assert texts[-1] == answer['caption'] and len(texts) > 1
+  assert [step for step, _, _ in steps] == list(range(1, len(texts) + 1))
+  assert all(later.startswith(text) for text, later in zip(texts, texts[1:]))
+
+
 def test_drawing_is_predicts_and_tells_its_steps(engine, run, tmp_path):
   output, steps = tmp_path / 'a.png', []
   assert predict.main(['--checkpoint', str(run), '--text', 'a red circle', '--seed', '3',

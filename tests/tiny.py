@@ -58,14 +58,16 @@ def _abstract():
   return Plan(get_config(), 'unused').abstract
 
 
-def restored(workdir, warnings=None):
+def restored(workdir, warnings=None, abstract=None):
   """The state of the newest intact checkpoint, as numpy arrays; None if there is none.
+
+  `abstract`: shapes of a state of another config.
 
   Messages about damaged ones go to the list `warnings`; without it they are errors.
   """
   checkpoints = Checkpoints(str(workdir), keep=5)
   found = []
-  state = checkpoints.restore(_abstract(), found.append)
+  state = checkpoints.restore(abstract or _abstract(), found.append)
   checkpoints.close()
   if warnings is None:
     assert not found, found

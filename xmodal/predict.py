@@ -112,7 +112,7 @@ def _answer_one(args, predictor, task, given):
   if args.output is None and task.draws:
     raise UserError(f'--output is missing; {task.name} wants a file for what it draws')
   with contextlib.ExitStack() as closing:
-    if 'progress' in task.query_options:
+    if task.draws and 'progress' in task.query_options:
       given['progress'] = closing.enter_context(_Progress(args.n or 1))
     task, examples = task.query(args.image, args.text, **given)
     for note in dict.fromkeys(note for example in examples for note in task.notes(example)):

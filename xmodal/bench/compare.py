@@ -60,10 +60,15 @@ def chosen_ways(text: str, known: Sequence[str]) -> tuple[str, ...]:
   names = tuple(text.split(','))
   if not set(names) <= set(known):
     raise UserError(f'--ways={text}: wanted some of {",".join(known)}')
-  if importlib.util.find_spec('torch') is None and names != ('ours',):
+  if not has_torch() and names != ('ours',):
     print('torch is not installed: measuring ours only')
     names = ('ours',)
   return names
+
+
+def has_torch() -> bool:
+  """Whether PyTorch is installed."""
+  return importlib.util.find_spec('torch') is not None
 
 
 def num_threads() -> int:

@@ -19,12 +19,17 @@ _START = 300  # seconds until a server is ready
 class ServerProcess:
   """`xmodal serve` at a free port of this machine; a context that ends it."""
 
-  def __init__(self, checkpoint: str, *arguments: str):
-    """Starts it; UserError if it does not start."""
+  def __init__(self, checkpoint: str, *arguments: str, module: str = 'xmodal.serve'):
+    """Starts it; UserError if it does not start.
+
+    Args:
+      checkpoint: a run or a bundle.
+      *arguments: options of `xmodal serve`.
+      module: what is run.
+    """
     self.began = time.perf_counter()
     self._process = subprocess.Popen(
-        [sys.executable, '-m', 'xmodal', 'serve', '--checkpoint', checkpoint, '--port', '0',
-         *arguments], stdout=subprocess.PIPE, text=True)
+        [sys.executable, '-m', module, '--checkpoint', checkpoint, '--port', '0', *arguments], stdout=subprocess.PIPE, text=True)
     found = re.match(r'http://127\.0\.0\.1:(\d+)/', self._process.stdout.readline())
     if found is None:
       raise UserError('the server did not start; its message is above')

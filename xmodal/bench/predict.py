@@ -7,11 +7,13 @@ an untrained model of the size `tiny`, whose latency is the same. JAX's compilat
 """
 
 import argparse
+from collections.abc import Callable
 import os
 import statistics
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +32,14 @@ QUESTIONS = {
 }
 
 
-def make_checkpoint(folder: str, config=None) -> str:
-  """Writes a workdir with an untrained model; by default a `tiny` one for QUESTIONS' tasks except
-  regression."""
+def make_checkpoint(folder: str, config=None, parameters: Callable[[Any], Any] | None = None) -> str:
+  """Writes a workdir with an untrained model; returns it.
+
+  Args:
+    folder: the workdir.
+    config: None: a `tiny` model for QUESTIONS' tasks except regression.
+    parameters: called with the train.plan.Plan, gives the parameters; None: random ones.
+  """
   from xmodal.train import build
   from xmodal.train.checkpoints import checkpoint
   from xmodal.train.plan import Plan
@@ -46,7 +53,10 @@ def make_checkpoint(folder: str, config=None) -> str:
   run = Plan(config, folder)
   build.save_assets(run.config, run.tokenizer, run.tasks, run.towers, run.assets)
   checkpoints = checkpoint.Checkpoints(folder, 1)
-  checkpoints.save(states.create(run.init, run.abstract), run.assets)
+  state = states.create(run.init, run.abstract)
+  if parameters is not None:
+    state = state.replace(params=parameters(run))
+  checkpoints.save(state, run.assets)
   checkpoints.close()
   return folder
 

@@ -1,15 +1,19 @@
 """Latency and throughput of `xmodal serve`, compared with a bare loop of the same program.
 
-`python -m xmodal.bench.serve [--checkpoint DIR] [--task T] [--clients 1 8 64] [--seconds 10]`
-starts the server twice, with batches and without. The bare loop calls the compiled program on a
-batch that lies ready; "with pictures" also decodes the pictures and makes the batch, as the server
-has to. Everything runs on this machine, clients included. Without a checkpoint it uses an untrained
-model of the size `tiny`, whose speed is the same.
+`python -m xmodal.bench.serve [--checkpoint DIR | --size S] [--task T] [--clients 1 8 64]
+[--seconds 10]` starts the server twice, with batches and without. The bare loop calls the compiled
+program on a batch that lies ready; "with pictures" also decodes the pictures and makes the batch,
+as the server has to. Everything runs on this machine, clients included. Without a checkpoint it
+uses an untrained model, whose speed is the same: five tasks at the size `tiny`, or with --size the
+classifier of vqa. Its parameters are then those of the PyTorch model of `xmodal bench train_step`,
+which the same server serves as `torch`; it stops if their answers differ.
 """
 
 import argparse
 import base64
 import io
+import json
+import math
 import os
 import sys
 import tempfile
@@ -17,7 +21,8 @@ import time
 
 import numpy as np
 
-from xmodal.bench.compare import check_positive, num_threads, run_command
+from xmodal import config as configs
+from xmodal.bench.compare import changed, check_positive, has_torch, num_threads, run_command
 from xmodal.bench.http_load import ServerProcess, http_request, load, predict_body
 from xmodal.bench.predict import QUESTIONS, make_checkpoint
 from xmodal.errors import UserError
@@ -81,6 +86,44 @@ def bare(checkpoint: str, task: str, files: list[bytes], text: str, sizes: tuple
   return found
 
 
+class Answers:
+  """The first answer to each request, with which later ones are compared."""
+
+  def __init__(self):
+    self._first = {}
+
+  def equal(self, place: int, status: int, body: bytes) -> None:
+    """UserError if a response is no answer, or another one than before."""
+    first = self._of(place, status, body)
+    if first != body:
+      raise UserError(f'request {place} had two answers: {first!r} and {body!r}')
+
+  def nearly(self, place: int, status: int, body: bytes) -> None:
+    """As `equal`, of a program that rounds otherwise: probabilities within 0.1%."""
+    first, found = (json.loads(text) for text in (self._of(place, status, body), body))
+    if not math.isclose(first['probability'], found['probability'], rel_tol=1e-3, abs_tol=2e-6):
+      raise UserError(f'request {place} had two answers: {first} and {found}')
+
+  def _of(self, place, status, body):
+    if status != 200:
+      raise UserError(f'the server answered {status}: {body[:200]!r}')
+    return self._first.setdefault(place, body)
+
+
+def _untrained(folder, size):
+  if not size:
+    return make_checkpoint(folder)
+  config = configs.base()
+  changed(config, [f'model.size={size}'])
+  config.mixer.tasks, config.mixer.weights = ('vqa',), (1.0,)
+  config.data.image_size, config.vqa.generation_weight = 224, 0.0
+  config.data.train_examples, config.data.eval_examples, config.train.batch_size = 500, 8, 8
+  if not has_torch():
+    return make_checkpoint(folder, config)
+  from xmodal.bench import torch_serve
+  return make_checkpoint(folder, config, torch_serve.parameters)
+
+
 def _row(name, taken, rate, base):
   p50, p95, p99 = (1e3 * float(np.percentile(taken, share)) for share in (50, 95, 99))
   return f'{name:<28}{p50:>9.1f}{p95:>9.1f}{p99:>9.1f}{rate:>12.1f}{rate / base:>8.2f}'
@@ -88,30 +131,30 @@ def _row(name, taken, rate, base):
 
 def _run(options):
   check_positive(options, 'clients')
+  if options.size and (options.checkpoint or options.task != 'vqa'):
+    raise UserError('--size makes an untrained model of the vqa task alone; leave out --checkpoint '
+                    'and --task')
   if options.task not in QUESTIONS:
     raise UserError(f'--task {options.task}: wanted one of {", ".join(QUESTIONS)}')
   sizes, text = tuple(options.sizes), QUESTIONS[options.task][0]
   with tempfile.TemporaryDirectory() as folder:
-    checkpoint = options.checkpoint or make_checkpoint(os.path.join(folder, 'run'))
+    checkpoint = options.checkpoint or _untrained(os.path.join(folder, 'run'), options.size)
     files = pictures()
     requests = [http_request(predict_body(base64.b64encode(file).decode(), text, options.task))
                 for file in files]
-    answers = {}
-
-    def check(place, status, body):
-      if status != 200:
-        raise UserError(f'the server answered {status}: {body[:200]!r}')
-      if answers.setdefault(place, body) != body:
-        raise UserError(f'request {place} had two answers: {answers[place]!r} and {body!r}')
-
-    rows, ready = [], []
+    answers, rows, ready = Answers(), [], []
     loops = bare(checkpoint, options.task, files, text, (sizes[0], sizes[-1]), options.seconds)
     base = loops['bare loop', sizes[-1]][1]
     for (kind, size), (taken, rate) in loops.items():
       rows.append(_row(f'{kind}, batch {size}', taken, rate, base))
-    for name, arguments in (('batches', ()), ('one by one', ('--no_batching',))):
-      with ServerProcess(checkpoint, '--sizes', ','.join(map(str, sizes)), *arguments) as server:
+    of_torch = {'module': 'xmodal.bench.torch_serve'}
+    for name, arguments, module in (
+        ('batches', (), {}), ('one by one', ('--no_batching',), {}),
+        *([('torch', (), of_torch)] if options.size and has_torch() else [])):
+      with ServerProcess(checkpoint, '--sizes', ','.join(map(str, sizes)), *arguments,
+                         **module) as server:
         ready.append(server.wait_until_ready())
+        check = answers.nearly if module else answers.equal
         for clients in options.clients:
           load(server.port, requests, clients, 1, check)
           taken, rate = load(server.port, requests, clients, options.seconds, check)
@@ -128,6 +171,7 @@ def main(argv=None) -> int:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', metavar='DIR', help='a workdir, or one of its '
                       'checkpoints/STEP folders')
+  parser.add_argument('--size', help='of an untrained model for vqa: small, base, large or xl')
   parser.add_argument('--task', default='vqa')
   parser.add_argument('--clients', type=int, nargs='+', default=[1, 8, 64])
   parser.add_argument('--seconds', type=float, default=10, help='of each row')

@@ -161,8 +161,24 @@ class Reference(nn.Module):
     if self.generation_weight:
       self.decoder_projection = nn.Linear(width, text['hidden_dim'])
 
+  def logits(self, batch):
+    """Logits of the answers, float32 [B, A].
+
+    Args:
+      batch: image uint8 [B, H, W, 3] and question int64 [B, L].
+    """
+    return self._answer(batch)[0]
+
   def forward(self, batch):
     """batch: tensors of image uint8 [B, H, W, 3] and the vqa features; returns the scalar loss."""
+    logits, tokens, mask = self._answer(batch)
+    loss = F.cross_entropy(logits, batch['target_ids'][:, 0].long())
+    if self.generation_weight:
+      loss = loss + self.generation_weight * self._written_loss(batch['answer'], tokens, mask)
+    return loss
+
+  def _answer(self, batch):
+    """Logits, the fused tokens of both streams [B, N + L, D], and their mask."""
     image = (batch['image'].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     mask = batch['question'] != self.pad_id
     vision = self.vision_tower(image).last_hidden_state
@@ -173,12 +189,8 @@ class Reference(nn.Module):
     vision, text = self.cross_modal(placed, self.text_projection(text), mask[:, None, None])
     pooled = self.pool(vision * salience, text, mask)
     logits = self.answers(F.gelu(self.hidden(pooled), approximate='tanh')).float()
-    loss = F.cross_entropy(logits, batch['target_ids'][:, 0].long())
-    if self.generation_weight:
-      tokens = torch.cat([vision, text], 1)
-      mask = torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)
-      loss = loss + self.generation_weight * self._written_loss(batch['answer'], tokens, mask)
-    return loss
+    tokens = torch.cat([vision, text], 1)
+    return logits, tokens, torch.cat([mask.new_ones(vision.shape[:2]), mask], 1)
 
   def _written_loss(self, answer, tokens, mask):
     given = F.pad(answer[:, :-1], (1, 0), value=self.pad_id)

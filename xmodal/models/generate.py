@@ -20,6 +20,11 @@ With num_beams=1 the same two lines serve `greedy(step_fn, cache, ...)` and
   pad_token: int, fills a row after its end.
   max_length: T, maximum number of tokens of a text, including its end token.
 
+`greedy` and `sample` also take
+
+  on_step: called on the host after each step with the number of steps and the tokens so far, int32
+    [B, T], as numpy arrays; None: nothing is called.
+
 N is B, or B * W in a search with W beams. For a search the cache is a dict, and its
 `ancestors`, int32 [B, W, T], give the beam that wrote each token of a beam's text.
 When beams continue other beams, `beam_search` reorders only these indices, and keys
@@ -41,7 +46,7 @@ _NEVER = -1e9
 
 
 def greedy(step_fn: Callable, cache, *, start_token: Shaped[Array, ' B'], eos_token: int,
-           pad_token: int, max_length: int
+           pad_token: int, max_length: int, on_step: Callable | None = None
            ) -> tuple[Int[Array, 'B {max_length}'], Float[Array, ' B']]:
   """Takes the most probable token at each step; see the top of this file.
 
@@ -50,14 +55,15 @@ def greedy(step_fn: Callable, cache, *, start_token: Shaped[Array, ' B'], eos_to
     float32 [B], the sum over the row's tokens, including its end token.
   """
   return _write(step_fn, cache, lambda logits, _: _argmax(logits), start_token, eos_token,
-                pad_token, max_length)
+                pad_token, max_length, on_step)
 
 
 def sample(step_fn: Callable, cache, rng: Key[Array, ''] | Key[Array, ' B'], *,
            start_token: Shaped[Array, ' B'], eos_token: int, pad_token: int, max_length: int,
-           temperature: float = 1., top_k: int = 0, top_p: float = 1.
+           temperature: float = 1., top_k: int = 0, top_p: float = 1.,
+           on_step: Callable | None = None
            ) -> tuple[Int[Array, 'B {max_length}'], Float[Array, ' B']]:
-  """Samples tokens; see the top of this file, and `filter_logits` for the last three arguments.
+  """Samples tokens; see the top of this file, and `filter_logits` for temperature, top_k, top_p.
 
   Args:
     rng: jax.random key, or one key per row [B], which makes a row's tokens independent of the
@@ -74,7 +80,7 @@ def sample(step_fn: Callable, cache, rng: Key[Array, ''] | Key[Array, ' B'], *,
       return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
     return jax.random.categorical(jax.random.fold_in(rng, step), logits).astype(jnp.int32)
 
-  return _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length)
+  return _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length, on_step)
 
 
 def filter_logits(logits: Float[Array, 'B V'], *, temperature: float = 1., top_k: int = 0,
@@ -111,7 +117,7 @@ def filter_logits(logits: Float[Array, 'B V'], *, temperature: float = 1., top_k
   return logits
 
 
-def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length):
+def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length, on_step):
   """Decoding loop with one text per row; choose(logits [B, V], step) -> int32 [B]."""
   start_token = jnp.asarray(start_token, jnp.int32)
   batch = start_token.shape[0]
@@ -127,6 +133,8 @@ def _write(step_fn, cache, choose, start_token, eos_token, pad_token, max_length
     token = jnp.where(done, pad_token, token)
     total = total + jnp.where(done, 0., log_probability)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
+    if on_step is not None:
+      jax.debug.callback(on_step, step + 1, tokens)
     done |= token == eos_token
     goes_on = (step + 1 < max_length) & ~jnp.all(done)
     return step + 1, goes_on, token, done, tokens, total, cache

@@ -177,5 +177,13 @@ def scan_layers(body: Callable, layer: nn.Module, carry, xs=None, *, num_layers:
 
   return nn.scan(
       between_layers, variable_axes={'params': 0, COLLECTION: 0},
-      split_rngs={'params': True, 'dropout': True}, length=num_layers, unroll=unroll)(
-          layer, carry, xs)
+      split_rngs={'params': True, 'dropout': True}, length=num_layers, unroll=unroll,
+      check_constancy_invariants=_draws(layer))(layer, carry, xs)
+
+
+def _draws(layer):
+  """Whether a layer uses random keys. Flax's check traces the body once more, which takes seconds,
+  and counts the keys of both tracings: without it these would be others than in earlier versions.
+  """
+  return layer.is_initializing() or (
+      layer.has_rng('dropout') and getattr(layer, 'dropout_rate', 1.0) > 0)

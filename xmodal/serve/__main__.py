@@ -9,6 +9,7 @@ pip install 'xmodal[serve]'. Exit codes: 0; 2 for a mistake, which one line name
 """
 
 import argparse
+from collections.abc import Callable
 import dataclasses
 import ipaddress
 import logging
@@ -25,8 +26,13 @@ _GRACE = 30  # seconds in which running requests may finish after a signal
 _BACKLOG = 512
 
 
-def main(argv=None) -> int:
-  """Runs a command line; returns its exit code, see above."""
+def main(argv=None, open_engine: Callable | None = None) -> int:
+  """Runs a command line; returns its exit code, see above.
+
+  Args:
+    argv: the arguments; None: those of the process.
+    open_engine: what loads the model; None: engine.open_engine.
+  """
   parser = argparse.ArgumentParser(prog='xmodal serve', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
@@ -50,10 +56,10 @@ def main(argv=None) -> int:
     limits.add_argument(f'--{field.name}', type=field.type, default=field.default,
                         help=f'{field.default:,}' if field.type is int else f'{field.default:g}')
   args = parser.parse_args(argv)
-  return errors.command(lambda: _serve(args), '')
+  return errors.command(lambda: _serve(args, open_engine), '')
 
 
-def _serve(args) -> int:
+def _serve(args, open_engine) -> int:
   try:
     import fastapi  # noqa: F401
     import prometheus_client  # noqa: F401
@@ -62,7 +68,7 @@ def _serve(args) -> int:
   except ImportError as error:
     raise UserError(f"{error.name} is not installed: pip install 'xmodal[serve]'") from None
   from xmodal.serve.app import Server
-  from xmodal.serve.engine import open_engine
+  from xmodal.serve import engine as engines
   from xmodal.serve.protocol import limited
 
   checkpoint = paths.resolved(args.checkpoint, '--checkpoint')
@@ -71,7 +77,7 @@ def _serve(args) -> int:
   if args.wait_ms < 0:
     raise UserError(f'--wait_ms={args.wait_ms:g}: wanted 0 or more')
   bound = _bound(args.host, args.port)
-  engine = open_engine(checkpoint, sizes, args.precision)
+  engine = (open_engine or engines.open_engine)(checkpoint, sizes, args.precision)
   server = Server(engine, limits, key=args.api_key, only_local=_is_loopback(bound),
                   wait_seconds=args.wait_ms / 1e3, batching=not args.no_batching)
   logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s: %(message)s')

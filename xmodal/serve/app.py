@@ -20,7 +20,7 @@ from xmodal.errors import UserError
 from xmodal.serve import bodies, chat
 from xmodal.serve.batcher import Batcher, Failed
 from xmodal.serve.engine import Engine
-from xmodal.serve.events import Events, Steps, event
+from xmodal.serve.events import Events, Steps, event, of_step
 from xmodal.serve.forms import Chat, Predict, Reader
 from xmodal.serve.guard import Guard, failed, response
 from xmodal.serve.limits import Admission, Limits, Refused
@@ -110,7 +110,8 @@ class Server:
     limits = self._limits
     return {'object': 'list', 'name': self._engine.name, 'data': [
         {'id': name, 'object': 'model', 'created': 0, 'owned_by': 'xmodal', 'draws': facts.draws,
-         'ranks': facts.ranks, 'reads_text': facts.reads_text, 'options': facts.options}
+         'writes': facts.writes, 'ranks': facts.ranks, 'reads_text': facts.reads_text,
+         'options': facts.options}
         for name, facts in self._engine.tasks.items()], 'limits': {
             'body_bytes': limits.body_bytes, 'pixels': limits.pixels, 'text': limits.text,
             'requests': limits.requests, 'pictures': limits.pictures, 'drawn': limits.drawn,
@@ -127,10 +128,8 @@ class Server:
     async with self._call(request, read) as (call, asked, form):
       if form.stream:
         name, wanted = asked[0]
-        steps = Steps() if self._engine.tasks[name].draws else None
-        answer = self.batcher.submit(name, wanted, steps.on_step if steps else None)
-        return self._events(request, call, answer, lambda found: [
-            event({'task': name, **found}, 'answer')], steps)
+        return self._events(request, call, name, wanted, of_step, lambda found: [
+            event({'task': name, **found}, 'answer')])
       found = await self._answers(request, call, asked)
       lines = [{'task': name, **line} for (name, _), line in zip(asked, found)]
       return _json({'answers': lines} if form.requests is not None else lines[0])
@@ -144,9 +143,9 @@ class Server:
       if not form.stream:
         found, = await self._answers(request, call, [asked])
         return _json(chat.completion(name, found))
-      answer, first = self.batcher.submit(name, wanted), chat.first_chunk(name)
-      return self._events(request, call, answer, lambda found: [
-          *map(event, chat.last_chunks(first, found)), event('[DONE]')], begin=event(first))
+      chunks = chat.Chunks(name)
+      show = chunks.of_step if self._engine.tasks[name].writes else None
+      return self._events(request, call, name, wanted, show, chunks.last, chunks.first())
 
   @contextlib.asynccontextmanager
   async def _call(self, request: HttpRequest, read: Callable):
@@ -184,8 +183,11 @@ class Server:
       for future in futures:  # those that have not begun are dropped
         future.cancel()
 
-  def _events(self, request, call, future, last, steps=None, begin=b''):
-    """A stream of the steps and the answer to a request that was submitted."""
+  def _events(self, request, call, name, wanted, show, last, begin=b''):
+    """Submits a request; gives a stream of the steps, if the task has some, and the answer."""
+    facts = self._engine.tasks[name]
+    steps = Steps(show) if show is not None and (facts.draws or facts.writes) else None
+    future = self.batcher.submit(name, wanted, steps.on_step if steps else None)
     request.state.call = None  # the stream ends it
     call.arrived()
     return Events(self._stream(request, future, last, steps, begin), call,

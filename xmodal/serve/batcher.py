@@ -111,15 +111,14 @@ class Batcher:
             return []
           self._changed.wait()
         task = self._queue[0].task
-        self._gather(task, time.monotonic() + self._wait)
+        if not self._alone(self._queue[0]):
+          self._gather(task, time.monotonic() + self._wait)
         batch = self._take(task)
         if batch:  # else all were cancelled
           return batch
 
   def _gather(self, task, deadline):
     """Waits until a batch is full, no request is coming, or the deadline."""
-    if not self._batching or self._engine.tasks[task].draws:
-      return
     while (not self._closed and self._coming()
            and sum(job.request.rows for job in self._queue if job.task == task)
            < self._engine.most_rows):
@@ -127,13 +126,17 @@ class Batcher:
       if left <= 0 or not self._changed.wait(left):
         return
 
+  def _alone(self, job):
+    """Whether a job has its batch to itself."""
+    return not self._batching or self._engine.tasks[job.task].draws or job.on_step is not None
+
   def _take(self, task):
     """Removes the jobs of the next batch from the queue; the others keep their order."""
     batch, others, rows = [], [], 0
-    alone = not self._batching or self._engine.tasks[task].draws
     while self._queue:
       job = self._queue.popleft()
-      fits = not batch or (not alone and rows + job.request.rows <= self._engine.most_rows)
+      fits = not batch or (not self._alone(job) and not self._alone(batch[0])
+                           and rows + job.request.rows <= self._engine.most_rows)
       if job.task != task or not fits:
         others.append(job)
       elif job.answer.set_running_or_notify_cancel():

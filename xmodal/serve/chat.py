@@ -5,12 +5,14 @@ picture, or else the last picture before it. Sources: the OpenAPI description of
 POST /chat/completions, non-streamed and streamed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import os
 import time
 from typing import Any
 import uuid
 
 from xmodal import strict_json
+from xmodal.serve.events import event
 from xmodal.serve.forms import Asked, Chat, Reader, validated
 from xmodal.serve.limits import Refused
 from xmodal.serve.pictures import from_base64
@@ -77,16 +79,33 @@ def completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:
       {'index': 0, 'message': message, 'logprobs': None, 'finish_reason': 'stop'}]}
 
 
-def first_chunk(model: str) -> dict[str, Any]:
-  """What a stream begins with; later chunks repeat its id."""
-  return _chunk(_head(model, 'chat.completion.chunk'), {'role': 'assistant', 'content': ''})
+class Chunks:
+  """The chunks of a streamed completion."""
 
+  def __init__(self, model: str):
+    self._head = _head(model, 'chat.completion.chunk')
+    self._text = self._sent = ''
 
-def last_chunks(first: dict[str, Any], answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """What ends a stream: the text in one piece, as the model's compiled loop gives it, and why it
-  ends."""
-  yield _chunk(first, {'content': content(answer)})
-  yield _chunk(first, {}, 'stop')
+  def first(self) -> bytes:
+    """What a stream begins with."""
+    return event(_chunk(self._head, {'role': 'assistant', 'content': ''}))
+
+  def of_step(self, step: int, steps: int, texts: Sequence[str]) -> Iterator[bytes]:
+    """What a token adds. The next token may change how the last one is written, so that a text is
+    sent as far as two steps agree."""
+    del step, steps
+    agreed = os.path.commonprefix([self._text, texts[0]])
+    self._text = texts[0]
+    if len(agreed) > len(self._sent) and agreed.startswith(self._sent):
+      yield event(_chunk(self._head, {'content': agreed[len(self._sent):]}))
+      self._sent = agreed
+
+  def last(self, answer: dict[str, Any]) -> Iterator[bytes]:
+    """The rest of the text, and what ends a stream."""
+    whole = content(answer)
+    yield event(_chunk(self._head, {'content': whole[len(self._sent):]}))
+    yield event(_chunk(self._head, {}, 'stop'))
+    yield event('[DONE]')
 
 
 def _head(model, kind):

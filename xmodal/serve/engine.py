@@ -60,16 +60,18 @@ class Facts:
     ranks: whether it ranks several pictures for a text, or several texts for a picture.
     reads_text: whether its text may not be empty.
     options: names of its options.
+    writes: whether it can tell of a text while it writes it.
   """
 
   draws: bool = False
   ranks: bool = False
   reads_text: bool = False
   options: tuple[str, ...] = ()
+  writes: bool = False
 
 
-# Called on any thread with the finished steps, all steps, and the pictures so far, uint8
-# [N, H, W, 3].
+# Called on any thread with the finished steps, all steps, and what there is so far: pictures, uint8
+# [N, H, W, 3], or a list of texts.
 OnStep = Callable[[int, int, Any], None]
 
 
@@ -98,6 +100,11 @@ class Engine(abc.ABC):
   def answer(self, task: str, requests: Sequence[Request], on_step: OnStep | None = None
              ) -> list[dict[str, Any] | UserError]:
     """Answers of one task to requests of up to most_rows rows together.
+
+    Args:
+      task: its name.
+      requests: the requests; a single one with on_step.
+      on_step: of a task that draws or writes.
 
     Returns:
       For each request its answer as plain JSON values, those of `xmodal predict --input`, or the

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 import io
 from typing import Any
 
@@ -46,16 +46,16 @@ class Events(Response):
 
 
 class Steps:
-  """Steps of drawing, from the model's thread to a response: the number of each step, and with some
-  of them the picture so far."""
+  """Steps of a prediction, from the model's thread to a response."""
 
-  def __init__(self):
-    self._loop, self._steps = asyncio.get_running_loop(), []
+  def __init__(self, show: Callable[[int, int, Any], Iterable[bytes]]):
+    """`show` turns what engine.OnStep is called with into events."""
+    self._loop, self._steps, self._show = asyncio.get_running_loop(), [], show
     self._is_new = asyncio.Event()
 
-  def on_step(self, step: int, steps: int, pictures: np.ndarray) -> None:
+  def on_step(self, step: int, steps: int, shown: Any) -> None:
     """See engine.OnStep."""
-    self._loop.call_soon_threadsafe(self._add, (step, steps, pictures))
+    self._loop.call_soon_threadsafe(self._add, (step, steps, shown))
 
   def _add(self, step):
     self._steps.append(step)
@@ -69,13 +69,17 @@ class Steps:
     """Events of the steps since the last call."""
     self._is_new.clear()
     taken, self._steps = self._steps, []
-    events = []
-    for step, steps, pictures in taken:
-      line = {'step': step, 'steps': steps}
-      if step == steps or step % max(1, steps // _PREVIEWS) == 0:
-        line['png'] = _png(pictures[0])
-      events.append(event(line, 'step'))
-    return events
+    return [part for step in taken for part in self._show(*step)]
+
+
+def of_step(step: int, steps: int, shown: Sequence) -> Iterator[bytes]:
+  """The event of a step of /v1/predict: its number, and the text or, now and then, the picture."""
+  line = {'step': step, 'steps': steps}
+  if isinstance(shown[0], str):
+    line['text'] = shown[0]
+  elif step == steps or step % max(1, steps // _PREVIEWS) == 0:
+    line['png'] = _png(shown[0])
+  yield event(line, 'step')
 
 
 def _png(pixels):

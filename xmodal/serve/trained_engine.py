@@ -44,7 +44,7 @@ class TrainedEngine(Engine):
     self.image_size = self._predictor.config.data.image_size
     self.tasks = {name: _facts(task) for name, task in self._predictor.tasks.items()}
     self._on_step: OnStep | None = None
-    self._steps = 0
+    self._unfinished, self._steps = None, 0
 
   def programs(self) -> list[Callable[[], None]]:
     pixels = np.zeros((self.image_size, self.image_size, 3), np.uint8)
@@ -56,13 +56,15 @@ class TrainedEngine(Engine):
         found.append(functools.partial(self._warm, name, [request]))
         continue
       found += [functools.partial(self._warm, name, [request] * size) for size in self._sizes]
+      if facts.writes:
+        found.append(functools.partial(self._warm, name, [request], lambda *_: None))
       if facts.ranks:  # several pictures for a text are another program
         found += [functools.partial(self._warm, name, [Request((picture,) * size, request.text)])
                   for size in self._sizes]
     return found
 
-  def _warm(self, name, requests):
-    for answer in self.answer(name, requests):
+  def _warm(self, name, requests, on_step=None):
+    for answer in self.answer(name, requests, on_step):
       if isinstance(answer, UserError):
         raise answer
 
@@ -72,13 +74,13 @@ class TrainedEngine(Engine):
     queries, alike = {}, collections.defaultdict(list)
     for place, request in enumerate(requests):
       try:
-        queries[place] = self._query(own, request)
+        queries[place] = self._query(own, request, on_step is not None)
         alike[queries[place][0].asked].append(place)
       except UserError as error:
         found[place] = UserError(without_flags(str(error)))
     # Pictures that are drawn for one text may have settings of their own.
     groups = [[place] for place in queries] if own.draws else alike.values()
-    self._on_step = on_step
+    self._on_step, self._unfinished = on_step, own.unfinished
     try:
       for places in groups:
         answers = self._answer_alike([queries[place] for place in places])
@@ -88,7 +90,7 @@ class TrainedEngine(Engine):
       self._on_step = None
     return found
 
-  def _query(self, task, request):
+  def _query(self, task, request, streamed):
     """What Task.query gives: the task as asked, and the examples."""
     if not request.pictures and not task.draws:
       raise UserError(f'there is no picture; {task.name} wants one')
@@ -103,8 +105,10 @@ class TrainedEngine(Engine):
     if len(request.pictures) > 1:
       image = list(request.pictures)
     options = dict(request.options)
-    if 'progress' in task.query_options:
-      options['progress'] = self._begin  # for all requests, so that they share a program
+    # A drawing has its steps always, so that there is one program of it. A text has them only where
+    # they are wanted, because they take time.
+    if 'progress' in task.query_options and (task.draws or streamed):
+      options['progress'] = self._begin
     asked, examples = task.query(image, request.text, **options)
     names = asked.vocabulary()
     parts = max(0 if names is None else len(names.tokens),
@@ -142,16 +146,16 @@ class TrainedEngine(Engine):
     self._steps = steps
     return self._report  # bound methods are equal, so that programs are found again
 
-  def _report(self, step, z):
+  def _report(self, step, value):
     if self._on_step is not None:
-      pixels = np.round(127.5 * (np.clip(z, -1, 1) + 1)).astype(np.uint8)
-      self._on_step(int(step), self._steps, pixels)
+      self._on_step(int(step), self._steps, self._unfinished(np.asarray(value)))
 
 
 def _facts(task) -> Facts:
   return Facts(task.draws, task.takes_folders,
                'question' in task.needs or task.takes_folders or task.name == 'detection',
-               tuple(name for name in task.query_options if name != 'progress'))
+               tuple(name for name in task.query_options if name != 'progress'),
+               writes='progress' in task.query_options and not task.draws)
 
 
 def _decode(source, size):

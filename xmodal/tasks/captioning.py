@@ -1,6 +1,7 @@
 """Captioning: the T5 decoder generates a description of a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import copy
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from xmodal.data.example import Example
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
@@ -75,6 +77,7 @@ class Captioning(Task):
                       'the first to 1 or the second to 0')
     self._config, self._tokenizer = config, tokenizer
     self._max_captions, self._seed = max_captions, seed
+    self._on_step: Callable | None = None
 
   # ---- what is learned from the data
 
@@ -119,6 +122,20 @@ class Captioning(Task):
       features['seed'] = example.seed()
     return features
 
+  @property
+  def query_options(self):
+    return ('progress',) if self._config.beams == 1 else ()
+
+  def query(self, image, text, *, progress=None):
+    if progress is None:
+      return super().query(image, text)
+    task = copy.copy(self)
+    task._on_step = progress(self._config.caption_length)
+    return task, [Example(image, question=text)]
+
+  def unfinished(self, value):
+    return self._tokenizer.decode(value)
+
   def notes(self, example):
     return ['captioning reads no text: --text is not used'] if example.question else []
 
@@ -133,7 +150,7 @@ class Captioning(Task):
     return CaptioningHead(
         caption_length=own.caption_length, pad_id=self._tokenizer.pad_id,
         eos_id=self._tokenizer.eos_id, beams=own.beams, temperature=own.temperature,
-        top_k=own.top_k, top_p=own.top_p, seed=self._seed)
+        top_k=own.top_k, top_p=own.top_p, seed=self._seed, on_step=self._on_step)
 
   def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'gen': features['weight']}
@@ -225,6 +242,7 @@ class CaptioningHead(nn.Module):
     beams: beams of the search; 1: no search.
     temperature, top_k, top_p: of sampling; temperature 0: no sampling.
     seed: seed of sampling, combined with each picture's seed.
+    on_step: see models.generate.
   """
 
   caption_length: int
@@ -235,6 +253,7 @@ class CaptioningHead(nn.Module):
   top_k: int = 0
   top_p: float = 1.0
   seed: int = 0
+  on_step: Callable | None = None
 
   def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
                ) -> Float[Array, 'B N T V']:
@@ -259,4 +278,4 @@ class CaptioningHead(nn.Module):
       rng = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), features['seed'])
       sampling = dict(rng=rng, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
     return writing.write(towers, self._fused(towers), self.caption_length, pad_id=self.pad_id,
-                         eos_id=self.eos_id, beams=self.beams, **sampling)
+                         eos_id=self.eos_id, beams=self.beams, on_step=self.on_step, **sampling)

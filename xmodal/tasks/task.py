@@ -40,7 +40,10 @@ class Task(abc.ABC):
       list of texts as text.
     draws: whether its predictions are pictures; `query` then accepts image=None.
     senses: names of its inputs besides pictures and text, see data.sense.
-    query_options: names of the additional keywords of `query`.
+    query_options: names of the additional keywords of `query`. One is 'progress': called with the
+      number of steps of a prediction, it gives what the compiled program calls after each with the
+      number of finished steps and a value for `unfinished`. It has to give equal functions, because
+      each is a program of its own.
   """
 
   name: str
@@ -158,6 +161,10 @@ class Task(abc.ABC):
   def details(self, prediction: Any) -> dict[str, Any]:
     """More about a prediction than `plain`, as plain JSON values, for a page that shows it."""
     return {}
+
+  def unfinished(self, value: np.ndarray) -> Any:
+    """What a step of a prediction shows: the pictures so far, uint8 [N, H, W, 3], or texts."""
+    raise NotImplementedError(f'{self.name} has no steps')
 
   @property
   def asked(self) -> Hashable:

@@ -4,7 +4,7 @@ Texts are token ids, int32 [B, T], with an end token and then padding; the
 pad token starts a text, as in T5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ def text_mean(values: Float[Array, '*B T'], tokens: Int[Array, '*B T'], pad_id: 
 
 
 def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 1,
-          rng: Key[Array, '*B'] | None = None, **filters) -> dict[str, Array]:
+          rng: Key[Array, '*B'] | None = None, on_step: Callable | None = None, **filters
+          ) -> dict[str, Array]:
   """Generates texts of up to `length` tokens from fused tokens.
 
   Args:
@@ -49,6 +50,7 @@ def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 
     beams: beams of the search; 1: greedy, or sampling if rng is given.
     rng: samples tokens with `filters` (temperature, top_k, top_p; see
       models.generate.filter_logits); None: no sampling.
+    on_step: see models.generate; a search with beams calls nothing.
 
   Returns:
     {'tokens': int32 [B, length], 'log_probability': float32 [B]}, as read_texts takes them.
@@ -57,9 +59,9 @@ def write(towers, fused, length: int, *, pad_id: int, eos_id: int, beams: int = 
   options = dict(start_token=jnp.full(fused.text.shape[0], pad_id, jnp.int32), eos_token=eos_id,
                  pad_token=pad_id, max_length=length)
   if rng is not None:
-    tokens, log_probability = sample(step, cache, rng, **options, **filters)
+    tokens, log_probability = sample(step, cache, rng, **options, **filters, on_step=on_step)
   elif beams == 1:
-    tokens, log_probability = greedy(step, cache, **options)
+    tokens, log_probability = greedy(step, cache, **options, on_step=on_step)
   else:
     tokens, _, log_probability = (x[:, 0] for x in beam_search(step, cache, **options))
   return {'tokens': tokens, 'log_probability': log_probability}

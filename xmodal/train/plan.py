@@ -1,6 +1,7 @@
 """What a config describes: sources, tasks, model, abstract state. Compiles and writes nothing."""
 
 from collections.abc import Mapping
+import functools
 import json
 import os
 import re
@@ -60,7 +61,6 @@ class Plan:
     batch: shapes and dtypes of a batch of all tasks.
     frozen: paths of parameters that never change.
     resting: by kind of step, paths of parameters it does not update although other kinds do.
-    shared: paths of the parameters at which task gradients are compared.
     schedule: learning rate by step.
     optimizer: see train.optimizer.
     init: see train.steps.state.init_fn.
@@ -149,10 +149,9 @@ class Plan:
       trained = split(params, self.frozen)[0]
       self.notes.append(
           f'{count(trained):,} of {count(params):,} parameters are trained')
-    used = {name: self._parameters_of(name) for name in names} if len(names) > 1 else {}
-    self.resting = {kind: shares.resting(kind, used, params, self.frozen)
-                    for kind in self.sampling.kinds}
-    self.shared = shares.shared(used, self.frozen)
+    self.resting = {
+        kind: shares.resting(kind, {} if kind.tasks == names else self._used, params, self.frozen)
+        for kind in self.sampling.kinds}
     self.schedule = make_schedule(config.optimizer, config.train.steps)
     self.optimizer = make_optimizer(config.optimizer, self.schedule, params,
                                     self.resting.values())
@@ -225,10 +224,18 @@ class Plan:
         lambda x: jax.ShapeDtypeStruct((self.config.train.batch_size, *x.shape[1:]), x.dtype),
         stream.filler(tasks))
 
-  def _parameters_of(self, task):
-    """Paths of the parameters that a task uses, those of a model with this task only."""
-    variables = states.variables_fn(self.model, self.batch_of((task,)), self.config.seed)
-    return frozenset(traverse_util.flatten_dict(jax.eval_shape(variables)['params'], sep='/'))
+  @functools.cached_property
+  def shared(self) -> frozenset[str]:
+    """Paths of the trained parameters that two or more tasks use."""
+    return shares.shared(self._used, self.frozen)
+
+  @functools.cached_property  # tracing the model once more for each task takes seconds
+  def _used(self):
+    """{task: paths of the parameters that a model with this task only has}."""
+    shapes = {name: jax.eval_shape(states.variables_fn(
+        self.model, self.batch_of((name,)), self.config.seed)) for name in self.tasks}
+    return {name: frozenset(traverse_util.flatten_dict(shape['params'], sep='/'))
+            for name, shape in shapes.items()}
 
 
 def count(params) -> int:

@@ -87,7 +87,8 @@ def trace_step(plan: Plan, kind: StepKind | None = None) -> jax.stages.Traced:
   step = make_train_step(
       plan.model, {name: plan.tasks[name] for name in kind.tasks}, plan.task_weights,
       plan.optimizer, accumulation=train.accumulation, ema_decay=train.ema_decay,
-      frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind], shared=plan.shared,
+      frozen=plan.frozen, balance=plan.balance, resting=plan.resting[kind],
+      shared=plan.shared if plan.balance.needs == 'gradients' else frozenset(),
       schedule=plan.schedule, teacher=plan.teacher)
   more = () if plan.teacher is None else (plan.teacher.abstract,)
   return jax.jit(meshes.over(plan.mesh, step), donate_argnums=0,

@@ -239,7 +239,11 @@ function drawn(png, alt) {
   return made('img', {className: 'drawn', src: `data:image/png;base64,${png}`, alt});
 }
 
-function showStep({step, steps, png}) {
+function showStep({step, steps, png, text}) {
+  if (text !== undefined) {
+    at('answer').replaceChildren(main(text));
+    return;
+  }
   say(`Step ${step} of ${steps}`);
   if (!at('answer').querySelector('progress')) {
     at('answer').replaceChildren(made('progress', {max: steps}), made('div'));
@@ -276,8 +280,9 @@ async function ask(event) {
   form.append('task', task.id);
   form.append('text', at('text').value);
   form.append('details', 'true');
+  const streams = task.draws || task.writes;
+  if (streams) form.append('stream', 'true');
   if (task.draws) {
-    form.append('stream', 'true');
     form.append('options', JSON.stringify(Object.fromEntries(
       ['steps', 'guidance', 'seed'].filter(name => at(name).value !== '')
         .map(name => [name, Number(at(name).value)]))));
@@ -294,7 +299,7 @@ async function ask(event) {
     const response = await checked(await fetch('v1/predict', {
       method: 'POST', body: form, headers: headers(), signal: running.signal}));
     let answer = null;
-    if (task.draws) {
+    if (streams) {
       for await (const [name, data] of events(response)) {
         if (name === 'step') showStep(data);
         else if (name === 'error') throw new Error(data.error.message);

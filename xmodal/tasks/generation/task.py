@@ -329,6 +329,9 @@ class Generation(Task):
 
   # ---- host: predictions
 
+  def unfinished(self, value):
+    return np.round(127.5 * (np.clip(value, -1, 1) + 1)).astype(np.uint8)
+
   def decode(self, arrays):
     if 'truth' not in arrays:
       return [GeneratedImage(image) for image in arrays['image']]

@@ -16,7 +16,7 @@ def resting(kind: StepKind, used: Mapping[str, Set[str]], params, frozen: Set[st
 
   Args:
     kind: kind of the step.
-    used: paths of the parameters that each task uses; {} for a single task.
+    used: paths of the parameters that each task uses; {}: the kind trains all tasks.
     params: all parameters, or their shapes.
     frozen: paths of the parameters that no step trains.
 
