@@ -29,7 +29,8 @@ class ServerProcess:
     """
     self.began = time.perf_counter()
     self._process = subprocess.Popen(
-        [sys.executable, '-m', module, '--checkpoint', checkpoint, '--port', '0', *arguments], stdout=subprocess.PIPE, text=True)
+        [sys.executable, '-m', module, '--checkpoint', checkpoint, '--port', '0', *arguments],
+        stdout=subprocess.PIPE, text=True)
     found = re.match(r'http://127\.0\.0\.1:(\d+)/', self._process.stdout.readline())
     if found is None:
       raise UserError('the server did not start; its message is above')

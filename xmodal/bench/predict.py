@@ -32,7 +32,8 @@ QUESTIONS = {
 }
 
 
-def make_checkpoint(folder: str, config=None, parameters: Callable[[Any], Any] | None = None) -> str:
+def make_checkpoint(folder: str, config=None, parameters: Callable[[Any], Any] | None = None
+                    ) -> str:
   """Writes a workdir with an untrained model; returns it.
 
   Args:

@@ -6,7 +6,7 @@ program on a batch that lies ready; "with pictures" also decodes the pictures an
 as the server has to. Everything runs on this machine, clients included. Without a checkpoint it
 uses an untrained model, whose speed is the same: five tasks at the size `tiny`, or with --size the
 classifier of vqa. Its parameters are then those of the PyTorch model of `xmodal bench train_step`,
-which the same server serves as `torch`; it stops if their answers differ.
+which the same server serves as `torch`; it stops if their answers differ by more than 0.1%.
 """
 
 import argparse
@@ -154,7 +154,8 @@ def _run(options):
       with ServerProcess(checkpoint, '--sizes', ','.join(map(str, sizes)), *arguments,
                          **module) as server:
         ready.append(server.wait_until_ready())
-        check = answers.nearly if module else answers.equal
+        # At larger sizes the last bits depend on the size of a batch, see xmodal/serve/README.md.
+        check = answers.nearly if options.size else answers.equal
         for clients in options.clients:
           load(server.port, requests, clients, 1, check)
           taken, rate = load(server.port, requests, clients, options.seconds, check)

@@ -67,8 +67,8 @@ def _serve(args, open_engine) -> int:
     import uvicorn
   except ImportError as error:
     raise UserError(f"{error.name} is not installed: pip install 'xmodal[serve]'") from None
-  from xmodal.serve.app import Server
   from xmodal.serve import engine as engines
+  from xmodal.serve.app import Server
   from xmodal.serve.protocol import limited
 
   checkpoint = paths.resolved(args.checkpoint, '--checkpoint')

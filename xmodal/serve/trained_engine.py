@@ -27,8 +27,9 @@ class TrainedEngine(Engine):
   """Answers with a Predictor.
 
   Batches have fixed sizes. On a CPU a program of one row rounds otherwise than one of several
-  rows, in the last bits, and all programs of two rows or more agree: so the sizes begin with 2, and
-  an answer does not depend on what else is in its batch.
+  rows, in the last bits. At small widths all programs of two rows or more agree: so the sizes begin
+  with 2, and an answer does not depend on what else is in its batch. At large widths it may, in the
+  last bits; see README.md.
   """
 
   def __init__(self, folder: str, sizes: Sequence[int], name: str, precision: str = ''):
