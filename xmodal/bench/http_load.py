@@ -19,17 +19,18 @@ _START = 300  # seconds until a server is ready
 class ServerProcess:
   """`xmodal serve` at a free port of this machine; a context that ends it."""
 
-  def __init__(self, checkpoint: str, *arguments: str, module: str = 'xmodal.serve'):
+  def __init__(self, checkpoint: str, *arguments: str,
+               program: Sequence[str] = ('-m', 'xmodal.serve')):
     """Starts it; UserError if it does not start.
 
     Args:
       checkpoint: a run or a bundle.
       *arguments: options of `xmodal serve`.
-      module: what is run.
+      program: what Python runs.
     """
     self.began = time.perf_counter()
     self._process = subprocess.Popen(
-        [sys.executable, '-m', module, '--checkpoint', checkpoint, '--port', '0', *arguments],
+        [sys.executable, *program, '--checkpoint', checkpoint, '--port', '0', *arguments],
         stdout=subprocess.PIPE, text=True)
     found = re.match(r'http://127\.0\.0\.1:(\d+)/', self._process.stdout.readline())
     if found is None:

@@ -28,6 +28,12 @@ from xmodal.bench.predict import QUESTIONS, make_checkpoint
 from xmodal.errors import UserError
 
 _PICTURES = 32
+_TORCH = '''
+import sys
+from xmodal.bench.torch_serve import TorchEngine
+from xmodal.serve.__main__ import main
+sys.exit(main(open_engine=TorchEngine))
+'''
 
 
 def pictures(side: int = 96) -> list[bytes]:
@@ -147,12 +153,12 @@ def _run(options):
     base = loops['bare loop', sizes[-1]][1]
     for (kind, size), (taken, rate) in loops.items():
       rows.append(_row(f'{kind}, batch {size}', taken, rate, base))
-    of_torch = {'module': 'xmodal.bench.torch_serve'}
-    for name, arguments, module in (
+    of_torch = {'program': ('-c', _TORCH)}
+    for name, arguments, program in (
         ('batches', (), {}), ('one by one', ('--no_batching',), {}),
         *([('torch', (), of_torch)] if options.size and has_torch() else [])):
       with ServerProcess(checkpoint, '--sizes', ','.join(map(str, sizes)), *arguments,
-                         **module) as server:
+                         **program) as server:
         ready.append(server.wait_until_ready())
         # At larger sizes the last bits depend on the size of a batch, see xmodal/serve/README.md.
         check = answers.nearly if options.size else answers.equal

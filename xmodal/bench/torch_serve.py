@@ -1,7 +1,6 @@
 """The server of xmodal.serve with the PyTorch reference as its model, for `xmodal bench serve`."""
 
 import os
-import sys
 
 import numpy as np
 import torch
@@ -48,8 +47,3 @@ class TorchEngine(TrainedEngine):
                 'question': torch.from_numpy(np.asarray(batch['vqa']['question'], np.int64))}
     probability, index = torch.topk(self._model.logits(features).softmax(-1), 5)
     return {'vqa': {'top_index': index.numpy(), 'top_probability': probability.numpy()}}
-
-
-if __name__ == '__main__':
-  from xmodal.serve.__main__ import main
-  sys.exit(main(open_engine=TorchEngine))

@@ -206,9 +206,12 @@ function notes() {
   return made('p', {className: 'note', textContent: (found.notes ?? []).join('; ')});
 }
 
+function main(text) {
+  return made('p', {className: 'main', textContent: text});
+}
+
 function show(answer) {
   found = answer;
-  const main = text => made('p', {className: 'main', textContent: text});
   if (answer.candidates) {
     at('slider').hidden = false;
     at('threshold').value = answer.threshold;
