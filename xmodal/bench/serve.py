@@ -1,16 +1,18 @@
 """Latency and throughput of `xmodal serve`, compared with a bare loop of the same program.
 
-`python -m xmodal.bench.serve [--checkpoint DIR | --size S] [--task T] [--clients 1 8 64]
-[--seconds 10]` starts the server twice, with batches and without. The bare loop calls the compiled
-program on a batch that lies ready; "with pictures" also decodes the pictures and makes the batch,
-as the server has to. Everything runs on this machine, clients included. Without a checkpoint it
-uses an untrained model, whose speed is the same: five tasks at the size `tiny`, or with --size the
-classifier of vqa. Its parameters are then those of the PyTorch model of `xmodal bench train_step`,
-which the same server serves as `torch`; it stops if their answers differ by more than 0.1%.
+`python -m xmodal.bench.serve [--checkpoint DIR | --size S [KEY=VALUE ...]] [--task T]
+[--clients 1 8 64] [--seconds 10]` starts the server twice, with batches and without. The bare loop
+calls the compiled program on a batch that lies ready; "with pictures" also decodes the pictures and
+makes the batch, as the server has to. Everything runs on this machine, clients included. Without a
+checkpoint it uses an untrained model, whose speed is the same: five tasks at the size `tiny`, or
+with --size the classifier of vqa. Its parameters are then those of the PyTorch model of `xmodal
+bench train_step`, which the same server serves as `torch`; it stops if their answers differ by more
+than 0.1%.
 """
 
 import argparse
 import base64
+from collections.abc import Sequence
 import io
 import json
 import math
@@ -116,14 +118,22 @@ class Answers:
     return self._first.setdefault(place, body)
 
 
-def _untrained(folder, size):
+def untrained(folder: str, size: str | None, changes: Sequence[str] = ()) -> str:
+  """Writes a workdir with an untrained model; returns it.
+
+  Args:
+    folder: the workdir.
+    size: None: predict.make_checkpoint's model; else config.model.size of a classifier of vqa with
+      the parameters of torch_serve, if torch is installed.
+    changes: KEY=VALUE each, of the config for `size`.
+  """
   if not size:
     return make_checkpoint(folder)
   config = configs.base()
-  changed(config, [f'model.size={size}'])
   config.mixer.tasks, config.mixer.weights = ('vqa',), (1.0,)
   config.data.image_size, config.vqa.generation_weight = 224, 0.0
   config.data.train_examples, config.data.eval_examples, config.train.batch_size = 500, 8, 8
+  changed(config, [f'model.size={size}', *changes])
   if not has_torch():
     return make_checkpoint(folder, config)
   from xmodal.bench import torch_serve
@@ -137,6 +147,8 @@ def _row(name, taken, rate, base):
 
 def _run(options):
   check_positive(options, 'clients')
+  if options.changes and not options.size:
+    raise UserError(f'{options.changes[0]}: only for the untrained model of --size')
   if options.size and (options.checkpoint or options.task != 'vqa'):
     raise UserError('--size makes an untrained model of the vqa task alone; leave out --checkpoint '
                     'and --task')
@@ -144,7 +156,8 @@ def _run(options):
     raise UserError(f'--task {options.task}: wanted one of {", ".join(QUESTIONS)}')
   sizes, text = tuple(options.sizes), QUESTIONS[options.task][0]
   with tempfile.TemporaryDirectory() as folder:
-    checkpoint = options.checkpoint or _untrained(os.path.join(folder, 'run'), options.size)
+    checkpoint = options.checkpoint or untrained(os.path.join(folder, 'run'), options.size,
+                                                 options.changes)
     files = pictures()
     requests = [http_request(predict_body(base64.b64encode(file).decode(), text, options.task))
                 for file in files]
@@ -184,6 +197,8 @@ def main(argv=None) -> int:
   parser.add_argument('--seconds', type=float, default=10, help='of each row')
   parser.add_argument('--sizes', type=int, nargs='+', default=[2, 8, 32],
                       help='batch sizes of the server')
+  parser.add_argument('changes', nargs='*', metavar='KEY=VALUE',
+                      help='changes to the config of --size')
   return run_command(_run, parser.parse_args(argv))
 
 
