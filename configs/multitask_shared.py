@@ -5,7 +5,7 @@
 
 Each picture passes the vision tower once for all tasks. The benchmark compares the model with each
 task alone. After these 1,000 steps (three seeds): VQA accuracy 46.7%, objects F1 58.4%, detection
-mAP 98.1%, CIDEr 4.25, R@1 65.1%. Two CPU cores.
+mAP 98.1%, CIDEr 4.25, R@1 65.1%. Two CPU cores, 4 minutes.
 Data: embedded shapes, no download.
 """
 
