@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import single
+import tiny
 
 from xmodal.errors import UserError
 from xmodal.tasks.objects import Objects
@@ -163,15 +164,17 @@ def test_what_came_to_no_checkpoint_is_written_over(tmp_path, monkeypatch):
   Plan(single.changed(), str(tmp_path / 'run'))  # another config is accepted
 
 
-def test_a_finished_run_is_only_evaluated(workdir, finished, final):
-  told = single.train(workdir)
+def test_a_finished_run_is_only_evaluated(finished_tiny, tmp_path):
+  workdir = pathlib.Path(shutil.copytree(finished_tiny, tmp_path / 'run'))
+  told = tiny.train(workdir)
   assert told['resumed_from'] == told['step'] == 6
-  before = json.loads((finished / 'final.json').read_text())
+  before = json.loads((finished_tiny / 'final.json').read_text())
+  assert before['evaluation']['vqa']['accuracy'] > 0
   assert told['evaluation'] == before['evaluation']
   assert json.loads((workdir / 'final.json').read_text()) == before  # its training time is kept
-  one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished, workdir))
+  one, two = ((folder / 'metrics.jsonl').read_text() for folder in (finished_tiny, workdir))
   assert one == two
-  assert_same(single.restored(workdir), final)
+  assert_same(tiny.restored(workdir), tiny.restored(finished_tiny))
 
 
 def test_a_run_with_another_config_is_refused(workdir):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 import single
+import tiny
 
 from xmodal import export, predict, storage
 from xmodal.errors import UserError
@@ -121,10 +122,22 @@ def test_the_bucket_holds_what_a_folder_holds(address, finished):
     assert f'checkpoints/6/{name}' in there
 
 
-def test_eval_gives_the_scores_of_the_training(address, finished):
+def upload(run, kind):
+  """Copies the last checkpoint of a run into a bucket; returns the run's address there."""
+  address = f'{kind}://{buckets.BUCKET}/runs/uploaded'
+  for path in filter(os.path.isfile, (run / 'checkpoints/6').rglob('*')):
+    storage.upload(str(path), f'{address}/{path.relative_to(run)}')
+  storage.write(f'{address}/checkpoints/6/{bucket.COMPLETE}', b'complete')
+  return address
+
+
+@pytest.mark.parametrize('kind', ['gs', 's3'])
+def test_eval_gives_the_scores_of_the_training(kind, finished_tiny):
+  address = upload(finished_tiny, kind)
   forget_this_machine()
-  scores = runs.evaluate_newest(Plan(single.changed(), address, 'eval'))
-  assert scores == json.loads((finished / 'final.json').read_text())['evaluation']
+  scores = runs.evaluate_newest(Plan(tiny.get_config(), address, 'eval'))
+  assert scores['vqa']['accuracy'] > 0
+  assert scores == json.loads((finished_tiny / 'final.json').read_text())['evaluation']
 
 
 @pytest.fixture
@@ -151,10 +164,7 @@ def test_predict_answers_from_the_bucket_into_the_bucket(in_gs, finished, pictur
 
 
 def test_export_writes_the_tower_into_the_bucket(emulators, finished_tiny, tmp_path, capsys):
-  run = f'{ROOT}/runs/with_text'  # a run of single.py has no text tower
-  for path in filter(os.path.isfile, (finished_tiny / 'checkpoints/6').rglob('*')):
-    storage.upload(str(path), f'{run}/{path.relative_to(finished_tiny)}')
-  storage.write(f'{run}/checkpoints/6/{bucket.COMPLETE}', b'complete')
+  run = upload(finished_tiny, 'gs')
   for checkpoint_, out in ((run, f'{ROOT}/tower'), (str(finished_tiny), str(tmp_path / 'tower'))):
     assert export.main(['--checkpoint', checkpoint_, '--part', 'text', '--output', out]) == 0
   for path in (tmp_path / 'tower').iterdir():

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 import pytest
-import single
+import tiny
 
 from xmodal import main
 from xmodal.errors import UserError
@@ -15,11 +15,6 @@ from xmodal.train import run as runs
 from xmodal.train.logs import metrics
 from xmodal.train.plan import Plan
 from xmodal.train.process.stop import Stop
-
-
-@pytest.fixture(scope='module')
-def finished(finished_single):
-  return finished_single
 
 
 @pytest.fixture
@@ -38,14 +33,14 @@ def of_split(workdir, split, task):
 
 
 def test_an_evaluation_that_was_not_made_is_made_first(workdir, monkeypatch):
-  c = single.changed(train__eval_every=3)
+  c = tiny.changed(train__eval_every=3)
   places = []
   with monkeypatch.context() as patch:  # stopped after two of three batches
     patch.setattr(Stop, 'reached', lambda self: places.append(1) or len(places) == 2)
-    assert single.train(workdir, c) == {}
-  assert len(places) == 2 and not of_split(workdir, 'eval', 'objects')
+    assert tiny.train(workdir, c) == {}
+  assert len(places) == 2 and not of_split(workdir, 'eval', 'vqa')
   expected = runs.evaluate_newest(Plan(c, str(workdir), 'eval'))  # the only checkpoint
-  told = single.train(workdir, c)
+  told = tiny.train(workdir, c)
   assert told['resumed_from'] == 3
   for task, scores in expected.items():
     evaluations = of_split(workdir, 'eval', task)
@@ -56,7 +51,7 @@ def test_an_evaluation_that_was_not_made_is_made_first(workdir, monkeypatch):
 
 
 def test_an_evaluation_that_fails_leaves_a_checkpoint_of_its_step(workdir, monkeypatch):
-  c = single.changed(train__eval_every=4)
+  c = tiny.changed(train__eval_every=4)
 
   def fail(*_):
     raise UserError('it does not fit')
@@ -64,15 +59,15 @@ def test_an_evaluation_that_fails_leaves_a_checkpoint_of_its_step(workdir, monke
   with monkeypatch.context() as patch:
     patch.setattr(evaluate, 'predict_all', fail)
     with pytest.raises(UserError, match='does not fit'):
-      single.train(workdir, c)
-  assert single.train(workdir, c)['resumed_from'] == 4
-  assert list(of_split(workdir, 'eval', 'objects')) == [4, 6]
+      tiny.train(workdir, c)
+  assert tiny.train(workdir, c)['resumed_from'] == 4
+  assert list(of_split(workdir, 'eval', 'vqa')) == [4, 6]
 
 
 def test_what_was_left_out_before_is_told_at_the_end(workdir):
   (workdir / 'left_out.json').write_text(json.dumps(
       {'train': {'pictures': [[7, 'a.png: cut off']], 'boxes': [[9, ['record 9: outside']]]}}))
-  told = single.train(workdir, single.changed(data__max_bad_share=0.0))  # pictures repaired
+  told = tiny.train(workdir, tiny.changed(data__max_bad_share=0.0))  # pictures repaired
   assert told['unreadable_pictures'] == {'train': ['a.png: cut off'], 'eval': []}
   assert told['boxes_outside'] == {'train': ['record 9: outside'], 'eval': []}
 
@@ -81,7 +76,7 @@ def test_what_was_left_out_before_is_told_at_the_end(workdir):
 def test_a_cut_list_of_what_was_left_out_is_no_obstacle(tmp_path, cut):
   path = tmp_path / 'left_out.json'
   path.write_text(cut)
-  run = Plan(single.changed(), str(tmp_path / 'run'))
+  run = Plan(tiny.get_config(), str(tmp_path / 'run'))
   unusable.load(run.feeds, str(path))
   assert not run.feeds[0].bad['train'].reasons
 
