@@ -53,6 +53,7 @@ LONGEST = ('test_eight_devices.py', 'test_commands.py', 'test_names.py', 'test_s
 LAST = 'test_source_tfds.py'
 
 
+@pytest.hookimpl(optionalhook=True)  # unknown where xdist is off
 def pytest_xdist_auto_num_workers():
   # One more than processors: a fifth of the time a worker waits, for another process or a timeout.
   return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())

@@ -16,7 +16,7 @@ import tiny
 from xmodal.errors import UserError
 from xmodal.tasks.objects import Objects
 from xmodal.train import loop
-from xmodal.train.checkpoints import checkpoint
+from xmodal.train.checkpoints import checkpoint, reading
 from xmodal.train.hooks import log
 from xmodal.train.plan import Plan
 
@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_line(small_disk):
 def test_only_the_newest_checkpoints_are_kept(workdir, final):
   checkpoints = checkpoint.Checkpoints(str(workdir), keep=2)
   for step in (7, 8):
-    checkpoints.save(final.replace(step=np.int32(step)), str(workdir / 'assets'))
+    checkpoints.save(final.replace(step=np.array(step, np.int32)), str(workdir / 'assets'))
   checkpoints.close()
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['7', '8']
 
@@ -244,3 +244,11 @@ def test_many_bad_steps_in_a_row_end_the_run(tmp_path, monkeypatch, capsys):
                                       'learning_rate=0.001'):
     single.train(tmp_path / 'run')
   assert 'step 2: gradients are not finite, step skipped (2 so far)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('shape', [(), (5,), (3, 4, 2)])
+def test_an_array_has_one_checksum_whoever_computes_it(shape):
+  words = np.random.default_rng(0).integers(0, 2**32, shape, np.uint32)
+  exact = sum(int(word) * (2 * place + 1) for place, word in enumerate(words.flat)) % 2**32
+  array = jax.numpy.asarray(words.view(np.float32))
+  assert int(reading._weighted_sum(array)) == int(reading._weighted_sum_on_device(array)) == exact

@@ -18,6 +18,7 @@ import tiny
 from xmodal.data import order
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.sharding import hosts
+from xmodal.train.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -96,12 +97,12 @@ def runs(tmp_path_factory, data):
   """By number of hosts: three steps, then three more; of two hosts first with the batch split, then
   with the layers, and interrupted in an evaluation that one host does not make."""
   one, two = (tmp_path_factory.mktemp(f'hosts{hosts}') / 'run' for hosts in (1, 2))
-  c = tiny.get_config()
-  c.update_from_flattened_dict(data)
+  c = single.changed(**data, mixer__tasks=('vqa',))
   first = c.copy_and_resolve_references()
   first.train.steps = 3
   found = {1: (one, tiny.train(one, first), tiny.train(one, c))}
   changes = [f'--config.{key}={value}' for key, value in data.items()]
+  changes += ["--config.mixer.tasks=('vqa',)", '--config.mixer.weights=(1.0,)']
   run_hosts(two, *changes, '--config.train.steps=3')
   found[2] = two, final(two)
   changes += ['--config.mesh.tensor=2', '--config.train.eval_every=4']
@@ -154,7 +155,8 @@ def test_two_hosts_train_as_one(runs):
   np.testing.assert_allclose(two, one, rtol=1e-4)
   assert runs[2][2]['resumed_from'] == 4
   assert evaluations(runs[2][0]) == [3, 4, 6]
-  a, b = (tiny.restored(runs[hosts][0]) for hosts in (1, 2))
+  abstract = Plan(single.changed(mixer__tasks=('vqa',)), 'unused').abstract
+  a, b = (tiny.restored(runs[hosts][0], abstract=abstract) for hosts in (1, 2))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4),
                a.params, b.params)
 

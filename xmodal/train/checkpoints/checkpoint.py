@@ -22,6 +22,7 @@ import sys
 
 from absl import logging as absl_logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -69,8 +70,15 @@ class _Folder(ocp.args.CheckpointArgs):
   source: str = ''
 
 
-class _ArraysHandler(ocp.StandardCheckpointHandler):
+class _ArraysHandler(ocp.PyTreeCheckpointHandler):
   """Orbax's handler, which also writes a list of its files."""
+
+  def __init__(self):
+    # Orbax lets each device with a copy of an array write a slice of it. Slicing many small arrays
+    # on 8 devices stops the training four times as long as copying them from one device.
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    super().__init__(type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, arrays), (np.ndarray, ocp.type_handlers.NumpyHandler())))
 
   def finalize(self, directory):
     super().finalize(directory)
@@ -78,12 +86,12 @@ class _ArraysHandler(ocp.StandardCheckpointHandler):
 
 
 @ocp.args.register_with_handler(_ArraysHandler, for_save=True)
-class _Arrays(ocp.args.StandardSave):
+class _Arrays(ocp.args.PyTreeSave):
   """Arguments for saving with that handler."""
 
 
 @ocp.args.register_with_handler(_ArraysHandler, for_restore=True)
-class _ArraysBack(ocp.args.StandardRestore):
+class _ArraysBack(ocp.args.PyTreeRestore):
   """Arguments for restoring, which Orbax requires for each handler."""
 
 
