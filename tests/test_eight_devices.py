@@ -97,8 +97,9 @@ def learn_and_predict(folder, towers, sizes, file):
 
   predicted = []
   def predict_step(variables, batch):
-    predicted.append(jax.device_get(run.evaluation.predict_step(variables, batch)))
-    return predicted[-1]
+    result = run.evaluation.predict_step(variables, batch)
+    predicted.append(jax.device_get(result))
+    return result
   records, _ = evaluate.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
   assert records.tolist() == list(range(EXAMPLES))
   predicted = jax.tree.map(lambda *x: np.concatenate(x)[:EXAMPLES], *(x for _, x in predicted))

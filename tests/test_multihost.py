@@ -166,6 +166,9 @@ def test_two_hosts_count_every_example_once(runs):
     one, two = (runs[hosts][part]['evaluation']['vqa'] for hosts in (1, 2))
     assert two['examples'] == one['examples'] == tiny.get_config().data.eval_examples
     assert two['accuracy'] == one['accuracy']
+  one, two = ((runs[hosts][0] / 'predictions_vqa_val.jsonl').read_text() for hosts in (1, 2))
+  assert [json.loads(line)['record'] for line in two.splitlines()] == list(range(20))
+  assert two.count('"answer"') == one.count('"answer"') > 0
 
 
 def test_all_pictures_that_cannot_be_read_are_reported(runs):

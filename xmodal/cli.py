@@ -40,6 +40,8 @@ _BENCHMARKS = {
                          'xmodal.bench.data_size'),
     'detection': Command('Pictures per second of DETR, compared with PyTorch.',
                          'xmodal.bench.detection'),
+    'evaluation': Command('Examples per second of evaluation, compared with training.',
+                          'xmodal.bench.evaluation'),
     'generate': Command('Tokens per second of generated text, compared with PyTorch.',
                         'xmodal.bench.generate'),
     'generation': Command('Training examples and generated pictures per second of image '

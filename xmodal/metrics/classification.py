@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xmodal.metrics.vqa import soft_scores, vqa_accuracy
+from xmodal.metrics.vqa import answer_key, soft_scores, vqa_accuracy
 
 
 def classification_scores(predictions: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
@@ -80,7 +80,7 @@ def _best_constant(truths):
     for key, score in soft_scores(answers).items():
       bounds[key] += score
     for answer in answers:
-      spellings[next(iter(soft_scores([answer])))][answer] = None
+      spellings[answer_key(answer)][answer] = None
   best, best_total = '', -1.0
   for key, bound in bounds.most_common():
     if bound <= best_total:

@@ -91,6 +91,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
           for answer in answers}
 
 
+@functools.cache
 def _agreement(matches, people):
   """min(1, matches among the others / 3), averaged over leaving each person out."""
   if people == 1:
@@ -101,10 +102,12 @@ def _agreement(matches, people):
   return (left_out_agrees + left_out_differs) / people
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def _clean(text):
   return text.replace('\n', ' ').replace('\t', ' ').strip()
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def answer_key(text: str) -> str:
   """Key shared by all spellings of an answer: the normal form, or the text if that is empty."""
   return normalize_answer(text) or _clean(text).lower()

@@ -98,3 +98,14 @@ def put_batch(batch, mesh: Mesh, batch_size: int):
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(
       sharding, x, (batch_size, *x.shape[1:])), batch)
+
+
+def get_batch(batch):
+  """This host's rows of a batch over the mesh as numpy arrays, in the order of local_rows."""
+  def shards(x):
+    by_start = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return tuple(by_start[start] for start in sorted(by_start))
+
+  leaves, structure = jax.tree.flatten(batch)
+  parts = jax.device_get([shards(x) for x in leaves])
+  return structure.unflatten(map(np.concatenate, parts))

@@ -13,6 +13,7 @@ from xmodal.errors import UserError
 from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
+from xmodal.train.process import together
 from xmodal.train.process.stop import Stop
 from xmodal.train.steps.read import as_read
 
@@ -26,12 +27,12 @@ OPTIONS = {
 
 
 def make_predict_step(model, mesh):
-  """A jitted (variables, batch) -> (valid, {task: arrays}); outputs are replicated on all hosts."""
+  """A jitted (variables, batch) -> (valid, {task: arrays}), over the mesh as the batch is."""
   def predict_step(variables, batch):
     variables = {**variables, 'params': as_read(model, variables['params'])}
     return batch['valid'], model.apply(variables, batch, method='predict')
 
-  return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.replicated(mesh))
+  return jax.jit(meshes.over(mesh, predict_step), out_shardings=meshes.batch_sharding(mesh))
 
 
 def check_batch_size(key: str, size: int, mesh) -> None:
@@ -60,7 +61,9 @@ def choose_batch_size(config, tasks: Mapping[str, Task], mesh) -> int:
 
 def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh,
                 stop: Stop | None = None, most: int = 0):
-  """Predicts every record of a source.
+  """Predicts the records of a source whose rows of batches this process holds.
+
+  Processes may hold the same rows, see sharding.mesh.local_rows.
 
   Args:
     predict_step: from make_predict_step.
@@ -75,11 +78,12 @@ def predict_all(predict_step, variables, make: BatchMaker, batch_size: int, mesh
     (int64 [N] records whose pictures could be read, {task: N predictions}); None if stopped.
   """
   records, predictions = [], {name: [] for name in make.tasks}
-  batches = eval_batches(make, batch_size, meshes.local_rows(mesh, batch_size), most)
+  rows = meshes.local_rows(mesh, batch_size)
+  batches = eval_batches(make, batch_size, rows, most)
   computed = (predict_step(variables, meshes.put_batch(batch, mesh, batch_size))
               for batch in batches)
   for number, (valid, outputs) in enumerate(_one_ahead(computed, batch_size)):
-    records.append((number * batch_size + np.arange(batch_size))[valid])
+    records.append((number * batch_size + rows)[valid])
     for name, task in make.tasks.items():
       decoded = task.decode(outputs[name])
       predictions[name] += [p for p, v in zip(decoded, valid) if v]
@@ -94,7 +98,7 @@ def _one_ahead(outputs, batch_size):
     last = next(outputs, None)
     while last is not None:
       following = next(outputs, None)
-      yield jax.device_get(last)
+      yield meshes.get_batch(last)
       last = following
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
@@ -109,6 +113,8 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
                     ) -> dict[str, dict] | None:
   """Scores the tasks of one source; writes predictions and sample pictures.
 
+  Each process decodes the predictions of its rows; process 0 scores and writes them all.
+
   Args:
     predict_step, variables, make, batch_size, mesh, stop, most: see predict_all.
     split: name of the split, used in file names.
@@ -122,18 +128,34 @@ def evaluate_source(predict_step, variables, make: BatchMaker, split: str, confi
   predicted = predict_all(predict_step, variables, make, batch_size, mesh, stop, most)
   if predicted is None:
     return None
-  records, predictions = predicted
+  everywhere = together.to_lead(predicted)
+  return together.result_of_lead(lambda: _finish(
+      *_joined(everywhere), make, split, config, workdir, step))
+
+
+def _joined(parts):
+  """The (records, predictions) of all processes as one, each record once and in order."""
+  records, places = np.unique(np.concatenate([records for records, _ in parts]),
+                              return_index=True)
+  predictions = {}
+  for name in parts[0][1]:
+    every = [prediction for _, by_task in parts for prediction in by_task[name]]
+    predictions[name] = [every[place] for place in places]
+  return records, predictions
+
+
+def _finish(records, predictions, make, split, config, workdir, step):
+  """Scores predictions; writes them and sample pictures. Returns {task: scores}."""
   examples = [make.source[int(record)] for record in records]
   predictions = {name: task.relate(examples, predictions[name])
                  for name, task in make.tasks.items()}
   scores = score_all(make.tasks, examples, predictions)
-  if jax.process_index() == 0:
-    for name, task in make.tasks.items():
-      write_predictions(os.path.join(workdir, f'predictions_{name}_{split}.jsonl'), task, records,
-                        examples, predictions[name])
-      write_files(workdir, name, split, task, examples, predictions[name])
-      write_samples(os.path.join(workdir, 'samples', f'{name}_{split}_{step:07d}.png'), task, make,
-                    records, examples, predictions[name], config.train.samples)
+  for name, task in make.tasks.items():
+    write_predictions(os.path.join(workdir, f'predictions_{name}_{split}.jsonl'), task, records,
+                      examples, predictions[name])
+    write_files(workdir, name, split, task, examples, predictions[name])
+    write_samples(os.path.join(workdir, 'samples', f'{name}_{split}_{step:07d}.png'), task, make,
+                  records, examples, predictions[name], config.train.samples)
   return scores
 
 

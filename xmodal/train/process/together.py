@@ -3,8 +3,11 @@
 A process that failed or stopped alone would leave the others waiting at a barrier forever.
 """
 
+import base64
 from collections.abc import Callable
+import pickle
 import socket
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,6 +17,7 @@ from xmodal.errors import UserError
 from xmodal.sharding import hosts
 
 _BYTES = 2048  # maximum length of an exchanged text
+_PIECE = 1 << 24  # bytes of a larger object that the devices exchange at once
 
 
 def gather(text: str) -> list[str]:
@@ -81,6 +85,34 @@ def from_lead(make: Callable[[], str]) -> str:
   if not said.startswith('='):
     raise _of_another(0, said)
   return said[1:]
+
+
+def to_lead(value: Any) -> list[Any] | None:
+  """Every process's value, in process order, on process 0, and None on the others.
+
+  Every process must call it. The values are pickled.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(data.size)).ravel()
+  pieces = []
+  for start in range(0, sizes.max(), _PIECE):
+    piece = data[start:start + _PIECE]
+    piece = np.pad(piece, (0, min(_PIECE, sizes.max() - start) - piece.size))
+    pieces.append(multihost_utils.process_allgather(piece))
+    if jax.process_index() > 0:
+      pieces.clear()
+  if not pieces:
+    return None
+  rows = np.concatenate(pieces, axis=1)
+  return [pickle.loads(row[:size]) for row, size in zip(rows, sizes)]
+
+
+def result_of_lead(make: Callable[[], Any]) -> Any:
+  """What `make` returns on process 0, pickled to every process; see from_lead."""
+  text = from_lead(lambda: base64.b64encode(pickle.dumps(make())).decode('ascii'))
+  return pickle.loads(base64.b64decode(text))
 
 
 def _reason(raised):
