@@ -4,6 +4,7 @@ import collections
 import json
 import random
 
+import numpy as np
 from PIL import Image
 import pytest
 import tiny
@@ -18,8 +19,9 @@ from xmodal.data.sources import stream
 from xmodal.data.sources.pack import read_pack
 from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.texts import texts_of
-from xmodal.data.tokenizer import train_tokenizer
+from xmodal.data.tokenizer import Tokenizer, train_tokenizer
 from xmodal.data.words import NORMALIZER, PRE_TOKENIZER, Words
+from xmodal.tasks import lengths
 from xmodal.tasks.vqa import make_answer_list
 from xmodal.train.plan import Plan
 
@@ -54,8 +56,8 @@ def test_words_are_those_that_the_tokenizers_library_learns_from():
         vocab_size=size, special_tokens=['<pad>', '</s>', '<unk>'], show_progress=False))
     learned = train_tokenizer(TEXTS * 3, size)
     assert json.loads(learned.state)['model'] == json.loads(backend.to_str())['model']
-    lengths = learned.word_lengths(words.words)
-    assert [1 + sum(lengths[n] for n in words.numbers(text)) for text in TEXTS
+    of_words = learned.word_lengths(words.words)
+    assert [1 + sum(of_words[n] for n in words.numbers(text)) for text in TEXTS
             ] == learned.lengths(TEXTS).tolist()
 
 
@@ -73,6 +75,8 @@ def test_an_overview_counts_what_the_examples_have():
     assert found.count(*fields) == sum(e.has(*fields) for e in source)
   for number, example in enumerate(source):
     assert [found.answers[n] for n in found.given.row(number)] == list(example.answers)
+  assert found.num_captions.tolist() == [len(e.captions) for e in source]
+  assert found.numbers.tolist() == [e.number for e in source if e.number is not None]
   assert found.foreign is None
 
 
@@ -87,11 +91,32 @@ def test_an_overview_is_read_as_it_was_written(tmp_path):
   for name in ('size', 'words', 'names', 'num_objects', 'ignored', 'categories', 'answers',
                'filled', 'foreign', 'tokenizer'):
     assert getattr(kept, name) == getattr(found, name), name
+  for name in ('num_captions', 'numbers'):
+    np.testing.assert_array_equal(getattr(kept, name), getattr(found, name))
   assert make_answer_list(Sampled(source, kept), 9) == make_answer_list(source, 9)
   assert Overview.load(str(path), 'others') is None
   path.write_bytes(path.read_bytes()[:-50])
   assert Overview.load(str(path), 'these') is None
   assert Overview.load(str(tmp_path / 'none'), 'these') is None
+
+
+@pytest.mark.parametrize('divides_alike', [True, False])
+def test_numbers_of_tokens_come_from_the_overview_as_from_the_texts(divides_alike, monkeypatch):
+  if not divides_alike:
+    monkeypatch.setattr(Tokenizer, 'word_lengths', lambda *_: None)
+  source = examples(300)
+  captions = [[text for text in e.captions if text.strip()] for e in source]
+  tokenizer = train_tokenizer([text for e in source for text in texts_of(e)], 60)
+
+  def counts(texts):
+    return tokenizer.lengths(list(texts)).tolist()
+
+  assert lengths.question_counts(tokenizer, source).tolist() == counts(
+      e.question for e in source if e.question)
+  for most in (1, 2, None):
+    assert lengths.caption_counts(tokenizer, source, most).tolist() == counts(
+        text for texts in captions for text in texts[:most])
+  assert lengths.num_captions(overview_of(source)).tolist() == list(map(len, captions))
 
 
 @pytest.fixture
@@ -102,21 +127,24 @@ def packed(tmp_path, monkeypatch):
     for i, example in enumerate(examples(count, seed=count)):
       Image.new('RGB', (32, 32)).save(tmp_path / f'{split}{i}.png')
       lines.append({'image': f'{split}{i}.png', 'question': example.question.strip() or 'what?',
-                    'answers': list(example.answers) or ['yes'], 'objects': [
-                        {'name': o.name, 'box': list(o.box)} for o in example.objects or ()]})
+                    'answers': list(example.answers) or ['yes'], 'number': i % 7,
+                    'caption': [c for c in example.captions if c.strip()] or ['a thing'],
+                    'objects': [{'name': o.name, 'box': list(o.box)}
+                                for o in example.objects or ()]})
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, lines)))
   assert pack.main([str(tmp_path), '--output', str(tmp_path / 'pack')]) == 0
   return tmp_path / 'pack'
 
 
-def test_the_first_run_on_a_pack_reads_few_examples(packed, monkeypatch):
+@pytest.mark.parametrize('tasks', [('vqa', 'objects'), ('captioning', 'retrieval', 'regression')])
+def test_the_first_run_on_a_pack_reads_few_examples(packed, tasks, monkeypatch):
   reads, read = [], records.Reader.read
   monkeypatch.setattr(records.Reader, 'read', lambda *a: reads.append(1) or read(*a))
 
   def plan(**values):
     return Plan(tiny.changed(
         data__source='pack', data__root=str(packed), data__augment__mirror=True,
-        mixer__tasks=('vqa', 'objects'), **values), 'unused')
+        mixer__tasks=tasks, mixer__weights=(1.0,) * len(tasks), **values), 'unused')
 
   with_it = plan()
   few = len(reads)
@@ -126,8 +154,9 @@ def test_the_first_run_on_a_pack_reads_few_examples(packed, monkeypatch):
   assert few < 150 and len(reads) > few + 300
   assert with_it.notes == without.notes
   assert with_it.tokenizer.state == without.tokenizer.state
-  for name in ('vqa', 'objects'):
+  for name in tasks:
     assert with_it.tasks[name].labels() == without.tasks[name].labels()
+    assert with_it.tasks[name].units == without.tasks[name].units
   assert read_pack(str(packed), 'train').overview is None
 
 

@@ -27,7 +27,8 @@ from xmodal.data.uncollected import uncollected
 from xmodal.data.words import Words
 from xmodal.errors import UserError
 
-_FORMAT = 1  # of files: raise it when what is gathered changes, or how texts become words
+_FORMAT = 2  # of files: raise it when what is gathered changes, or how texts become words
+_ROWS = ('given', 'questions', 'captions')  # fields of an Overview
 _ROWS_AT_ONCE = 1 << 18
 _FIELDS = tuple(DEFAULTS)
 _filled = operator.attrgetter(*_FIELDS)
@@ -80,6 +81,10 @@ class Overview:
     answers: the different answers, in the order of the examples.
     given: by example, the place in `answers` of each of its answers.
     questions: by example, the places in `words` of the words of its question.
+    captions: by caption, in the order of the examples, the places in `words` of its words; none for
+      a blank caption.
+    num_captions: number of captions of each example: int [N].
+    numbers: the targets of regression, in the order of the examples: float64 [K].
     filled: (names of filled fields and inputs, number of such examples).
     foreign: number of examples that do not read as English, and the first such text; None: not
       counted.
@@ -96,6 +101,9 @@ class Overview:
   answers: list[str]
   given: Rows
   questions: Rows
+  captions: Rows
+  num_captions: np.ndarray
+  numbers: np.ndarray
   filled: list[tuple[list[str], int]]
   foreign: tuple[int, str] | None = None
   tokenizer: dict[str, Any] | None = None
@@ -116,7 +124,7 @@ class Overview:
     """
     facts = {
         field.name: value for field in dataclasses.fields(self)
-        if not isinstance(value := getattr(self, field.name), Rows)}
+        if not isinstance(value := getattr(self, field.name), Rows | np.ndarray)}
     facts |= {'format': _FORMAT, 'of': of, 'words': list(self.words),
               'num_objects': list(self.num_objects.items()),
               'categories': [(name, list(numbers.items()))
@@ -124,8 +132,9 @@ class Overview:
     content = json.dumps(facts, default=np.generic.item).encode()
     np.savez(file, facts=np.frombuffer(content, np.uint8),
              words=np.array(list(self.words.values()), np.int64),
+             num_captions=self.num_captions, numbers=self.numbers,
              **{f'{name}_{part}': getattr(getattr(self, name), part)
-                for name in ('given', 'questions') for part in ('numbers', 'lengths')})
+                for name in _ROWS for part in ('numbers', 'lengths')})
 
   @classmethod
   def load(cls, path: str, of: str) -> 'Overview | None':
@@ -143,8 +152,8 @@ class Overview:
           'num_objects': collections.Counter(dict(facts['num_objects'])),
           'categories': {name: collections.Counter(dict(numbers))
                          for name, numbers in facts['categories']},
-          **{name: Rows(arrays[f'{name}_numbers'], arrays[f'{name}_lengths'])
-             for name in ('given', 'questions')},
+          **{name: Rows(arrays[f'{name}_numbers'], arrays[f'{name}_lengths']) for name in _ROWS},
+          **{name: arrays[name] for name in ('num_captions', 'numbers')},
           'filled': [(fields, count) for fields, count in facts['filled']],
           'foreign': facts['foreign'] and tuple(facts['foreign'])})
     except UserError:
@@ -160,13 +169,15 @@ class Gathering:
     """languages: whether to count examples that do not read as English."""
     self._size, self._ignored = 0, 0
     self._foreign = (0, '') if languages else None
-    self._filled, self._names, self._num_objects, self._with_name, self._numbers = (
-        collections.Counter() for _ in range(5))
+    self._filled, self._names, self._num_objects, self._with_name = (
+        collections.Counter() for _ in range(4))
     self._categories: dict[str, collections.Counter] = {}
     self._answers: dict[str, int] = {}
     self._words, self._counts = Words(), collections.Counter()
-    self._given, self._questions = array.array('i'), array.array('i')
-    self._num_given, self._num_words = array.array('i'), array.array('i')
+    self._given, self._questions, self._captions = (array.array('i') for _ in range(3))
+    self._num_given, self._num_words, self._num_captions, self._caption_words = (
+        array.array('i') for _ in range(4))
+    self._numbers = array.array('d')
 
   def add(self, example: Example) -> None:
     """Adds an example after those before."""
@@ -183,11 +194,17 @@ class Gathering:
       self._given.extend([known.setdefault(answer, len(known)) for answer in example.answers])
     self._num_given.append(len(example.answers))
     for caption in example.captions:
-      self._counts.update(self._words.numbers(caption))
+      words = self._words.numbers(caption)
+      if not caption.strip():
+        self._counts.update(words)
+        words = ()
+      self._captions.extend(words)
+      self._caption_words.append(len(words))
+    self._num_captions.append(len(example.captions))
     if example.expression is not None:
       self._counts.update(self._words.numbers(example.expression.name))
     if example.number is not None:
-      self._numbers[number_text(example.number)] += 1
+      self._numbers.append(example.number)
     if example.objects is not None:
       self._add_objects(example.objects)
     if self._foreign is not None and (text := foreign_text(example)) is not None:
@@ -205,13 +222,17 @@ class Gathering:
 
   def overview(self) -> Overview:
     """The overview; nothing can be added to it."""
-    given, questions = (Rows(_smallest(numbers), _smallest(lengths)) for numbers, lengths in (
-        (self._given, self._num_given), (self._questions, self._num_words)))
+    given, questions, captions = (Rows(_smallest(numbers), _smallest(lengths))
+                                  for numbers, lengths in (
+        (self._given, self._num_given), (self._questions, self._num_words),
+        (self._captions, self._caption_words)))
     counts = self._counts
-    for number, count in enumerate(np.bincount(questions.numbers).tolist()):
-      counts[number] += count
+    for texts in (questions, captions):
+      for number, count in enumerate(np.bincount(texts.numbers).tolist()):
+        counts[number] += count
+    numbers = collections.Counter(map(number_text, self._numbers))
     answers = np.bincount(given.numbers, minlength=len(self._answers)).tolist()
-    for texts in (zip(self._answers, answers), self._with_name.items(), self._numbers.items()):
+    for texts in (zip(self._answers, answers), self._with_name.items(), numbers.items()):
       for text, count in texts:
         for number in self._words.numbers(text):
           counts[number] += count
@@ -221,7 +242,8 @@ class Gathering:
     filled = [([*itertools.compress(_FIELDS, key[:fields]), *key[fields:]], count)
               for key, count in self._filled.items()]
     return Overview(self._size, words, self._names, self._num_objects, self._ignored,
-                    self._categories, list(self._answers), given, questions, filled,
+                    self._categories, list(self._answers), given, questions, captions,
+                    _smallest(self._num_captions), np.asarray(self._numbers), filled,
                     self._foreign)
 
 

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from xmodal.data.example import Example
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import captioning as metrics
 from xmodal.options import Option
-from xmodal.tasks import imitation, writing
+from xmodal.tasks import imitation, lengths, writing
 from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
@@ -83,7 +84,7 @@ class Captioning(Task):
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    most = max((len(e.captions) for e in examples), default=0)
+    most = int(overview_of(examples).num_captions.max(initial=0))
     return cls(config.captioning, tokenizer, max(1, min(most, config.captioning.max_captions)),
                config.seed)
 
@@ -98,13 +99,15 @@ class Captioning(Task):
       json.dump({'max_captions': self._max_captions}, f)
 
   def survey(self, examples):
+    examples = Sampled(examples, overview_of(examples))
     said = super().survey(examples)
-    captions = [text for e in examples for text in e.captions]
-    said += writing.cut_note(self._tokenizer, captions, 'captions', self._config.caption_length,
-                             'captioning.caption_length')
-    if many := [n for e in examples if (n := len(e.captions)) > self._max_captions]:
-      said.append(f'{len(many)} of {len(examples)} pictures have more than {self._max_captions} '
-                  f'captions (up to {max(many)}); training reads the first of them: '
+    said += lengths.length_note(
+        lengths.caption_counts(self._tokenizer, examples), 'captions',
+        self._config.caption_length, 'captioning.caption_length')
+    counts = examples.overview.num_captions
+    if many := int((counts > self._max_captions).sum()):
+      said.append(f'{many} of {len(examples)} pictures have more than {self._max_captions} '
+                  f'captions (up to {counts.max()}); training reads the first of them: '
                   'config.captioning.max_captions sets the limit')
     return said
 

@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.texts import number_text
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import regression as metrics
 from xmodal.options import Option
-from xmodal.tasks import writing
+from xmodal.tasks import lengths, writing
 from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
@@ -82,7 +83,7 @@ class Regression(Task):
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    numbers = np.array([e.number for e in examples if e.number is not None], np.float64)
+    numbers = overview_of(examples).numbers
     if not len(numbers):
       raise UserError(f'regression: none of {len(examples)} training examples has a number; it '
                       'needs the field "number" (of the embedded data: config.data.numbers=True)')
@@ -103,14 +104,19 @@ class Regression(Task):
       json.dump({'mean': self._mean, 'std': self._std}, f)
 
   def survey(self, examples):
+    examples = Sampled(examples, overview_of(examples))
     said = super().survey(examples)
-    known = [e for e in examples if e.has(*self.needs)]
-    said += writing.cut_note(self._tokenizer, [e.question for e in known], 'questions',
-                             self._config.question_length, 'regression.question_length')
+    if examples.overview.count('question') == examples.overview.count(*self.needs):
+      counts = lengths.question_counts(self._tokenizer, examples)
+    else:  # some questions belong to other tasks
+      counts = self._tokenizer.lengths([e.question for e in examples if e.has(*self.needs)])
+    said += lengths.length_note(counts, 'questions', self._config.question_length,
+                                'regression.question_length')
     if 'gen' in self.loss_weights:
-      said += writing.cut_note(
-          self._tokenizer, [number_text(e.number) for e in known], 'written numbers',
-          self._config.number_length, 'regression.number_length')
+      numbers, counts = np.unique(examples.overview.numbers, return_counts=True)
+      tokens = self._tokenizer.lengths(list(map(number_text, numbers.tolist())))
+      said += lengths.length_note(np.repeat(tokens, counts), 'written numbers',
+                                  self._config.number_length, 'regression.number_length')
     return said
 
   # ---- host: features

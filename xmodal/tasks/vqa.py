@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
 import json
 import os
 from typing import Any
@@ -21,14 +20,13 @@ from xmodal.errors import UserError
 from xmodal.metrics import classification
 from xmodal.metrics import vqa as vqa_metric
 from xmodal.options import Option
-from xmodal.tasks import imitation, writing
+from xmodal.tasks import imitation, lengths, writing
 from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
 
 _TOP = 5
 MAX_TARGETS = 10  # answers with a score that a question has: those of ten people
-_AT_ONCE = 1 << 14  # texts that are encoded together
 
 OPTIONS = {
     'classifier': Option(True, 'Whether to classify over the answer list.'),
@@ -126,10 +124,11 @@ class VQA(Task):
 
   def survey(self, examples):
     overview = overview_of(examples)
-    said = super().survey(Sampled(examples, overview))
+    examples = Sampled(examples, overview)
+    said = super().survey(examples)
     answered = (overview.given.lengths > 0) & (overview.questions.lengths > 0)
-    said += writing.length_note(_question_lengths(self.tokenizer, overview, examples),
-                                'questions', self._question_length, 'vqa.question_length')
+    said += lengths.length_note(lengths.question_counts(self.tokenizer, examples), 'questions',
+                                self._question_length, 'vqa.question_length')
     if 'gen' in self.loss_weights:
       said += self._cut_answers(overview, answered)
     if 'cls' in self.loss_weights:
@@ -145,16 +144,16 @@ class VQA(Task):
     return said
 
   def _cut_answers(self, overview, answered):
-    """As writing.cut_note, on the answers to write."""
+    """As lengths.length_note, on the answers to write."""
     limit = self._answer_length
-    lengths = self.tokenizer.lengths([answer.strip() for answer in overview.answers])
-    lengths_written = np.zeros(int(answered.sum()), np.int64)
+    counts = self.tokenizer.lengths([answer.strip() for answer in overview.answers])
+    written_counts = np.zeros(int(answered.sum()), np.int64)
     # The others' answers are short, whichever is the commonest.
-    perhaps = np.flatnonzero(overview.given.sums(lengths > limit)[answered])
+    perhaps = np.flatnonzero(overview.given.sums(counts > limit)[answered])
     texts = [_commonest([overview.answers[number] for number in overview.given.row(row)])
              for row in np.flatnonzero(answered)[perhaps]]
-    lengths_written[perhaps] = self.tokenizer.lengths(texts)
-    return writing.length_note(lengths_written, 'answers', limit, 'vqa.answer_length')
+    written_counts[perhaps] = self.tokenizer.lengths(texts)
+    return lengths.length_note(written_counts, 'answers', limit, 'vqa.answer_length')
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
@@ -373,17 +372,6 @@ def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
   votes = dict(zip(places, np.bincount(keys[given.numbers], shares).tolist()))
   ranked = sorted(votes, key=lambda key: (-round(votes[key], 6), key))
   return tuple(spellings[places[key]].most_common(1)[0][0] for key in ranked[:size])
-
-
-def _question_lengths(tokenizer, overview, examples):
-  """Number of tokens of each question: int64 [N]."""
-  if (of_words := tokenizer.word_lengths(list(overview.words))) is not None:
-    return (overview.questions.sums(of_words) + 1)[overview.questions.lengths > 0]
-  texts = (e.question for e in examples if e.question)
-  found = [np.zeros(0, np.int64)]
-  while some := list(itertools.islice(texts, _AT_ONCE)):
-    found.append(tokenizer.lengths(some))
-  return np.concatenate(found)
 
 
 class VQAHead(nn.Module):

@@ -72,19 +72,6 @@ def read_texts(tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> list[t
   return list(zip(tokenizer.decode(arrays['tokens']), np.exp(arrays['log_probability']).tolist()))
 
 
-def cut_note(tokenizer: Tokenizer, texts: list[str], kind: str, limit: int, key: str) -> list[str]:
-  """One line if any text is longer than `limit` tokens, the value of config.`key`."""
-  return length_note(tokenizer.lengths(texts), kind, limit, key)
-
-
-def length_note(lengths: np.ndarray, kind: str, limit: int, key: str) -> list[str]:
-  """As cut_note, from the texts' numbers of tokens."""
-  if not (cut := int((lengths > limit).sum())):
-    return []
-  return [f'{cut} of {len(lengths)} {kind} are longer than {limit} tokens (the longest has '
-          f'{lengths.max()}) and lose their end: config.{key} sets the limit']
-
-
 def read_number(text: str) -> float | None:
   """Parses a finite number from a text; None if it is not one."""
   try:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from xmodal.data.example import Example
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.pictures import images
 from xmodal.data.pictures.augmentation import Transform
 from xmodal.data.scenes import judge
@@ -28,7 +29,7 @@ from xmodal.models.denoiser import flow
 from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.models.layers import remat_policy
 from xmodal.options import ABOVE_ZERO, Option
-from xmodal.tasks import writing
+from xmodal.tasks import lengths
 from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
 from xmodal.tasks.generation.head import GenerationHead
@@ -163,14 +164,18 @@ class Generation(Task):
   def from_data(cls, config, tokenizer, examples):
     """Collects the maximum number of captions per picture, the words of captions, whether the
     pictures can be judged, and if so the names in them."""
-    captions = [text for e in examples for text in e.captions]
-    wanted = list(map(parse, captions))
-    drawn = bool(wanted) and all(wanted)
+    most, words, names, drawn = 0, set(), set(), None
+    for example in examples:
+      most = max(most, len(example.captions))
+      for text in example.captions:
+        words |= _words(text)
+        if drawn is not False:
+          wanted = parse(text)
+          drawn = bool(wanted)
+          names.update(judge.pairs(wanted) if wanted else ())
     return cls(config, tokenizer, {
-        'max_captions': max(1, min(max((len(e.captions) for e in examples), default=0),
-                                   config.generation.max_captions)),
-        'words': sorted({word for text in captions for word in _words(text)}), 'drawn': drawn,
-        'names': sorted({n for w in wanted for n in judge.pairs(w)}) if drawn else []})
+        'max_captions': max(1, min(most, config.generation.max_captions)),
+        'words': sorted(words), 'drawn': bool(drawn), 'names': sorted(names) if drawn else []})
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
@@ -183,10 +188,11 @@ class Generation(Task):
       json.dump(self._learned, f, ensure_ascii=False)
 
   def survey(self, examples):
+    examples = Sampled(examples, overview_of(examples))
     said = super().survey(examples)
-    captions = [text for e in examples for text in e.captions[:self._learned['max_captions']]]
-    return said + writing.cut_note(self._tokenizer, captions, 'captions', self._length,
-                                   'generation.caption_length')
+    counts = lengths.caption_counts(self._tokenizer, examples, self._learned['max_captions'])
+    return said + lengths.length_note(counts, 'captions', self._length,
+                                      'generation.caption_length')
 
   @property
   def _length(self):

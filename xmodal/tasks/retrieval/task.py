@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from xmodal.data.example import Example
+from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.pictures import images
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -27,7 +28,7 @@ from xmodal.metrics import retrieval as metrics
 from xmodal.models.names import program_size
 from xmodal.models.pooling import AttentionPool
 from xmodal.options import Option
-from xmodal.tasks import imitation, writing
+from xmodal.tasks import imitation, lengths
 from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
 from xmodal.tasks.phrases import pattern, split_texts
@@ -107,8 +108,8 @@ class Retrieval(Task):
 
   @classmethod
   def from_data(cls, config, tokenizer, examples):
-    most = max((len(_captions(e)) for e in examples), default=1)
-    return cls._make(config, tokenizer, min(max(most, 1), config.retrieval.max_captions))
+    most = int(lengths.num_captions(overview_of(examples)).max(initial=1))
+    return cls._make(config, tokenizer, min(most, config.retrieval.max_captions))
 
   @classmethod
   def from_files(cls, config, tokenizer, folder):
@@ -134,17 +135,18 @@ class Retrieval(Task):
     return other
 
   def for_split(self, examples):
-    most = max((len(_captions(e)) for e in examples), default=1)
+    most = int(lengths.num_captions(overview_of(examples)).max(initial=1))
     return self._with(min(max(most, self._num_captions), self._config.max_captions))
 
   def survey(self, examples):
-    said = super().survey(examples)
-    texts = [text for e in examples for text in _captions(e)[:self._config.max_captions]]
-    said += writing.cut_note(self._tokenizer, texts, 'captions', self._config.caption_length,
-                             'retrieval.caption_length')
-    if left := sum(max(len(_captions(e)) - self._config.max_captions, 0) for e in examples):
-      said.append(f'{left} captions beyond the first {self._config.max_captions} of a picture are '
-                  'left out: config.retrieval.max_captions sets the limit')
+    examples = Sampled(examples, overview_of(examples))
+    said, most = super().survey(examples), self._config.max_captions
+    said += lengths.length_note(
+        lengths.caption_counts(self._tokenizer, examples, most), 'captions',
+        self._config.caption_length, 'retrieval.caption_length')
+    if left := int(np.maximum(lengths.num_captions(examples.overview) - most, 0).sum()):
+      said.append(f'{left} captions beyond the first {most} of a picture are left out: '
+                  'config.retrieval.max_captions sets the limit')
     return said
 
   def query(self, image, text):
