@@ -25,7 +25,7 @@ from xmodal.bench import (
   torch_reference,
   train_step,
 )
-from xmodal.bench.torch_training import make_optimizer
+from xmodal.bench.torch_optimizer import make_optimizer
 from xmodal.tasks.vqa import VQA
 from xmodal.train import build
 from xmodal.train.optimizer.optimizer import decays

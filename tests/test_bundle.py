@@ -335,7 +335,6 @@ def test_a_damaged_bundle_is_one_line(exported, tmp_path, monkeypatch):
     (('a.png', ' '), {'task': 'vqa'}, 'text is empty'),
     (('/nowhere.png', 'what?'), {'task': 'vqa'}, '/nowhere.png: cannot be read'),
     ((np.zeros((4, 4)), 'what?'), {'task': 'vqa'}, 'an array of float64'),
-    (('a.png', 'what?'), {}, 'several tasks; wanted task= one of vqa'),
     (('a.png', 'what?'), {'task': 'vqq'}, "no task 'vqq'; wanted one of vqa"),
     (('a.png', 'what?'), {'task': 'vqa', 'steps': 2}, 'steps means nothing to vqa'),
     ((['a.png'], ['a', 'b']), {'task': 'vqa'}, '1 pictures, 2 texts'),

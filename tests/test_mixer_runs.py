@@ -153,7 +153,7 @@ def test_what_is_not_as_one_may_think_is_told():
   c = tiny.changed(data__train_examples=4)  # in batches of 8
   c.mixer.data.captioning.crowded = True
   assert {'config.mixer.data.captioning is not read: captioning is none of config.mixer.tasks',
-          'vqa and objects: 6 of 6 steps read 8 of 4 examples, 12.0 epochs'} <= set(
+          'vqa and objects: 6 of 6 steps read each of 4 training examples 12.0 times'} <= set(
               Plan(c, 'unused').notes)
 
 

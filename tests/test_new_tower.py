@@ -1,4 +1,4 @@
-"""The plugin tower of xmodal/models/README.md: its code runs, and mistakes are one line."""
+"""The plugin towers of xmodal/models/README.md: their code runs, and mistakes are one line."""
 
 import pathlib
 import re
@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from xmodal import config as configs
+from xmodal import keys
 from xmodal.errors import UserError
 from xmodal.models.parts import PARTS
 from xmodal.train.plan import Plan
@@ -21,11 +22,11 @@ GUIDE = pathlib.Path(__file__).parents[1] / 'xmodal' / 'models' / 'README.md'
 def load(tmp_path, monkeypatch):
   """Loads the guide's block, changed; its part is forgotten at the end."""
   blocks = re.findall(r'```python\n(.*?)```', GUIDE.read_text(encoding='utf-8'), re.DOTALL)
-  block, = [block for block in blocks if "register('patches'" in block]
   monkeypatch.syspath_prepend(str(tmp_path))
 
   def loaded(name, *changes):
-    text = block
+    guided = 'bag' if name == 'bag' else 'patches'
+    text, = [block for block in blocks if f"register('{guided}'" in block]
     for old, new in changes:
       assert old in text
       text = text.replace(old, new)
@@ -33,9 +34,9 @@ def load(tmp_path, monkeypatch):
     configs.load_plugins((name,))
 
   yield loaded
-  for name in ('patches', 'broken'):
+  for name in ('patches', 'bag', 'broken'):
     sys.modules.pop(name, None)
-  PARTS._parts.pop('patches', None)
+    PARTS._parts.pop(name, None)
 
 
 def config(name, **values):
@@ -57,6 +58,14 @@ def test_the_tower_of_the_guide_sees_pictures_and_leaves_others_alone(load):
   assert {'windows'} == plan.abstract.params['backbone']['vision_tower'].keys()
   # Its option has a default that is not None, which other towers do not have.
   Plan(tiny.changed(plugins=('patches',)), 'unused')
+
+
+def test_its_keys_are_listed(load, capsys):
+  load('patches')
+  plugins, section = ['--plugins', 'patches'], ['model.vision']
+  for arguments in (plugins + section, section + plugins):
+    assert keys.main(arguments) == 0
+    assert 'window = 4  (1 or more)' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('values, words', [
@@ -84,3 +93,21 @@ def test_a_parameter_without_a_rule_is_one_line(load):
 def test_a_plugin_that_fails_says_where(load):
   with pytest.raises(UserError, match=r"'broken' fails at .*broken.py:\d+ \(NameError.*'Optoin'"):
     load('broken', ("'window': Option(", "'window': Optoin("))
+
+
+def test_the_text_tower_of_the_guide_reads_and_its_decoder_writes(load):
+  load('bag')
+  c = tiny.changed(plugins=('bag',))
+  for key in ('mlp_dim', 'num_heads', 'num_layers', 'head_dim'):
+    c.model.text[key] = None
+  c.update_from_flattened_dict({'model.text.name': 'bag', 'model.text.num_decoder_layers': 1})
+  plan = Plan(c, 'unused')
+  tower = plan.model.backbone.text_tower
+  variables = jax.jit(tower.init, static_argnames='method')(
+      jax.random.key(0), jnp.ones((1, 5), int), jnp.ones((1, 5), bool), method='encode')
+  tokens, mask = jnp.array([[3, 4, 7, 0, 0]] * 2), jnp.array([[1, 1, 1, 0, 0]] * 2, bool)
+  read = tower.apply(variables, tokens, mask, method='encode')
+  assert read.shape == (2, 5, 16)
+  other = tower.apply(variables, tokens.at[1, 4].set(9), mask, method='encode')
+  assert (read[1, :3] == other[1, :3]).all()  # padding is not read
+  assert any('decoder' in name for name in plan.abstract.params['backbone'])

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import jax
+from PIL import Image
 import pytest
 import tiny
 
 from xmodal import config as configs
 from xmodal import predictor
+from xmodal.data import check
+from xmodal.data.pack import pack
 from xmodal.data.sense import SENSES
+from xmodal.data.sources.pack import read_pack
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import BALANCES
@@ -267,3 +271,33 @@ def test_gradients_reach_the_third_tower(workdir):
   names = [jax.tree_util.keystr(path)
            for path, _ in jax.tree_util.tree_leaves_with_path(abstract.params)]
   assert any("['more_towers_sensor']['reading']['kernel']" in name for name in names)
+
+
+LISTING = '''
+from xmodal.data.example import Example
+from xmodal.data.sources.source import SOURCES
+from xmodal.options import Option
+
+
+@SOURCES.register('listing', options={'said': Option('yes', 'The answer to all questions.')})
+def read_listing(root, split, said):
+  return [Example(f'{root}/{split}.png', question='is it?', answers=(said,))]
+'''
+
+
+def test_check_and_pack_read_the_source_of_a_plugin(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'listing.py').write_text(LISTING)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  for split in ('train', 'val', 'test'):
+    Image.new('RGB', (8, 8)).save(tmp_path / f'{split}.png')
+  arguments = [str(tmp_path), '--source', 'listing', '--config.data.said=no']
+  assert check.main(arguments) == 2
+  assert '--source listing: no such source' in capsys.readouterr().err
+  try:
+    arguments.append("--config.plugins=('listing',)")
+    assert check.main(arguments) == 0
+    assert pack.main([*arguments, '--output', str(tmp_path / 'pack')]) == 0
+    assert read_pack(str(tmp_path / 'pack'), 'val')[0].answers == ('no',)
+  finally:
+    sys.modules.pop('listing', None)
+    SOURCES._parts.pop('listing', None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xmodal.bench import parity_detection, torch_detection
-from xmodal.bench.torch_training import make_optimizer
+from xmodal.bench.torch_optimizer import make_optimizer
 from xmodal.train.optimizer.optimizer import decays
 
 torch.set_num_threads(2)

@@ -105,13 +105,17 @@ def test_a_file_is_read_anew_in_each_call(model, tmp_path):
   assert found[0] != pytest.approx(found[2])
 
 
+def test_the_first_task_is_asked_by_default(model, examples):
+  first = examples[0]
+  assert_alike(model(first.image, first.question), model(first.image, first.question, task='vqa'))
+
+
 def test_a_task_without_a_dataclass_has_plain_values(model, examples):
   said = model(examples[0].image, task='objects')
   assert model.plain(said, 'objects')['names'][0]['name'] == said[0][0]
 
 
 @pytest.mark.parametrize('arguments, options, words', [
-    (('a.png', 'what?'), {}, '^the model was trained on several tasks; wanted task= one of vqa, o'),
     (('a.png', 'what?'), {'task': 'vqq'}, "was not trained on task 'vqq'; wanted one of vqa, obj"),
     (('/nowhere.png', 'what?'), {'task': 'vqa'}, '^/nowhere.png: cannot be read'),
     ((['/nowhere.png'] * 2, 'what?'), {'task': 'vqa'}, '^/nowhere.png: cannot be read'),

@@ -179,6 +179,8 @@ def test_scores_by_family_by_hand(vqa):
   lines = vqa.table(scores).splitlines()
   assert [line.split()[0] for line in lines[1:]] == ['color', 'count', 'all']
   assert lines[-1].split()[1:] == ['3', '63.3%', '66.7%']
+  untyped = vqa.score([asked('red'), asked('blue')], predictions[:2])
+  assert [line.split()[0] for line in vqa.table(untyped).splitlines()[1:]] == ['all']
 
 
 def test_examples_without_answers_are_not_scored(vqa):

@@ -17,7 +17,7 @@ def load(folder: 'str | os.PathLike', precision: str = '') -> 'TrainedModel':
   """A trained model to call: xmodal.load('runs/vqa')('a.jpg', 'what color is the square?').
 
   Args:
-    folder: a workdir of xmodal.main (its newest checkpoint), WORKDIR/best, or one of its
+    folder: a workdir of xmodal train (its newest checkpoint), WORKDIR/best, or one of its
       checkpoints/STEP folders.
     precision: of the weights: 'float32', 'bfloat16', 'int8', 'int8_weights' or 'int4'; '': that of
       config.model.quantize, or float32. See xmodal/models/quantized.py.

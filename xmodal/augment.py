@@ -63,7 +63,7 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='xmodal augment', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
-                      help='a workdir of xmodal.main, or one of its checkpoints/STEP folders')
+                      help='a workdir of xmodal train, or one of its checkpoints/STEP folders')
   parser.add_argument('--images', required=True, metavar='FOLDER',
                       help='of pictures, also in folders below')
   parser.add_argument('--output', required=True, metavar='OUT',

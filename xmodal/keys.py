@@ -49,8 +49,8 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='xmodal keys', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('section', nargs='?', default='', help="such as 'optimizer'; all by default")
-  parser.add_argument('--plugins', nargs='+', default=[], metavar='MODULE',
-                      help='modules whose keys are listed, too; see config.plugins')
+  parser.add_argument('--plugins', action='append', default=[], metavar='MODULE',
+                      help='a module of config.plugins, to list its keys; may be repeated')
   parser.add_argument('--write', metavar='FILE', help='a guide to write the tables into')
   args = parser.parse_args(argv)
   return errors.command(lambda: _list(args), args.write or '')

@@ -1,4 +1,4 @@
-"""What a trained model says of pictures, and is sure of; see xmodal.augment for what that is."""
+"""What a trained model says of pictures, and is sure of; see xmodal/augment.py for what that is."""
 
 import collections
 from collections.abc import Iterator, Sequence

@@ -9,7 +9,6 @@ Exit codes, so that `main && predict` or a scheduler knows how it ended:
   1    a defect of the program, with a traceback
 """
 
-import ast
 import contextlib
 import os
 import re
@@ -22,7 +21,7 @@ from ml_collections import config_flags
 
 from xmodal import config_files, errors, heap, paths
 from xmodal.errors import UserError
-from xmodal.registry import load_plugins
+from xmodal.registry import import_plugins
 from xmodal.sharding import hosts
 from xmodal.train.process import stop
 
@@ -57,7 +56,6 @@ _TOPOLOGY = flags.DEFINE_string(
     'GPUs); for plan without its shape.')
 _SLICES = flags.DEFINE_integer(
     'slices', 1, 'For compile: TPU slices of that topology.', lower_bound=1)
-_PLUGINS = '--config.plugins='
 _FLAGS = [flags.FLAGS[name] for name in ('config', 'workdir', 'mode', 'multihost', 'coordinator',
                                          'num_processes', 'process_id', 'wait', 'lost', 'topology',
                                          'slices')]
@@ -97,7 +95,7 @@ def main() -> int:
 
 def _help(argv=()):
   from xmodal import config as configs
-  _load_plugins(argv)
+  import_plugins(argv)
   return '\n'.join([__doc__, '', *(f'  --{flag.name}: {flag.help}' for flag in _FLAGS), '',
                     '--config.KEY=VALUE changes a key; all keys with their defaults:', '',
                     configs.table()])
@@ -105,7 +103,7 @@ def _help(argv=()):
 
 def _parse(argv):
   from xmodal import config as configs
-  _load_plugins(argv)
+  import_plugins(argv)
   argv = _with_config_file(argv)
   try:
     rest = flags.FLAGS(argv)
@@ -161,20 +159,6 @@ def _find(config):
   # What follows a colon is an argument of get_config().
   name, *argument = config.split(':', 1)
   return ':'.join([config_files.find(name), *argument])
-
-
-def _load_plugins(argv):
-  """Imports what --config.plugins names: before the config is made, which has their keys."""
-  for argument in argv:
-    if argument.startswith(_PLUGINS):
-      text = argument.removeprefix(_PLUGINS)
-      try:
-        names = ast.literal_eval(text)
-      except (ValueError, SyntaxError):
-        names = None
-      if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.task',)")
-      load_plugins(tuple(names))
 
 
 def _run(config, workdir, mode):

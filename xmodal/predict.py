@@ -36,7 +36,7 @@ def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog='xmodal predict', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
-                      help='a workdir of xmodal.main, WORKDIR/best, or one of its '
+                      help='a workdir of xmodal train, WORKDIR/best, or one of its '
                       'checkpoints/STEP folders')
   parser.add_argument('--image', metavar='F', help='any picture that Pillow opens, or a folder of '
                       'them (and of folders below); for retrieval a folder is searched for the '

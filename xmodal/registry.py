@@ -9,7 +9,8 @@ and is available once its module is imported. Modules of this package are import
 is first read; modules of a user's own package, when config.plugins names them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import importlib
 import pkgutil
@@ -36,6 +37,7 @@ class Part:
 
 
 _REGISTRIES: list['Registry'] = []
+_PLUGINS = '--config.plugins='
 
 
 class Registry(Mapping[str, Part]):
@@ -144,6 +146,27 @@ def load_plugins(modules: tuple[str, ...]) -> None:
       place = traceback.extract_tb(error.__traceback__)[-1]
       raise UserError(f'config.plugins: {name!r} fails at {place.filename}:{place.lineno} ({what})'
                       ) from error
+
+
+def import_plugins(arguments: Sequence[str]) -> list[str]:
+  """Imports the modules that --config.plugins names; returns the other arguments.
+
+  Raises:
+    UserError: the value is no tuple of names, or see load_plugins.
+  """
+  others = []
+  for argument in arguments:
+    if not argument.startswith(_PLUGINS):
+      others.append(argument)
+      continue
+    try:
+      names = ast.literal_eval(argument.removeprefix(_PLUGINS))
+    except (ValueError, SyntaxError):
+      names = None
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+      raise UserError(f"{argument}: wanted names of modules, such as {_PLUGINS}('my_lab.task',)")
+    load_plugins(tuple(names))
+  return others
 
 
 def _origin(made):

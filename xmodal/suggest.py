@@ -7,7 +7,7 @@ import jax
 from xmodal.cost import flops, machines, scaling
 from xmodal.errors import UserError, did_you_mean
 from xmodal.train.plan import Plan, count
-from xmodal.train.programs import trace_step
+from xmodal.train.programs import scaled, trace_step
 
 DEVICES = tuple(2 ** i for i in range(13))
 # Chips of the largest slice: beyond it, slices are joined by a network.
@@ -27,11 +27,11 @@ def report(config, machine_name: str) -> str:
   machine, load = machines.MACHINES[machine_name], load_of(config)
   lines = [
       f'{load.parameters / 1e6:,.1f}M parameters, batch {config.train.batch_size} in '
-      f'{config.train.accumulation} micro-batches: {load.flops.model / 1e12:,.2f} TFLOP a step; '
-      f'state {load.state_bytes / 2**30:,.2f} GiB, activations {load.kept_bytes / 2**30:,.2f} GiB',
-      f'{machine_name}: {machine.flops / 1e12:,.0f} TFLOP/s, {machine.memory / 2**30:,.0f} GiB',
+      f'{config.train.accumulation} micro-batches: {scaled(load.flops.model)}FLOP a step; '
+      f'state {scaled(load.state_bytes)}B, activations {scaled(load.kept_bytes)}B',
+      f'{machine_name}: {machine.flops / 1e12:,.0f} TFLOP/s, {machine.memory / 1e9:,.0f} GB',
       '',
-      f'{"devices":>7} {"data":>5} {"fsdp":>5} {"tensor":>6} {"GiB each":>9} {"step ms":>9} '
+      f'{"devices":>7} {"data":>5} {"fsdp":>5} {"tensor":>6} {"GB each":>9} {"step ms":>9} '
       f'{"MFU":>5}  limit']
   for devices in DEVICES:
     per_group = machine.per_host or _SLICE[machine_name]
@@ -44,7 +44,7 @@ def report(config, machine_name: str) -> str:
     mfu = load.flops.model / devices / machine.flops / step
     lines.append(
         f'{devices:7} {chosen.data:5} {chosen.fsdp:5} {chosen.tensor:6} '
-        f'{chosen.memory / 2**30:9,.1f} {1e3 * step:9,.1f} {mfu:5.0%}  '
+        f'{chosen.memory / 1e9:9,.2f} {1e3 * step:9,.2f} {mfu:5.0%}  '
         f'{chosen.estimate.limit if chosen.fits else "does not fit"}')
   return '\n'.join([*lines, '', 'Times are lower bounds from published figures, with collectives '
                     'beside the rest; `xmodal compile` knows the compiled program.'])

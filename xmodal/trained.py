@@ -55,10 +55,10 @@ class TrainedModel:
     Args:
       image: a path, a picture of Pillow's, or uint8 pixels [H, W, 3], red, green, blue; or a list
         of them. None where a task that draws is given no picture to change.
-      text: what is asked, as in xmodal.predict; for a list one for all, or a list of the same
+      text: what is asked, as in xmodal predict; for a list one for all, or a list of the same
         length.
-      task: one of `tasks`; None: the only one.
-      **options: of the task (generation: guidance, steps, seed, mask, strength; see xmodal.predict
+      task: one of `tasks`; None: the first.
+      **options: of the task (generation: guidance, steps, seed, mask, strength; see xmodal predict
         --help); each one for all, or a list of the same length.
 
     Returns:
@@ -86,7 +86,7 @@ class TrainedModel:
     return found[0] if one else found
 
   def plain(self, prediction: Any, task: str | None = None) -> Any:
-    """A prediction of a task as plain JSON values, as xmodal.predict writes it; of a list, a list.
+    """A prediction of a task as plain JSON values, as xmodal predict writes it; of a list, a list.
 
     A picture is "png": a PNG file in base64.
     """
@@ -95,9 +95,6 @@ class TrainedModel:
     return self._task(task).plain(prediction)
 
   def _task(self, name: str | None) -> Task:
-    if name is None and len(self.tasks) > 1:
-      raise UserError(f'the model was trained on several tasks; wanted task= one of '
-                      f'{", ".join(self.tasks)}')
     return self._predictor.task(name or self.tasks[0])
 
   def _options(self, task):

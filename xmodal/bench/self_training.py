@@ -2,7 +2,7 @@
 
 `python -m xmodal.bench.self_training [--labelled 4000] [--unlabelled 12000] [--steps 1500] ...`
 trains configs/self_training.py on labelled scenes of the embedded shapes, labels pictures of other
-scenes with xmodal.augment, and trains from scratch on both. Rows of the table, one run per seed:
+scenes with xmodal augment, and trains from scratch on both. Rows of the table, one run per seed:
 
   labelled             --steps steps on the labelled scenes: the teacher
   labelled, for longer twice the steps: the cost of training twice

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from xmodal import pretrained
-from xmodal.bench.torch_training import make_descent, make_optimizer
+from xmodal.bench.torch_optimizer import make_descent, make_optimizer
 from xmodal.models.detector.detr import Detr
 
 

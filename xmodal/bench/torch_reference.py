@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, ViTConfig, ViTModel
 
-from xmodal.bench.torch_training import make_descent, make_optimizer
+from xmodal.bench.torch_optimizer import make_descent, make_optimizer
 from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.pretrained import t5

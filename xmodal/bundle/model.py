@@ -88,14 +88,12 @@ class Model:
         picture is drawn from a text alone; or a list, which gives a list of answers (of a task that
         ranks: one answer, the pictures in their order).
       text: the question, names or texts; a list with one for each picture (or for one picture).
-      task: one of `tasks`; None: the only one.
+      task: one of `tasks`; None: the first.
       **options: of the task, see bundle.json.
 
     Raises:
       BundleError: a picture cannot be read, or the text asks nothing.
     """
-    if task is None and len(self.tasks) > 1:
-      raise BundleError(f'the model has several tasks; wanted task= one of {", ".join(self.tasks)}')
     name = task or self.tasks[0]
     ranks = name in self.tasks and self.about['tasks'][name]['query']['kind'] == 'texts'
     lists = [value for value in (image, text) if isinstance(value, (list, tuple))]

@@ -92,15 +92,15 @@ def _bytes(variable):
 def choose(machine: Machine, load: Load, devices: int, per_group: int) -> Choice | None:
   """The mesh with the least predicted step time that fits; if none fits, the one of least memory.
 
-  Of meshes within 2% of the best, the one that splits parameters least. None if the batch does not
-  divide over so many devices.
+  Of meshes within 2% or 0.1 ms of the best, the one that splits parameters least. None if the batch
+  does not divide over so many devices.
   """
   every = list(_choices(machine, load, devices, per_group))
   fitting = [one for one in every if one.fits]
   if not fitting:
     return min(every, key=lambda one: one.memory, default=None)
   best = min(one.estimate.step for one in fitting)
-  return min((one for one in fitting if one.estimate.step <= 1.02 * best),
+  return min((one for one in fitting if one.estimate.step <= max(1.02 * best, best + 1e-4)),
              key=lambda one: (one.fsdp * one.tensor, one.tensor))
 
 

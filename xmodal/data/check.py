@@ -30,7 +30,8 @@ from xmodal.data.sources.columns import BadRows
 from xmodal.data.sources.files import MissingSplit, existing_folder
 from xmodal.data.sources.jsonl import SPLITS, LineParser, numbered_lines
 from xmodal.data.sources.source import SOURCES
-from xmodal.errors import UserError
+from xmodal.errors import UserError, did_you_mean
+from xmodal.registry import import_plugins
 
 # (height, width) in pixels: decoding small is faster and still reads the whole file.
 _DECODED_SIZE = (32, 32)
@@ -246,9 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
   flags = argparse.ArgumentParser(prog='xmodal check', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   flags.add_argument('folder', metavar='DIR', help='folder of the data, as config.data.root')
-  of_files = [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
-  flags.add_argument('--source', choices=of_files, default='jsonl',
-                     help='as config.data.source; jsonl if not given')
+  flags.add_argument('--source', default='jsonl', help='as config.data.source: '
+                     f'{", ".join(sources_of_files())}; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
                                      'test, whichever are there; all splits of tfds and hf')
   flags, rest = flags.parse_known_args(arguments)
@@ -270,16 +270,25 @@ def source_splits(name: str, root: str, options: Mapping[str, Any]) -> Sequence[
   return known(root, **options) if known else SPLITS
 
 
+def sources_of_files() -> list[str]:
+  """The names of all sources but the embedded ones."""
+  return [name for name, source in SOURCES.items() if not source.facts.get('embedded')]
+
+
 def source_options(name: str, arguments: Sequence[str]) -> dict[str, Any]:
   """The options of the source of this name, its defaults where the arguments give no other.
 
   Args:
     name: of the source.
-    arguments: --config.data.KEY=VALUE.
+    arguments: --config.data.KEY=VALUE, and --config.plugins, which are imported.
 
   Raises:
-    UserError: the source has no such option, or the value is invalid.
+    UserError: there is no such source of files, it has no such option, or the value is invalid.
   """
+  arguments = import_plugins(arguments)
+  if name not in (known := sources_of_files()):
+    raise UserError(f'--source {name}: no such source{did_you_mean(name, known)}; wanted one of '
+                    f'{", ".join(known)}')
   options = {key: option.default for key, option in SOURCES[name].options.items()}
   return options | dict(_option(argument, name) for argument in arguments)
 

@@ -70,7 +70,7 @@ class Example:
       left of the red circle').
     number: target of a regression task, or None.
     reason: why the answer is right, in one sentence, or ''.
-    made: whether the annotations were made by a model (xmodal.augment) and not by people.
+    made: whether the annotations were made by a model (xmodal augment) and not by people.
     inputs: inputs of other senses by name (see data.sense); None: no such inputs.
     recorded_size: (width, height) in pixels that the data set's files state for the picture on
       which the boxes were drawn; the actual picture may differ.

@@ -1,4 +1,4 @@
-"""Examples labelled by a model (xmodal.augment): used for training, never for evaluation."""
+"""Examples labelled by a model (xmodal augment): used for training, never for evaluation."""
 
 import bisect
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from xmodal.options import ABOVE_ZERO, Option
 OPTIONS = {
     'source': Option('shapes', 'Where examples come from.'),
     'root': Option('', 'Folder of the data; embedded sources need none.', may_change=True),
-    'more': Option((), 'Folders of xmodal.augment; their train.jsonl is added to training.'),
+    'more': Option((), 'Folders of xmodal augment; their train.jsonl is added to training.'),
     'train_split': Option('train', "Split to train on, by the source's name for it."),
     'eval_split': Option('val', 'Split to evaluate on.', may_change=True),
     'answers_share': Option(1.0, 'Share of the training records that keep answers and reasons.',
@@ -66,7 +66,7 @@ def open_source(config, split: str, *, train: bool, only_answered: bool = False)
     path = os.path.join(paths.resolved(folder, 'config.data.more:'), 'train.jsonl')
     if not storage.is_file(path):
       raise UserError(f'config.data.more: no train.jsonl in {folder!r}; wanted folders that '
-                      'xmodal.augment wrote')
+                      'xmodal augment wrote')
   more = [SOURCES['jsonl'].make(folder, 'train') for folder in config.data.more]
   return Concatenated([source, *more]) if more else source
 

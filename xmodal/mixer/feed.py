@@ -184,7 +184,7 @@ def each_split(feeds: Sequence[Feed]) -> Iterator[tuple[str, Feed, str]]:
       yield use if len(feeds) == 1 else f'{use} data of {feed.name}', feed, use
 
 
-def skipped_notes(feeds: Sequence[Feed]) -> list[str]:
+def data_notes(feeds: Sequence[Feed]) -> list[str]:
   """Lines on pictures that could not be read, and on boxes outside their pictures."""
   lines = [line for name, feed, use in each_split(feeds) if (bad := feed.bad[use]).reasons
            for line in (

@@ -28,6 +28,9 @@ def find_folder(name: str) -> str:
       raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors')
     return downloads.copy(path, lambda file: any(fnmatch.fnmatch(file, one) for one in _FILES))
   if os.path.isdir(path):
+    if os.path.isdir(os.path.join(path, 'checkpoints')):
+      raise UserError(f'{name}: is a run of xmodal; wanted a checkpoint in HuggingFace form, such '
+                      f'as xmodal export --checkpoint {name} --part vision writes')
     return path
   if os.path.exists(path):
     raise UserError(f'{name}: is a file; wanted the folder of a checkpoint (config.json and '

@@ -126,9 +126,9 @@ class Task(abc.ABC):
 
   def headline(self, scores: Mapping[str, float]) -> str:
     """The scores in one line, for evaluations during training; '' for none."""
-    if 'accuracy' not in scores:
-      return ''
-    return f'accuracy {scores["accuracy"]:.1%} of {scores["examples"]}'
+    if 'accuracy' in scores:
+      return f'accuracy {scores["accuracy"]:.1%} of {scores["examples"]}'
+    return f'{self.main_score} {scores[self.main_score]:.4g}' if self.main_score in scores else ''
 
   def table(self, scores: Mapping[str, float]) -> str:
     """The scores as a table for the terminal; '' for none."""
@@ -155,7 +155,7 @@ class Task(abc.ABC):
     return {}
 
   def plain(self, prediction: Any) -> dict[str, Any]:
-    """A prediction as plain JSON values, for `record` and the answers of xmodal.predict."""
+    """A prediction as plain JSON values, for `record` and the answers of xmodal predict."""
     return {'answer': self.describe(prediction)}
 
   def details(self, prediction: Any) -> dict[str, Any]:

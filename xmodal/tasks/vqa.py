@@ -267,11 +267,11 @@ class VQA(Task):
 
   def table(self, scores):
     families = [key.removeprefix('constant/') for key in scores if key.startswith('constant/')]
+    constant = sum(scores[f'constant/{f}'] * scores[f'examples/{f}'] for f in families)
     rows = [f'{"questions":<16}{"number":>8}{"accuracy":>10}{"best constant":>15}']
-    for family in families:
+    for family in families if families != ['all'] else ():  # the data may have no question types
       rows.append(f'{family[:15]:<16}{scores[f"examples/{family}"]:>8}'
                   f'{scores[f"accuracy/{family}"]:>10.1%}{scores[f"constant/{family}"]:>15.1%}')
-    constant = sum(scores[f'constant/{f}'] * scores[f'examples/{f}'] for f in families)
     rows.append(f'{"all":<16}{scores["examples"]:>8}{scores["accuracy"]:>10.1%}'
                 f'{constant / max(scores["examples"], 1):>15.1%}')
     return '\n'.join(rows)

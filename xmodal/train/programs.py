@@ -32,8 +32,8 @@ class Costs:
   peak_bytes: int | None
 
   def __str__(self):
-    memory = f'{_scaled(self.peak_bytes)}B per device, ' if self.peak_bytes else ''
-    return (f'compiled in {self.compile_seconds:.1f} s; {memory}{_scaled(self.mean_flops)}FLOP per '
+    memory = f'{scaled(self.peak_bytes)}B per device, ' if self.peak_bytes else ''
+    return (f'compiled in {self.compile_seconds:.1f} s; {memory}{scaled(self.mean_flops)}FLOP per '
             'step')
 
   def numbers(self) -> dict[str, float]:
@@ -106,7 +106,7 @@ def compile_measure(plan: Plan) -> Callable:
                      plan.abstract, _laid_out(plan, plan.batch)).compile()
 
 
-def _scaled(number):
+def scaled(number):
   """'4.2 G' for 4.2e9."""
   for prefix, factor in (('P', 1e15), ('T', 1e12), ('G', 1e9), ('M', 1e6)):
     if number >= factor:

@@ -12,7 +12,7 @@ from xmodal import atomic, strict_json
 from xmodal import config as configs
 from xmodal.errors import UserError
 from xmodal.mixer import unusable
-from xmodal.mixer.feed import each_split, skipped_notes
+from xmodal.mixer.feed import data_notes, each_split
 from xmodal.sharding import mesh as meshes
 from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint
@@ -60,7 +60,7 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
     scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
     unusable.exchange(plan.feeds)
     if lead:
-      for line in skipped_notes(plan.feeds):
+      for line in data_notes(plan.feeds):
         print(line, flush=True)
     return scores
 
@@ -159,7 +159,7 @@ def _finish(plan, state, evaluating, start, seconds, report, goodput):
   if jax.process_index() == 0 and (steps or not _is_json(path)):
     with atomic.written(path) as f:
       f.write(strict_json.dumps(final, indent=2))
-  for line in skipped_notes(feeds):
+  for line in data_notes(feeds):
     report.say(line)
   return final
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from xmodal import atomic, errors, paths, storage
 from xmodal.data import pipeline, tokenizer
-from xmodal.data.check import source_options, source_splits
+from xmodal.data.check import source_options, source_splits, sources_of_files
 from xmodal.data.example import Source
 from xmodal.data.overview import Gathering, with_tokenizer
 from xmodal.data.pack import examples, records
@@ -176,9 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
   flags = argparse.ArgumentParser(prog='xmodal pack', description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   flags.add_argument('folder', metavar='DIR', help='folder of the data')
-  flags.add_argument('--source', default='jsonl', choices=[
-      name for name, source in SOURCES.items() if not source.facts.get('embedded')],
-      help='as config.data.source; its options as --config.data.KEY=VALUE')
+  flags.add_argument('--source', default='jsonl', help='as config.data.source: '
+                     f'{", ".join(sources_of_files())}; its options as --config.data.KEY=VALUE')
   flags.add_argument('--output', required=True, metavar='OUT', help='new folder of the pack')
   flags.add_argument('--splits', nargs='+', metavar='SPLIT',
                      help='if not given, those of train, val, test that are there; all splits of '

@@ -297,7 +297,7 @@ def find(folder: str) -> str:
     check_not_all_damaged(folder)
     if storage.is_remote(folder):
       storage.check_bucket(folder)
-    raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal.main or one of its '
+    raise UserError(f'no checkpoint in {folder}; wanted a workdir of xmodal train or one of its '
                     'checkpoints/STEP folders')
   return os.path.join(folder, 'checkpoints', str(max(numbers)))
 

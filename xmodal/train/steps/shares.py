@@ -62,8 +62,9 @@ def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
     steps, size = sampling.count_steps(feed.tasks, train.steps), len(feed.sources['train'])
     if len(feeds) == len(sampling.kinds) == 1 and size >= train.batch_size:
       continue
-    yield (f'{feed.name}: {steps:,} of {train.steps:,} steps read {train.batch_size} of {size:,} '
-           f'examples, {steps * train.batch_size / size:,.1f} epochs')
+    times = steps * train.batch_size / size
+    yield (f'{feed.name}: {steps:,} of {train.steps:,} steps read each of {size:,} training '
+           f'examples {times:,.1f} times')
 
 
 def of_steps(sampling: Sampling, tasks: Collection[str], step: int) -> dict[str, float]:
