@@ -58,7 +58,7 @@ def test_a_step_that_does_not_fit_is_an_error(this_machine, monkeypatch):
   small = machines.Machine(1e12, 2**10, 1e12, 1e9, 1e9, per_host=8)
   monkeypatch.setitem(machines.MACHINES, 'h100', small)
   found = compiling.compile_for(tiny.get_config(), 'h100:1')
-  with pytest.raises(UserError, match=r'needs 0\.0 GiB of memory on each device, which has 0\.0'):
+  with pytest.raises(UserError, match=r'needs 0\.0 GB of memory on each device, which has 0\.0'):
     compiling.check_fits('h100:1', found)
 
 

@@ -99,6 +99,7 @@ def learn_and_predict(folder, towers, sizes, file):
   def predict_step(variables, batch):
     result = run.evaluation.predict_step(variables, batch)
     predicted.append(jax.device_get(result))
+    jax.tree.map(np.testing.assert_array_equal, meshes.get_batch(result), predicted[-1])
     return result
   records, _ = evaluate.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
   assert records.tolist() == list(range(EXAMPLES))

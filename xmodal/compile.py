@@ -97,8 +97,8 @@ def report(name: str, found: Compiled) -> str:
   lines = [
       f'{name}: {found.devices} devices, mesh {mesh}; {found.parameters / 1e6:,.1f}M parameters; '
       f'compiled in {found.seconds:.0f} s',
-      f'memory of a device: state and batch {found.state_bytes / 2**30:,.2f} GiB, at most '
-      f'{found.peak_bytes / 2**30:,.2f} of {machine.memory / 2**30:,.2f} GiB during a step',
+      f'memory of a device: state and batch {found.state_bytes / 1e9:,.2f} GB, at most '
+      f'{found.peak_bytes / 1e9:,.2f} of {machine.memory / 1e9:,.2f} GB during a step',
       f'FLOPs of a step: model {counted.model:.4g}, hardware {counted.hardware:.4g}, which is '
       f'{counted.hardware / found.devices:.4g} a device',
       f'kernels of a device: {found.cost.kernels:,}; matrix products move '
@@ -121,6 +121,6 @@ def check_fits(name: str, found: Compiled) -> None:
   """Raises UserError if a step needs more memory than a device has; TPU compilers do it earlier."""
   if found.peak_bytes > found.machine.memory:
     raise UserError(
-        f'--topology={name}: the step needs {found.peak_bytes / 2**30:,.1f} GiB of memory on each '
-        f'device, which has {found.machine.memory / 2**30:,.1f}: raise config.mesh.fsdp or '
+        f'--topology={name}: the step needs {found.peak_bytes / 1e9:,.1f} GB of memory on each '
+        f'device, which has {found.machine.memory / 1e9:,.1f}: raise config.mesh.fsdp or '
         'config.train.accumulation, set config.model.remat=full, or take more devices')

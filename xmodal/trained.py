@@ -88,7 +88,7 @@ class TrainedModel:
   def plain(self, prediction: Any, task: str | None = None) -> Any:
     """A prediction of a task as plain JSON values, as xmodal predict writes it; of a list, a list.
 
-    A picture is "png": a PNG file in base64.
+    A picture is "png": a PNG file in base64. task: that of the prediction; None: the first.
     """
     if isinstance(prediction, list):
       return [self.plain(one, task) for one in prediction]

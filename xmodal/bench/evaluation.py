@@ -60,6 +60,7 @@ def _training_rate(plan, state, steps):
 def _run(options):
   import jax
 
+  from xmodal.main import give_threads
   from xmodal.train import evaluate
   from xmodal.train.plan import Plan
   from xmodal.train.steps import state as states
@@ -71,7 +72,9 @@ def _run(options):
     config = read_config(options.config)
     config.data.source, config.data.root = 'jsonl', folder
     config.mixer.tasks, config.mixer.weights = ('vqa',), (1.0,)
-    plan = Plan(changed(config, options.changes), os.path.join(folder, 'run'))
+    config = changed(config, options.changes)
+    give_threads(split=(config.mesh.fsdp, config.mesh.tensor) != (1, 1))
+    plan = Plan(config, os.path.join(folder, 'run'))
     state, training = _training_rate(plan, states.create(plan.init, plan.abstract), options.steps)
 
     one = plan.evaluation

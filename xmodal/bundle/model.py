@@ -406,7 +406,7 @@ def main(argv=None):
   parser = argparse.ArgumentParser(description='Asks the model in this folder about a picture.')
   parser.add_argument('--image', help='a file that Pillow opens')
   parser.add_argument('--text', default='', help='the question, names, texts, or what to draw')
-  parser.add_argument('--task', help='the only one by default')
+  parser.add_argument('--task', help='the first by default')
   parser.add_argument('--option', action='append', default=[], metavar='NAME=NUMBER')
   args = parser.parse_args(argv)
   try:

@@ -92,8 +92,8 @@ def _bytes(variable):
 def choose(machine: Machine, load: Load, devices: int, per_group: int) -> Choice | None:
   """The mesh with the least predicted step time that fits; if none fits, the one of least memory.
 
-  Of meshes within 2% or 0.1 ms of the best, the one that splits parameters least. None if the batch
-  does not divide over so many devices.
+  Of meshes within 2% or 0.1 ms of the best micro-batch, the one that splits parameters least. None
+  if the batch does not divide over so many devices.
   """
   every = list(_choices(machine, load, devices, per_group))
   fitting = [one for one in every if one.fits]

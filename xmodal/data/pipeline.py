@@ -62,7 +62,7 @@ class BadPictures:
         raise UserError(
             f'{met} of {self._num_records} pictures cannot be read, more than the '
             f'{self._max_share:.1%} allowed; the last: {reason}; repair them (python -m '
-            'xmodal.data.check lists all) or raise config.data.max_bad_share')
+            'xmodal check lists all) or raise config.data.max_bad_share')
 
 
 class _Unread:

@@ -22,15 +22,16 @@ def find_folder(name: str) -> str:
     UserError: no such folder, no such repository, or no network.
   """
   path = paths.resolved(name, 'checkpoint')
+  if storage.is_dir(os.path.join(path, 'checkpoints')) and not storage.is_file(
+      os.path.join(path, 'model.safetensors')):
+    raise UserError(f'{name}: is a run of xmodal; wanted a checkpoint in HuggingFace form, such as '
+                    f'xmodal export --checkpoint {name} --part vision --output DIR writes')
   if storage.is_remote(path):
     if not storage.is_dir(path):
       storage.check_bucket(path)
       raise UserError(f'{name}: no such folder; wanted one with config.json and model.safetensors')
     return downloads.copy(path, lambda file: any(fnmatch.fnmatch(file, one) for one in _FILES))
   if os.path.isdir(path):
-    if os.path.isdir(os.path.join(path, 'checkpoints')):
-      raise UserError(f'{name}: is a run of xmodal; wanted a checkpoint in HuggingFace form, such '
-                      f'as xmodal export --checkpoint {name} --part vision writes')
     return path
   if os.path.exists(path):
     raise UserError(f'{name}: is a file; wanted the folder of a checkpoint (config.json and '

@@ -261,8 +261,13 @@ def exchange(text: str) -> list[str]:
   client, number = _state().client, next(_exchanges)
   folder = f'xmodal/exchange/{number}'
   client.key_value_set(f'{folder}/{_state().process_id}', text)
-  while len(texts := client.key_value_dir_get(folder)) < _state().num_processes:
-    time.sleep(0.02)
+  for pause in itertools.chain([0.02] * 50, itertools.repeat(_POLL_SECONDS)):
+    texts = []
+    with contextlib.suppress(RuntimeError):  # network error: the next poll may succeed
+      texts = client.key_value_dir_get(folder)
+    if len(texts) == _state().num_processes:
+      break
+    time.sleep(pause)
   if _state().process_id == 0:  # all processes have read the previous exchange
     client.key_value_delete(f'xmodal/exchange/{number - 1}/')
   return [text for _, text in texts]

@@ -103,6 +103,8 @@ def put_batch(batch, mesh: Mesh, batch_size: int):
 def get_batch(batch):
   """This host's rows of a batch over the mesh as numpy arrays, in the order of local_rows."""
   def shards(x):
+    if isinstance(x, np.ndarray):
+      return (x,)
     by_start = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return tuple(by_start[start] for start in sorted(by_start))
 

@@ -111,7 +111,10 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-    """Converts the arrays of head.predict to predictions, one per example."""
+    """Converts the arrays of head.predict to predictions, one per example.
+
+    Processes of a run exchange predictions and scores, so that both must be picklable.
+    """
 
   def relate(self, examples: Sequence[Example], predictions: Sequence[Any]) -> Sequence[Any]:
     """Adds information that depends on the whole split (such as a ranking) to predictions.

@@ -27,7 +27,7 @@ def fingerprint(tree) -> np.ndarray:
   """A uint32 checksum of a tree of 4-byte arrays; changes with any bit.
 
   Orbax's checksums cover its index but not the arrays: a flipped bit on disk would become a wrong
-  parameter. Each device reads its own shards.
+  parameter. Devices sum their own shards; whole copies in a CPU's memory are summed by NumPy.
   """
   sums = jax.device_get([_weighted_sum(leaf) for leaf in jax.tree.leaves(tree)])
   total = sum(int(of_leaf) * (2 * number + 1) for number, of_leaf in enumerate(sums))
