@@ -1,15 +1,12 @@
 """Examples and their pictures as records of a pack.
 
 A picture's record is the picture file. An example's record is a msgpack map of its fields that are
-set; `picture` is the number of the picture's record, and `name` that of its file. Many examples may
-show one picture (Visual Genome has 50 regions of each): `objects_of` is the number of an earlier
-example that has the same objects.
+set; `picture` is the number of the picture's record, and `name` that of its file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
-import hashlib
 import io
 from typing import Any
 
@@ -26,41 +23,13 @@ _DEFAULTS = {name: value for name, value in DEFAULTS.items()
 _OBJECT = tuple(field.name for field in dataclasses.fields(Object))
 
 
-class SharedObjects:
-  """Finds examples that have the objects of the first example of their picture."""
-
-  def __init__(self):
-    self._first = {}  # picture -> number of its first example with objects, and their digest
-    self._last = None, None, None  # picture, objects and number that the last call compared
-
-  def find(self, picture: bytes, number: int, objects: Sequence[Object] | None) -> int | None:
-    """The number of an earlier example with the same objects, or None.
-
-    Args:
-      picture: key of the example's picture.
-      number: of the example; the calls are in the order of the numbers.
-      objects: of the example.
-    """
-    if not objects:
-      return None
-    if (picture, objects) != self._last[:2]:
-      digest = hashlib.blake2b(repr(objects).encode(), digest_size=16).digest()
-      first, of_first = self._first.setdefault(picture, (number, digest))
-      if of_first != digest:
-        return None
-      self._last = picture, objects, first
-    return None if self._last[2] == number else self._last[2]
-
-
-def to_record(example: Example, picture: int, scale: float = 1.0, objects_of: int | None = None
-              ) -> bytes:
+def to_record(example: Example, picture: int, scale: float = 1.0) -> bytes:
   """The record of an example.
 
   Args:
     example: the example.
     picture: number of its picture's record.
     scale: of the picture's sides where it was made smaller: boxes are in its pixels.
-    objects_of: number of an earlier example with the same objects; None: there is none.
 
   Raises:
     UserError: an input of another sense has a type that no record can hold.
@@ -72,9 +41,7 @@ def to_record(example: Example, picture: int, scale: float = 1.0, objects_of: in
     record['name'] = str(example.image)
   record |= {key: value for key, default in _DEFAULTS.items()
              if (value := getattr(example, key)) is not default and value != default}
-  if objects_of is not None:
-    record['objects_of'] = objects_of
-  elif example.objects is not None:
+  if example.objects is not None:
     record['objects'] = [_thing(thing, scale) for thing in example.objects]
   if example.expression is not None:
     record['expression'] = _thing(example.expression, scale)
@@ -104,14 +71,12 @@ def _array(value):
   return np.frombuffer(value['array'], value['dtype']).reshape(value['shape'])
 
 
-def from_record(data: bytes, read_picture: Callable[[int], bytes],
-                objects: Callable[[int], Sequence[Object]]) -> Example:
+def from_record(data: bytes, read_picture: Callable[[int], bytes]) -> Example:
   """The example of a record.
 
   Args:
     data: the record.
     read_picture: number of a picture's record -> its data; called when the picture is decoded.
-    objects: number of an earlier example -> its objects.
   """
   # The hook is called for each map of a record: a pass over millions takes half as long without.
   record = msgpack.unpackb(data, use_list=False, object_hook=_array if b'array' in data else None)
@@ -121,8 +86,6 @@ def from_record(data: bytes, read_picture: Callable[[int], bytes],
       things = record[key]
       record[key] = (tuple(Object(**thing) for thing in things) if key == 'objects'
                      else Object(**things))
-  if 'objects_of' in record:
-    record['objects'] = objects(record.pop('objects_of'))
   if kind:
     picture = read_picture(number)
     image = picture if kind == 'bytes' else np.asarray(Image.open(io.BytesIO(picture)))

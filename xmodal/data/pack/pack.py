@@ -32,7 +32,7 @@ from xmodal.data.sources.files import MissingSplit
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-VERSION = 2  # version 1 has no shared objects
+VERSION = 1
 TITLE = 'pack.json'
 KINDS = ('examples', 'pictures')
 _STATE = 'unfinished.json'
@@ -76,15 +76,13 @@ class _Packing:
       for key, scale in zip(part['keys'].tolist(), part['scales'].tolist()):
         known[key] = len(known), scale
     start = sum(int(part['read']) for part in parts)
-    gathering, shared = Gathering(languages=True), examples.SharedObjects()
+    gathering = Gathering(languages=True)
     with tqdm(total=len(source), initial=start, desc=split, unit=' examples',
               disable=None) as bar:
       for i in range(start):
-        example = source[i]
-        gathering.add(example)
-        shared.find(_key(example), i, example.objects)
+        gathering.add(source[i])
       while start < len(source):
-        part = self._write_part(split, len(parts), source, start, known, gathering, shared, bar)
+        part = self._write_part(split, len(parts), source, start, known, gathering, bar)
         start += int(part['read'])
         parts.append(part)
     section = {'examples': len(source), 'pictures': len(known), 'files': {
@@ -109,7 +107,7 @@ class _Packing:
         found.append(dict(part))
     return found
 
-  def _write_part(self, split, number, source, start, known, gathering, shared, bar):
+  def _write_part(self, split, number, source, start, known, gathering, bar):
     keys, scales, first, made = [], [], start, 0
     with contextlib.ExitStack() as opened:
       writers = {kind: records.Writer(
@@ -125,9 +123,8 @@ class _Packing:
           scales.append(scale)
           writers['pictures'].add(data)
           self.unread += [fault] if fault else []
-        for i, (key, example) in enumerate(zip(of_read, read), start):
-          writers['examples'].add(examples.to_record(
-              example, *known[key], shared.find(key, i, example.objects)))
+        for key, example in zip(of_read, read):
+          writers['examples'].add(examples.to_record(example, *known[key]))
           gathering.add(example)
         made += sum(example.made for example in read)
         start += len(read)

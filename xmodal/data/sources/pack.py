@@ -36,7 +36,6 @@ class PackedExamples(Sequence[Example]):
     """overview: path of the file."""
     self._readers, self.categories, self._path = readers, categories, overview
     self.num_made, self.fingerprint = num_made, fingerprint
-    self._last = -1, ()  # number of an example read lately, and its objects
 
   def __len__(self):
     return len(self._readers['examples'])
@@ -52,19 +51,9 @@ class PackedExamples(Sequence[Example]):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return [self[i] for i in range(*index.indices(len(self)))]
-    return self._read(range(len(self))[index])
-
-  def _read(self, number):
-    example = examples.from_record(self._readers['examples'].read(number),
-                                   self._readers['pictures'].read, self._objects)
-    if example.objects and example.objects is not self._last[1]:
-      self._last = number, example.objects
-    return example
-
-  def _objects(self, number):
-    """The objects of an example; those that follow it often have the same."""
-    last, objects = self._last  # threads may change it
-    return objects if last == number else self._read(number).objects
+    number = range(len(self))[index]
+    return examples.from_record(self._readers['examples'].read(number),
+                                self._readers['pictures'].read)
 
 
 @SOURCES.register('pack')
@@ -88,7 +77,7 @@ def read_pack(root: str, split: str) -> PackedExamples:
     raise
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
-  if version not in (1, pack.VERSION):
+  if version != pack.VERSION:
     raise UserError(f'{path}: is of version {version}, this program reads {pack.VERSION}; update '
                     'it, or make the pack again')
   if split not in splits:
