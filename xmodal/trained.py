@@ -55,7 +55,7 @@ class TrainedModel:
     Args:
       image: a path, a picture of Pillow's, or uint8 pixels [H, W, 3], red, green, blue; or a list
         of them. None where a task that draws is given no picture to change.
-      text: what is asked, as in xmodal predict; for a list one for all, or a list of the same
+      text: the query, as in xmodal predict; for a list one for all, or a list of the same
         length.
       task: one of `tasks`; None: the first.
       **options: of the task (generation: guidance, steps, seed, mask, strength; see xmodal predict
