@@ -1,6 +1,8 @@
 """The benchmarks at small size: they run, compare equal models, and print parsable tables."""
 
 import importlib.util
+import re
+import subprocess
 import sys
 import types
 
@@ -14,6 +16,7 @@ from xmodal.bench import (
   attention,
   data,
   detection,
+  evaluation,
   generate,
   gpu,
   latency,
@@ -127,6 +130,8 @@ def test_mfu_counts_the_steps_of_a_config(capsys):
     (mfu, ['--config', 'nothing'], 'nothing'), (mfu, ['--batch', '0'], '--batch=0: wanted 1'),
     (gpu, ['--cases', 'vqa huge'], "no case 'vqa huge'"),
     (sharding, ['--cases', 'vqa-huge'], "no case 'vqa-huge'"),
+    (evaluation, ['--questions', '0'], '--questions=0: wanted 1'),
+    (evaluation, ['--devices', '0'], '--devices=0: wanted 1'),
     (attention, [], 'the kernels are those of an NVIDIA GPU')])
 def test_benchmarks_say_what_they_cannot_measure(capsys, bench, arguments, message):
   assert bench.main(arguments) == 2
@@ -240,6 +245,18 @@ def test_predict_tells_a_first_question_from_those_after_it(finished, capsys):
   assert first > 0 and second <= slowest and median <= slowest
   assert predict.main([*arguments[:2], '--tasks', 'detection']) == 2
   assert '--tasks detection: wanted some of vqa, objects' in capsys.readouterr().err
+
+
+def test_evaluation_is_of_every_question_on_all_devices():
+  run = subprocess.run(
+      [sys.executable, '-m', evaluation.__name__, '--config', tiny.__file__, '--questions', '43',
+       '--devices', '2', '--steps', '4'], capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  head, *rows = run.stdout.splitlines()[-3:]
+  assert head.startswith('2 devices') and head.endswith('batch 8')
+  training, rate, _, ratio = (float(x) for row in rows for x in re.findall(r'\d+\.\d+', row))
+  assert 'of 43 in' in rows[1]
+  assert ratio == pytest.approx(rate / training, abs=0.02)
 
 
 def test_trees_are_compared_by_the_metrics_that_both_log():
