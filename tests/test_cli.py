@@ -13,7 +13,7 @@ import pytest
 
 import xmodal
 from xmodal import cli, config_files, main
-from xmodal.bench import compare
+from xmodal.bench import harness
 from xmodal.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -134,7 +134,7 @@ def test_a_file_comes_before_a_name_and_own_configs_before_shipped_ones(tmp_path
     ('x', '--config=x: wanted a Python file'), ('', '--config=: wanted a Python file')])
 def test_an_unknown_name_is_one_line_with_those_there_are(tmp_path, monkeypatch, config, start):
   monkeypatch.chdir(tmp_path)
-  for find in (config_files.find, compare.read_config):
+  for find in (config_files.find, harness.read_config):
     with pytest.raises(UserError) as error:
       find(config)
     line = str(error.value)
@@ -143,7 +143,7 @@ def test_an_unknown_name_is_one_line_with_those_there_are(tmp_path, monkeypatch,
 
 def test_benchmarks_take_names(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert 'retrieval' in compare.read_config('multitask_shared').mixer.tasks
+  assert 'retrieval' in harness.read_config('multitask_shared').mixer.tasks
 
 
 @pytest.mark.parametrize('arguments', [['--config', 'vqa_rad'], ['--config=vqa_rad'],

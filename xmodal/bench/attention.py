@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.errors import UserError
 
 # name: batch, queries, keys, heads, head_dim, has padding, has bias, is causal

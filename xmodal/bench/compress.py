@@ -25,7 +25,7 @@ import numpy as np
 
 from xmodal import config as configs
 from xmodal import heap, paths, prune
-from xmodal.bench.compare import check_positive, measure, run_command
+from xmodal.bench.harness import check_positive, measure, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.predict import make_checkpoint
 from xmodal.data.example import Example

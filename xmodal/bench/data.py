@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 import simplejpeg
 
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.data import pipeline
 from xmodal.data.example import Example
 from xmodal.data.pack import pack

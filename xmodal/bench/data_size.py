@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 
-from xmodal.bench.compare import check_positive, run_command
 from xmodal.bench.data import jpeg
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.data.pack import pack
 from xmodal.errors import UserError
 

@@ -27,7 +27,7 @@ import sys
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.compare import (
+from xmodal.bench.harness import (
   check_positive,
   chosen_ways,
   limit_threads,

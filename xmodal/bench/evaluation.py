@@ -16,7 +16,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from xmodal.bench.compare import changed, check_positive, read_config, run_command
+from xmodal.bench.harness import changed, check_positive, read_config, run_command
 
 
 def write_questions(folder: str, split: str, count: int, pictures: int = 500) -> None:

@@ -21,7 +21,7 @@ import tempfile
 
 import numpy as np
 
-from xmodal.bench.compare import (
+from xmodal.bench.harness import (
   check_positive,
   chosen_ways,
   limit_threads,

@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.compare import check_positive, limit_threads, run_command
+from xmodal.bench.harness import check_positive, limit_threads, run_command
 from xmodal.bench.multitask_cost import Step
 from xmodal.models import parts
 from xmodal.models.attention import IMPLEMENTATIONS

@@ -24,7 +24,7 @@ import sys
 
 import numpy as np
 
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.data.example import Example
 from xmodal.data.open import open_source
 from xmodal.data.scenes import judge

@@ -14,7 +14,7 @@ import tempfile
 import time
 
 from xmodal.bench import mfu
-from xmodal.bench.compare import changed, check_positive, read_config, run_command
+from xmodal.bench.harness import changed, check_positive, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
 # Config and changes of each task, at sizes of published models.

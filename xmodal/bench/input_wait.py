@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.errors import UserError
 
 

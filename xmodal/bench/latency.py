@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from xmodal.bench import train_step
-from xmodal.bench.compare import (
+from xmodal.bench.harness import (
   check_positive,
   chosen_ways,
   limit_threads,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from xmodal.bench.compare import changed, check_positive, read_config, run_command
+from xmodal.bench.harness import changed, check_positive, read_config, run_command
 
 
 @dataclasses.dataclass

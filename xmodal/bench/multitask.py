@@ -32,7 +32,7 @@ from flax import traverse_util
 from xmodal import config as configs
 from xmodal import heap, paths
 from xmodal.bench import multitask_cost, multitask_table
-from xmodal.bench.compare import check_positive, read_config, run_command
+from xmodal.bench.harness import check_positive, read_config, run_command
 from xmodal.bench.multitask_plan import Setting, label_settings, main_settings
 from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import SAMPLINGS

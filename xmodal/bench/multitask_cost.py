@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import gc
 import statistics
 
-from xmodal.bench.compare import measure
+from xmodal.bench.harness import measure
 from xmodal.bench.multitask_table import markdown
 from xmodal.sharding import mesh as meshes
 from xmodal.train.programs import compile_step

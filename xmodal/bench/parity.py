@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from xmodal.bench import parity_detection, parity_text, parity_vision
-from xmodal.bench.compare import run_command
+from xmodal.bench.harness import run_command
 from xmodal.errors import UserError
 from xmodal.pretrained.checkpoint import Checkpoint
 from xmodal.pretrained.export import save

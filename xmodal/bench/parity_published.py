@@ -15,7 +15,7 @@ import tempfile
 import jax
 import numpy as np
 
-from xmodal.bench.compare import run_command
+from xmodal.bench.harness import run_command
 from xmodal.data.tokenizer import load_tokenizer
 from xmodal.errors import UserError
 from xmodal.pretrained.checkpoint import Checkpoint

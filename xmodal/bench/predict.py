@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.errors import UserError
 
 # Queries of each task, in turn. They differ in the number of names and texts.

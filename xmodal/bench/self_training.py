@@ -23,7 +23,7 @@ import sys
 from PIL import Image
 
 from xmodal import augment, heap, paths
-from xmodal.bench.compare import check_positive, read_config, run_command
+from xmodal.bench.harness import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import markdown
 from xmodal.data.open import IMAGE_SIZE

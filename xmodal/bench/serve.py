@@ -24,7 +24,7 @@ import time
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.compare import changed, check_positive, has_torch, num_threads, run_command
+from xmodal.bench.harness import changed, check_positive, has_torch, num_threads, run_command
 from xmodal.bench.http_load import ServerProcess, http_request, load, predict_body
 from xmodal.bench.predict import QUESTIONS, make_checkpoint
 from xmodal.errors import UserError

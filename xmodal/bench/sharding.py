@@ -11,7 +11,7 @@ import math
 import sys
 
 from xmodal.bench import gpu
-from xmodal.bench.compare import changed, read_config, run_command
+from xmodal.bench.harness import changed, read_config, run_command
 from xmodal.errors import UserError, did_you_mean
 
 _BATCH = {'base': 256, 'large': 128}

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from xmodal import strict_json
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.bench.http_load import Client, ServerProcess, http_request, predict_body
 from xmodal.bench.predict import QUESTIONS, make_checkpoint
 from xmodal.bench.serve import pictures

@@ -16,7 +16,7 @@ import os
 import sys
 
 from xmodal import heap, paths
-from xmodal.bench.compare import check_positive, read_config, run_command
+from xmodal.bench.harness import check_positive, read_config, run_command
 from xmodal.bench.multitask import train, write_table
 from xmodal.bench.multitask_table import compare, markdown, read_outcome, summarise
 from xmodal.data.sources.source import SOURCES

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-from xmodal.bench.compare import num_threads
+from xmodal.bench.harness import num_threads
 from xmodal.bench.torch_reference import Reference, parameters_for_ours
 from xmodal.serve.trained_engine import TrainedEngine
 

@@ -23,7 +23,7 @@ import types
 import numpy as np
 
 from xmodal import config as configs
-from xmodal.bench.compare import (
+from xmodal.bench.harness import (
   changed,
   check_positive,
   chosen_ways,

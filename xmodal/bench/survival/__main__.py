@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from xmodal.bench.compare import check_positive, run_command
+from xmodal.bench.harness import check_positive, run_command
 from xmodal.bench.survival import several, single
 from xmodal.bench.survival.bench import Bench
 from xmodal.bench.survival.launch import Broken
