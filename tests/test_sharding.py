@@ -83,6 +83,39 @@ def test_a_mesh_that_does_not_fit_the_devices_is_a_mistake():
   assert meshes.make_mesh(-1, 1, 1).size == jax.device_count()
 
 
+def gpus(*counts):
+  """Stand-ins for the GPUs of several hosts, which JAX counts as a slice each."""
+  hosts = np.repeat(np.arange(len(counts)), counts)
+  return [types.SimpleNamespace(id=i, platform='gpu', device_kind='NVIDIA H100', slice_index=host,
+                                process_index=host) for i, host in enumerate(hosts)]
+
+
+@pytest.mark.parametrize('shape, across', [
+    ((4, 2, 2), (4, 1, 1)), ((2, 8, 1), (2, 2, 1)), ((1, 16, 1), (1, 4, 1)),
+    ((1, 2, 8), (1, 2, 2)), ((1, 1, 16), (1, 1, 4)), ((16, 1, 1), (4, 1, 1))])
+def test_the_first_axes_span_hosts_and_the_last_stay_inside_one(shape, across):
+  mesh = meshes.arrange(gpus(4, 4, 4, 4), shape)
+  assert mesh.shape == shape and len({device.id for device in mesh.flat}) == 16
+  hosts = np.vectorize(lambda device: device.slice_index)(mesh)
+  spanned = [len(set(np.moveaxis(hosts, axis, 0).reshape(shape[axis], -1)[:, 0]))
+             for axis in range(3)]
+  assert tuple(spanned) == across
+
+
+def test_hosts_of_unequal_size_make_a_mesh():
+  mesh = meshes.arrange(gpus(4, 2), (3, 2, 1))
+  assert [device.id for device in mesh.flat] == list(range(6))
+
+
+def test_a_mesh_may_split_an_axis_of_a_torus():
+  # A slice v6e:4x4, of which no axis has the 2 or the 8 chips.
+  chips = [types.SimpleNamespace(id=4 * x + y, platform='tpu', device_kind='TPU of a test',
+                                 coords=(x, y, 0), core_on_chip=0, process_index=0)
+           for x in range(4) for y in range(4)]
+  mesh = meshes.arrange(chips, (2, 8, 1))
+  assert mesh.shape == (2, 8, 1) and len({device.id for device in mesh.flat}) == 16
+
+
 def test_a_batch_that_does_not_divide_is_a_mistake():
   with pytest.raises(UserError, match='batch_size=12 .* 8 devices .* multiple of 8'):
     meshes.check_batch(mesh_of(data=2, fsdp=4, tensor=3), 12)

@@ -1,9 +1,11 @@
 """The device mesh, and batches sharded over it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -41,8 +43,31 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != count:
     raise UserError(f'config.mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to '
                     f'the {count} devices; config.mesh.data=-1 takes the remaining devices')
-  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=devices)
+  return Mesh(arrange(devices, (data, fsdp, tensor)), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+  """Arranges devices [D] in a mesh of a shape of D, so that the last axes have the fastest links.
+
+  Slices (of TPUs, or GPUs of one NVLink domain, usually a host) are connected by a slower network.
+  The first axes span them, the last ones only where the first are too short. jax.make_mesh refuses
+  several slices, and on most TPUs refuses shapes that split an axis of the torus.
+  """
+  slices: dict[int, int] = {}
+  for device in devices:
+    index = getattr(device, 'slice_index', 0)
+    slices[index] = slices.get(index, 0) + 1
+  if len(set(slices.values())) > 1:  # such as 8 GPUs of one host and 4 of another
+    return np.array(devices).reshape(shape)
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  across, left = [], len(slices)
+  for size in shape:
+    across.append(math.gcd(size, left))
+    left //= across[-1]
+  within = [size // ways for size, ways in zip(shape, across, strict=True)]
+  return mesh_utils.create_hybrid_device_mesh(within, across, devices,
+                                              allow_split_physical_axes=True)
 
 
 def batch_ways(mesh: Mesh) -> int:
