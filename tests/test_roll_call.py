@@ -1,6 +1,7 @@
 """Processes that start one run find each other, or end with one line each."""
 
 import concurrent.futures
+import json
 import socket
 import time
 
@@ -83,6 +84,33 @@ def test_strangers_are_not_counted(address):
     pool.submit(stranger)
     time.sleep(0.1)
     assert call(address, (2, 0, {}), (2, 1, {})) == ['', '']
+
+
+def connect(address):
+  for _ in range(100):
+    try:
+      return socket.create_connection(roll_call.parse(address), timeout=5)
+    except OSError:
+      time.sleep(0.05)
+  raise AssertionError('nobody listens')
+
+
+def test_silent_strangers_keep_nobody_waiting(address):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(call, address, (2, 0, {}), wait=4)
+    strangers = [connect(address) for _ in range(3)]
+    assert call(address, (2, 1, {}), wait=4) == first.result() == ['']
+    for stranger in strangers:
+      stranger.close()
+
+
+def test_a_process_that_left_and_came_again_counts_once(address):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(call, address, (3, 0, {}))
+    with connect(address) as left:
+      left.sendall(json.dumps({'count': 3, 'number': 1, 'host': 'a', 'facts': {}}).encode() + b'\n')
+    assert call(address, (3, 1, {}), (3, 2, {})) == ['', '']
+    assert first.result() == ['']
 
 
 @pytest.mark.parametrize('address', ['node1', 'node1:', ':80', 'node1:70000', 'node1:x'])

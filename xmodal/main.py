@@ -42,7 +42,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     'process_id', None, 'Number of this process, from 0; or JAX_PROCESS_ID, or as MPI says.')
 _WAIT = flags.DEFINE_integer(
-    'wait', 60, 'Seconds to wait for the other processes.', lower_bound=1)
+    'wait', 50, 'Seconds to wait for the other processes.', lower_bound=1)
 _LOST = flags.DEFINE_integer(
     'lost', 25, 'Seconds without a sign of life after which a process counts as dead.',
     lower_bound=5)

@@ -131,7 +131,9 @@ class Listener:
     self._client, self._process_id = state.client, state.process_id
     self._count = state.num_processes
     self._closing, self._end_lock = threading.Event(), threading.Lock()
-    self._beat, self._beat_at, self._seen, self._silent = 0, 0.0, {}, 0
+    self._beat, self._beat_at, self._silent = 0, 0.0, 0
+    # The last sign of life of each process, and its time; one that dies at once gives none.
+    self._seen = {f'{_ALIVE}/{number}': ('', time.monotonic()) for number in range(self._count)}
     self._answered = threading.Event()
     # Held while the processes exchange their places in the run.
     self._place_lock, self._place, self._last = threading.Lock(), 0, None
@@ -187,10 +189,14 @@ class Listener:
     self._beat_at, self._beat = now + _BEAT, self._beat + 1
     self._client.key_value_set(f'{_ALIVE}/{self._process_id}', str(self._beat),
                                allow_overwrite=True)
-    for key, value in self._client.key_value_dir_get(_ALIVE) if self._process_id == 0 else ():
-      if self._seen.get(key, ('', 0))[0] != value:
+    if self._process_id != 0:
+      return
+    signs = dict(self._client.key_value_dir_get(_ALIVE))
+    for key, (last, seen_at) in self._seen.items():
+      value = signs.get(key, '')
+      if value != last:
         self._seen[key] = value, now
-      elif value != _ENDED and now - self._seen[key][1] > self.lost:
+      elif value != _ENDED and now - seen_at > self.lost:
         self._silent += 1
         self.end(f'process {key.rpartition("/")[2]} gave no sign of life for {self.lost} s; run '
                  'the same command again to resume', EXIT_CODE, '')

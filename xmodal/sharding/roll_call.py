@@ -7,14 +7,16 @@ answers all with an empty line, or with the reason why the run cannot start.
 
 from collections.abc import Mapping
 import contextlib
+import dataclasses
 import json
+import selectors
 import socket
 import time
 
 from xmodal.errors import UserError
 
 _LONGEST = 2**20  # bytes of a line
-_SLOW = 5.0  # seconds that one connection may take to send its line
+_SLOW = 5.0  # seconds for connecting, and after the deadline for the answer of process 0
 _PAUSE = 0.2
 
 
@@ -53,7 +55,7 @@ def meet(address: str, count: int, number: int, facts: Mapping[str, str], wait: 
 
 
 def _lead(port, me, deadline, wait):
-  present, links = {0: me}, []
+  present, line = {0: me}, ''
   try:
     server = socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True,
                                   backlog=1024) if socket.has_dualstack_ipv6() else (
@@ -62,36 +64,74 @@ def _lead(port, me, deadline, wait):
     raise UserError(f'port {port} of the coordinator cannot be used on {me["host"]} '
                     f'({error.strerror}): another run uses it; give another --coordinator'
                     ) from error
-  with server, contextlib.ExitStack() as closing:
-    line = ''
+  with server, selectors.DefaultSelector() as ready, contextlib.ExitStack() as closing:
+    ready.register(server, selectors.EVENT_READ)
+    links = []
     while len(present) < me['count'] and not line:
-      server.settimeout(max(deadline - time.monotonic(), 0.01))
-      try:
-        link = closing.enter_context(server.accept()[0])
-      except TimeoutError:
+      if (left := deadline - time.monotonic()) <= 0:
         missing = [str(n) for n in range(me['count']) if n not in present]
         shown = ', '.join(missing[:8]) + (', ...' if missing[8:] else '')
         line = (f'{len(present)} of {me["count"]} processes started within {wait:.0f} s; missing: '
                 f'{shown}; start all of them, or wait longer with --wait')
-        break
-      if (other := _heard(link)) is not None:
-        links.append(link)
-        line = _complaint(me, other, present)
-        present[other['number']] = other
+      for key, _ in ready.select(left):
+        if (link := key.data) is None:
+          link = _Link(closing.enter_context(server.accept()[0]))
+          link.socket.setblocking(False)
+          ready.register(link.socket, selectors.EVENT_READ, link)
+          continue
+        other = link.receive()
+        if link.closed:
+          ready.unregister(link.socket)
+          link.socket.close()
+        if link.closed and link in links:  # it waited no longer
+          links.remove(link)
+          del present[link.number]
+        if other is not None:
+          links.append(link)
+          line = line or _complaint(me, other, present)
+          link.number = other['number']
+          present[link.number] = other
     for link in links:
+      link.socket.settimeout(_SLOW)
       with contextlib.suppress(OSError):
-        link.sendall(line.encode() + b'\n')
+        link.socket.sendall(line.encode() + b'\n')
   if line:
     raise UserError(line)
 
 
-def _heard(link):
-  """What a process said; None for a connection that is none of ours."""
-  link.settimeout(_SLOW)
-  try:
-    other = json.loads(link.makefile('rb').readline(_LONGEST))
-    return other if {'count', 'number', 'host', 'facts'} <= other.keys() else None
-  except (OSError, ValueError, AttributeError):
+@dataclasses.dataclass(eq=False)
+class _Link:
+  """A connection to process 0.
+
+  Attributes:
+    number: of the process at its other end, once that has called.
+    closed: by the other end, or to be closed because it is no process of a run.
+  """
+
+  socket: socket.socket
+  number: int | None = None
+  closed: bool = False
+  _text: bytes = b''
+
+  def receive(self):
+    """What the other process says, if its line is complete: {'count', 'number', ...}."""
+    try:
+      part = self.socket.recv(2**16)
+    except BlockingIOError:
+      return None
+    except OSError:
+      part = b''
+    self._text += part
+    self.closed = not part or len(self._text) > _LONGEST
+    if self.number is not None or not self._text.endswith(b'\n'):
+      return None
+    try:
+      other = json.loads(self._text)
+      if {'count', 'number', 'host', 'facts'} <= other.keys():
+        return other
+    except (ValueError, AttributeError):
+      pass
+    self.closed = True
     return None
 
 
@@ -118,8 +158,8 @@ def _follow(host, port, me, deadline, wait):
     try:
       with socket.create_connection((host, port), timeout=_SLOW) as link:
         link.sendall(json.dumps(me).encode() + b'\n')
-        # Process 0 answers by its own deadline, which may begin later.
-        link.settimeout(wait + _SLOW)
+        # Process 0 answers at its deadline, which may be a little later.
+        link.settimeout(max(deadline - time.monotonic(), 0) + _SLOW)
         answer = link.makefile('rb').readline(_LONGEST)
       if answer.endswith(b'\n'):
         if line := answer.decode().strip():

@@ -9,7 +9,7 @@ from xmodal.bench.survival.bench import STOPPED, Bench, Row, brief, check_ended,
 from xmodal.bench.survival.launch import FOUR, TWO, Broken, Launch
 
 _SOON = 30.0  # seconds within which the others have to notice a death
-_SHARED = 60.0  # seconds of --wait
+_SHARED = 60.0  # seconds within which all have to end
 
 
 def sigterm_4(bench: Bench) -> Row:

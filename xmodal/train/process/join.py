@@ -57,7 +57,8 @@ def join(coordinator: str, count: int | None, number: int | None, facts: Mapping
   jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
       place.coordinator, place.count, place.number, local_devices(place.local, dict(os.environ)),
-      cluster_detection_method='deactivate', initialization_timeout=wait)
+      cluster_detection_method='deactivate', initialization_timeout=wait,
+      heartbeat_timeout_seconds=max(100, 2 * lost))  # then JAX aborts, which xmodal does before
   if hosts.several():
     hosts.Listener.lost = lost
     hosts.listener()
