@@ -51,6 +51,8 @@ esac
 cancelled=''
 trap 'cancelled=1; scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null' TERM INT
 
+# JAX takes 0.75 of a GPU's memory unless told otherwise, for the sake of other programs.
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
 srun ${container[@]+"${container[@]}"} ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
   ${task[@]+"${task[@]}"} "$interpreter" -P -m xmodal.main --multihost "$@" &

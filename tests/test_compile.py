@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from xmodal import main, suggest
 from xmodal.cost import machines, scaling, topology
 from xmodal.cost.flops import Flops
 from xmodal.errors import UserError
+from xmodal.train import programs
 
 
 @pytest.mark.parametrize('name, words', [
@@ -60,6 +62,32 @@ def test_a_step_that_does_not_fit_is_an_error(this_machine, monkeypatch):
   found = compiling.compile_for(tiny.get_config(), 'h100:1')
   with pytest.raises(UserError, match=r'needs 0\.0 GB of memory on each device, which has 0\.0'):
     compiling.check_fits('h100:1', found)
+
+
+def test_a_gpu_has_less_memory_for_arrays_than_its_datasheet_says(monkeypatch):
+  monkeypatch.delenv(machines.FRACTION, raising=False)
+  found = compiling.Compiled({'data': 1}, 1, Flops(1, 1), None, 1, 70 * 10**9, 1.0, None,
+                             machines.MACHINES['h100'], 8)
+  with pytest.raises(UserError, match=r'needs 70\.0 GB .* has 80\.0, of which JAX takes 60\.0'):
+    compiling.check_fits('h100:1', found)
+  monkeypatch.setenv(machines.FRACTION, '0.92')
+  compiling.check_fits('h100:1', found)
+  monkeypatch.setenv(machines.FRACTION, '92%')
+  with pytest.raises(UserError, match='MEM_FRACTION=92%: wanted a number above 0, up to 1'):
+    compiling.check_fits('h100:1', found)
+
+
+def test_a_run_that_does_not_fit_ends_before_its_first_step(monkeypatch):
+  def device(limit):
+    stats = {'bytes_limit': limit} if limit else None  # CPUs have none
+    return types.SimpleNamespace(memory_stats=lambda: stats)
+
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device(80 * 10**9), device(60 * 10**9)])
+  programs.check_memory(60 * 10**9)
+  with pytest.raises(UserError, match=r'needs 61\.0 GB of memory on each device, and JAX has 60'):
+    programs.check_memory(61 * 10**9)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device(0)])
+  programs.check_memory(61 * 10**9)
 
 
 def test_what_a_scan_keeps_and_what_it_carries():

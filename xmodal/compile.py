@@ -8,6 +8,7 @@ import time
 import jax
 
 from xmodal.cost import estimate, flops, hlo, machines, topology
+from xmodal.cost.machines import FRACTION, SMALLER
 from xmodal.errors import UserError
 from xmodal.train.plan import Plan, count
 from xmodal.train.programs import trace_step
@@ -86,8 +87,7 @@ def _too_large(name, error):
                     r'Used ([\d.]+\w) of ([\d.]+\w) hbm', text)
   found = ' of '.join(filter(None, sizes.groups())) if sizes else text[:200]
   return UserError(f'--topology={name}: the step does not fit into the memory of a device '
-                   f'({found}): raise config.mesh.fsdp or config.train.accumulation, set '
-                   'config.model.remat=full, or take more devices')
+                   f'({found}): {SMALLER}')
 
 
 def report(name: str, found: Compiled) -> str:
@@ -119,8 +119,10 @@ def report(name: str, found: Compiled) -> str:
 
 def check_fits(name: str, found: Compiled) -> None:
   """Raises UserError if a step needs more memory than a device has; TPU compilers do it earlier."""
-  if found.peak_bytes > found.machine.memory:
+  machine = found.machine
+  if found.peak_bytes > machine.pool:
+    more = '' if machine.pool == machine.memory else (
+        f', of which JAX takes {machine.pool / 1e9:,.1f} ({FRACTION} changes that)')
     raise UserError(
         f'--topology={name}: the step needs {found.peak_bytes / 1e9:,.1f} GB of memory on each '
-        f'device, which has {found.machine.memory / 1e9:,.1f}: raise config.mesh.fsdp or '
-        'config.train.accumulation, set config.model.remat=full, or take more devices')
+        f'device, which has {machine.memory / 1e9:,.1f}{more}: {SMALLER}')

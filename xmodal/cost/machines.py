@@ -2,6 +2,15 @@
 
 from collections.abc import Iterable
 import dataclasses
+import os
+
+from xmodal.errors import UserError
+
+# JAX's variable for the share of a GPU's memory that it takes at its start.
+FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+# For messages about a step that needs more memory.
+SMALLER = ('raise config.mesh.fsdp or config.train.accumulation, set config.model.remat=full, or '
+           'take more devices')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +34,24 @@ class Machine:
   network: float
   per_host: int | None = None
   wires: int = 0
+
+  @property
+  def pool(self) -> float:
+    """Bytes that JAX takes for arrays: on a GPU three quarters unless the environment says other.
+
+    Raises:
+      UserError: XLA_PYTHON_CLIENT_MEM_FRACTION is no share.
+    """
+    if self.per_host is None:
+      return self.memory
+    text = os.environ.get(FRACTION) or '0.75'
+    try:
+      share = float(text)
+    except ValueError:
+      share = 0
+    if not 0 < share <= 1:
+      raise UserError(f'{FRACTION}={text}: wanted a number above 0, up to 1')
+    return share * self.memory
 
 
 # GPUs: NVIDIA's datasheets without sparsity, one 400 Gbit/s (A100: 200) adapter each, as in DGX and

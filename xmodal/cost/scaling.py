@@ -136,4 +136,5 @@ def _predicted(machine, load, data, fsdp, tensor, per_group):
   traffic = _TRAFFIC * activations + _UPDATE * load.parameters / split
   found = Estimate(load.flops.hardware / devices / machine.flops, traffic / machine.bandwidth,
                    sum(seconds(machine, one, per_group) for one in sent))
-  return Choice(data, fsdp, tensor, memory, found, memory <= _USABLE * machine.memory)
+  usable = min(_USABLE * machine.memory, machine.pool)
+  return Choice(data, fsdp, tensor, memory, found, memory <= usable)

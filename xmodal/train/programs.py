@@ -8,6 +8,8 @@ import time
 import jax
 
 from xmodal.cost import flops
+from xmodal.cost.machines import FRACTION, SMALLER
+from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.sharding import mesh as meshes
 from xmodal.train.plan import Plan
@@ -57,12 +59,24 @@ def compile_steps(plan: Plan) -> tuple[list[Callable], Costs]:
   steps = [one.lower().compile() for one in traced]
   seconds = time.perf_counter() - began
   peaks = [getattr(step.memory_analysis(), 'peak_memory_in_bytes', None) for step in steps]
+  check_memory(max(filter(None, peaks), default=0))
   counted = tuple(flops.count(one.jaxpr).model for one in traced)
   turns = plan.sampling.turns
   mean = sum(counted[kind] * count for kind, count in turns) / sum(count for _, count in turns)
   if plan.teacher is not None:
     steps = [functools.partial(_taught, step, plan.teacher.variables) for step in steps]
   return steps, Costs(counted, mean, seconds, max(peaks) if all(peaks) else None)
+
+
+def check_memory(peak_bytes: int) -> None:
+  """Raises UserError if a step needs more memory than JAX has on a device of this process."""
+  # None on CPUs.
+  limits = [(device.memory_stats() or {}).get('bytes_limit') for device in jax.local_devices()]
+  limit = min(filter(None, limits), default=peak_bytes)
+  if peak_bytes > limit:
+    raise UserError(f'the step needs {peak_bytes / 1e9:,.1f} GB of memory on each device, and JAX '
+                    f'has {limit / 1e9:,.1f}: {SMALLER}; on a GPU, {FRACTION}=0.92 gives it more '
+                    'than the usual 0.75 of the memory')
 
 
 def _taught(step, taught_by, state, batch):
