@@ -16,6 +16,10 @@ if [ $# = 0 ] || [ -z "${ZONE:-}" ]; then
   echo "error: wanted ZONE=ZONE $0 NAME [arguments of xmodal train]" >&2
   exit 2
 fi
+if ! command -v gcloud >/dev/null; then
+  echo "error: gcloud is not installed; see cloud.google.com/sdk" >&2
+  exit 2
+fi
 repository="$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)"
 name="$1"
 shift
@@ -39,6 +43,16 @@ say() {
   echo "launch/tpu_vm.sh: $*" >&2
 }
 
+# Ends if gcloud's message in $folder/fault is of an error that another try does not mend.
+mendable() {
+  cat "$folder/fault" >&2
+  if grep -Eq 'PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|does not have permission|gcloud auth|unrecognized arguments|Invalid choice' \
+      "$folder/fault"; then
+    say "error: gcloud refuses; see above"
+    exit 2
+  fi
+}
+
 # Waits until the TPU is there; makes it if it is missing or was taken away.
 ready() {
   local found
@@ -49,8 +63,8 @@ ready() {
       STOPPED) tpu start "$name" ;;
       PREEMPTED|TERMINATED) say "$name: $found, deleting it"; tpu delete "$name" --quiet ;;
       '')
-        if ! grep -q NOT_FOUND "$folder/fault"; then  # no connection, or no login
-          cat "$folder/fault" >&2
+        if ! grep -q NOT_FOUND "$folder/fault"; then
+          mendable  # or no connection
           sleep "$pause"
           continue
         fi
@@ -60,8 +74,12 @@ ready() {
         fi
         say "creating $name"
         # shellcheck disable=SC2086  # several options
-        tpu create "$name" $CREATE
-        [ $? != 2 ] || exit 2  # options that gcloud does not know
+        tpu create "$name" $CREATE 2>"$folder/fault"
+        case $? in
+          0) ;;
+          2) cat "$folder/fault" >&2; exit 2 ;;  # options that gcloud does not know
+          *) mendable ;;  # or no TPU is free
+        esac
         [ "$(state)" != READY ] || return ;;
       *) say "$name: $found" ;;
     esac

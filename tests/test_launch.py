@@ -271,6 +271,33 @@ def test_a_pod_that_is_not_there(pod):
   assert code == 2 and 'ZONE=ZONE' in err
 
 
+@pytest.mark.parametrize('step, message, ended', [
+    ('describe', 'ERROR: PERMISSION_DENIED: Cloud TPU API is disabled', 2),
+    ('describe', 'ERROR: run: gcloud auth login', 2),
+    ('describe', 'ERROR: no route to host', 0),
+    ('create', 'ERROR: INVALID_ARGUMENT: no accelerator of this type', 2),
+    ('create', 'ERROR: RESOURCE_EXHAUSTED: there is no more capacity', 0)])
+def test_a_pod_is_tried_again_only_where_that_may_help(pod, step, message, ended):
+  pod.program('gcloud.that_works', GCLOUD)
+  pod.program('gcloud', f"""#!/bin/sh
+if [ "$4" = {step} ] && [ ! -e "$RECORD/refused" ]; then
+  touch "$RECORD/refused"
+  echo '{message}' >&2
+  exit 1
+fi
+exec "$0.that_works" "$@"
+""")
+  code, _, err = pod.run('tpu_vm.sh', 'pod', '--config', 'vqa', ACT='exit 0')
+  assert code == ended and message in err
+
+
+def test_a_pod_needs_gcloud(machine):
+  (machine.bin / 'bash').symlink_to(shutil.which('bash'))
+  code, _, err = machine.run('tpu_vm.sh', 'pod', ZONE='here', PATH=str(machine.bin))
+  assert code == 2 and err.splitlines() == [
+      'error: gcloud is not installed; see cloud.google.com/sdk']
+
+
 @pytest.mark.parametrize('path', MANIFESTS, ids=lambda path: path.name)
 def test_manifests_start_what_exists(path):
   jobset = yaml.safe_load(path.read_text())
