@@ -78,7 +78,7 @@ def learn_and_predict(folder, towers, sizes, file):
 
   Returns the metrics of each step. The file gets arrays 'predicted/TASK/KEY', 'gradient/NAME', the
   running sum of gradients, 'moved/NAME', how far a parameter came, and 'average/NAME', likewise its
-  average. The optimiser is plain descent: AdamW, which test_sharding.py has, would make whole steps
+  average. The optimizer is plain descent: AdamW, which test_sharding.py has, would make whole steps
   of rounding.
   """
   run = Plan(config(folder, towers, sizes), 'unused')

@@ -68,14 +68,14 @@ def two_layers(pattern='', **options):
   return jax.jit(init)(), step
 
 
-def test_what_is_frozen_keeps_its_bits_and_has_no_optimiser_state():
+def test_what_is_frozen_keeps_its_bits_and_has_no_optimizer_state():
   state, step = two_layers('lower', ema_decay=0.5)
   new, metrics = jax.jit(step)(state, a_batch())
   assert changed_names(new.params, state.params) == {'upper/kernel', 'upper/bias'}
   assert changed_names(new.ema, state.ema) == {'upper/kernel', 'upper/bias'}
   moments = optax.tree.get(new.opt_state, 'mu'), optax.tree.get(new.opt_state, 'nu')
   assert all(flat(moment).keys() == {'upper/kernel', 'upper/bias'} for moment in moments)
-  # The other layer trains as if the optimiser had no other parameters.
+  # The other layer trains as if the optimizer had no other parameters.
   x = np.tanh(a_batch()['image'] @ state.params['lower']['kernel'] + state.params['lower']['bias'])
   y, counts = a_batch()['task']['y'], a_batch()['task']['counts']
 
@@ -156,7 +156,7 @@ def unstacked(params):
   return leaves
 
 
-def test_rates_equal_separate_optimisers_of_unstacked_layers():
+def test_rates_equal_separate_optimizers_of_unstacked_layers():
   c = tiny.changed(model__vision__num_layers=3, model__text__num_layers=2,
                    model__text__num_decoder_layers=4, optimizer__vision_rate=0.5,
                    optimizer__text_rate=2.0, optimizer__layer_decay=0.7,

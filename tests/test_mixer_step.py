@@ -174,7 +174,7 @@ def test_what_a_step_does_not_train_keeps_its_bits_and_its_moments(kind, rest):
   assert metrics['gradient_norm'] == pytest.approx(norm, rel=1e-4)
 
 
-def test_parameters_that_two_optimisers_share_keep_their_moments_too():
+def test_parameters_that_two_optimizers_share_keep_their_moments_too():
   def labels(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: 'adam' if 'bias' in str(path) else 'momentum', params)

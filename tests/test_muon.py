@@ -79,7 +79,7 @@ def test_decay_is_that_of_adamw():
 
 def test_another_name_is_a_mistake():
   c = tiny.changed(optimizer__name='sgd').optimizer
-  with pytest.raises(UserError, match="no optimiser 'sgd'; wanted one of adamw, muon"):
+  with pytest.raises(UserError, match="no optimizer 'sgd'; wanted one of adamw, muon"):
     make_optimizer(c, optax.constant_schedule(0.1), {})
 
 

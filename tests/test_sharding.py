@@ -149,7 +149,7 @@ def three_steps(sizes, file, config=None):
 
   Returns the metrics of each step, the share of the state that a device holds, and the bytes that
   a step's collectives produce, as a multiple of the parameters' bytes. The file
-  gets two arrays a parameter: 'gradient/NAME', the optimiser's running mean of the gradients, and
+  gets two arrays a parameter: 'gradient/NAME', the optimizer's running mean of the gradients, and
   'moved/NAME', how far it came.
   """
   run = Plan(config or tiny.get_config(), 'unused')

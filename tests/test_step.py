@@ -307,7 +307,7 @@ def test_the_average_of_the_whole_model_is_saved_and_loaded(whole, tmp_path):
   assert_same(loaded, {'params': state.ema, **state.collections})
 
 
-# The optimiser
+# The optimizer
 
 
 def params_like_the_model(tmp_path):

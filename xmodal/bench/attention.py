@@ -1,6 +1,6 @@
 """Milliseconds of attention forward and backward, for each kernel.
 
-`python -m xmodal.bench.attention [--rounds 5]` times softmax attention and its gradients by
+`xmodal bench attention [--rounds 5]` times softmax attention and its gradients by
 queries, keys, values and bias in bfloat16 on one GPU, at the shapes of the `large` models:
 
   xla         jax.numpy, the fallback

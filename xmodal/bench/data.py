@@ -1,6 +1,6 @@
 """Pictures per second of the training input pipeline, against bare decoding.
 
-`python -m xmodal.bench.data [--pictures 512] [--sizes 640x480 256x256] [--workers 1 2]` makes
+`xmodal bench data [--pictures 512] [--sizes 640x480 256x256] [--workers 1 2]` makes
 photo-like JPEGs (quality 90, 4:2:0) in a temporary folder. For each size it
 measures two ways in alternating rounds, each on every core through the same
 prefetching (data.pipeline.threaded):

@@ -1,6 +1,6 @@
 """Seconds and memory until the first batch, from files of a published size and from a pack of them.
 
-`python -m xmodal.bench.data_size [--source visual_genome] [--workdir DIR]` writes made-up files in
+`xmodal bench data_size [--source visual_genome] [--workdir DIR]` writes made-up files in
 the layout of VQAv2 (ten answers a question) or of Visual Genome (35 objects a picture), with tiny
 pictures: what is measured is what a run reads, checks and learns before its first step. Each row is
 a process of its own.

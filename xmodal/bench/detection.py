@@ -1,6 +1,6 @@
 """Pictures per second of DETR training and inference: ours against transformers in PyTorch.
 
-`python -m xmodal.bench.detection [--size r50] [--batch 2] [--pixels 320x416] [--compile]`
+`xmodal bench detection [--size r50] [--batch 2] [--pixels 320x416] [--compile]`
 runs a DETR with random weights, of the size of the published detr-resnet-50, on
 one random batch of pictures of two sizes, about 7 objects in each, in alternating
 rounds:

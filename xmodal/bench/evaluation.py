@@ -1,6 +1,6 @@
 """Examples per second of evaluation, compared with training on the same data.
 
-`python -m xmodal.bench.evaluation [--config vqa] [--questions 100000] [--devices 8] [KEY=VALUE
+`xmodal bench evaluation [--config vqa] [--questions 100000] [--devices 8] [KEY=VALUE
 ...]` writes questions on small pictures to a jsonl file, trains on them for some steps, and
 evaluates on all of them: prediction, decoding, scoring, and writing of predictions. Compilation is
 not counted. --devices is the number of CPU devices; accelerators are used as found.

@@ -1,6 +1,6 @@
 """Tokens per second of generated text: ours against transformers' `generate`.
 
-`python -m xmodal.bench.generate [--size small] [--batches 1 32] [--beams 1 4] [--threads N]`
+`xmodal bench generate [--size small] [--batches 1 32] [--beams 1 4] [--threads N]`
 makes a T5 with random weights, of the size of t5-small or t5-base, which both read
 from the files that transformers writes. Each generates --tokens tokens for the
 same random prompts, greedily (1 beam) or by beam search, in alternating rounds.

@@ -1,6 +1,6 @@
 """Speed of image generation: training examples and generated pictures per second.
 
-`python -m xmodal.bench.generation [--size tiny] [--batch 32] [--pixels 32] [--steps 20]
+`xmodal bench generation [--size tiny] [--batch 32] [--pixels 32] [--steps 20]
 [--sampler heun] [--guidance 3] [--attention xla] [--rounds 5] [--threads N]` trains on one batch of
 embedded scenes and draws one batch, in alternating rounds, and prints medians. FLOPs are those of
 the denoiser's matrix products by formula: a multiply-add is two, a training step is three forward

@@ -1,6 +1,6 @@
 """Quality of generated pictures: do they show their text, look real, or copy training pictures?
 
-`python -m xmodal.bench.generation_quality --checkpoint DIR [--n 300] [--train 20000] [--steps N]
+`xmodal bench generation_quality --checkpoint DIR [--n 300] [--train 20000] [--steps N]
 [--guidance G ...] [--seed 0]` draws a picture for each of n held-out captions.
 
 Rows:

@@ -1,6 +1,6 @@
 """Training speed on one GPU: MFU of three tasks at three sizes, and what changes it.
 
-`python -m xmodal.bench.gpu [--cases NAME ...] [--seconds 500]` measures the steps of CASES as
+`xmodal bench gpu [--cases NAME ...] [--seconds 500]` measures the steps of CASES as
 `xmodal bench mfu` does, each in a process of its own. A group of them traces and compiles side by
 side; when all have compiled, they train one after the other, so that nothing disturbs a measured
 step.

@@ -1,6 +1,6 @@
 """How long training waits for input, with pictures from files and from a pack.
 
-`python -m xmodal.bench.input_wait [--size base] [--batch 256] [--steps 200] [KEY=VALUE ...]` makes
+`xmodal bench input_wait [--size base] [--batch 256] [--steps 200] [KEY=VALUE ...]` makes
 photo-like 640x480 JPEGs with a question each, packs them, and trains `vqa` at 224 pixels on the
 files and on the pack with `python -m xmodal.main`. It prints examples/s and the share of time in
 which the loop waited for input, from the second half of the steps.

@@ -1,6 +1,6 @@
 """Milliseconds from a question to the classifier's scores, in a loaded model: ours and PyTorch.
 
-`python -m xmodal.bench.latency [--size base] [--batch 1] [KEY=VALUE ...]` computes the answer
+`xmodal bench latency [--size base] [--batch 1] [KEY=VALUE ...]` computes the answer
 scores of random pictures and questions with the model of `xmodal bench train_step`, with equal
 weights, in alternating rounds: ours compiled, and PyTorch without gradients. It stops if their
 losses differ by more than 0.1% in float32.

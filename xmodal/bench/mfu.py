@@ -1,6 +1,6 @@
 """Model FLOPs utilisation: how much of a device's peak a training step reaches.
 
-`python -m xmodal.bench.mfu --config vqa --batch 128 config.model.size=large ...` compiles the
+`xmodal bench mfu --config vqa --batch 128 config.model.size=large ...` compiles the
 training step of a config as a run does, trains on one batch of its data again and again, and prints
 seconds per step (median over rounds), FLOP/s, MFU (arXiv:2204.02311; on devices whose peak is
 published), the time of compilation and the peak of memory.

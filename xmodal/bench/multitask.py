@@ -1,6 +1,6 @@
 """Compares multitask training with each task trained alone.
 
-`python -m xmodal.bench.multitask [--steps 1000] [--seeds 3] [--tasks vqa,detection] ...`
+`xmodal bench multitask [--steps 1000] [--seeds 3] [--tasks vqa,detection] ...`
 trains configs/multitask_shared.py, one run after another, each in its own folder below --workdir.
 Repeating the command skips finished runs and resumes a stopped one. After each run it rewrites
 the table, table.md, and all numbers, results.json.

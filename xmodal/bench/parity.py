@@ -1,4 +1,4 @@
-"""Differences of our models from PyTorch: python -m xmodal.bench.parity [--published].
+"""Differences of our models from PyTorch: xmodal bench parity [--published].
 
 For each family, models with odd configurations and random weights are saved in
 HuggingFace's layout and read with xmodal.pretrained; both sides run on the same

@@ -1,4 +1,4 @@
-"""A published checkpoint against PyTorch: python -m xmodal.bench.parity_published [--folder DIR].
+"""A published checkpoint against PyTorch: xmodal bench parity_published [--folder DIR].
 
 Reads all-MiniLM-L6-v2 (a BERT of 22M parameters, Apache-2.0) from a Python package that holds the
 hub's files. Compares token ids with transformers' AutoTokenizer, and float32 hidden states with its

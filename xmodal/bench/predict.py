@@ -1,6 +1,6 @@
 """Latency of the first query to a loaded model, and of later queries.
 
-`python -m xmodal.bench.predict [--checkpoint DIR] [--image F] [--tasks T ...] [--rounds N]`
+`xmodal bench predict [--checkpoint DIR] [--image F] [--tasks T ...] [--rounds N]`
 sends each task one query and then N others with other words, names and texts. Only a task's first
 query compiles, because the text is an input of the compiled program. Without a checkpoint it uses
 an untrained model of the size `tiny`, whose latency is the same. JAX's compilation cache is off.

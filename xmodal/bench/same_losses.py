@@ -1,7 +1,7 @@
 """Compares the first losses of two source trees bit for bit, to show that training is unchanged.
 
     git worktree add ../before HEAD~1
-    python -m xmodal.bench.same_losses --before ../before
+    xmodal bench same_losses --before ../before
 
 Runs each config with `python -m xmodal.main` in both trees, stops after --steps steps, and compares
 all numbers in metrics.jsonl except speeds and metrics that only one of them logs.

@@ -1,6 +1,6 @@
 """Measures self-training: training on a model's own labels of unlabelled pictures.
 
-`python -m xmodal.bench.self_training [--labelled 4000] [--unlabelled 12000] [--steps 1500] ...`
+`xmodal bench self_training [--labelled 4000] [--unlabelled 12000] [--steps 1500] ...`
 trains configs/self_training.py on labelled scenes of the embedded shapes, labels pictures of other
 scenes with xmodal augment, and trains from scratch on both. Rows of the table, one run per seed:
 

@@ -1,6 +1,6 @@
 """Latency and throughput of `xmodal serve`, compared with a bare loop of the same program.
 
-`python -m xmodal.bench.serve [--checkpoint DIR | --size S [KEY=VALUE ...]] [--task T]
+`xmodal bench serve [--checkpoint DIR | --size S [KEY=VALUE ...]] [--task T]
 [--clients 1 8 64] [--seconds 10]` starts the server twice, with batches and without. The bare loop
 calls the compiled program on a batch that lies ready; "with pictures" also decodes the pictures and
 makes the batch, as the server has to. Everything runs on this machine, clients included. Without a

@@ -1,6 +1,6 @@
 """What sharded steps cost on machines that are not here: collectives, memory, predicted time.
 
-`python -m xmodal.bench.sharding [--topologies h100:8 v5e:4x4] [--cases vqa-base ...]` compiles the
+`xmodal bench sharding [--topologies h100:8 v5e:4x4] [--cases vqa-base ...]` compiles the
 steps of three tasks with parameters split over all devices (config.mesh.fsdp), as `xmodal compile`
 does, and prints a row for each. 'bound' is 3.2 times the bytes of the parameters: two gathers, one
 sum of gradients, and a little of other arrays.

@@ -1,6 +1,6 @@
 """Whether `xmodal serve` holds out under full load of valid and hostile requests.
 
-`python -m xmodal.bench.soak [--checkpoint DIR] [--minutes 60] [--clients 16]` mixes questions with
+`xmodal bench soak [--checkpoint DIR] [--minutes 60] [--clients 16]` mixes questions with
 requests that the server has to refuse, and with clients that leave. It fails (exit code 1) if a
 valid request is not answered, or not as `xmodal predict --input` answers it to the byte, if a
 hostile one gets another status than it should, or if the server's memory after the first fifth of

@@ -1,6 +1,6 @@
 """Compares runs initialised from an earlier run with runs from scratch.
 
-`python -m xmodal.bench.start_from [--first vqa] [--then detection,vqa_rad] [--root DIR] ...`
+`xmodal bench start_from [--first vqa] [--then detection,vqa_rad] [--root DIR] ...`
 trains configs/vqa.py once, then each other config twice per seed: from scratch, and with that run
 as config.train.start_from. Both have the same sizes, steps, data and seeds; the run from scratch
 trains its own tokenizer. --root is the data folder for configs that need one (VQA-RAD); without it

@@ -1,4 +1,4 @@
-"""Optimiser of the PyTorch references: gradient clipping, then AdamW, as for ours."""
+"""Optimizer of the PyTorch references: gradient clipping, then AdamW, as for ours."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Seconds per training step: ours against the same model in PyTorch.
 
-`python -m xmodal.bench.train_step [--size 45m] [--batch 16] [--threads N] [KEY=VALUE ...]`
+`xmodal bench train_step [--size 45m] [--batch 16] [--threads N] [KEY=VALUE ...]`
 trains on one random batch of pictures, questions and answers, from the same
 parameters, in alternating rounds:
   ours     train.steps.step.make_train_step, compiled with the state donated

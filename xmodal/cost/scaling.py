@@ -28,7 +28,7 @@ class Load:
   Attributes:
     flops: see cost.flops.
     parameters: how many.
-    state_bytes: parameters, moments of the optimiser, average.
+    state_bytes: parameters, moments of the optimizer, average.
     kept_bytes: activations that the backward pass keeps.
     carried_bytes: outputs of all layers, which tensor parallelism sums four times in each layer.
     rows: examples of a micro-batch.

@@ -1,1 +1,1 @@
-"""Training: state, step, optimiser, checkpoints, evaluation, and the loop around them."""
+"""Training: state, step, optimizer, checkpoints, evaluation, and the loop around them."""

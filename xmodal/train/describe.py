@@ -24,7 +24,7 @@ def describe(plan) -> str:
 
 def _memory(plan):
   local = sum(_bytes_on_one(x) for x in jax.tree.leaves(plan.abstract))
-  lines = [f'state (parameters, optimiser, average): {local / 2**20:,.1f} MiB per device']
+  lines = [f'state (parameters, optimizer, average): {local / 2**20:,.1f} MiB per device']
   analyses = [compile_step(plan, kind).memory_analysis() for kind in plan.sampling.kinds]
   if None not in analyses:
     most = max(analysis.temp_size_in_bytes for analysis in analyses)

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, with everything that prediction needs.
 
 checkpoints/STEP/ holds three items: `model` (parameters, running statistics, moving average),
-`training` (optimiser state, task weights, step, random key; seed and step determine the position in
+`training` (optimizer state, task weights, step, random key; seed and step determine the position in
 the data), and `assets` (config.json, tokenizer/, a folder for each task). Each has files.json, a
 list of its files with their checksums. Orbax writes to a temporary folder and renames it.
 

@@ -1,4 +1,4 @@
-"""The optimiser: clipping by global norm, then one of OPTIMIZERS."""
+"""The optimizer: clipping by global norm, then one of OPTIMIZERS."""
 
 from collections.abc import Collection, Set
 
@@ -29,9 +29,9 @@ OPTIONS = {
     'text_rate': Option(1.0, 'Factor of the learning rate in the text tower.', low=ABOVE_ZERO),
     'layer_decay': Option(1.0, 'Factor of the learning rate from each layer to the one before.',
                           low=ABOVE_ZERO, high=1)}
-# An optimiser is a function (config.optimizer, schedule, resting) -> optax.GradientTransformation
+# An optimizer is a function (config.optimizer, schedule, resting) -> optax.GradientTransformation
 # whose updates are added to the parameters; see make_optimizer for the arguments.
-OPTIMIZERS = Registry('optimiser', 'config.optimizer.name', 'xmodal.train.optimizer')
+OPTIMIZERS = Registry('optimizer', 'config.optimizer.name', 'xmodal.train.optimizer')
 
 
 def decays(params):
@@ -56,13 +56,13 @@ def make_optimizer(config, schedule: optax.Schedule, params, resting: Collection
     config: config.optimizer.
     schedule: see make_schedule.
     params: all parameters, or their shapes; they determine the rates of towers and layers. The
-      optimiser's own init takes the trained parameters only.
+      optimizer's own init takes the trained parameters only.
     resting: for each kind of step, the paths of the parameters that it does not update.
       Parameters that rest in the same kinds share one step counter, used for the bias correction
       of moments; see train.steps.step.
 
   Raises:
-    UserError: the optimiser is unknown.
+    UserError: the optimizer is unknown.
   """
   optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm),
                           OPTIMIZERS[config.name].make(config, schedule, resting))
@@ -76,12 +76,12 @@ def by_parameter(optimizer: optax.GradientTransformation, opt_state, values, oth
   """A tree like opt_state, with each parameter's value in place of its moments.
 
   Args:
-    optimizer: the optimiser of opt_state.
-    opt_state: optimiser state, or its shapes.
+    optimizer: the optimizer of opt_state.
+    opt_state: optimizer state, or its shapes.
     values: a tree like the trained parameters.
     otherwise: value for counters.
   """
-  def masked(x):  # place of a parameter that another part of the optimiser updates
+  def masked(x):  # place of a parameter that another part of the optimizer updates
     return isinstance(x, optax.MaskedNode)
 
   return optax.tree_map_params(

@@ -1,6 +1,6 @@
 """Frozen parameters: selects them, and splits a tree into trained and frozen parameters.
 
-Only trained parameters have gradients and optimiser state; frozen ones cost a forward pass.
+Only trained parameters have gradients and optimizer state; frozen ones cost a forward pass.
 """
 
 from collections.abc import Set

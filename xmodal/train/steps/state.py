@@ -25,7 +25,7 @@ class TrainState:
     step: int32, number of steps taken; determines the next batch.
     params: float32 parameters.
     collections: other Flax variables (running statistics of batch norm).
-    opt_state: state of the optimiser, for the trained parameters only.
+    opt_state: state of the optimizer, for the trained parameters only.
     ema: moving average of params, or None.
     mixer: state of the balance, see mixer.balance.
     rng: random key of the run; each step folds in its number.
@@ -69,7 +69,7 @@ def init_fn(variables, optimizer: optax.GradientTransformation, seed: int, ema: 
 
   Args:
     variables: from variables_fn.
-    optimizer: optimiser of the trained parameters.
+    optimizer: optimizer of the trained parameters.
     seed: seed of the run.
     ema: whether to keep a moving average of the parameters.
     frozen: paths of the frozen parameters.

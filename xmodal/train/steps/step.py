@@ -137,7 +137,7 @@ def make_train_step(model, tasks: Mapping[str, Task], task_weights: Mapping[str,
 
 
 def _keep_resting(optimizer, new, old, params, resting):
-  """The new optimiser state, with the old state for resting parameters.
+  """The new optimizer state, with the old state for resting parameters.
 
   A counter rests if all parameters of its state do: make_optimizer keeps a separate state for each
   group of parameters that rest together.
