@@ -20,7 +20,7 @@ def get_config():
   c.data.augment.crop = 0.3
   c.data.augment.zoom = 0.2
   c.data.augment.light = 0.2
-  # Convolutions know already that a cell looks alike wherever it lies.
+  # Convolutions learn from fewer pictures: a cell looks the same at any place.
   c.model.vision.name = 'resnet'
   c.model.cross.num_layers = 1
   c.model.cross.hidden_dim = 96

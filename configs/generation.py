@@ -19,9 +19,9 @@ def get_config():
   c.data.train_examples = 100_000
   c.data.eval_examples = 300
   c.model.text.num_layers = 2
-  # What lies left of what is in the order of words, which counts for little otherwise.
+  # "left of" depends on the order of words, to which a T5 pays little attention at first.
   c.model.text.neighbor_bias = 5.0
-  # Until pictures are whole, what counts is how many examples were seen: narrow is fast.
+  # At first the number of examples matters more than the width, and a narrow model is fast.
   c.model.denoiser.hidden_dim = 96
   c.model.denoiser.mlp_dim = 192
   c.model.denoiser.num_heads = 3

@@ -20,7 +20,7 @@ def get_config():
   c.data.eval_examples = 1_000
   c.model.attention = 'cudnn'
   c.model.text.num_layers = 2
-  # What lies left of what is in the order of words, which counts for little otherwise.
+  # "left of" depends on the order of words, to which a T5 pays little attention at first.
   c.model.text.neighbor_bias = 5.0
   c.model.denoiser.hidden_dim = 256
   c.model.denoiser.mlp_dim = 512

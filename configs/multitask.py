@@ -12,7 +12,7 @@ from xmodal import config
 
 def get_config():
   c = config.base()
-  # As for questions (configs/vqa.py): naming the objects teaches it to look.
+  # Naming the objects makes the model use the picture, see configs/vqa.py.
   c.mixer.tasks = ('vqa', 'objects', 'captioning', 'retrieval', 'detection', 'generation')
   c.mixer.weights = (1.0, 10.0, 1.0, 1.0, 1.0, 1.0)
   c.mixer.data.detection.crowded = True

@@ -13,7 +13,7 @@ from xmodal import config
 def get_config():
   c = config.base()
   c.data.numbers = True
-  # As for questions (configs/vqa.py): naming the objects teaches it to look.
+  # Naming the objects makes the model use the picture, see configs/vqa.py.
   c.mixer.tasks = ('regression', 'objects')
   c.mixer.weights = (1.0, 10.0)
   c.regression.question_length = 14

@@ -11,8 +11,8 @@ from xmodal import config
 
 def get_config():
   c = config.base()
-  # Questions alone leave a model trained from nothing where the words of the
-  # question get it; naming the objects beside them teaches it to look.
+  # Trained on questions alone, a model from random parameters guesses from their words and
+  # ignores the picture. Naming the objects as a second task makes it use the picture.
   c.mixer.tasks = ('vqa', 'objects')
   c.mixer.weights = (1.0, 10.0)
   c.vqa.question_length = 14

@@ -1,4 +1,4 @@
-"""Compiling for machines that are not here, and choosing a mesh."""
+"""Compiling for machines that are not attached, and choosing a mesh."""
 
 import subprocess
 import sys

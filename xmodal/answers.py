@@ -18,14 +18,14 @@ def answers(predictor: Predictor, opened: DecodedPictures, queries: Iterable[Que
             fixed: bool = True) -> Iterator[Any | UserError]:
   """Yields the answer to each query in order, and reads no more than AT_ONCE queries ahead.
 
-  The pictures of a batch are opened in threads. Queries whose tasks are asked alike share a batch:
-  those of most tasks always do, those of detection where they name the same names.
+  The pictures of a batch are opened in threads. Queries whose tasks have equal batch_key share a
+  batch: those of most tasks always, those of detection with the same names.
 
   Args:
     predictor: its `decode` is `opened`.
     opened: what pictures are opened with.
     queries: see Task.query.
-    fixed: whether a batch of queries that are asked alike is filled up to AT_ONCE, so that one
+    fixed: whether a batch of queries with one batch_key is filled up to AT_ONCE, so that one
       program serves any number of them.
 
   Yields:
@@ -36,7 +36,7 @@ def answers(predictor: Predictor, opened: DecodedPictures, queries: Iterable[Que
     while some := list(itertools.islice(queries, AT_ONCE)):
       yield from _answer(predictor, opened, some, fixed)
   finally:
-    opened.open((), 0)  # a file may be another one when it is asked about again
+    opened.open((), 0)  # the file may change before the next query
 
 
 def _answer(predictor, opened, queries, fixed):
@@ -49,7 +49,7 @@ def _answer(predictor, opened, queries, fixed):
     if reasons:
       found[place] = UserError(reasons[0])
     else:
-      alike[task.name, task.asked].append(place)
+      alike[task.name, task.batch_key].append(place)
   for places in alike.values():
     batches = predictor.batches([e for place in places for e in queries[place][1]],
                                 queries[places[0]][0], fixed=fixed and len(alike) == 1)

@@ -1,4 +1,4 @@
-"""Labels pictures that nobody labelled: writes what a trained model says of them and is sure of.
+"""Labels pictures with a trained model, and keeps the labels of which it is confident.
 
   xmodal augment --checkpoint DIR --images FOLDER --questions FILE --output OUT
 
@@ -176,7 +176,7 @@ def _label_all(labeller: Labeller, paths: Sequence[str]):
 
 
 def report(tally: Tally, threshold: float, path: str) -> list[str]:
-  """What was asked, what was kept and why, and how often each answer was, line by line."""
+  """The numbers of questions, of kept labels by reason, and of each answer, line by line."""
   verdicts, answered = tally.verdicts, tally.given.total()
   rows = [('pictures', tally.pictures,
            f'{len(tally.unreadable):,} more cannot be read' if tally.unreadable else ''),

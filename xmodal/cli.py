@@ -67,7 +67,7 @@ _BENCHMARKS = {
                              'xmodal.bench.self_training'),
     'serve': Command('Latency and throughput of the server, compared with a bare loop.',
                      'xmodal.bench.serve'),
-    'sharding': Command('What sharded steps cost on GPUs and TPUs that are not here.',
+    'sharding': Command('What sharded steps cost on GPUs and TPUs that are not attached.',
                         'xmodal.bench.sharding'),
     'soak': Command('Whether the server holds out under valid and hostile requests.',
                     'xmodal.bench.soak'),
@@ -89,7 +89,7 @@ XMODAL = Command(xmodal.__doc__, commands={
     'check': Command('Reports faults in a folder of data before training.', 'xmodal.data.check'),
     'pack': Command('Packs a data set into a few large files, to read from any disk at any size.',
                     'xmodal.data.pack.pack'),
-    'compile': Command('Compiles a training step for GPUs or TPUs that are not here, and says what '
+    'compile': Command('Compiles a training step for GPUs or TPUs that are not attached; says what '
                        'it costs.', 'xmodal.main', ('--mode=compile',)),
     'plan': Command('Suggests a mesh for 1 to 4,096 GPUs or TPUs, with predicted memory and time.',
                     'xmodal.main', ('--mode=plan',)),

@@ -1,4 +1,4 @@
-"""Compiles the training step of a config for machines that are not here, and says what it costs."""
+"""Compiles the training step of a config for machines that are not attached: what it costs."""
 
 import dataclasses
 import math

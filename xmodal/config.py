@@ -33,10 +33,10 @@ from xmodal.train.start import settings, teacher
 from xmodal.train.steps import agreement, step
 
 _RUN = {
-    'seed': Option(0, 'Of parameters, order of the data and dropout: 32 bits, as JAX has.', low=0,
+    'seed': Option(0, 'Seed of parameters, data order and dropout; 32 bits, as in JAX.', low=0,
                    high=2**32 - 1),
-    'plugins': Option((), "Your own modules to import, such as ('my_lab.my_task',): the parts that "
-                      'they register count.')}
+    'plugins': Option((), "Your own modules to import, such as ('my_lab.my_task',); "
+                      'their parts can then be selected.')}
 
 
 def sections() -> dict[str, Options]:
@@ -127,7 +127,7 @@ def may_change() -> frozenset[str]:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises UserError at the first value that means nothing."""
+  """Raises UserError at the first value out of range or of the wrong type."""
   for key, option in keys():
     path, _, name = key.rpartition('.')
     option.check(f'config.{key}', _at(config, path)[name])

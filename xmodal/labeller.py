@@ -1,4 +1,4 @@
-"""What a trained model says of pictures, and is sure of; see xmodal/augment.py for what that is."""
+"""Confident captions and answers of a trained model for pictures, as xmodal/augment.py defines."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Labeller:
     Args:
       predictor: of a model with the task vqa if there are questions; it decodes by `opened`.
       opened: what pictures are opened with.
-      questions: to be asked; () for captions alone.
+      questions: for each picture; () for captions alone.
       per_picture: how many of them of each picture, drawn at random; None: all.
       threshold: least probability, 0..1.
       keep_unjudged: whether answers are kept that the caption says nothing of.
@@ -96,8 +96,8 @@ class Labeller:
 
   def _answers(self, paths, captions) -> Iterator[tuple[str, dict]]:
     """The questions and answers that are kept, each with its picture."""
-    asked = [Example(path, question=question) for path in paths for question in self._ask(path)]
-    for example, prediction in zip(asked, self._predict(asked, 'vqa')):
+    examples = [Example(path, question=question) for path in paths for question in self._ask(path)]
+    for example, prediction in zip(examples, self._predict(examples, 'vqa')):
       answer = prediction.answer.strip()
       self.tally.given[answer] += 1
       if not (answer and prediction.probability >= self._threshold):  # NaN is not sure either
@@ -111,7 +111,7 @@ class Labeller:
                               'made_by': {'answer': round(prediction.probability, 4)}}
 
   def _ask(self, path):
-    """The questions for a picture: the same whenever it is asked."""
+    """The questions for a picture, the same on each call."""
     return random.Random(os.path.basename(path)).sample(self._questions, self._per_picture)
 
   def _predict(self, examples, task):

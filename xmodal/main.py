@@ -222,8 +222,8 @@ def use_two_cores(config) -> None:
   models (two took 143 ms for a step of configs/detection.py, one 170)."""
   import jax
   chosen = jax.config.jax_num_cpu_devices > 0 or 'device_count' in os.environ.get('XLA_FLAGS', '')
-  asked = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
-  if _cores() > 1 and not chosen and not asked and (
+  is_split = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (-1, 1, 1)
+  if _cores() > 1 and not chosen and not is_split and (
       config.train.batch_size % (2 * max(config.train.accumulation, 1)) == 0) and (
           config.train.eval_batch_size % 2 == 0):
     with contextlib.suppress(RuntimeError):  # another part of the program uses JAX already

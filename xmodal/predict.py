@@ -145,7 +145,7 @@ def _names_picture(path):
 
 
 class _Progress:
-  """A bar on a terminal: called with the steps of a picture, gives what is to be told of each."""
+  """A bar on a terminal: called with the steps of a picture, returns the callback of each."""
 
   def __init__(self, pictures: int):
     self._rounds, self._bar = -(-pictures // AT_ONCE), None

@@ -28,13 +28,13 @@ _CHECKS = {'image': fields.optional(fields.path), 'question': fields.optional(fi
            'question_id': fields.optional(fields.identifier)}
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
   """One picture and its text.
 
   Attributes:
     known: what identifies it in the line of its answer.
     image: path; None: none was given.
-    text: what is asked.
+    text: the question.
     where: FILE:LINE that it is from; '': none.
   """
 
@@ -64,10 +64,10 @@ def answer_all(predictor: Predictor, opened: DecodedPictures, task: Task, *, fol
   Args:
     predictor: its `decode` is `opened`.
     opened: what pictures are opened with.
-    task: what is asked.
+    task: makes the queries.
     folder: of pictures, or None.
     questions: a jsonl file with "image" and "question", or None; one of the two is given.
-    text: what is asked of the folder's pictures, and where a line has no question.
+    text: the question for the folder's pictures, and for lines without one.
     output: the file of answers; None: stdout.
     options: of Task.query, for all.
 
@@ -84,31 +84,31 @@ def answer_all(predictor: Predictor, opened: DecodedPictures, task: Task, *, fol
     read = functools.partial(_of_file, questions, text, task.draws)
   else:
     read = functools.partial(_of_folder, folder, find_pictures(folder, '--image'), text)
-  total = sum(1 for asked in read() if _query(task, asked, options))
+  total = sum(1 for request in read() if _query(task, request, options))
   if not total:
     raise UserError(f'--input {questions}: no questions in it; wanted one JSON object a line')
   with _lines(output) as (write, shows_answers):
     with tqdm(total=total, unit='picture', dynamic_ncols=True,
               disable=shows_answers or not sys.stderr.isatty()) as bar:
       unread = _write_answers(predictor, opened, (
-          (asked, _query(task, asked, options)) for asked in read()), write, bar.update)
+          (request, _query(task, request, options)) for request in read()), write, bar.update)
   said = f'; {unread:,} with "error": cannot be read' if unread else ''
   print(f'{total - unread:,} of {total:,} answered{said}', file=sys.stderr)
   return 1 if unread == total else 0
 
 
-def _write_answers(predictor, opened, asked_queries, write, advance) -> int:
+def _write_answers(predictor, opened, requests_and_queries, write, advance) -> int:
   """Answers all queries; returns how many pictures could not be read."""
-  waiting: collections.deque[tuple[_Asked, Query]] = collections.deque()
+  waiting: collections.deque[tuple[_Request, Query]] = collections.deque()
 
   def queries():
-    for asked, query in asked_queries:
-      waiting.append((asked, query))
+    for request, query in requests_and_queries:
+      waiting.append((request, query))
       yield query
 
   unread = 0
   for answer in answers(predictor, opened, queries()):
-    asked, (task, examples) = waiting.popleft()
+    request, (task, examples) = waiting.popleft()
     if isinstance(answer, UserError):
       unread += 1
       line = {'error': _as_utf8(str(answer))}
@@ -116,27 +116,27 @@ def _write_answers(predictor, opened, asked_queries, write, advance) -> int:
       line = task.plain(answer)
       if notes := list(dict.fromkeys(n for example in examples for n in task.notes(example))):
         line['notes'] = notes
-    write({**asked.known, **line}, flush=not waiting)
+    write({**request.known, **line}, flush=not waiting)
     advance(1)
   return unread
 
 
-def _query(task: Task, asked: _Asked, options: Mapping[str, Any]) -> Query:
+def _query(task: Task, request: _Request, options: Mapping[str, Any]) -> Query:
   try:
-    return task.query(asked.image, asked.text, **options)
+    return task.query(request.image, request.text, **options)
   except UserError as error:
-    if not asked.where:
+    if not request.where:
       raise
-    raise UserError(f'{asked.where}: {str(error).replace("--text", "question")}') from None
+    raise UserError(f'{request.where}: {str(error).replace("--text", "question")}') from None
 
 
-def _of_folder(folder: str, paths: Sequence[str], text: str) -> Iterator[_Asked]:
+def _of_folder(folder: str, paths: Sequence[str], text: str) -> Iterator[_Request]:
   for path in paths:
     name = _as_utf8(os.path.relpath(path, folder))
-    yield _Asked({'image': name} | ({'question': text} if text else {}), path, text)
+    yield _Request({'image': name} | ({'question': text} if text else {}), path, text)
 
 
-def _of_file(path: str, text: str, draws: bool) -> Iterator[_Asked]:
+def _of_file(path: str, text: str, draws: bool) -> Iterator[_Request]:
   """The lines of a file; UserError at one that cannot be used."""
   pictures = Pictures(os.path.dirname(path))
   for number, line in numbered_lines(path):
@@ -157,7 +157,7 @@ def _of_file(path: str, text: str, draws: bool) -> Iterator[_Asked]:
         image = pictures.find(known['image']) or image
     if question := known.pop('question', '') or text:
       known['question'] = question
-    yield _Asked(known, image, question, where)
+    yield _Request(known, image, question, where)
 
 
 def _as_utf8(text: str) -> str:

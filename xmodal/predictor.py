@@ -137,10 +137,10 @@ class Predictor:
         to AT_ONCE. (): a power of two, or see `fixed`.
     """
     task = self.task(task) if isinstance(task, str) else task
-    asked = task.vocabulary()
-    if asked is not None:
+    names = task.vocabulary()
+    if names is not None:
       text_tower = self.model.backbone.text_tower
-      asked = pad_names(asked, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
+      names = pad_names(names, self.tokenizer.pad_id, getattr(text_tower, 'max_positions', None))
     for start in range(0, len(examples), AT_ONCE):
       some = examples[start:start + AT_ONCE]
       # The last of several batches is as large as the others, and so compiled with them. A picture
@@ -154,8 +154,8 @@ class Predictor:
       else:
         least = program_size(len(some), least=1)
       batch = self.batch(some, {task.name: task}, least)
-      if asked is not None:
-        batch[task.name]['vocabulary'] = asked
+      if names is not None:
+        batch[task.name]['vocabulary'] = names
       arrays = jax.device_get(self.program(task)(self.variables, batch))
       yield batch['image'][:len(some)], task.decode(arrays[task.name])[:len(some)]
 

@@ -70,16 +70,16 @@ class TrainedModel:
     Raises:
       UserError: a picture cannot be read, the text asks nothing, or the model has no such task.
     """
-    asked = self._task(task)
-    if unknown := sorted(set(options) - self._options(asked)):
-      wanted = ', '.join(sorted(self._options(asked))) or 'none'
-      raise UserError(f'{unknown[0]} means nothing to {asked.name}; its options: {wanted}')
+    chosen = self._task(task)
+    if unknown := sorted(set(options) - self._options(chosen)):
+      wanted = ', '.join(sorted(self._options(chosen))) or 'none'
+      raise UserError(f'{unknown[0]} means nothing to {chosen.name}; its options: {wanted}')
     notes, given = {}, {'image': image, 'text': text, **options}
     lists = [value for value in given.values() if _is_list(value)]
-    one = not lists or (asked.takes_folders and len(lists) == 1)
+    one = not lists or (chosen.takes_folders and len(lists) == 1)
     rows = [given] if one else _rows(given)
     with _said_in_python():
-      found = list(self._found(asked, rows, notes, fixed=not one))
+      found = list(self._found(chosen, rows, notes, fixed=not one))
     if notes:
       more = f' (and {len(notes) - 1} notes more)' if len(notes) > 1 else ''
       warnings.warn(without_flags(next(iter(notes))) + more, stacklevel=2)
@@ -101,7 +101,7 @@ class TrainedModel:
     return set(task.query_options).difference(_OF_COMMANDS)
 
   def _found(self, task, rows, notes, fixed) -> Iterator[Any]:
-    """The predictions for rows of arguments; what there is to tell of them goes into `notes`."""
+    """The predictions for rows of arguments; their notes are added to `notes`."""
     queries = (_query(task, row, notes) for row in rows)
     if task.takes_folders and not fixed:  # perhaps of many pictures: not all opened at once
       (own, examples), = queries
@@ -115,7 +115,7 @@ class TrainedModel:
 
 
 def _query(task: Task, row: dict[str, Any], notes: dict[str, None]) -> Query:
-  """What one row of arguments asks."""
+  """The query of one row of arguments."""
   options = dict(row)
   image, text = options.pop('image'), options.pop('text')
   if image is None and not task.draws:

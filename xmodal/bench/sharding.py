@@ -1,4 +1,4 @@
-"""What sharded steps cost on machines that are not here: collectives, memory, predicted time.
+"""What sharded steps cost on machines that are not attached: collectives, memory, predicted time.
 
 `xmodal bench sharding [--topologies h100:8 v5e:4x4] [--cases vqa-base ...]` compiles the
 steps of three tasks with parameters split over all devices (config.mesh.fsdp), as `xmodal compile`

@@ -1,4 +1,4 @@
-"""Devices of machines that are not here, for XLA's compilers to compile for."""
+"""Devices of machines that are not attached, for XLA's compilers to compile for."""
 
 from collections.abc import Iterator, Sequence
 import contextlib

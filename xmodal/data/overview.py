@@ -283,7 +283,7 @@ def with_tokenizer(overview: Overview, vocab_size: int) -> Overview:
 
 
 class Sampled(Sequence[Example]):
-  """Examples with their overview, which is made once, when it is asked for.
+  """Examples with their overview, which is made once, on first use.
 
   Other attributes are those of the examples.
   """

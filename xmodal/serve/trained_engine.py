@@ -76,7 +76,7 @@ class TrainedEngine(Engine):
     for place, request in enumerate(requests):
       try:
         queries[place] = self._query(own, request, on_step is not None)
-        alike[queries[place][0].asked].append(place)
+        alike[queries[place][0].batch_key].append(place)
       except UserError as error:
         found[place] = UserError(without_flags(str(error)))
     # Pictures that are drawn for one text may have settings of their own.

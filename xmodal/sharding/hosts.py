@@ -26,7 +26,7 @@ EXIT_CODE = 75
 _TIDY_SECONDS = 5
 _END_TIMEOUT = 10  # seconds that process 0 waits until the others have received the end of the run
 # Keys of the service, and folders with one key per process.
-_END, _STOP = 'xmodal/end/first', 'xmodal/stop/asked'
+_END, _STOP = 'xmodal/end/first', 'xmodal/stop/requested'
 _PLACES, _RECEIVED, _ALIVE = 'xmodal/places', 'xmodal/heard', 'xmodal/alive'
 _ENDED = 'ended'
 _cleanups: list[Callable[[], None]] = []

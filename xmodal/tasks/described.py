@@ -9,7 +9,7 @@ Dims = tuple[int | str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-  """How a task is asked, and how its arrays become an answer.
+  """The inputs of a task, and how its arrays become an answer.
 
   A bundle (xmodal.bundle) holds all of it but `features` as JSON, and its loader acts on it. The
   kinds of queries and fields are those in xmodal/bundle/README.md.

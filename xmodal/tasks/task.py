@@ -170,8 +170,8 @@ class Task(abc.ABC):
     raise NotImplementedError(f'{self.name} has no steps')
 
   @property
-  def asked(self) -> Hashable:
-    """What `query` changed in the task: examples of tasks with equal values can share a batch."""
+  def batch_key(self) -> Hashable:
+    """What `query` changed in the task: examples of tasks with equal keys can share a batch."""
     return None
 
   @property
@@ -242,8 +242,8 @@ class Task(abc.ABC):
     """Restores the task from a folder written by `save`."""
 
   def described(self) -> Described | None:
-    """How the task is asked and answers, as data, for programs that run without its code; None:
-    it cannot be said so. See xmodal/bundle/README.md."""
+    """The task's inputs and outputs as data, for programs without its code; None: it cannot be
+    described so. See xmodal/bundle/README.md."""
     return None
 
   def labels(self) -> Mapping[str, Sequence[Hashable]]:

@@ -1,4 +1,4 @@
-"""Pictures of one batch, decoded in threads and once for all that is asked of them."""
+"""Pictures of one batch, each decoded once, in threads."""
 
 from collections.abc import Sequence
 import concurrent.futures
@@ -10,8 +10,7 @@ from xmodal.errors import UserError
 
 
 class DecodedPictures:
-  """Pictures that are decoded once, in threads, for all that is asked of them: the `decode` of a
-  Predictor."""
+  """The `decode` of a Predictor, which decodes a picture once for several queries, in threads."""
 
   def __init__(self):
     self._pictures: dict[str, images.Decoded] = {}

@@ -78,21 +78,21 @@ def _existence(rng: random.Random) -> QuestionScene:
   wording = rng.choice(['Is there a {}?', 'Do you see a {}?', 'Does the picture show a {}?'])
   wanted = rng.random() < 0.5
   number = rng.randint(1, MAX_THINGS)
-  asked = _draw(rng)
-  decoy = _draw(rng, lambda t: all(getattr(t, k) != getattr(asked, k) for k in kind))
+  target = _draw(rng)
+  decoy = _draw(rng, lambda t: all(getattr(t, k) != getattr(target, k) for k in kind))
   # With two attributes, the scenes of both answers show the same values in different
   # combinations, so that no attribute alone reveals the answer.
   crossed = [one._replace(**{kind[0]: getattr(two, kind[0])})
-             for one, two in ((asked, decoy), (decoy, asked))]
+             for one, two in ((target, decoy), (decoy, target))]
   if len(kind) == 1:
-    things = [asked if wanted else decoy]
+    things = [target if wanted else decoy]
   elif number == 1:
-    things = [asked if wanted else rng.choice(crossed)]
+    things = [target if wanted else rng.choice(crossed)]
   else:
-    things = [asked, decoy] if wanted else crossed
-  corners = [t.keep(*kind) for t in (asked, decoy, *crossed)]
+    things = [target, decoy] if wanted else crossed
+  corners = [t.keep(*kind) for t in (target, decoy, *crossed)]
   things += _fill(rng, number - len(things), lambda t: t.keep(*kind) not in corners)
-  description = asked.keep(*kind)
+  description = target.keep(*kind)
   found = [str(t) for t in things if t.matches(description)]
   reason = (f'There is a {found[0]}.' if found else
             f'There is no {description}, only {listing(t.keep(*kind) for t in things)}.')
@@ -144,20 +144,20 @@ def _shape(rng: random.Random) -> QuestionScene:
       'What shape is the {}?', 'What is the shape of the {}?', 'Which shape does the {} have?'])
 
 
-def _query(rng: random.Random, asked: str, named: str, wordings: list[str]) -> QuestionScene:
+def _query(rng: random.Random, attribute: str, named: str, wordings: list[str]) -> QuestionScene:
   """Asks for one attribute of the only thing with a given value of another attribute."""
   wording = rng.choice(wordings)
   target = _draw(rng)
   description = target.keep(named)
   # The other things show all other answers before repeating any.
-  values = rng.sample(VALUES[asked], len(VALUES[asked]))
-  values.remove(getattr(target, asked))
-  values += rng.choices(VALUES[asked], k=MAX_THINGS)
+  values = rng.sample(VALUES[attribute], len(VALUES[attribute]))
+  values.remove(getattr(target, attribute))
+  values += rng.choices(VALUES[attribute], k=MAX_THINGS)
   others = _fill(rng, rng.randint(0, MAX_THINGS - 1), lambda t: not t.matches(description))
-  things = [target] + [t._replace(**{asked: v}) for t, v in zip(others, values)]
-  answer = getattr(target, asked)
-  reason = f'The {description} is {answer if asked == "color" else "a " + answer}.'
-  return QuestionScene(asked, wording.format(description), answer, reason, tuple(things))
+  things = [target] + [t._replace(**{attribute: v}) for t, v in zip(others, values)]
+  answer = getattr(target, attribute)
+  reason = f'The {description} is {answer if attribute == "color" else "a " + answer}.'
+  return QuestionScene(attribute, wording.format(description), answer, reason, tuple(things))
 
 
 def _position(rng: random.Random) -> QuestionScene:
@@ -224,9 +224,9 @@ def _compare_sizes(rng: random.Random, attribute: str) -> QuestionScene:
                         'Which one is larger, the {} or the {}?'])
   (one, two, *others), first, second = _pair(rng, (attribute,))
   things = (one._replace(size='large'), two._replace(size='small'), *others)
-  asked = [first, second]
-  rng.shuffle(asked)
-  return QuestionScene('comparison', wording.format(*asked), getattr(first, attribute),
+  pair = [first, second]
+  rng.shuffle(pair)
+  return QuestionScene('comparison', wording.format(*pair), getattr(first, attribute),
               f'The {first} is large and the {second} is small.', things)
 
 

@@ -20,7 +20,7 @@ _AHEAD = 2**22  # bytes
 
 
 class PackedExamples(Sequence[Example]):
-  """The examples of a split of a pack; each is read when it is asked for.
+  """The examples of a split of a pack; each is read on access.
 
   Attributes:
     is_whole: see pipeline.sample.

@@ -39,7 +39,7 @@ def _rounded(*edges):
 
 
 class Records(Sequence[Example]):
-  """A split as Examples, each made from its record when it is asked for; any thread may read.
+  """A split as Examples, each made from its record on access; any thread may read.
 
   A process may get it by pickle, if `read` gives records that can be pickled. Pictures are Packed.
 

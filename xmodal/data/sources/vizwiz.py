@@ -1,4 +1,4 @@
-"""VizWiz-VQA (Gurari et al., CVPR 2018): what blind people asked about their own pictures."""
+"""VizWiz-VQA (Gurari et al., CVPR 2018): questions of blind people about their own pictures."""
 
 from xmodal.data import fields
 from xmodal.data.example import Example

@@ -77,7 +77,7 @@ class _Reader:
     self._names: dict[str, None] = {}  # extensions and keys of JSON
 
   def members(self, path: str) -> Iterable[Member]:
-    """The members of a file, of this machine as they are asked for.
+    """The members of a file, of this machine on access.
 
     Raises:
       UserError: it is no tar, compressed or damaged.

@@ -403,7 +403,7 @@ class Detection(Task):
             'threshold': self._config.threshold}
 
   @property
-  def asked(self):
+  def batch_key(self):
     return self.names
 
   def join(self, examples, predictions):

@@ -244,7 +244,7 @@ class Generation(Task):
     return task, examples
 
   @property
-  def asked(self):
+  def batch_key(self):
     start = self._start
     # A mask is part of an example's features; it is one object for all of a query.
     return self._guidance, self._steps, start and (start.strength, id(start.mask))

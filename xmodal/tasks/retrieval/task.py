@@ -316,7 +316,7 @@ class Retrieval(Task):
         ('texts', prediction.texts), ('pictures', prediction.pictures)) if matches}
 
   @property
-  def asked(self):
+  def batch_key(self):
     return self._num_captions, self._searches
 
   def describe(self, prediction):

@@ -17,16 +17,16 @@ class Stop:
 
   def __init__(self):
     self._listener = hosts.listener() if hosts.several() else None
-    self._asked = self._listener.stop_requested if self._listener else threading.Event()
+    self._requested = self._listener.stop_requested if self._listener else threading.Event()
 
   def ask(self) -> None:
     """Requests that all processes of the run stop."""
-    self._asked.set()
+    self._requested.set()
 
   def reached(self) -> bool:
     """Whether to stop here. All processes of a run must call this at the same points; all get the
     same answer."""
-    return self._listener.reached() if self._listener else self._asked.is_set()
+    return self._listener.reached() if self._listener else self._requested.is_set()
 
 
 @contextlib.contextmanager
