@@ -22,7 +22,9 @@ from xmodal.models.parts import PARTS
 from xmodal.registry import load_plugins
 from xmodal.tasks.task import TASKS
 from xmodal.train import run as runs
+from xmodal.train.optimizer.rates import rates
 from xmodal.train.plan import Plan
+from xmodal.train.start import settings
 
 LAB = '''
 """Rows of sensor readings beside pictures, and a task that says how high they are."""
@@ -52,7 +54,8 @@ def encode(example):
   return {'readings': padded, 'known': np.arange(ROWS) < len(readings)}
 
 
-@PARTS.register('rows', slot='sensor', options={'hidden_dim': size('Width of its tokens.')},
+@PARTS.register('rows', slot='sensor', first_parameters=('reading',),
+                options={'hidden_dim': size('Width of its tokens.')},
                 presets=dict.fromkeys(('tiny', 'small', 'base', 'large', 'xl'), {'hidden_dim': 16}),
                 sharding=((r'reading/kernel$', (None, 'tensor')), (r'reading/bias$', ())))
 class Rows(nn.Module):
@@ -266,11 +269,23 @@ def test_all_keys_stand_in_the_table_with_their_help():
     assert option.help.endswith('.'), key
 
 
-def test_gradients_reach_the_third_tower(workdir):
+def test_the_third_tower_has_gradients_and_learns_more_slowly_where_it_says(workdir):
   abstract = Plan(config(), str(workdir)).abstract
+  factors = rates(config(optimizer__layer_decay=0.5).optimizer, abstract.params)
+  assert factors['backbone/more_towers_sensor/reading/kernel'] == 0.5
+  assert factors['backbone/sensor_projection/kernel'] == 1
   names = [jax.tree_util.keystr(path)
            for path, _ in jax.tree_util.tree_leaves_with_path(abstract.params)]
   assert any("['more_towers_sensor']['reading']['kernel']" in name for name in names)
+
+
+def test_the_third_tower_has_the_sizes_of_the_run_that_it_starts_from(workdir):
+  then = config(model__sensor__hidden_dim=24)
+  taken = ['backbone/more_towers_sensor/reading/kernel']
+  assert settings.resolve(config(), then, taken, ()).model.sensor.hidden_dim == 24
+  assert settings.resolve(config(), then, [], ()).model.sensor.hidden_dim is None
+  assert settings.resolve(
+      config(model__sensor__hidden_dim=8), then, taken, ()).model.sensor.hidden_dim == 8
 
 
 LISTING = '''

@@ -70,5 +70,6 @@ def load_of(config) -> scaling.Load:
 
 
 def _parts(backbone):
-  return [module for module in (backbone.vision_tower, backbone.text_tower, backbone.cross_modal)
+  return [module for module in (backbone.vision_tower, backbone.text_tower, backbone.cross_modal,
+                                 *backbone.more_towers.values())
           if hasattr(module, 'num_heads')]

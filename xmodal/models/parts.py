@@ -12,8 +12,10 @@ Facts:
   presets: {name of a size: fields}, one for each of SIZES.
   fixed: fields that no option changes.
   sharding: rules for parameters that the common rules do not cover (see sharding.rules).
-  first_parameters: regular expressions of the parameters before its first layer, where their names
-    are unusual (see train.optimizer.rates).
+  first_parameters: regular expressions of the parameters before its first layer, beside stems and
+    embeddings (see train.optimizer.rates).
+  numbered_layers: regular expressions of its layers that are not stacked, whose groups are numbers
+    in the order of the layers.
 """
 
 import dataclasses

@@ -79,7 +79,9 @@ PRESETS = {
 }
 
 
-@PARTS.register('resnet', slot='vision', presets=PRESETS)
+# Layers are blocks, such as stage1_block2; in a DETR they are named resnet/stage1_block2.
+@PARTS.register('resnet', slot='vision', presets=PRESETS,
+                numbered_layers=(r'(?:resnet/)?stage(\d+)_block(\d+)',))
 class ResNet(nn.Module):
   """Maps normalised images [B, H, W, 3] to a feature map [B, H', W', C].
 

@@ -21,7 +21,8 @@ PRESETS = {
 }
 
 
-@PARTS.register('vgg', slot='vision', presets=PRESETS)
+@PARTS.register('vgg', slot='vision', presets=PRESETS,
+                numbered_layers=(r'stage(\d+)_conv(\d+)',))  # stage1_conv2, stage1_conv2_norm
 class VGG(nn.Module):
   """Maps normalised images [B, H, W, 3] to a feature map [B, H/32, W/32, C].
 

@@ -121,6 +121,7 @@ PRESETS = {
 
 @PARTS.register('vit', options=WIDTHS | {'patch_size': size('Side of a patch in pixels.')},
                 slot='vision', presets=PRESETS, sharding=SHARDING,
+                first_parameters=('cls_token', 'distillation_token', 'registers'),
                 fixed={'use_cls_token': False})
 class ViT(nn.Module):
   """Maps normalised images [B, H, W, 3] to tokens [B, E + N, D], after the final layer norm.

@@ -18,8 +18,9 @@ import numpy as np
 
 from xmodal.registry import declared
 
-_FIRST = r'embedding|stem|cls_token|distillation_token|registers'
-_NUMBERED = re.compile(r'(?:resnet/)?stage(\d+)_[a-z]+(\d+)')  # stage1_block2, stage1_conv2_norm
+_FIRST = r'embedding|stem'
+# Towers of pictures and text have rates of their own; those of other senses have 1.
+_TOWER = re.compile(r'backbone/(?:(vision|text)_tower|more_towers_\w+)/')
 
 
 def rates(config, params) -> dict[str, np.ndarray]:
@@ -34,9 +35,12 @@ def rates(config, params) -> dict[str, np.ndarray]:
   """
   flat = traverse_util.flatten_dict(params, sep='/')
   factors = {name: np.float32(1) for name in flat}
-  for tower, rate in (('vision', config.vision_rate), ('text', config.text_rate)):
-    inside = f'backbone/{tower}_tower/'
-    own = {name.removeprefix(inside): x for name, x in flat.items() if name.startswith(inside)}
+  towers: dict[str, dict] = {}
+  for name, x in flat.items():
+    if found := _TOWER.match(name):
+      towers.setdefault(found[0], {})[name.removeprefix(found[0])] = x
+  for inside, own in towers.items():
+    rate = {'vision': config.vision_rate, 'text': config.text_rate}.get(_TOWER.match(inside)[1], 1)
     for name, distance in _distances(own).items():
       factors[inside + name] = np.float32(rate * config.layer_decay ** distance)
   return factors
@@ -45,14 +49,16 @@ def rates(config, params) -> dict[str, np.ndarray]:
 def _distances(tower):
   """Distance of each parameter of one tower {path: array} from the top, in layers."""
   first = re.compile('|'.join([_FIRST, *declared('first_parameters')]))
-  numbered = sorted({_number(name) for name in tower} - {None})
+  layers = re.compile('|'.join(declared('numbered_layers')))
+  numbers = {name: _number(layers, name) for name in tower}
+  numbered = sorted(set(numbers.values()) - {None})
   stacked = max([0, *(x.shape[0] for name, x in tower.items() if _is_stacked(name))])
   distances = {}
   for name, x in tower.items():
     if _is_stacked(name):
-      layers = x.shape[0]
-      distances[name] = np.arange(layers, 0, -1).reshape(layers, *(1,) * (x.ndim - 1))
-    elif (number := _number(name)) is not None:
+      depth = x.shape[0]
+      distances[name] = np.arange(depth, 0, -1).reshape(depth, *(1,) * (x.ndim - 1))
+    elif (number := numbers[name]) is not None:
       distances[name] = np.array(stacked + len(numbered) - numbered.index(number))
     else:
       is_first = first.search(name.removeprefix('resnet/').split('/')[0])
@@ -64,7 +70,7 @@ def _is_stacked(name):
   return name.split('/')[0].endswith('layers')
 
 
-def _number(name):
-  """(stage, index in it) of a numbered layer; None for others."""
-  found = _NUMBERED.match(name)
-  return found and tuple(map(int, found.groups()))
+def _number(layers, name):
+  """The numbers by which a layer of its own is ordered, such as (stage, block); None for others."""
+  found = layers.match(name)
+  return found and tuple(int(number) for number in found.groups() if number)

@@ -23,7 +23,7 @@ OPTIONS = {
         '', "Regular expression searched in paths; matching parameters are taken, such as "
         "'vision_tower|cross_modal'; '': all that fit.", is_pattern=True)}
 
-# Parameter path of each slot's part.
+# Parameter path of the part of each slot that every model may have.
 MODULES = {'vision': 'backbone/vision_tower/', 'text': 'backbone/text_tower/',
             'cross': 'backbone/cross_modal/', 'denoiser': 'heads_generation/denoiser/'}
 
@@ -93,8 +93,9 @@ def resolve(config, then, names: Collection[str], towers: Collection[str]):
     UserError: the sizes are incompatible.
   """
   config = config.copy_and_resolve_references()
-  is_taken = {slot: any(path.startswith(module) for path in names)
-              for slot, module in MODULES.items()}
+  # Towers of other senses than pictures and text are in `more_towers`.
+  is_taken = {slot: any(path.startswith(MODULES.get(slot, f'backbone/more_towers_{slot}/'))
+                        for path in names) for slot in parts.slots()}
   _fill(config.model, then.model, {'size': joint.OPTIONS['size']})
   if is_taken['vision'] and config.data.image_size is None:
     config.data.image_size = then.data.image_size
