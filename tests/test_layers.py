@@ -33,6 +33,12 @@ def files(package):
   return [path for path in sorted((ROOT / package).rglob('*.py')) if path.stem != '__main__']
 
 
+def test_what_every_package_may_import_imports_nothing_else():
+  for name in FREE:
+    path = ROOT / f'{name}.py'
+    assert set(imports(path)) <= set(FREE), f'{name}: {set(imports(path)) - set(FREE)}'
+
+
 @pytest.mark.parametrize('package', GROUND)
 def test_packages_on_the_ground_know_nothing_of_each_other(package):
   for path in files(package):
