@@ -23,6 +23,7 @@ from xmodal.registry import load_plugins
 from xmodal.tasks.task import TASKS
 from xmodal.train import run as runs
 from xmodal.train.optimizer.rates import rates
+from xmodal.train.optimizer.schedules import SCHEDULES
 from xmodal.train.plan import Plan
 from xmodal.train.start import settings
 
@@ -42,6 +43,7 @@ from xmodal.models.parts import PARTS, size
 from xmodal.models.stream import Stream
 from xmodal.options import Option
 from xmodal.tasks.task import TASKS, Task
+from xmodal.train.optimizer.schedules import SCHEDULES
 
 ROWS, CHANNELS = 12, 3
 
@@ -138,6 +140,12 @@ class Wave(Task):
     return {'accuracy': float(np.mean(right)), 'examples': len(right)}
 
 
+@SCHEDULES.register('stairs', options={'stair': Option(
+    9, 'Steps at one rate.', low=1, may_change=True)})
+def stairs(peak, end, steps, total, stair):
+  return lambda step: peak * 0.5 ** (step // stair)
+
+
 class WaveHead(nn.Module):
   most: int
 
@@ -165,7 +173,7 @@ def lab(tmp_path_factory):
     load_plugins(('my_lab.waves',))
     yield folder
   for registry, name in ((SENSES, 'sensor'), (PARTS, 'rows'), (SOURCES, 'waves'),
-                         (BALANCES, 'halves'), (TASKS, 'wave')):
+                         (BALANCES, 'halves'), (TASKS, 'wave'), (SCHEDULES, 'stairs')):
     registry._parts.pop(name)
   sys.modules.pop('my_lab.waves')
 
@@ -175,7 +183,8 @@ def config(**values):
       'plugins': ('my_lab.waves',), 'data__source': 'waves', 'mixer__tasks': ('wave', 'vqa'),
       'mixer__weights': (1.0, 0.1), 'mixer__balance': 'halves', 'mixer__halves_at': 2,
       'wave__most': 2, 'train__steps': 60, 'train__eval_every': 60, 'train__checkpoint_every': 30,
-      'train__log_every': 1, 'optimizer__learning_rate': 3e-3, 'train__samples': 2, **values})
+      'train__log_every': 1, 'optimizer__learning_rate': 3e-3,
+      'optimizer__schedule': 'stairs', 'optimizer__stair': 50, 'train__samples': 2, **values})
 
 
 @pytest.fixture(scope='module')
@@ -188,7 +197,9 @@ def workdir(lab, tmp_path_factory):
 def test_they_train_together(workdir):
   final = json.loads((workdir / 'final.json').read_text())
   assert final['evaluation']['wave'] == {'accuracy': 1.0, 'examples': 20}
-  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  learning_rates = [line['learning_rate'] for line in lines if 'learning_rate' in line]
+  assert learning_rates[1:] == pytest.approx([3e-3] * 50 + [1.5e-3] * 9)
   weights = [line['weight'] for line in lines if line['task'] == 'wave' and 'weight' in line]
   assert weights[:4] == [1.0, 1.0, 0.5, 0.5]
   saved = json.loads((workdir / 'config.json').read_text())

@@ -93,7 +93,7 @@ def _wording(text):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranks:
   """Candidates ranked by their similarity to queries.
 
   Attributes:
@@ -108,7 +108,7 @@ class Ranking:
 
 
 def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray],
-         best: int = 1) -> Ranking:
+         best: int = 1) -> Ranks:
   """Ranks candidates for each query; wrong ones as similar as a right one go before it.
 
   A similarity that is not finite counts as the lowest, so that a right candidate with one comes
@@ -135,7 +135,7 @@ def rank(queries: np.ndarray, candidates: np.ndarray, right: Sequence[np.ndarray
     order = np.argsort(-np.take_along_axis(similarity, top, axis=1), axis=1, kind='stable')
     top = np.take_along_axis(top, order, axis=1)
     parts.append((ranks, top, np.take_along_axis(similarity, top, axis=1)))
-  return Ranking(*map(np.concatenate, zip(*parts)))
+  return Ranks(*map(np.concatenate, zip(*parts)))
 
 
 def recall_scores(ranks: np.ndarray, num_right: Sequence[int],

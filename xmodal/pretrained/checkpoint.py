@@ -16,7 +16,7 @@ from xmodal.pretrained.files import FLOATS, TensorFiles
 from xmodal.pretrained.hub import find_folder
 from xmodal.pretrained.names import tower_names
 from xmodal.pretrained.preprocessing import read_preprocessing
-from xmodal.pretrained.tensors import Match, match_variables
+from xmodal.pretrained.tensors import TensorMatch, match_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class LoadPlan:
   """
 
   _tensors: Mapping[str, np.ndarray]
-  _matches: Mapping[str, Match]
+  _matches: Mapping[str, TensorMatch]
   report: LoadReport
 
   def read(self) -> dict:

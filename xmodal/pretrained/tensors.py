@@ -87,7 +87,7 @@ LAYOUTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
+class TensorMatch:
   """A variable, and its tensors in the file.
 
   Attributes:
@@ -119,7 +119,7 @@ class Match:
 
 
 def match_variables(file_shapes: Mapping[str, tuple], entries: Iterable[Entry],
-                    shapes) -> dict[str, Match]:
+                    shapes) -> dict[str, TensorMatch]:
   """Matches the tensors of a checkpoint to a model's variables, without reading them.
 
   Args:
@@ -128,7 +128,7 @@ def match_variables(file_shapes: Mapping[str, tuple], entries: Iterable[Entry],
     shapes: pytree of jax.ShapeDtypeStruct, as from the model's init.
 
   Returns:
-    A Match for the path of each variable.
+    A TensorMatch for the path of each variable.
 
   Raises:
     UserError: a tensor is missing or has another shape.
@@ -157,7 +157,7 @@ def _match(file_shapes, entry, struct):
         raise UserError(f'tensor {name} is {found}, wanted {wanted} for {entry.path}; '
                         'does config.json belong to it?')
       note = f'{name} {found} in the file, made {wanted}'
-  return Match(entry, struct, names, note)
+  return TensorMatch(entry, struct, names, note)
 
 
 def read_variables(tensors: Mapping, entries: Iterable[Entry], shapes):

@@ -11,7 +11,7 @@ from xmodal.models.towers.detr_encoder import Layer, encode, norm
 from xmodal.models.towers.resnet import ResNet
 
 
-class DecoderLayer(Layer):
+class DetrDecoderLayer(Layer):
   """Self-attention, cross-attention to the picture, and MLP: [B, Q, D] -> [B, Q, D]."""
 
   @nn.compact
@@ -91,7 +91,7 @@ class Detr(nn.Module):
     queries = self.param('query_position_embedding', nn.initializers.normal(1.),
                          (self.num_queries, self.hidden_dim))
     queries = queries[None].astype(self.dtype)
-    layer = DecoderLayer(self.hidden_dim, self.decoder_mlp_dim, self.num_decoder_heads,
+    layer = DetrDecoderLayer(self.hidden_dim, self.decoder_mlp_dim, self.num_decoder_heads,
                          *self._shared(), name='decoder_layers')
     x, _ = scan_layers(
         lambda layer, x, _: (layer(x, queries, picture, positions, mask=key_mask,

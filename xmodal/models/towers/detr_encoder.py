@@ -49,7 +49,7 @@ def norm(dtype, name):
   return nn.LayerNorm(1e-5, use_fast_variance=False, dtype=dtype, name=name)
 
 
-class EncoderLayer(Layer):
+class DetrEncoderLayer(Layer):
   """Self-attention and MLP, [B, N, D] -> [B, N, D]."""
 
   @nn.compact
@@ -129,7 +129,7 @@ def encode(module, features: Float[Array, 'B H W C'], mask: Bool[Array, 'B H W']
   positions = sine_positions(is_picture, module.hidden_dim)
   positions = positions.reshape(is_picture.shape[0], -1, module.hidden_dim).astype(module.dtype)
   key_mask = None if mask is None else is_picture.reshape(batch, 1, 1, -1)
-  layer = EncoderLayer(module.hidden_dim, module.mlp_dim, module.num_heads, module.activation,
+  layer = DetrEncoderLayer(module.hidden_dim, module.mlp_dim, module.num_heads, module.activation,
                        module.dropout_rate, module.attention, module.dtype, name='encoder_layers')
   x, _ = scan_layers(
       lambda layer, x, _: (layer(x, positions, mask=key_mask, deterministic=deterministic), None),
