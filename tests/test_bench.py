@@ -24,6 +24,7 @@ from xmodal.bench import (
   predict,
   same_losses,
   sharding,
+  start,
   torch_detection,
   torch_reference,
   train_step,
@@ -131,6 +132,7 @@ def test_mfu_counts_the_steps_of_a_config(capsys):
     (gpu, ['--cases', 'vqa huge'], "no case 'vqa huge'"),
     (sharding, ['--cases', 'vqa-huge'], "no case 'vqa-huge'"),
     (evaluation, ['--questions', '0'], '--questions=0: wanted 1'),
+    (start, ['--config', 'nothing', '--rounds', '1'], 'nothing'),
     (evaluation, ['--devices', '0'], '--devices=0: wanted 1'),
     (attention, [], 'the kernels are those of an NVIDIA GPU')])
 def test_benchmarks_say_what_they_cannot_measure(capsys, bench, arguments, message):
@@ -257,6 +259,14 @@ def test_evaluation_is_of_every_question_on_all_devices():
   training, rate, _, ratio = (float(x) for row in rows for x in re.findall(r'\d+\.\d+', row))
   assert 'of 43 in' in rows[1]
   assert ratio == pytest.approx(rate / training, abs=0.02)
+
+
+def test_starts_are_measured_cold_and_warm(capsys):
+  assert start.main(['--config', tiny.__file__, '--rounds', '1', "mixer.tasks=('objects',)",
+                     'mixer.weights=(1.0,)']) == 0
+  rows = table(capsys.readouterr().out, 'until')
+  assert rows.keys() == {'cold', 'warm'}
+  assert all(0 < spent and 0 < seconds for seconds, spent in rows.values())
 
 
 def test_trees_are_compared_by_the_metrics_that_both_log():

@@ -71,6 +71,7 @@ _BENCHMARKS = {
                         'xmodal.bench.sharding'),
     'soak': Command('Whether the server holds out under valid and hostile requests.',
                     'xmodal.bench.soak'),
+    'start': Command('Seconds from a training command to its first step.', 'xmodal.bench.start'),
     'start_from': Command('Whether starting from an earlier run helps.', 'xmodal.bench.start_from'),
     'survival': Command('Whether runs survive kills, signals, lost peers and bad disks.',
                         'xmodal.bench.survival'),
