@@ -51,7 +51,7 @@ import sys
 from xmodal import main
 from xmodal.train.process import together
 
-together._PIECE = 1000
+together._AT_ONCE = 2000
 sys.exit(main.main())
 '''
 

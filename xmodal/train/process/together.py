@@ -17,7 +17,8 @@ from xmodal.errors import UserError
 from xmodal.sharding import hosts
 
 _BYTES = 2048  # maximum length of an exchanged text
-_PIECE = 1 << 24  # bytes of a larger object that the devices exchange at once
+# Bytes of larger objects that the devices exchange at once: each holds those of all processes.
+_AT_ONCE = 1 << 26
 
 
 def gather(text: str) -> list[str]:
@@ -97,9 +98,10 @@ def to_lead(value: Any) -> list[Any] | None:
   data = np.frombuffer(pickle.dumps(value), np.uint8)
   sizes = [int(size) for size in gather(str(data.size))]
   received = [bytearray() for _ in sizes]
-  for start in range(0, max(sizes), _PIECE):
-    piece = data[start:start + _PIECE]
-    length = min(_PIECE, max(sizes) - start)
+  most = max(1, _AT_ONCE // len(sizes))
+  for start in range(0, max(sizes), most):
+    piece = data[start:start + most]
+    length = min(most, max(sizes) - start)
     rows = multihost_utils.process_allgather(np.pad(piece, (0, length - piece.size)))
     if jax.process_index() == 0:
       for whole, row, size in zip(received, rows, sizes):
