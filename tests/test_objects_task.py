@@ -11,7 +11,7 @@ from xmodal.data.example import Example, Object
 from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
-from xmodal.tasks.objects import Objects, make_name_list, token_targets
+from xmodal.tasks.objects import NamedObjects, Objects, make_name_list, token_targets
 
 IMAGE = np.zeros((40, 80, 3), np.uint8)
 NAMES = ('red circle', 'blue square', 'cat')
@@ -112,11 +112,14 @@ def test_the_commonest_names_are_kept():
 
 def test_predictions_are_the_likeliest_names(objects):
   present = np.array([[0.1, 0.9, 0.6][:len(objects.names)]])
-  (names,) = objects.decode({'present': present})
-  assert [name for name, _ in names] == [objects.names[i] for i in (1, 2, 0)]
-  assert objects.describe(names).splitlines()[0] == f'  90.0%  {objects.names[1]}'
+  (found,) = objects.decode({'present': present})
+  assert [name for name, _ in found.names] == [objects.names[i] for i in (1, 2, 0)]
+  assert objects.describe(found).splitlines()[0] == f'  90.0%  {objects.names[1]}'
   example = Example(IMAGE, objects=(Object(objects.names[1], (0, 0, 1, 1)),))
-  assert objects.draw(example, np.zeros((8, 8, 3), np.uint8), names).height > 100
+  assert objects.draw(example, np.zeros((8, 8, 3), np.uint8), found).height > 100
+  line = objects.record(example, found)
+  assert line['objects'] == [objects.names[1]] and line['names'][0]['probability'] == 0.9
+  assert objects.record(Example(IMAGE), found) is None
 
 
 def test_scores_of_names_equal_sklearn(objects):
@@ -124,7 +127,7 @@ def test_scores_of_names_equal_sklearn(objects):
   said = [{'cat': 0.9}, {'red circle': 0.5, 'cat': 0.7}, {'cat': 0.49}, {'cat': 0.8}, {'cat': 1.0}]
   examples = [Example(IMAGE, objects=None if names is None else tuple(
       Object(name, (0, 0, 9, 9)) for name in names)) for names in truths]
-  scores = objects.score(examples, [tuple(chances.items()) for chances in said])
+  scores = objects.score(examples, [NamedObjects(tuple(chances.items())) for chances in said])
   binary = MultiLabelBinarizer(classes=[*NAMES, 'dog'])
   expected = precision_recall_fscore_support(
       binary.fit_transform(truths[:4]),
@@ -132,6 +135,7 @@ def test_scores_of_names_equal_sklearn(objects):
       average='micro')
   assert scores == pytest.approx(
       dict(zip(('precision', 'recall', 'f1'), expected[:3])) | {'examples': 4})
-  assert objects.score([Example(IMAGE)], [()]) == {}
-  nothing_there = objects.score([Example(IMAGE, objects=())], [(('red cross', .9),)])
+  assert objects.score([Example(IMAGE)], [NamedObjects(())]) == {}
+  nothing_there = objects.score([Example(IMAGE, objects=())],
+                                [NamedObjects((('red cross', .9),))])
   assert nothing_there == {'examples': 1} and objects.headline(nothing_there) == ''

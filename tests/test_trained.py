@@ -112,7 +112,7 @@ def test_the_first_task_is_asked_by_default(model, examples):
 
 def test_a_task_without_a_dataclass_has_plain_values(model, examples):
   said = model(examples[0].image, task='objects')
-  assert model.plain(said, 'objects')['names'][0]['name'] == said[0][0]
+  assert model.plain(said, 'objects')['names'][0]['name'] == said.names[0][0]
 
 
 @pytest.mark.parametrize('arguments, options, words', [

@@ -63,9 +63,9 @@ class TrainedModel:
 
     Returns:
       The task's prediction, or a list of them if anything is a list: vqa.Answer,
-      captioning.Caption, regression.Number, detection.task.Detections, retrieval.task.Ranking,
-      generation.task.GeneratedImage (all in xmodal.tasks). Retrieval ranks: a list of pictures for
-      one text, or a list of texts for one picture, gives one Ranking.
+      objects.NamedObjects, captioning.Caption, regression.Number, detection.task.Detections,
+      retrieval.task.Ranking, generation.task.GeneratedImage (all in xmodal.tasks). Retrieval ranks:
+      a list of pictures for one text, or a list of texts for one picture, gives one Ranking.
 
     Raises:
       UserError: a picture cannot be read, the text asks nothing, or the model has no such task.

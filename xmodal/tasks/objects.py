@@ -9,6 +9,7 @@ question's words attend to the objects that they name.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import os
 from typing import Any
@@ -42,6 +43,17 @@ OPTIONS = {
                             'detection.sampled_names.',
                             low=1),
     'max_objects': Option(16, 'Maximum number of objects per picture in training.', low=1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedObjects:
+  """Names of the things in a picture.
+
+  Attributes:
+    names: up to ten (name, probability 0..1 that one is there), most probable first.
+  """
+
+  names: tuple[tuple[str, float], ...]
 
 
 @TASKS.register('objects', options=OPTIONS)
@@ -139,10 +151,10 @@ class Objects(Task):
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
   def decode(self, arrays):
-    """For each picture up to ten (name, probability 0..1 of its presence), most probable first."""
+    """Returns NamedObjects for each picture."""
     present = arrays['present'][:, :len(self.names)]  # without padding rows
     ranked = np.argsort(-present, axis=-1, kind='stable')[:, :_TOP]
-    return [tuple((self.names[i], float(row[i])) for i in order)
+    return [NamedObjects(tuple((self.names[i], float(row[i])) for i in order))
             for row, order in zip(present, ranked)]
 
   def score(self, examples, predictions):
@@ -150,8 +162,9 @@ class Objects(Task):
 
     If no picture has an object, recall is undefined and there is no score.
     """
-    pairs = [({o.name for o in e.objects}, {name for name, chance in named if chance >= _LIKELY})
-             for e, named in zip(examples, predictions) if e.objects is not None]
+    pairs = [({o.name for o in e.objects}, {name for name, chance in found.names
+                                               if chance >= _LIKELY})
+             for e, found in zip(examples, predictions) if e.objects is not None]
     if not pairs:
       return {}
     positives, predicted, right = (sum(map(len, sets)) for sets in (
@@ -174,10 +187,15 @@ class Objects(Task):
 
   def plain(self, prediction):
     return {'names': [{'name': name, 'probability': round(probability, 6)}
-                      for name, probability in prediction]}
+                      for name, probability in prediction.names]}
+
+  def record(self, example, prediction):
+    if example.objects is None:
+      return None
+    return {'objects': sorted({o.name for o in example.objects})} | self.plain(prediction)
 
   def describe(self, prediction):
-    return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction)
+    return '\n'.join(f'{probability:7.1%}  {name}' for name, probability in prediction.names)
 
   def notes(self, example):
     return ['objects reads no text: --text is not used'] if example.question else []
@@ -186,7 +204,7 @@ class Objects(Task):
     truth = {o.name for o in example.objects or ()}
     lines = [(f'{name} ({probability:.0%})',
               card.PLAIN if not truth else card.RIGHT if name in truth else card.WRONG)
-             for name, probability in prediction if probability >= _LIKELY]
+             for name, probability in prediction.names if probability >= _LIKELY]
     lines = lines or [('nothing likely', card.PLAIN if not truth else card.WRONG)]
     if example.objects is not None:
       lines.append((f'truth: {", ".join(sorted(truth)) or "nothing"}', card.PLAIN))
