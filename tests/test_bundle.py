@@ -114,8 +114,14 @@ def test_it_answers_as_the_model_does(ours, model, pictures, task, text):
   found = model(pictures, text, task=task)
   assert len(found) == 3
   assert_alike(found, ours.plain(ours(pictures, text, task=task), task))
+  details = ours._predictor.task(task).details
+  wanted = [details(prediction) for prediction in ours(pictures, text, task=task)]
+  more = model(pictures, text, task=task, details=True)
+  assert all(one.items() <= other.items() for one, other in zip(found, more))
+  assert_alike([{key: one[key] for key in one.keys() - found[0].keys()} for one in more], wanted)
   if task == 'detection':
-    assert found[0]['found'] and [one['name'] for one in found[0]['meant']] == [
+    assert len(more[0]['candidates']) > len(found[0]['found']) > 0
+    assert [one['name'] for one in found[0]['meant']] == [
         'the square left of the circle', 'The red cross']
 
 

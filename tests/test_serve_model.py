@@ -151,6 +151,10 @@ def test_a_bundle_is_served(run, files, engine, tmp_path):
   for ours, others in zip(served.answer('vqa', requests), engine.answer('vqa', requests)):
     assert ours['answer'] == others['answer']
     assert ours['probability'] == pytest.approx(others['probability'], abs=1e-5)
+  for task in served.tasks:
+    detailed = [Request(requests[0].pictures, TEXTS[task][0], details=True)]
+    (ours,), (others,) = (one.answer(task, detailed) for one in (served, engine))
+    assert ours.keys() == others.keys() > served.answer(task, [requests[0]])[0].keys()
   wrong, right = served.answer('vqa', [Request(requests[0].pictures, ' '), requests[1]])
   assert isinstance(wrong, UserError) and right['answer']
   with pytest.raises(UserError, match='--precision means nothing for the bundle'):

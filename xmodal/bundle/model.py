@@ -89,7 +89,8 @@ class Model:
         ranks: one answer, the pictures in their order).
       text: the question, names or texts; a list with one for each picture (or for one picture).
       task: one of `tasks`; None: the first.
-      **options: of the task, see bundle.json.
+      **options: of the task, see bundle.json; and `details`: whether the answer also has the five
+        most probable labels (`top`), or all boxes (`candidates`) and the `threshold`.
 
     Raises:
       BundleError: a picture cannot be read, or the text asks nothing.
@@ -158,12 +159,13 @@ class Model:
 
   def _query(self, task, about, picture, text, options):
     """Rows of inputs, inputs that they share, and the function of their outputs to an answer."""
+    details = options.get('details', False)
     for name in options:
-      if name not in about['options']:
+      if name != 'details' and name not in about['options']:
         raise BundleError(f'{name} means nothing to {task}; its options: '
                           f'{", ".join(about["options"]) or "none"}')
     options = {name: _option(name, option, options.get(name))
-               for name, option in about['options'].items()}
+               for name, option in about['options'].items()} | {'details': details}
     query, rows, shared, more = about['query'], None, {}, {}
     kind = query['kind']
     texts = text if isinstance(text, (list, tuple)) else [text]

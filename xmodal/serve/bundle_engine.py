@@ -56,7 +56,7 @@ class BundleEngine(Engine):
       raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
     pictures = [bytes(picture) for picture in request.pictures]
     picture = pictures if len(pictures) > 1 else pictures[0] if pictures else None
-    return picture, request.text, options
+    return picture, request.text, options | {'details': request.details}
 
 
 def _facts(about) -> Facts:
