@@ -140,14 +140,23 @@ def test_details_hold_boxes_below_the_threshold(engine, files):
   assert answer['top'][0] == [answer['answer'], answer['probability']]
 
 
-def test_a_bundle_is_served(run, files, engine, tmp_path):
+@pytest.fixture
+def bundle(run, tmp_path):
   bundle = tmp_path / 'bundle'
   assert export.main(['--checkpoint', run, '--output', str(bundle), '--tasks', 'vqa,detection',
                       '--platforms', 'cpu', '--sizes', '2']) == 0
+  return bundle
+
+
+def test_a_bundle_is_served(bundle, files, engine, tmp_path):
+  # Training decodes a JPEG of this size at 3/8, which Pillow by itself cannot.
+  photo = Image.fromarray(Shapes('val', size=1, image_size=96)[0].image)
+  photo.save(tmp_path / 'a.jpg')
   served = open_engine(str(bundle), ())
   assert served.name == 'bundle' and set(served.tasks) == {'vqa', 'detection'}
   assert served.tasks['vqa'] == engine.tasks['vqa']
-  requests = [Request((opened(engine, path),), TEXTS['vqa'][0]) for path in files[:3]]
+  requests = [Request((opened(engine, path),), TEXTS['vqa'][0])
+              for path in (*files[:3], tmp_path / 'a.jpg')]
   for ours, others in zip(served.answer('vqa', requests), engine.answer('vqa', requests)):
     assert ours['answer'] == others['answer']
     assert ours['probability'] == pytest.approx(others['probability'], abs=1e-5)
@@ -162,6 +171,16 @@ def test_a_bundle_is_served(run, files, engine, tmp_path):
   (bundle / 'bundle.json').write_text('{')
   with pytest.raises(UserError, match='bundle.json: damaged'):
     open_engine(str(bundle), ())
+
+
+def test_a_bundle_starts_with_a_warm_cache_and_gives_details(bundle, files, tmp_path):
+  served = Served(bundle, JAX_COMPILATION_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path),
+                  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=None).wait_until_ready()
+  body = asked(files, task='detection', text='red circle.', details=True)
+  answer = httpx.post(f'{served.address}/v1/predict', json=body, timeout=60).json()
+  assert answer['candidates'] and 0 <= answer['threshold'] <= 1
+  assert served.stop() == (0, '')
+  assert list(tmp_path.glob('xmodal/jax/*-cache'))
 
 
 # ---- the process
