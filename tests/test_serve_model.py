@@ -5,6 +5,7 @@ import base64
 import concurrent.futures
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,9 +141,9 @@ def test_details_hold_boxes_below_the_threshold(engine, files):
   assert answer['top'][0] == [answer['answer'], answer['probability']]
 
 
-@pytest.fixture
-def bundle(run, tmp_path):
-  bundle = tmp_path / 'bundle'
+@pytest.fixture(scope='module')
+def bundle(run, tmp_path_factory):
+  bundle = tmp_path_factory.mktemp('exported') / 'bundle'
   assert export.main(['--checkpoint', run, '--output', str(bundle), '--tasks', 'vqa,detection',
                       '--platforms', 'cpu', '--sizes', '2']) == 0
   return bundle
@@ -168,9 +169,10 @@ def test_a_bundle_is_served(bundle, files, engine, tmp_path):
   assert isinstance(wrong, UserError) and right['answer']
   with pytest.raises(UserError, match='--precision means nothing for the bundle'):
     open_engine(str(bundle), (), 'int8')
-  (bundle / 'bundle.json').write_text('{')
+  damaged = shutil.copytree(bundle, tmp_path / 'damaged')
+  (damaged / 'bundle.json').write_text('{"format": 1}')
   with pytest.raises(UserError, match='bundle.json: damaged'):
-    open_engine(str(bundle), ())
+    open_engine(str(damaged), ())
 
 
 def test_a_bundle_starts_with_a_warm_cache_and_gives_details(bundle, files, tmp_path):
