@@ -25,13 +25,14 @@ def make_run(folder, tasks=TASKS):
 
 
 class Served:
-  """`xmodal serve` in a process."""
+  """`xmodal serve` in a process; environment variables of the value None are unset."""
 
   def __init__(self, checkpoint, *arguments, **environment):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), **environment}
     self.process = subprocess.Popen(
         [sys.executable, '-m', 'xmodal', 'serve', '--checkpoint', str(checkpoint), '--port', '0',
-         *arguments], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+         *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={name: value for name, value in environment.items() if value is not None})
     atexit.register(self.process.kill)  # also where a test fails
     line = self.process.stdout.readline()
     found = re.match(r'http://127\.0\.0\.1:(\d+)/ serves ', line)

@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 import pytest
 import tiny
+import yaml
 
 import xmodal
 from xmodal import export
-from xmodal.bundle import convert, programs
+from xmodal.bundle import card, convert, programs
 from xmodal.bundle import model as loader
 from xmodal.bundle.files import BundleError
 from xmodal.bundle.precision import PRECISIONS, flat, nested
@@ -114,8 +115,14 @@ def test_it_answers_as_the_model_does(ours, model, pictures, task, text):
   found = model(pictures, text, task=task)
   assert len(found) == 3
   assert_alike(found, ours.plain(ours(pictures, text, task=task), task))
+  details = ours._predictor.task(task).details
+  wanted = [details(prediction) for prediction in ours(pictures, text, task=task)]
+  more = model(pictures, text, task=task, details=True)
+  assert all(one.items() <= other.items() for one, other in zip(found, more))
+  assert_alike([{key: one[key] for key in one.keys() - found[0].keys()} for one in more], wanted)
   if task == 'detection':
-    assert found[0]['found'] and [one['name'] for one in found[0]['meant']] == [
+    assert len(more[0]['candidates']) > len(found[0]['found']) > 0
+    assert [one['name'] for one in found[0]['meant']] == [
         'the square left of the circle', 'The red cross']
 
 
@@ -124,6 +131,17 @@ def test_it_ranks_as_the_model_does(ours, model, pictures):
                       (pictures, 'a cross')):
     assert_alike(model(image, text, task='retrieval'),
                  ours.plain(ours(image, text, task='retrieval'), 'retrieval'))
+
+
+def test_a_ranking_of_usual_size_compiles_nothing_after_the_warm_up(model, pictures, caplog):
+  model.warm_up('retrieval')
+  with jax.log_compiles():
+    for number in (2, 8):
+      model(pictures[0], [f'text {i}' for i in range(number)], task='retrieval')
+    model(pictures[:2], 'a circle', task='retrieval')
+    assert 'Compiling' not in caplog.text
+    model(pictures[0], [f'text {i}' for i in range(9)], task='retrieval')
+  assert 'Compiling' in caplog.text
 
 
 def test_it_draws_as_the_model_does(ours, model, pictures):
@@ -220,8 +238,16 @@ def test_the_card_has_what_the_run_measured(finished, exported):
   scores = json.loads((finished / 'final.json').read_text())['evaluation']
   assert f'| vqa | accuracy | {scores["vqa"]["accuracy"]:.4g} |' in text
   assert '| vqa | shapes | train | val | 64 | 20 |' in text and '6 of 6 steps of 8' in text
-  head = text.split('---')[1]
-  assert 'pipeline_tag: visual-question-answering' in head
+  head = yaml.safe_load(text.split('---')[1])
+  assert head['pipeline_tag'] == 'visual-question-answering'
+  # The run was measured in float32: a bundle in fewer bits does not claim its scores.
+  assert 'model-index' not in head
+  assert 'weights in float32; not measured again on this folder (bfloat16).' in text
+  about = json.loads((exported / 'bundle.json').read_text()) | {'precision': 'float32'}
+  head = yaml.safe_load(card.card(Predictor(str(finished)), about, {}).split('---')[1])
+  for result in head['model-index'][0]['results']:
+    assert all(scores[result['task']['name']][metric['type']] == metric['value']
+               for metric in result['metrics'])
   assert str(finished.parent) not in text
 
 
@@ -310,6 +336,15 @@ def test_a_damaged_bundle_is_one_line(exported, tmp_path, monkeypatch):
     path = folder / 'bundle.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
+  def change(*keys, value=None):
+    def changed(folder):
+      about = part = json.loads((folder / 'bundle.json').read_text())
+      for key in keys[:-1]:
+        part = part[key]
+      part[keys[-1]] = value
+      (folder / 'bundle.json').write_text(json.dumps(about))
+    return changed
+
   def flip(folder):
     data = bytearray((folder / 'weights.safetensors').read_bytes())
     data[-1] ^= 1
@@ -321,6 +356,12 @@ def test_a_damaged_bundle_is_one_line(exported, tmp_path, monkeypatch):
   assert 'wanted' in broken(lambda f: os.truncate(f / 'weights.safetensors', 1000))
   assert 'its checksum differs' in broken(flip)
   assert 'missing' in broken(lambda f: (f / 'programs' / 'vqa.stablehlo').unlink())
+  for content in ('[]', '{"format": 1}', 'null', '{"format": 1, "tasks": []}'):
+    assert 'bundle.json: damaged' in broken(lambda f: (f / 'bundle.json').write_text(content))
+  for keys, words in ((('files',), 'files: wanted dict'), (('tasks', 'vqa'), 'tasks.vqa.programs'),
+                      (('tasks', 'vqa', 'weights'), 'tasks.vqa.weights: wanted list'),
+                      (('files', 'model.py'), 'files.model.py.bytes: wanted int')):
+    assert words in broken(change(*keys))
   assert 'bundle.json: No such file' in broken(lambda f: (f / 'bundle.json').unlink())
   folder = shutil.copytree(exported, tmp_path / 'c')
   monkeypatch.setattr(jax.export, 'deserialize', lambda data: 1 / 0)
@@ -372,12 +413,36 @@ def test_a_long_text_is_cut_with_a_warning(model, pictures):
 @pytest.mark.parametrize('kind', ['saved_model', 'onnx'])
 def test_programs_in_other_formats_give_the_numbers_of_jax(ours, tmp_path, kind):
   pytest.importorskip({'onnx': 'jax2onnx', 'saved_model': 'tensorflow'}[kind])
-  said = []
-  write(str(tmp_path / 'b'), ours._predictor, tasks=('objects',), platforms=('cpu',), sizes=(1,),
+  # Boxes of random parameters are many pictures wide: rounding in ONNX exceeds the tolerance.
+  tasks, said = ('vqa', 'retrieval', *['detection'] * (kind == 'saved_model')), []
+  write(str(tmp_path / 'b'), ours._predictor, tasks=tasks, platforms=('cpu',), sizes=(1,),
         formats=(kind,), tell=said.append)
-  assert f'objects: {kind} gives the numbers of JAX' in said
+  assert [f'{task}: {kind} gives the numbers of JAX' for task in tasks] == [
+      line for line in said if kind in line]
   about = json.loads((tmp_path / 'b' / 'bundle.json').read_text())
-  assert about['tasks']['objects']['converted'] == {kind: {'file': f'{kind}/objects'}}
+  for task in tasks:
+    file = about['tasks'][task]['converted'][kind]['file']
+    assert file.startswith(f'{kind}/{task}') and (tmp_path / 'b' / file).exists()
+
+
+def test_what_is_wrong_in_a_batch_is_refused_the_rest_named(ours, tmp_path, monkeypatch):
+  def of_the_first_row(run, weights, inputs, most, path):
+    file = pathlib.Path(f'{path}.onnx')
+    file.touch()
+    return str(file), lambda example: jax.tree.map(
+        lambda x: np.repeat(np.asarray(x)[:1], len(x), 0), jax.jit(run)(weights, example))
+
+  for kind in ('onnx', 'saved_model'):  # of batch 1, of any batch
+    monkeypatch.setitem(convert.CONVERTERS, kind, of_the_first_row)
+    monkeypatch.setitem(convert._NEEDED, kind, ())
+  write(str(tmp_path / 'b'), ours._predictor, tasks=('objects',), platforms=('cpu',), sizes=(1,),
+        formats=('onnx', 'saved_model'))
+  about = json.loads((tmp_path / 'b' / 'bundle.json').read_text())
+  assert about['tasks']['objects']['converted'] == {
+      'onnx': {'file': 'onnx/objects.onnx'},
+      'saved_model': {'reason': 'ValueError: its output present differs from that of JAX'}}
+  assert 'onnx/objects.onnx' in about['files']
+  assert not list((tmp_path / 'b' / 'saved_model').iterdir())
 
 
 def test_what_cannot_be_converted_says_why(ours, tmp_path, monkeypatch):

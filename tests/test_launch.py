@@ -319,6 +319,24 @@ def test_manifests_start_what_exists(path):
     assert int(flags['num_processes']) == spec['completions']
 
 
+def test_a_bundle_answers_with_its_requirements_alone(machine):
+  machine.program('of_venv', '#!/bin/sh\necho "$@" >> "$RECORD/calls"\nenv > "$RECORD/environment"')
+  machine.program('my_python', '#!/bin/sh\n[ "$1 $2" = "-m venv" ] && mkdir -p "$3/bin" && '
+                  f'cp "{machine.bin}/of_venv" "$3/bin/python"\n')
+  code, _, err = machine.run('bundle.sh', 'nothing')
+  assert code == 2 and "'nothing' is no bundle" in err
+  bundle = machine.folder.parent / 'my bundle'
+  bundle.mkdir()
+  (bundle / 'requirements.txt').write_text('jax\n')
+  code, _, err = machine.run('bundle.sh', 'my bundle', '--text', 'what?', PYTHON='my_python',
+                             PYTHONPATH=str(ROOT))
+  assert (code, err) == (0, '')
+  install, _, answer = machine.read('calls').splitlines()
+  assert install.startswith('-m pip install') and install.endswith('-r my bundle/requirements.txt')
+  assert answer == 'my bundle/model.py --text what?'
+  assert 'PYTHONPATH' not in machine.read('environment')
+
+
 def test_the_serving_manifest_runs_what_the_container_file_builds():
   deployment, service = yaml.safe_load_all((LAUNCH / 'serve' / 'kubernetes.yaml').read_text())
   spec = deployment['spec']['template']['spec']

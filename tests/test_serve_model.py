@@ -5,6 +5,7 @@ import base64
 import concurrent.futures
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,24 +141,48 @@ def test_details_hold_boxes_below_the_threshold(engine, files):
   assert answer['top'][0] == [answer['answer'], answer['probability']]
 
 
-def test_a_bundle_is_served(run, files, engine, tmp_path):
-  bundle = tmp_path / 'bundle'
+@pytest.fixture(scope='module')
+def bundle(run, tmp_path_factory):
+  bundle = tmp_path_factory.mktemp('exported') / 'bundle'
   assert export.main(['--checkpoint', run, '--output', str(bundle), '--tasks', 'vqa,detection',
                       '--platforms', 'cpu', '--sizes', '2']) == 0
+  return bundle
+
+
+def test_a_bundle_is_served(bundle, files, engine, tmp_path):
+  # Training decodes a JPEG of this size at 3/8, which Pillow by itself cannot.
+  photo = Image.fromarray(Shapes('val', size=1, image_size=96)[0].image)
+  photo.save(tmp_path / 'a.jpg')
   served = open_engine(str(bundle), ())
   assert served.name == 'bundle' and set(served.tasks) == {'vqa', 'detection'}
   assert served.tasks['vqa'] == engine.tasks['vqa']
-  requests = [Request((opened(engine, path),), TEXTS['vqa'][0]) for path in files[:3]]
+  requests = [Request((opened(engine, path),), TEXTS['vqa'][0])
+              for path in (*files[:3], tmp_path / 'a.jpg')]
   for ours, others in zip(served.answer('vqa', requests), engine.answer('vqa', requests)):
     assert ours['answer'] == others['answer']
     assert ours['probability'] == pytest.approx(others['probability'], abs=1e-5)
+  for task in served.tasks:
+    detailed = [Request(requests[0].pictures, TEXTS[task][0], details=True)]
+    (ours,), (others,) = (one.answer(task, detailed) for one in (served, engine))
+    assert ours.keys() == others.keys() > served.answer(task, [requests[0]])[0].keys()
   wrong, right = served.answer('vqa', [Request(requests[0].pictures, ' '), requests[1]])
   assert isinstance(wrong, UserError) and right['answer']
   with pytest.raises(UserError, match='--precision means nothing for the bundle'):
     open_engine(str(bundle), (), 'int8')
-  (bundle / 'bundle.json').write_text('{')
+  damaged = shutil.copytree(bundle, tmp_path / 'damaged')
+  (damaged / 'bundle.json').write_text('{"format": 1}')
   with pytest.raises(UserError, match='bundle.json: damaged'):
-    open_engine(str(bundle), ())
+    open_engine(str(damaged), ())
+
+
+def test_a_bundle_starts_with_a_warm_cache_and_gives_details(bundle, files, tmp_path):
+  served = Served(bundle, JAX_COMPILATION_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path),
+                  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=None).wait_until_ready()
+  body = asked(files, task='detection', text='red circle.', details=True)
+  answer = httpx.post(f'{served.address}/v1/predict', json=body, timeout=60).json()
+  assert answer['candidates'] and 0 <= answer['threshold'] <= 1
+  assert served.stop() == (0, '')
+  assert list(tmp_path.glob('xmodal/jax/*-cache'))
 
 
 # ---- the process

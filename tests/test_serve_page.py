@@ -1,7 +1,7 @@
 """The page of xmodal serve in a headless Chromium, from a picture file to boxes on the screen.
 
 SERVE_SCREENSHOTS=DIR writes screenshots there, SERVE_CHECKPOINT=DIR serves a trained run instead of
-an untrained model.
+an untrained model. Tests of answers run on the run and on a bundle of it, whose server wants a key.
 """
 
 import base64
@@ -14,18 +14,21 @@ import shutil
 import subprocess
 import time
 
+import numpy as np
 from PIL import Image
 import pytest
 from served import Served, make_run
 from websockets.sync.client import connect  # the DevTools protocol
 
+from xmodal import export
 from xmodal.data.scenes.shapes import Shapes
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
                 None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium: apt-get install chromium')
 
-TASKS = ('detection', 'vqa', 'captioning', 'retrieval', 'generation')
+TASKS = ('detection', 'vqa', 'captioning', 'retrieval', 'objects', 'generation')
+KEY = 'a key'
 _SECONDS = 120
 
 
@@ -33,6 +36,7 @@ class Browser:
   """One page of a headless Chromium, driven by the DevTools protocol.
 
   Attributes:
+    served: name of what it shows, for screenshots.
     requested: addresses that the page asked for.
     errors: uncaught errors, and messages of the console about errors.
   """
@@ -49,7 +53,7 @@ class Browser:
     self._connection = connect(found[0], max_size=None, open_timeout=60)
     self._socket = self._connection.__enter__()
     self._number, self._session = 0, None
-    self.requested, self.errors = [], []
+    self.served, self.requested, self.errors = '', [], []
     target = self._call('Target.createTarget', url='about:blank')['targetId']
     self._session = self._call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
     for domain in ('Page', 'Runtime', 'Network', 'Log', 'DOM'):
@@ -98,11 +102,17 @@ class Browser:
       time.sleep(0.05)
     return value
 
-  def choose(self, *paths):
+  def choose(self, *paths, field='file'):
     """Chooses files, as the dialog of the system does."""
     root = self._call('DOM.getDocument')['root']['nodeId']
-    node = self._call('DOM.querySelector', nodeId=root, selector='#file')['nodeId']
+    node = self._call('DOM.querySelector', nodeId=root, selector=f'#{field}')['nodeId']
     self._call('DOM.setFileInputFiles', nodeId=node, files=list(map(str, paths)))
+
+  def drop(self, *paths):
+    """Drops files or folders on the page."""
+    data = {'items': [], 'files': list(map(str, paths)), 'dragOperationsMask': 1}
+    for kind in ('dragEnter', 'dragOver', 'drop'):
+      self._call('Input.dispatchDragEvent', type=kind, x=100, y=300, data=data)
 
   def press(self, key, text=''):
     code = {'Tab': 9, 'Enter': 13, 'ArrowRight': 39, 'ArrowLeft': 37}.get(key, 0)
@@ -121,18 +131,33 @@ class Browser:
         {'name': 'prefers-color-scheme', 'value': 'dark' if dark else 'light'}])
 
   def screenshot(self, name):
-    """Writes a picture of the whole page to $SERVE_SCREENSHOTS, if that is set."""
+    """Writes a picture of the whole page to $SERVE_SCREENSHOTS/{served}, if that is set."""
     if folder := os.environ.get('SERVE_SCREENSHOTS'):
       shot = self._call('Page.captureScreenshot', format='png', captureBeyondViewport=True)
-      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-      (pathlib.Path(folder) / f'{name}.png').write_bytes(base64.b64decode(shot['data']))
+      file = pathlib.Path(folder) / self.served / f'{name}.png'
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_bytes(base64.b64decode(shot['data']))
 
 
 @pytest.fixture(scope='module')
-def served(tmp_path_factory):
-  checkpoint = os.environ.get('SERVE_CHECKPOINT') or make_run(
+def run(tmp_path_factory):
+  return os.environ.get('SERVE_CHECKPOINT') or make_run(
       tmp_path_factory.mktemp('page') / 'run', TASKS)
-  served = Served(checkpoint, '--sizes', '2')
+
+
+@pytest.fixture(scope='module')
+def served_run(run):
+  served = Served(run, '--sizes', '2')
+  yield served.wait_until_ready()
+  assert served.stop() == (0, '')
+
+
+@pytest.fixture(scope='module')
+def served_bundle(run, tmp_path_factory):
+  bundle = tmp_path_factory.mktemp('page') / 'bundle'
+  assert export.main(['--checkpoint', str(run), '--output', str(bundle), '--platforms', 'cpu',
+                      '--sizes', '2']) == 0
+  served = Served(bundle, XMODAL_API_KEY=KEY)
   yield served.wait_until_ready()
   assert served.stop() == (0, '')
 
@@ -152,13 +177,24 @@ def files(tmp_path_factory):
   return [folder / f'{number}.png' for number in range(3)]
 
 
+both = pytest.mark.parametrize('page', ['run', 'bundle'], indirect=True)
+
+
 @pytest.fixture
-def page(browser, served):
+def page(request, browser):
   """The page, freshly opened and ready; checks afterwards that it asked no other host."""
+  browser.served = getattr(request, 'param', 'run')
+  served = request.getfixturevalue(f'served_{browser.served}')
   browser.requested.clear()
   browser.errors.clear()
   browser.size(1200, 900)
   browser.go(served.address)
+  if browser.served == 'bundle':
+    browser.wait('/enter it under Key/.test(document.querySelector("#status.wrong")?.textContent)')
+    browser.errors.clear()  # the 401
+    browser.run('document.querySelector("summary").click(); document.getElementById("key").focus()')
+    browser.write(KEY)
+    browser.press('Enter')
   browser.wait('document.body?.dataset.ready === "true"')
   yield browser
   assert browser.errors == []
@@ -183,7 +219,17 @@ def ask(page, task, text, *paths):
   page.run(f'document.getElementById("text").value = {json.dumps(text)}')
   page.wait('!document.getElementById("send").disabled')
   page.run('document.getElementById("send").click()')
-  page.wait('document.getElementById("status").textContent.startsWith("Answered")')
+  answered(page)
+
+
+def answered(page):
+  status = page.wait('(one => /^Answered/.test(one.textContent) || one.classList.contains("wrong")'
+                     ' ? one.textContent : "")(document.getElementById("status"))')
+  assert status.startswith('Answered'), status
+
+
+def says(page, text):
+  page.wait(f'document.getElementById("status").textContent.includes({json.dumps(text)})')
 
 
 # Pixels of the canvas that differ from the picture by itself.
@@ -197,6 +243,14 @@ PAINTED = '''(() => {
 })()'''
 
 
+PASTE = '''(bytes => {
+  const clipboardData = new DataTransfer(), type = "image/png";
+  clipboardData.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type}));
+  document.body.dispatchEvent(new ClipboardEvent("paste", {bubbles: true, clipboardData}));
+})'''
+
+
+@both
 def test_from_a_picture_file_to_boxes_on_the_screen(page, files):
   ask(page, 'detection', 'red circle. blue square. green cross.', files[0])
   page.screenshot('detection')
@@ -213,6 +267,7 @@ def test_from_a_picture_file_to_boxes_on_the_screen(page, files):
   assert len(page.requested) == asked  # without the server
 
 
+@both
 def test_a_question_has_its_answers_as_bars(page, files):
   ask(page, 'vqa', 'what color is the square?', files[0])
   shares = page.run('[...document.querySelectorAll("meter")].map(one => one.value)')
@@ -220,22 +275,95 @@ def test_a_question_has_its_answers_as_bars(page, files):
   page.screenshot('vqa')
 
 
+@both
+def test_objects_are_bars(page, files):
+  ask(page, 'objects', '', files[0])
+  shares = page.run('[...document.querySelectorAll("#answer meter")].map(one => one.value)')
+  assert 1 < len(shares) <= 10 and shares == sorted(shares, reverse=True)
+  page.screenshot('objects')
+
+
+@both
 def test_a_caption(page, files):
   ask(page, 'captioning', '', files[0])
   assert page.run('document.getElementById("asks").hidden')  # it reads no text
   assert 'Probability' in page.run('document.getElementById("answer").textContent')
 
 
-def test_pictures_are_ranked_for_a_text(page, files):
+@both
+def test_pictures_are_ranked_for_a_text_and_other_tasks_take_the_first(page, files):
   ask(page, 'retrieval', 'a red circle.', *files)
   shown = page.run('[...document.querySelectorAll("#pictures li")].map(one => one.innerText)')
   scores = [float(text.split()[0]) for text in shown]
   assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+  page.screenshot('retrieval')
+  ask(page, 'vqa', 'what color is the square?')
+  assert page.run('document.getElementById("pictures").hidden')
+  use(page, 'retrieval')
+  assert not page.run('document.getElementById("pictures").hidden')
 
 
-def test_a_drawing_shows_its_steps(page):
+@pytest.mark.parametrize('how', ['dropped', 'chosen'])
+def test_a_folder_is_ranked(page, files, tmp_path, how):
+  needs(page, 'retrieval')
+  inner = tmp_path / 'photos' / 'of 1999'
+  inner.mkdir(parents=True)
+  for number in range(34):
+    (inner.parent if number % 2 else inner).joinpath(f'{number:02}.png').write_bytes(
+        files[0].read_bytes())
+  (inner / 'list.txt').write_text('no picture')
+  (inner / 'drawing.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+  use(page, 'retrieval')
+  if how == 'dropped':
+    page.drop(tmp_path / 'photos')
+  else:
+    page.choose(tmp_path / 'photos', field='folder')
+  says(page, '32 pictures chosen, 2 left out: retrieval takes up to 32.')
+  ask(page, 'retrieval', 'a red circle.')
+  names = page.run('[...document.querySelectorAll("#pictures li img")].map(one => one.alt)')
+  assert sorted(names) == [f'{number:02}.png' for number in range(32)]
+
+
+def test_photographs_are_made_small_enough_for_one_request(page, tmp_path):
+  needs(page, 'retrieval')
+  noise = np.random.default_rng(0).integers(0, 256, (1000, 1100, 3), np.uint8)
+  for number in range(6):  # of 3.3 MB each
+    Image.fromarray(noise).save(tmp_path / f'{number}.png', compress_level=0)
+  ask(page, 'retrieval', 'a red circle.', *sorted(tmp_path.iterdir()))
+  assert page.run('[pictures[0].bitmap.width, pictures[0].bitmap.height]') == [1024, 931]
+
+
+def test_a_picture_is_dropped_or_pasted(page, files):
+  page.drop(files[0])
+  says(page, '0.png chosen.')
+  page.run(f'{PASTE}({json.dumps(list(files[1].read_bytes()))})')
+  says(page, 'pasted.png chosen.')
+  ask(page, 'vqa', 'what color is the square?')
+
+
+def test_stop_ends_an_answer(page):
+  needs(page, 'generation')
+  use(page, 'generation')
+  page.run('document.getElementById("text").value = "a red circle"')
+  page.run('document.getElementById("send").click(), document.getElementById("stop").click()')
+  says(page, 'Stopped.')
+  assert page.run('document.getElementById("stop").hidden')
   ask(page, 'generation', 'a red circle')
-  assert page.run('Number(document.body.dataset.previews)') >= 2
+
+
+def test_another_task_forgets_the_answer(page, files):
+  ask(page, 'detection', 'red circle.', files[0])
+  use(page, 'captioning')
+  assert page.run('document.getElementById("answer").textContent') == ''
+  assert page.run('document.getElementById("slider").hidden')
+  assert page.run(PAINTED) == 0
+
+
+@both
+def test_a_drawing_is_shown(page):
+  ask(page, 'generation', 'a red circle')
+  if page.served == 'run':  # a bundle has no steps
+    assert page.run('Number(document.body.dataset.previews)') >= 2
   assert page.run('document.querySelector("#answer img").naturalWidth') > 0
 
 
@@ -259,7 +387,7 @@ def test_the_keyboard_alone_asks_a_question(page, files):
   assert outlined >= len(focused) - 1  # the skip link is shown instead
   page.write('how many circles?')
   page.press('Enter')
-  page.wait('document.getElementById("status").textContent.startsWith("Answered")')
+  answered(page)
   assert page.run('document.getElementById("status").getAttribute("aria-live")') == 'polite'
 
 
@@ -282,4 +410,4 @@ def test_it_fits_a_phone(page, files, dark):
 def test_a_mistake_is_told_in_words(page, tmp_path):
   (tmp_path / 'a.png').write_bytes(b'no picture')
   page.choose(tmp_path / 'a.png')
-  page.wait('document.getElementById("status").textContent.includes("cannot be opened")')
+  says(page, 'cannot be opened')

@@ -40,8 +40,9 @@ def card(predictor: Predictor, about: Mapping[str, Any], stored: Mapping[str, np
   scores = {task: _numbers(final['evaluation'][task]) for task in about['tasks']
             if same and task in final.get('evaluation', {})}
   data = {task: _data(task_config(config, task).data) for task in about['tasks']}
+  measured = config.model.quantize or 'float32'
   parts = [
-      _head(name, about, scores, data), f'# {name}', '',
+      _head(name, about, scores if measured == about['precision'] else {}, data), f'# {name}', '',
       f'A vision and language model with {_parameters(predictor):,} parameters. `model.py` in this '
       'folder answers with it; it needs the packages of `requirements.txt`.', '',
       '```python', 'from model import load', f'model = load({name!r})  # the path of this folder',
@@ -52,7 +53,7 @@ def card(predictor: Predictor, about: Mapping[str, Any], stored: Mapping[str, np
       '', '## Training data', '',
       *_table(('task', *_DATA), [(task, *(facts.get(key, '') for key in _DATA))
                                  for task, facts in data.items()]),
-      '', '## Scores', '', *_scores(scores, final, predictor.step),
+      '', '## Scores', '', *_scores(scores, final, predictor.step, measured, about['precision']),
       '', '## Sizes', '',
       f'- {sum(array.nbytes for array in stored.values()) / 2**20:,.1f} MiB of weights, '
       f'{about["precision"]}',
@@ -134,7 +135,7 @@ def _answer(one):
   return ', '.join(found)
 
 
-def _scores(scores, final, step):
+def _scores(scores, final, step, measured, precision):
   if not final:
     return ['The run has no final evaluation.']
   if not scores:
@@ -142,8 +143,9 @@ def _scores(scores, final, step):
             f'{final.get("step")}.']
   rows = [(task, key, f'{value:.4g}') for task, found in scores.items()
           for key, value in found.items() if _is_main(key)]
-  return [f'On the evaluation split, measured by the run after {step} steps; not measured again on '
-          'this folder.', '',
+  here = '' if measured == precision else f' ({precision})'
+  return [f'On the evaluation split, measured by the run after {step} steps with weights in '
+          f'{measured}; not measured again on this folder{here}.', '',
           *_table(('task', 'metric', 'value'), rows)]
 
 

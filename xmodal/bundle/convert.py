@@ -1,7 +1,7 @@
 """Programs of a bundle in the formats of other runtimes: ONNX and TensorFlow's SavedModel.
 
 Inputs and outputs have the names, shapes and dtypes that bundle.json states. A converted program is
-run once, and counts only if it gives the numbers of JAX.
+run for each batch size of _BATCHES, and counts only if it gives the numbers of JAX.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +22,7 @@ from xmodal.bundle.programs import without_paths
 from xmodal.errors import UserError
 
 _BATCH = 1  # of an ONNX file
+_BATCHES = {'onnx': (_BATCH,), 'saved_model': (1, 3)}  # that are compared
 _TOLERANCE = 1e-4  # largest difference, of values or relative to them
 _NEEDED = {'onnx': ('jax2onnx', 'onnxruntime'), 'saved_model': ('tensorflow',)}
 
@@ -37,10 +38,10 @@ def check(formats) -> None:
 
 
 def convert(name: str, run: Callable, weights: Mapping[str, np.ndarray],
-            inputs: Mapping[str, tuple], most: Mapping[str, int], path: str) -> str:
+            inputs: Mapping[str, tuple], most: Mapping[str, int], path: str) -> tuple[str, str]:
   """Writes one task's program: of batch 1 in ONNX, of any batch in a SavedModel.
 
-  Returns '' or, in one line, why it cannot be converted.
+  Returns the file or folder that was written, and '' or, in one line, why it cannot be converted.
 
   Args:
     name: of a format, from CONVERTERS.
@@ -50,26 +51,29 @@ def convert(name: str, run: Callable, weights: Mapping[str, np.ndarray],
     most: values of the letters for the programs that have to know them, besides the batch.
     path: a file or folder to write, without its ending.
   """
-  example = _example(inputs, {'b': _BATCH, **most})
   try:
     with _quietly(), without_paths():
       written, again = CONVERTERS[name](run, weights, inputs, most, path)
-      wanted = jax.device_get(jax.jit(run)(weights, example))
-      found = again(example)
-    for key, array in wanted.items():
-      if array.dtype.kind in 'iub':
-        alike = array.shape == found[key].shape and (array == found[key]).mean() > 0.99
-      else:
-        alike = np.allclose(array, found[key], _TOLERANCE, _TOLERANCE)
-      if not alike:
-        raise ValueError(f'its output {key} differs from that of JAX')
+      for batch in _BATCHES[name]:
+        example = _example(inputs, {'b': batch, **most})
+        _compare(jax.device_get(jax.jit(run)(weights, example)), again(example))
   except Exception as error:  # converters raise exceptions of every type
     for left in (path, f'{path}.onnx', f'{path}.onnx.data'):
       shutil.rmtree(left, ignore_errors=True)
       with contextlib.suppress(OSError):
         os.unlink(left)
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-  return ''
+    return '', ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+  return written, ''
+
+
+def _compare(wanted, found):
+  for key, array in wanted.items():
+    if array.dtype.kind in 'iub':
+      alike = np.mean(array == found[key]) > 0.99
+    else:
+      alike = np.allclose(array, found[key], _TOLERANCE, _TOLERANCE)
+    if array.shape != found[key].shape or not alike:
+      raise ValueError(f'its output {key} differs from that of JAX')
 
 
 def _example(inputs, letters):

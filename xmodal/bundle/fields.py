@@ -17,7 +17,8 @@ def answer(fields, arrays, context, read):
   Args:
     fields: 'answer' of a task in bundle.json: {'kind': ..., 'key': ..., more} of each part.
     arrays: the program's outputs for the query's rows: name -> [N, ...].
-    context: the query's options, names, texts, and the picture's placement.
+    context: the query's options, names, texts, the picture's placement, and `details`: whether the
+      answer also has what a page shows (`top`, `candidates`).
     read: (token ids [T]) -> text.
   """
   found = {}
@@ -27,9 +28,11 @@ def answer(fields, arrays, context, read):
 
 
 def _label(field, arrays, context, read):
-  probability = float(arrays[field['probability']][0][0])
-  label = field['labels'][arrays[field['index']][0][0]] if math.isfinite(probability) else ''
-  return {field['key']: label, 'probability': round(probability, field['decimals'])}
+  top = [[field['labels'][i], round(float(chance), field['decimals'])]
+         for i, chance in zip(arrays[field['index']][0], arrays[field['probability']][0])]
+  label, probability = top[0]
+  found = {field['key']: label if math.isfinite(probability) else '', 'probability': probability}
+  return found | ({'top': top} if context['details'] else {})
 
 
 def _text(field, arrays, context, read):
@@ -53,13 +56,19 @@ def _ranked(field, arrays, context, read):
 
 
 def _boxes(field, arrays, context, read):
-  score, best = arrays[field['score']][0], {}
+  score, threshold = arrays[field['score']][0], context[field['threshold']]
   places = _pixels(arrays[field['box']][0], context['placement'])
-  # Each box has its most probable name; scores of -1 are names that were not asked for.
-  for i in reversed(np.flatnonzero(score >= max(context[field['threshold']], 0))):
-    best[tuple(places[i])] = (float(score[i]), context['names'][arrays[field['name']][0][i]])
-  found = sorted(best.items(), key=lambda item: -item[1][0])
-  return {field['key']: [_box(name, chance, box) for box, (chance, name) in found]}
+
+  def named(least):
+    best = {}
+    # Each box has its most probable name; scores of -1 are names that were not asked for.
+    for i in reversed(np.flatnonzero(score >= max(least, 0))):
+      best[tuple(places[i])] = (float(score[i]), context['names'][arrays[field['name']][0][i]])
+    found = sorted(best.items(), key=lambda item: -item[1][0])
+    return [_box(name, chance, box) for box, (chance, name) in found]
+
+  found = {field['key']: named(threshold)}
+  return found | ({'candidates': named(0), 'threshold': threshold} if context['details'] else {})
 
 
 def _meant(field, arrays, context, read):

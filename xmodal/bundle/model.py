@@ -36,6 +36,14 @@ else:
   from pixels import decode, fit, upright_size
 
 FORMAT = 1  # of bundle.json
+_LEAST = 8  # rows of names or texts, so that a few need no other program than one
+
+
+# What bundle.json and each task in it have at least.
+_KEYS = {'platforms': list, 'versions': dict, 'tasks': dict, 'files': dict, 'image_size': int,
+         'pad_id': int, 'eos_id': int}
+_TASK_KEYS = {'programs': list, 'inputs': dict, 'query': dict, 'options': dict, 'answer': list,
+              'weights': list, 'keep_aspect': bool}
 
 
 def load(folder=None, *, check=True):
@@ -64,13 +72,18 @@ class Model:
       raise BundleError(f'{path}: {error.strerror}; wanted a folder of xmodal export') from error
     except ValueError as error:
       raise BundleError(f'{path}: damaged ({error}); copy the bundle again') from error
-    if about.get('format') != FORMAT:
-      raise BundleError(f'{path}: format {about.get("format")}, this loader reads {FORMAT}; use '
+    _check(path, about, {'format': int})
+    if about['format'] != FORMAT:
+      raise BundleError(f'{path}: format {about["format"]}, this loader reads {FORMAT}; use '
                         "the bundle's own model.py")
+    _check(path, about, _KEYS)
+    for name, own in about['tasks'].items():
+      _check(path, own, _TASK_KEYS, f'tasks.{name}.')
     if (platform := _platform()) not in about['platforms']:
       raise BundleError(f'{path}: programs for {", ".join(about["platforms"])}, this machine has '
                         f'{platform}; export with --platforms {platform}, or set JAX_PLATFORMS=cpu')
     for name, stated in about['files'].items():
+      _check(path, stated, {'bytes': int, 'sha256': str}, f'files.{name}.')
       check_file(os.path.join(self._folder, name), stated, check)
     self.about, self.tasks = about, tuple(about['tasks'])
     self._weights = read_tensors(os.path.join(self._folder, 'weights.safetensors'))
@@ -89,7 +102,8 @@ class Model:
         ranks: one answer, the pictures in their order).
       text: the question, names or texts; a list with one for each picture (or for one picture).
       task: one of `tasks`; None: the first.
-      **options: of the task, see bundle.json.
+      **options: of the task, see bundle.json; and `details`: whether the answer also has the five
+        most probable labels (`top`), or all boxes (`candidates`) and the `threshold`.
 
     Raises:
       BundleError: a picture cannot be read, or the text asks nothing.
@@ -151,19 +165,23 @@ class Model:
     if about['query']['kind'] == 'drawing':  # one step compiles the same program as all
       self.answer(task, [(None, 'a', {'steps': 1})])
       return
+    picture = np.zeros((*self._input_size, 3), np.uint8)
     for size in sizes:
-      self.answer(task, [(np.zeros((*self._input_size, 3), np.uint8), 'a', {})] * size)
+      self.answer(task, [(picture, 'a', {})] * size)
+      if about['query']['kind'] == 'texts':  # one text for several pictures is another program
+        self.answer(task, [([picture] * size, 'a', {})])
 
   # ---- queries
 
   def _query(self, task, about, picture, text, options):
     """Rows of inputs, inputs that they share, and the function of their outputs to an answer."""
+    details = options.get('details', False)
     for name in options:
-      if name not in about['options']:
+      if name != 'details' and name not in about['options']:
         raise BundleError(f'{name} means nothing to {task}; its options: '
                           f'{", ".join(about["options"]) or "none"}')
     options = {name: _option(name, option, options.get(name))
-               for name, option in about['options'].items()}
+               for name, option in about['options'].items()} | {'details': details}
     query, rows, shared, more = about['query'], None, {}, {}
     kind = query['kind']
     texts = text if isinstance(text, (list, tuple)) else [text]
@@ -191,7 +209,7 @@ class Model:
       texts = list(text) if isinstance(text, (list, tuple)) else _split(query['pattern'], text)
       if not texts:
         raise BundleError(f'text {text!r:.60} says nothing; wanted texts, a full stop after each')
-      more = {'captions': self._captions(about, texts)}
+      more = {'captions': self._captions(about, texts, _LEAST)}
       options['texts'] = texts
     elif kind == 'drawing':
       more, shared = self._drawing(about, picture, text, options)
@@ -214,7 +232,7 @@ class Model:
     """As _query, for pictures to be ranked for one text."""
     if not pictures or not isinstance(text, str) or not text.strip():
       raise BundleError('wanted pictures, and one text to rank them for')
-    captions, rows = self._captions(about, [text.strip()]), []
+    captions, rows = self._captions(about, [text.strip()], 1), []
     for picture in pictures:
       pixels, extent, _ = fit(decode(picture, self._input_size), self._input_size,
                                about['keep_aspect'])
@@ -226,9 +244,10 @@ class Model:
     return rows, {}, lambda arrays: answer(
         about['answer'], arrays, {**options, 'pictures': names}, self._read)
 
-  def _captions(self, about, texts):
+  def _captions(self, about, texts, least):
     _, count, length = about['inputs']['captions']['shape']
-    rows = np.full((_rows(count, len(texts), 'texts'), length), self.about['pad_id'], np.int32)
+    count = _rows(count, len(texts), 'texts', least)
+    rows = np.full((count, length), self.about['pad_id'], np.int32)
     rows[:len(texts)] = self._encode(texts, length)
     return rows
 
@@ -238,7 +257,7 @@ class Model:
     if max(lengths, default=0) > length:
       raise BundleError(f'the name {names[int(np.argmax(lengths))]!r} has {max(lengths)} tokens, '
                         f'the program reads {length}; shorten it')
-    rows = _rows(rows, max(len(names), 8), 'names')
+    rows = _rows(rows, len(names), 'names', _LEAST)
     tokens = np.repeat(self._encode(names[:1] or [''], length), rows, axis=0)
     tokens[:len(names)] = self._encode(names, length)
     return {'names': tokens, 'counts': np.arange(rows) < len(names)}
@@ -324,6 +343,13 @@ class Model:
     return self._writer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
 
+def _check(path, part, kinds, where=''):
+  for key, kind in kinds.items():
+    if not isinstance(part, dict) or not isinstance(part.get(key), kind):
+      raise BundleError(f'{path}: damaged ({where}{key}: wanted {kind.__name__}); copy the bundle '
+                        'again')
+
+
 def _compiler_options():
   """Turns off the fusions by which jaxlib 0.10 and 0.11 compute wrong sums on a CPU (jax issue
   39103), but the right one for products of integers."""
@@ -375,10 +401,10 @@ def _seed(picture):
   return np.uint32(zlib.crc32(data)).astype(np.int32)
 
 
-def _rows(stated, number, what):
+def _rows(stated, number, what, least):
   """Rows for a number of names or texts: a power of two, to compile few programs."""
   if isinstance(stated, str):
-    return 1 << max(number - 1, 0).bit_length()
+    return max(least, 1 << max(number - 1, 0).bit_length())
   if number > stated:
     raise BundleError(f'{number} {what}; the program takes up to {stated} at once')
   return stated

@@ -26,7 +26,12 @@ _UPRIGHT = {1: (False, False, False), 2: (False, True, False), 3: (True, True, F
 
 
 def decode(picture, size, behind='white'):
-  """(pixels as stored, extent of the picture within them, stored size, EXIF orientation)."""
+  """(pixels as stored, extent of the picture within them, stored size, EXIF orientation).
+
+  A picture that has been decoded before has the same as its attribute `decoded`.
+  """
+  if hasattr(picture, 'decoded'):
+    return picture.decoded[:4]
   if isinstance(picture, np.ndarray):
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
       raise BundleError(f'image: an array of {picture.dtype} {list(picture.shape)}; wanted uint8 '

@@ -123,9 +123,9 @@ def _converted(name, program, predictor, stored, precision, formats, part, tell)
   for kind in formats:
     os.makedirs(os.path.join(part, kind), exist_ok=True)
     run = programs.call(predictor, name, PRECISIONS[precision], ('cpu',))
-    why = convert.convert(kind, run, stored, program.inputs, program.described.most,
-                          os.path.join(part, kind, name))
-    found[kind] = {'reason': why} if why else {'file': f'{kind}/{name}'}
+    written, why = convert.convert(kind, run, stored, program.inputs, program.described.most,
+                                   os.path.join(part, kind, name))
+    found[kind] = {'reason': why} if why else {'file': os.path.relpath(written, part)}
     tell(f'{name}: not in {kind}, because {why}' if why else f'{name}: {kind} gives the numbers of '
          'JAX')
   return found

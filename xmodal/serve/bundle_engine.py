@@ -9,6 +9,7 @@ from xmodal import downloads, storage
 from xmodal.bundle.model import BundleError, load
 from xmodal.errors import UserError
 from xmodal.serve.engine import Engine, Facts, Picture
+from xmodal.train.process.cache import enable_compilation_cache
 
 _MOST_PARTS = 32  # names or texts in one request
 _READS_TEXT = ('question', 'names', 'texts')  # kinds of queries
@@ -17,12 +18,12 @@ _READS_TEXT = ('question', 'names', 'texts')  # kinds of queries
 class BundleEngine(Engine):
   """Answers with a bundle's programs; batches have the sizes that they were exported with.
 
-  Pictures are opened by the bundle's own loader, which reads a JPEG that is much larger than the
-  input as Pillow does. Drawing has no steps to show.
+  Drawing has no steps to show.
   """
 
   def __init__(self, folder: str, name: str):
     """Loads a bundle; UserError if it cannot be read here."""
+    enable_compilation_cache(least_seconds=0.0)
     folder = downloads.copy(folder) if storage.is_remote(folder) else folder
     try:
       self._model = load(folder)
@@ -54,9 +55,9 @@ class BundleEngine(Engine):
                for name, value in request.options.items()}
     if (parts := len(re.split(r'[.;]', request.text))) > _MOST_PARTS:
       raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
-    pictures = [bytes(picture) for picture in request.pictures]
+    pictures = list(request.pictures)  # with their pixels, see bundle.pixels.decode
     picture = pictures if len(pictures) > 1 else pictures[0] if pictures else None
-    return picture, request.text, options
+    return picture, request.text, options | {'details': request.details}
 
 
 def _facts(about) -> Facts:

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Callable, Sequence
 import functools
 import itertools
-import os
 from typing import Any
 
 import jax
@@ -33,10 +32,7 @@ class TrainedEngine(Engine):
   """
 
   def __init__(self, folder: str, sizes: Sequence[int], name: str, precision: str = ''):
-    enable_compilation_cache()
-    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-      # By default programs that compile within a second are compiled at each start again.
-      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    enable_compilation_cache(least_seconds=0.0)
     # The steps of a drawing read arrays while its program runs, which may deadlock with it on. Each
     # answer is waited for anyway.
     jax.config.update('jax_cpu_enable_async_dispatch', False)

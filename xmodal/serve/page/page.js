@@ -4,6 +4,8 @@
 const at = id => document.getElementById(id);
 // Distinct on light and dark pictures; from Okabe and Ito.
 const COLOURS = ['#e69f00', '#56b4e9', '#009e73', '#f0e442', '#0072b2', '#d55e00', '#cc79a7'];
+const LARGEST = 1024;
+const TAKEN = /^image\/(jpeg|png|webp|gif|bmp)$/;  // by the server
 const WORDS = {
   vqa: ['Question', 'what colour is the square?'],
   regression: ['Question', 'how many circles are there?'],
@@ -66,7 +68,7 @@ function showTasks() {
   at('tasks').replaceChildren(made('legend', {textContent: 'Task'}));
   tasks.forEach((task, place) => {
     const radio = made('input', {type: 'radio', name: 'task', value: task.id, checked: !place});
-    radio.addEventListener('change', () => { forget(); update(); });
+    radio.addEventListener('change', () => { forget(); say(''); update(); });
     at('tasks').append(made('label', {className: 'task'}, radio,
                             made('span', {textContent: task.id})));
   });
@@ -87,6 +89,7 @@ function update() {
   at('text').placeholder = example;
   at('drawing').hidden = !task.draws;
   at('file').multiple = task.ranks;
+  at('folders').hidden = !task.ranks;
   at('send').textContent = task.draws ? 'Draw' : 'Ask';
   at('send').disabled = !document.body.dataset.ready || Boolean(running)
       || !(pictures.length || task.draws);
@@ -95,28 +98,79 @@ function update() {
 // ---- pictures
 
 async function take(files) {
-  const images = [...files].filter(file => file.type.startsWith('image/'));
-  if (!images.length) return say('That is no picture.', true);
-  const kept = chosen()?.ranks ? images.slice(0, limits.pictures) : images.slice(0, 1);
+  const task = chosen();
+  if (!task) return say('The page is not connected yet.', true);
+  const images = [...files].filter(file => TAKEN.test(file.type));
+  if (!images.length) return say('There is no JPEG, PNG, WebP, GIF or BMP picture in it.', true);
+  const kept = images.sort((one, other) => one.name.localeCompare(other.name))
+    .slice(0, task.ranks ? limits.pictures : 1);
+  say('Opening.');
   try {
-    const opened = await Promise.all(kept.map(async file => {
-      if (limits.body_bytes && file.size > limits.body_bytes) {
-        throw new Error(`${file.name} has more than ${limits.body_bytes} bytes`);
-      }
-      return {file, bitmap: await createImageBitmap(file)};
-    }));
-    pictures = opened;
+    pictures = await opened(kept);
   } catch (error) {
-    return say(`The picture cannot be opened: ${error.message}`, true);
+    return say(error.message, true);
   }
   forget();
-  say(pictures.length > 1 ? `${pictures.length} pictures chosen.` : `${kept[0].name} chosen.`);
-  showPictures();
+  const left = images.length - kept.length;
+  say((kept.length > 1 ? `${kept.length} pictures chosen` : `${kept[0].name} chosen`)
+      + (left ? `, ${left} left out: ${task.id} takes up to ${kept.length}.` : '.'));
   update();
 }
 
+// Pictures that fit into one request together: made smaller where they would not.
+async function opened(files) {
+  const room = limits.body_bytes - 4 * limits.text - 1000 * (files.length + 1);
+  const bytes = some => some.reduce((sum, file) => sum + file.size, 0);
+  const large = bytes(files) > room, found = [];
+  for (const file of files) {
+    const bitmap = await createImageBitmap(file).catch(
+      error => { throw new Error(`${file.name} cannot be opened: ${error.message}`); });
+    const fits = !large && bitmap.width * bitmap.height <= limits.pixels;
+    const one = {file: fits ? file : await smaller(file, bitmap)};
+    if (!found.length) one.bitmap = await createImageBitmap(one.file);  // the one that is shown
+    bitmap.close();
+    found.push(one);
+  }
+  if (bytes(found.map(({file}) => file)) > room) {
+    throw new Error(`The pictures have more bytes than the server takes (${limits.body_bytes}).`);
+  }
+  return found;
+}
+
+// A JPEG file of at most LARGEST pixels a side.
+async function smaller({name}, bitmap) {
+  const scale = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
+  const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale),
+                                     Math.ceil(bitmap.height * scale));
+  const context = canvas.getContext('2d', {alpha: false});
+  context.fillStyle = '#ffffff';  // behind what is transparent, as on the server
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return new File([await canvas.convertToBlob({type: 'image/jpeg', quality: 0.92})], name);
+}
+
+// What was dropped, with the files inside folders.
+async function dropped(transfer) {
+  const found = [], files = [...transfer.files];
+  const walk = async entry => {
+    if (entry.isFile) {
+      found.push(await new Promise((done, fail) => entry.file(done, fail)));
+      return;
+    }
+    const reader = entry.createReader();
+    for (let some; (some = await new Promise(
+      (done, fail) => reader.readEntries(done, fail))).length;) {  // a hundred at a time
+      for (const one of some) await walk(one);
+    }
+  };
+  const entries = [...transfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
+  if (!entries.length) return files;
+  for (const entry of entries) await walk(entry);
+  return found;
+}
+
 function showPictures(order = pictures.map((_, place) => [place, ''])) {
-  at('pictures').hidden = pictures.length < 2;
+  at('pictures').hidden = pictures.length < 2 || !chosen()?.ranks;
   at('pictures').replaceChildren();
   if (pictures.length > 1) {
     at('pictures').append(...order.map(([place, text], rank) => {
@@ -227,6 +281,9 @@ function show(answer) {
   } else if (answer.texts) {
     at('answer').replaceChildren(made('ol', {}, ...answer.texts.map(({text, similarity}) => made(
       'li', {textContent: `${similarity.toFixed(3)} ${text}`}))), notes());
+  } else if (answer.names) {
+    at('answer').replaceChildren(
+      bars(answer.names.map(({name, probability}) => [name, probability])), notes());
   } else if (answer.png) {
     at('answer').replaceChildren(drawn(answer.png, 'The drawn picture'), notes());
   } else {
@@ -290,7 +347,8 @@ async function ask(event) {
       ['steps', 'guidance', 'seed'].filter(name => at(name).value !== '')
         .map(name => [name, Number(at(name).value)]))));
   } else {
-    pictures.forEach(({file}) => form.append('images', file));
+    (task.ranks ? pictures : pictures.slice(0, 1)).forEach(
+      ({file}) => form.append('images', file));
   }
   running = new AbortController();
   forget();
@@ -322,7 +380,9 @@ async function ask(event) {
   }
 }
 
-at('file').addEventListener('change', () => take(at('file').files));
+for (const name of ['file', 'folder']) {
+  at(name).addEventListener('change', () => take(at(name).files));
+}
 at('ask').addEventListener('submit', ask);
 at('stop').addEventListener('click', () => running?.abort());
 at('threshold').addEventListener('input', showBoxes);
@@ -339,7 +399,9 @@ for (const name of ['dragover', 'dragleave', 'drop']) {
   document.addEventListener(name, event => {
     event.preventDefault();
     at('drop').classList.toggle('over', name === 'dragover');
-    if (name === 'drop') take(event.dataTransfer.files);
+    if (name === 'drop') {
+      dropped(event.dataTransfer).then(take).catch(error => say(error.message, true));
+    }
   });
 }
 connect();
