@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -380,6 +381,7 @@ def test_held_bytes_are_given_back():
     (dict(text=10), {**ASKED, 'text': 'x' * 11}, 422, 'text_too_long'),
     (dict(requests=2), {'requests': [ASKED] * 3}, 422, 'too_many_requests'),
     (dict(), {'requests': []}, 422, 'too_many_requests'),
+    (dict(requests=2), {'requests': [5] * 3}, 422, 'too_many_requests'),  # none is looked at
     (dict(pictures=2), {'task': 'retrieval', 'text': 'a', 'images': [ASKED['image']] * 3}, 422,
      'too_many_pictures'),
     (dict(steps=5), {'task': 'generation', 'text': 'a', 'options': {'steps': 6}}, 422, 'invalid'),
@@ -438,12 +440,37 @@ def test_files_that_are_no_pictures(serve, data):
     (b'', 'no_json'), (b'{', 'no_json'), (b'[1]', 'no_object'), (b'"a"', 'no_object'),
     (b'{"text": NaN}', 'no_json'), (b'{"text": "\xff\xfe"}', 'no_utf8'),
     (b'{"n": ' + b'1' * 5000 + b'}', 'no_json'),
-    (b'{"options": ' + b'[' * 100_000 + b']' * 100_000 + b'}', 'too_deep'),
+    (b'{"options": ' + b'[' * 100_000 + b']' * 100_000 + b'}', 'too_many_values'),
+    (b'{"options": ' + b'[' * 5_000 + b']' * 5_000 + b'}', 'too_deep'),
     (b'{"options": ' + b'{"a":' * 30 + b'1' + b'}' * 30 + b'}', 'too_deep')])
 def test_bodies_that_are_no_json(serve, body, code):
   client = serve()
   for route in ('/v1/predict', '/v1/chat/completions'):
     refused(client.post(route, content=body), 400, code)
+
+
+@pytest.mark.parametrize('body', [
+    b'{"requests": [' + b'{},' * 1_000_000 + b'{}]}',
+    b'{"messages": [' + b'{"role":"a"},' * 200_000 + b'{}]}',
+    b'{"options": {' + b'"":1,' * 500_000 + b'"":1}}',
+    b'{"options": [' + b'0,' * 1_000_000 + b'0]}'])
+def test_wide_json_takes_no_memory(body):
+  tracemalloc.start()
+  try:
+    with pytest.raises(Refused) as error:
+      bodies.parse_json(body, Limits())
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(body)
+  finally:
+    tracemalloc.stop()
+  assert error.value.code == 'too_many_values'
+
+
+def test_names_and_values_of_json_are_counted():
+  value = {'a "quoted, [name]': [1, -2.5e3, None, {'text': 'x, y: {z} \\'}, [[]]]}
+  body = json.dumps(value, indent=2)
+  assert bodies.parse_json(body.encode(), Limits(values=11)) == value
+  with pytest.raises(Refused, match='more than 10 names and values'):
+    bodies.parse_json(body.encode(), Limits(values=10))
 
 
 @pytest.mark.parametrize('change', [

@@ -75,14 +75,15 @@ class Reader:
       value, uploads, mask = self._of_form(body, content_type)
     else:
       value, mask = parse_json(body, self._limits), None
+    asked = value.get('requests')
+    if isinstance(asked, list) and not 1 <= len(asked) <= self._limits.requests:
+      raise Refused(422, 'too_many_requests', f'{len(asked)} requests in one call; wanted '
+                    f'1 to {self._limits.requests}')
     form = validated(Predict, value)
     if form.requests is None:
       return [self._asked(form, uploads, mask)], form
     if other := min(form.model_fields_set - {'requests'}, default=''):
       raise Refused(422, 'invalid', f'{other} stands beside requests; put it into each of them')
-    if not 1 <= len(form.requests) <= self._limits.requests:
-      raise Refused(422, 'too_many_requests', f'{len(form.requests)} requests in one call; wanted '
-                    f'1 to {self._limits.requests}')
     return [self._asked(one, [], None, f'requests[{place}].')
             for place, one in enumerate(form.requests)], form
 

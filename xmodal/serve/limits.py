@@ -40,6 +40,7 @@ class Limits:
     drawn: pictures to draw in one request (422).
     steps: of drawing (422).
     depth: of nested JSON (400).
+    values: of JSON, with the names in objects (400).
     header_bytes: of a request's head (431; 400 if it does not end).
     connections: open at once (503).
     waiting: calls that are read, waiting or answered at once (503).
@@ -57,6 +58,7 @@ class Limits:
   drawn: int = 4
   steps: int = 100
   depth: int = 20
+  values: int = 10_000
   header_bytes: int = 16_384
   connections: int = 512
   waiting: int = 128
