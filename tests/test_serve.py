@@ -310,6 +310,18 @@ def test_a_failing_batch_does_not_end_the_server(serve, caplog):
   assert client.post('/v1/predict', json=ASKED).status_code == 200
 
 
+def test_a_defect_before_a_response_begins_is_told_as_any_other(serve, caplog):
+  client = serve()
+
+  async def broken(scope, receive, send):
+    raise KeyError('a secret of the insides')
+
+  client.server.app._app = broken
+  response = client.get('/healthz')
+  refused(response, 500, 'failed')
+  assert 'secret' not in response.text and 'a secret of the insides' in caplog.text
+
+
 # ---- limits
 
 
@@ -575,7 +587,7 @@ def test_a_page_of_another_host_cannot_use_it(serve):
   client = serve()
   own = {'Origin': 'http://testserver'}
   assert client.post('/v1/predict', json=ASKED, headers=own).status_code == 200
-  for origin in ('http://evil.example', 'null'):
+  for origin in ('http://evil.example', 'null', 'http://[', 'http://', 'http://[::1]:x'):
     refused(client.post('/v1/predict', json=ASKED, headers={'Origin': origin}), 403,
             'foreign_page')
 
