@@ -151,6 +151,12 @@ def test_a_bundle_is_served(run, files, engine, tmp_path):
   for ours, others in zip(served.answer('vqa', requests), engine.answer('vqa', requests)):
     assert ours['answer'] == others['answer']
     assert ours['probability'] == pytest.approx(others['probability'], abs=1e-5)
+  dots = Request(requests[0].pictures, 'what is it' + '.' * 40)  # not split
+  assert 'answer' in served.answer('vqa', [dots])[0]
+  names = [f'thing {number}' for number in range(33)]
+  for end in ('. ', ';', '\n', '\u3002'):
+    error, = served.answer('detection', [Request(requests[0].pictures, end.join(names))])
+    assert str(error) == 'the text has 33 parts; wanted up to 32 in one request'
   wrong, right = served.answer('vqa', [Request(requests[0].pictures, ' '), requests[1]])
   assert isinstance(wrong, UserError) and right['answer']
   with pytest.raises(UserError, match='--precision means nothing for the bundle'):
