@@ -1,6 +1,7 @@
 """xmodal serve in this process: routes, batches, limits and hostile requests, with a stand-in for
 the model; tests/test_serve_model.py has a real one."""
 
+import asyncio
 import base64
 import concurrent.futures
 import io
@@ -16,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from xmodal.errors import UserError
-from xmodal.serve import bodies, forms
+from xmodal.serve import bodies, forms, pictures
 from xmodal.serve.app import Server
 from xmodal.serve.engine import Engine, Facts
 from xmodal.serve.limits import Admission, Limits, Refused
@@ -346,6 +347,50 @@ def test_an_answer_that_takes_too_long(serve, engine):
   refused(client.post('/v1/predict', json=ASKED), 504, 'late')
 
 
+@pytest.fixture
+def decoding(monkeypatch):
+  """Decoding begins, and goes on until the event `go` is set."""
+  begun, go = threading.Event(), threading.Event()
+  decode = pictures.images.decode
+
+  def slow(*args):
+    begun.set()
+    assert go.wait(20)
+    return decode(*args)
+
+  monkeypatch.setattr(pictures.images, 'decode', slow)
+  yield begun, go
+  go.set()
+
+
+def test_a_picture_that_takes_too_long_to_decode(serve, decoding):
+  client = serve(answer_seconds=0.1)
+  refused(client.post('/v1/predict', json=ASKED), 504, 'late')
+  assert client.server.admission.calls == 1  # its thread still holds memory
+  decoding[1].set()
+  wait_for(lambda: client.server.admission.calls == client.server.admission.held == 0)
+
+
+def test_a_client_that_leaves_while_its_picture_is_decoded(serve, decoding):
+  begun, _ = decoding
+  client, sent = serve(), []
+  messages = [{'type': 'http.request', 'body': json.dumps(ASKED).encode()}]
+
+  async def receive():
+    if messages:
+      return messages.pop()
+    assert await asyncio.to_thread(begun.wait, 20)
+    return {'type': 'http.disconnect'}
+
+  async def send(message):
+    sent.append(message)
+
+  asyncio.run(client.server.app({
+      'type': 'http', 'method': 'POST', 'path': '/v1/predict', 'raw_path': b'/v1/predict',
+      'query_string': b'', 'headers': []}, receive, send))
+  assert sent[0]['status'] == 499
+
+
 def test_a_client_that_leaves_takes_its_work_along(engine):
   admission = Admission(Limits())
   server = Server(engine, Limits())
@@ -414,6 +459,29 @@ def test_a_decompression_bomb_is_refused_by_its_header(serve):
     refused(client.post('/v1/predict', json={**ASKED, 'image': as_text(bomb(side))}), 422,
             'too_many_pixels')
     assert time.process_time() - began < 2  # its pixels were never made
+
+
+def progressive(repeats):
+  """A JPEG whose last scan is there several times."""
+  file = io.BytesIO()
+  Image.new('RGB', (32, 32), 'red').save(file, 'JPEG', progressive=True)
+  data = file.getvalue()
+  last = data.rindex(b'\xff\xda')
+  return data[:last] + data[last:-2] * repeats + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(serve, monkeypatch):
+  client = serve()
+  comment = b'\xff\xfe' + (2 + 300).to_bytes(2, 'big') + b'\xff\xda\x00' * 100
+  good = progressive(1)
+  for data in (good, good[:2] + comment + good[2:], good + b'\xff\xda\x00' * 100):
+    answer = client.post('/v1/predict', json={**ASKED, 'image': as_text(data)})
+    assert answer.status_code == 200, answer.text
+  monkeypatch.setattr(pictures.images, 'decode', None)
+  empty = b'\xff\xfe\x00\x02' * 1001
+  for data in (progressive(60), good[:2] + empty + good[2:]):
+    refused(client.post('/v1/predict', json={**ASKED, 'image': as_text(data)}), 422,
+            'too_many_scans')
 
 
 @pytest.mark.parametrize('image', [

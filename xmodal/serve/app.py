@@ -152,19 +152,33 @@ class Server:
     """Reads a call: gives the Call and what `read` (reader, body) returns; ends the call, unless a
     stream has taken it over."""
     self._check_ready()
-    call = self.admission.enter()
+    call, reading = self.admission.enter(), None
     request.state.call = call
     try:
       body = await bodies.read(request.stream(), request.headers.get('content-length'),
                                self._limits, call)
-      reader = Reader(self._engine, self._limits, call.hold)
-      asked, form = await asyncio.get_running_loop().run_in_executor(
-          self._pool, read, reader, body)
+      request.state.end = asyncio.get_running_loop().time() + self._limits.answer_seconds
+      reading = self._pool.submit(read, Reader(self._engine, self._limits, call.hold), body)
+      asked, form = await self._in_time(request, asyncio.wrap_future(reading))
       request.scope['state']['task'] = (asked if isinstance(asked, tuple) else asked[0])[0]
       yield call, asked, form
     finally:
       if request.state.call is call:
-        call.leave()
+        if reading is None:
+          call.leave()
+        else:  # a thread that still decodes keeps its memory
+          reading.cancel()
+          reading.add_done_callback(lambda _: call.leave())
+
+  async def _in_time(self, request, work):
+    """The result of a future; Refused if it is late or the client leaves, which cancels it."""
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+      await asyncio.wait({work, gone}, timeout=_left(request), return_when=asyncio.FIRST_COMPLETED)
+      return _found(work, gone, self._limits)
+    finally:
+      gone.cancel()
+      work.cancel()
 
   async def _answers(self, request, call, asked) -> list[dict[str, Any]]:
     """The answers to requests; Refused if one is wrong, or none comes in time."""
@@ -172,14 +186,9 @@ class Server:
     call.arrived()
     work = asyncio.gather(*map(asyncio.wrap_future, futures))
     work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask
-    gone = asyncio.ensure_future(_gone(request))
     try:
-      await asyncio.wait({work, gone}, timeout=self._limits.answer_seconds,
-                         return_when=asyncio.FIRST_COMPLETED)
-      return _found(work, gone, self._limits)
+      return await self._in_time(request, work)
     finally:
-      gone.cancel()
-      work.cancel()
       for future in futures:  # those that have not begun are dropped
         future.cancel()
 
@@ -195,12 +204,10 @@ class Server:
 
   async def _stream(self, request, future, last, steps, begin):
     work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))
-    loop = asyncio.get_running_loop()
-    end = loop.time() + self._limits.answer_seconds
     try:
       if begin:
         yield begin
-      while not (work.done() or gone.done()) and (left := end - loop.time()) > 0:
+      while not (work.done() or gone.done()) and (left := _left(request)) > 0:
         step = asyncio.ensure_future(steps.arrived()) if steps else None
         await asyncio.wait({work, gone, step} - {None}, timeout=left,
                            return_when=asyncio.FIRST_COMPLETED)
@@ -222,6 +229,11 @@ class Server:
       work.cancel()
       gone.cancel()
       future.cancel()
+
+
+def _left(request):
+  """Seconds until a call's answer is late, at least 0."""
+  return max(0.0, request.state.end - asyncio.get_running_loop().time())
 
 
 async def _gone(request) -> None:
