@@ -20,7 +20,7 @@ from xmodal.errors import UserError
 from xmodal.serve import bodies, forms, pictures
 from xmodal.serve.app import Server
 from xmodal.serve.engine import Engine, Facts
-from xmodal.serve.limits import Admission, Limits, Refused
+from xmodal.serve.limits import Admission, Limits, Refused, Room
 
 
 def png(width=8, height=8, colour='red'):
@@ -430,6 +430,50 @@ def test_held_bytes_are_given_back():
   other.hold(30)
   other.leave()
   assert (admission.calls, admission.coming, admission.held) == (0, 0, 0)
+
+
+def test_work_waits_for_memory_and_the_largest_runs_alone():
+  room, order = Room(100), []
+  began, end = threading.Event(), threading.Event()
+
+  def work(count):
+    with room.taken(count):
+      order.append(count)
+      began.set()
+      assert end.wait(20)
+      order.append(-count)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(work, 60)
+    assert began.wait(20)
+    with room.taken(40):  # as much as is left
+      pass
+    second = pool.submit(work, 1000)
+    wait_for(lambda: room._changed._waiters)
+    end.set()
+    first.result(20), second.result(20)
+  assert order == [60, -60, 1000, -1000]
+
+
+@pytest.mark.parametrize('file, mode, size', [
+    ('PNG', 'RGBA', 28), ('JPEG', 'CMYK', 28), ('JPEG', 'RGB', 10)])
+def test_memory_for_decoding_is_taken_before_it(serve, monkeypatch, file, mode, size):
+  taken, decode = [], pictures.images.decode
+  client = serve()
+  room = client.server._room
+  monkeypatch.setattr(pictures.images, 'decode', lambda *args: (
+      taken.append((room._size - room._free) / 16 / 16), decode(*args))[1])
+  data = io.BytesIO()
+  Image.new(mode, (16, 16)).save(data, file)
+  body = {**ASKED, 'image': as_text(data.getvalue())}
+  assert client.post('/v1/predict', json=body).status_code == 200
+  assert taken == [size] and room._free == room._size
+
+
+def test_few_threads_decode_on_a_large_machine(engine, monkeypatch):
+  for number, threads in ((1, 1), (2, 2), (64, 4)):
+    monkeypatch.setattr('xmodal.serve.app.cores', lambda number=number: number)
+    assert Server(engine, Limits())._pool._max_workers == threads
 
 
 @pytest.mark.parametrize('limits, body, status, code', [

@@ -24,7 +24,7 @@ from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
 from xmodal.serve.engine import Picture, Request, open_engine
-from xmodal.serve.limits import Limits
+from xmodal.serve.limits import Limits, Room
 from xmodal.serve.pictures import Opening, decoded
 
 TEXTS = {'vqa': ['how many circles?', 'what is red?', 'is there a square?'],
@@ -54,7 +54,8 @@ def engine(run):
 
 
 def opened(engine, path) -> Picture:
-  return decoded(path.read_bytes(), 'image', Opening(engine.image_size, Limits(), lambda n: None))
+  return decoded(path.read_bytes(), 'image',
+                 Opening(engine.image_size, Limits(), lambda n: None, Room(2**30)))
 
 
 @pytest.mark.parametrize('task', list(TEXTS))

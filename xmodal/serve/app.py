@@ -5,7 +5,6 @@ from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import importlib.resources
-import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 import xmodal
 from xmodal import strict_json
+from xmodal.data.pipeline import cores
 from xmodal.errors import UserError
 from xmodal.serve import bodies, chat
 from xmodal.serve.batcher import Batcher, Failed
@@ -23,12 +23,13 @@ from xmodal.serve.engine import Engine
 from xmodal.serve.events import Events, Steps, event, of_step
 from xmodal.serve.forms import Chat, Predict, Reader
 from xmodal.serve.guard import Guard, failed, response
-from xmodal.serve.limits import Admission, Limits, Refused
+from xmodal.serve.limits import Admission, Limits, Refused, Room
 from xmodal.serve.metrics import Metrics
 
 _PAGE = {'/': ('index.html', 'text/html'), '/page.js': ('page.js', 'text/javascript'),
          '/page.css': ('page.css', 'text/css')}
 
+_MOST_DECODING = 4  # threads
 _READING = 10  # seconds that a client may take to read a stream beyond the time of its answer
 
 
@@ -58,8 +59,9 @@ class Server:
                            coming=lambda: self.admission.coming > 0,
                            on_batch=lambda task, rows: self.metrics.rows.labels(task).observe(rows))
     self.metrics = Metrics(lambda: len(self.batcher), lambda: self.admission.calls)
-    # Threads that decode pictures; more of them than processors would only take memory.
-    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), 'decode')
+    # Threads that decode pictures: a few keep the model's thread busy, and each takes memory.
+    self._pool = concurrent.futures.ThreadPoolExecutor(min(cores(), _MOST_DECODING), 'decode')
+    self._room = Room(limits.held_bytes)
     app = FastAPI(title='xmodal', version=xmodal.__version__, docs_url=None, redoc_url=None,
                   lifespan=self._lifespan)
     self._add_routes(app)
@@ -158,7 +160,8 @@ class Server:
       body = await bodies.read(request.stream(), request.headers.get('content-length'),
                                self._limits, call)
       request.state.end = asyncio.get_running_loop().time() + self._limits.answer_seconds
-      reading = self._pool.submit(read, Reader(self._engine, self._limits, call.hold), body)
+      reader = Reader(self._engine, self._limits, call.hold, self._room)
+      reading = self._pool.submit(read, reader, body)
       asked, form = await self._in_time(request, asyncio.wrap_future(reading))
       request.scope['state']['task'] = (asked if isinstance(asked, tuple) else asked[0])[0]
       yield call, asked, form

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 
 from xmodal.serve.bodies import parse_form, parse_json
 from xmodal.serve.engine import Engine, Facts, Picture, Request
-from xmodal.serve.limits import Limits, Refused
+from xmodal.serve.limits import Limits, Refused, Room
 from xmodal.serve.pictures import Opening, decoded, from_base64
 
 _STRICT = ConfigDict(extra='forbid')
@@ -64,9 +64,9 @@ class Reader:
   """Turns the body of one call into requests to the model's tasks. It decodes pictures, which may
   take long."""
 
-  def __init__(self, engine: Engine, limits: Limits, hold: Callable[[int], None]):
+  def __init__(self, engine: Engine, limits: Limits, hold: Callable[[int], None], room: Room):
     self._engine, self._limits = engine, limits
-    self.opening = Opening(engine.image_size, limits, hold)
+    self.opening = Opening(engine.image_size, limits, hold, room)
 
   def predict(self, body: bytes, content_type: str) -> tuple[list[Asked], Predict]:
     """Requests of /v1/predict, from JSON or a form; Refused if they are wrong."""

@@ -1,6 +1,7 @@
 """What the server accepts, and how it refuses the rest: a status and one line of JSON."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import threading
 
@@ -44,7 +45,8 @@ class Limits:
     header_bytes: of a request's head (431; 400 if it does not end).
     connections: open at once (503).
     waiting: calls that are read, waiting or answered at once (503).
-    held_bytes: of all bodies and decoded pictures at once (503).
+    held_bytes: of all bodies and decoded pictures at once (503); as many again are for decoding,
+      where pictures wait for each other.
     header_seconds: from a connection to the end of the request's head (408).
     body_seconds: to read a body (408).
     answer_seconds: from the end of the body to the answer (504).
@@ -121,3 +123,26 @@ class Call:
     if self._admission is not None:
       self._admission.change(calls=-1, held=-self._held)
       self._admission = None
+
+
+class Room:
+  """Memory for short work of threads; work for which too little is left waits."""
+
+  def __init__(self, size: int):
+    """`size` in bytes."""
+    self._size = self._free = size
+    self._changed = threading.Condition()
+
+  @contextlib.contextmanager
+  def taken(self, count: int) -> Iterator[None]:
+    """Takes bytes once they are free; work that wants more than there are runs alone."""
+    count = min(count, self._size)
+    with self._changed:
+      self._changed.wait_for(lambda: self._free >= count)
+      self._free -= count
+    try:
+      yield
+    finally:
+      with self._changed:
+        self._free += count
+        self._changed.notify_all()
