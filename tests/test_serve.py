@@ -9,6 +9,7 @@ import json
 import threading
 import time
 import tracemalloc
+from unittest import mock
 import zlib
 
 import numpy as np
@@ -20,7 +21,9 @@ from xmodal.errors import UserError
 from xmodal.serve import bodies, forms, pictures
 from xmodal.serve.app import Server
 from xmodal.serve.engine import Engine, Facts
+from xmodal.serve.events import Events
 from xmodal.serve.limits import Admission, Limits, Refused, Room
+from xmodal.serve.protocol import limited
 
 
 def png(width=8, height=8, colour='red'):
@@ -389,6 +392,36 @@ def test_a_client_that_leaves_while_its_picture_is_decoded(serve, decoding):
       'type': 'http', 'method': 'POST', 'path': '/v1/predict', 'raw_path': b'/v1/predict',
       'query_string': b'', 'headers': []}, receive, send))
   assert sent[0]['status'] == 499
+
+
+def test_a_stream_that_is_not_read_ends(engine):
+  admission, closed = Admission(Limits()), []
+
+  async def events():
+    try:
+      yield b'data: a\n\n'
+    finally:
+      closed.append(True)
+
+  async def send(message):
+    if message['type'] == 'http.response.body':
+      await asyncio.Event().wait()  # the client's buffers are full
+
+  asyncio.run(asyncio.wait_for(Events(events(), admission.enter(), 0.05)({}, None, send), 20))
+  assert closed and admission.calls == 0
+
+
+def test_a_client_that_reads_steadily_is_not_cut_off():
+  protocol, timers, transport = object.__new__(limited(Limits())), [], mock.Mock()
+  protocol.loop, protocol.flow, protocol.transport = mock.Mock(), mock.Mock(), transport
+  protocol.loop.call_later = lambda seconds, *timer: timers.append(timer)
+  protocol.transport.get_write_buffer_size.side_effect = [  # bytes that are left
+      900_000, 600_000, 600_000, 300_000, 300_000, 290_000]
+  protocol.pause_writing()
+  for cut in (0, 0, 1):
+    call, before = timers.pop()
+    call(before)
+    assert transport.abort.call_count == cut
 
 
 def test_a_client_that_leaves_takes_its_work_along(engine):

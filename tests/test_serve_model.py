@@ -5,6 +5,7 @@ import base64
 import concurrent.futures
 import io
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -173,7 +174,7 @@ def test_a_bundle_is_served(run, files, engine, tmp_path):
 @pytest.fixture(scope='module')
 def served(run):
   served = Served(run, '--sizes', '2', '--header_seconds', '1', '--body_seconds', '1',
-                  '--body_bytes', '1000000', '--connections', '30')
+                  '--read_seconds', '1', '--body_bytes', '1000000', '--connections', '30')
   yield served.wait_until_ready()
   code, err = served.stop()
   assert (code, err) == (0, '')
@@ -241,6 +242,23 @@ def test_too_many_connections(served):
   finally:
     for connection in held:
       connection.close()
+
+
+def test_a_client_that_does_not_read_is_cut_off(served):
+  with socket.socket() as connection:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    connection.connect(('127.0.0.1', served.port))
+    connection.setblocking(False)
+    rest = (GET + b'\r\n') * 5000
+    reset = select.poll()
+    reset.register(connection, select.POLLOUT)
+    end = time.monotonic() + 20
+    while not (found := reset.poll(1000)) or found[0][1] == select.POLLOUT:
+      assert time.monotonic() < end, 'still connected'
+      if found:
+        rest = rest[connection.send(rest):]
+        if not rest:
+          reset.modify(connection, 0)  # only the end is waited for
 
 
 def test_clients_that_leave_hold_nothing(served, files):

@@ -30,7 +30,6 @@ _PAGE = {'/': ('index.html', 'text/html'), '/page.js': ('page.js', 'text/javascr
          '/page.css': ('page.css', 'text/css')}
 
 _MOST_DECODING = 4  # threads
-_READING = 10  # seconds that a client may take to read a stream beyond the time of its answer
 
 
 class Server:
@@ -203,7 +202,7 @@ class Server:
     request.state.call = None  # the stream ends it
     call.arrived()
     return Events(self._stream(request, future, last, steps, begin), call,
-                  self._limits.answer_seconds + _READING)
+                  self._limits.answer_seconds + self._limits.read_seconds)
 
   async def _stream(self, request, future, last, steps, begin):
     work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))

@@ -49,6 +49,7 @@ class Limits:
       where pictures wait for each other.
     header_seconds: from a connection to the end of the request's head (408).
     body_seconds: to read a body (408).
+    read_seconds: in which a client reads the rest of a response, or 256 KiB of it (it is cut off).
     answer_seconds: from the end of the body to the answer (504).
   """
 
@@ -67,6 +68,7 @@ class Limits:
   held_bytes: int = 512 * 2**20
   header_seconds: float = 10.0
   body_seconds: float = 20.0
+  read_seconds: float = 10.0
   answer_seconds: float = 60.0
 
 
