@@ -5,12 +5,14 @@ import base64
 import concurrent.futures
 import io
 import json
+import os
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -24,6 +26,7 @@ from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
+from xmodal.serve.__main__ import main
 from xmodal.serve.engine import Picture, Request, open_engine
 from xmodal.serve.limits import Limits, Room
 from xmodal.serve.pictures import Opening, decoded
@@ -308,6 +311,22 @@ def test_a_bad_start_is_one_line(tmp_path, served):
   assert f'--port {served.port}: Address already in use' in line
   assert '--sizes=0' in failing('--checkpoint', tmp_path, '--sizes', '0')
   assert '--waiting=0' in failing('--checkpoint', tmp_path, '--waiting', '0')
+  for key in ('', ' ', 'key\n'):
+    assert '--api_key' in failing('--checkpoint', tmp_path, '--api_key', key)
+  assert 'XMODAL_API_KEY' in failing('--checkpoint', tmp_path,
+                                     env={**os.environ, 'XMODAL_API_KEY': ''})
+
+
+@pytest.mark.parametrize('flags, warns', [
+    (['--host', '0.0.0.0'], True), (['--host', '0.0.0.0', '--api_key', 'a'], False),
+    (['--host', '127.0.0.1'], False)])
+def test_a_server_that_all_may_use_says_so(flags, warns, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr('uvicorn.Server.run', lambda self, sockets: sockets[0].close())
+  monkeypatch.setattr('signal.signal', lambda *_: None)
+  monkeypatch.delenv('XMODAL_API_KEY', raising=False)
+  engine = mock.Mock(tasks={'vqa': None})
+  assert main(['--checkpoint', str(tmp_path), '--port', '0', *flags], lambda *_: engine) == 0
+  assert ('without --api_key' in capsys.readouterr().err) == warns
 
 
 def test_without_fastapi_it_says_what_to_install(tmp_path):
