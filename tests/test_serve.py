@@ -249,6 +249,20 @@ def test_it_is_alive_before_it_is_ready(engine):
     ready(client)
 
 
+def test_a_model_that_cannot_be_compiled_is_told_and_started_again(engine, caplog):
+  def fail():
+    raise RuntimeError('a secret of the insides')
+
+  engine.programs = lambda: [fail]
+  with TestClient(Server(engine, Limits()).app) as client:
+    wait_for(lambda: client.get('/healthz').status_code != 200)
+    for response in (client.get('/healthz'), client.get('/readyz'),
+                     client.post('/v1/predict', json=ASKED)):
+      assert 'RuntimeError while compiling' in refused(response, 503, 'cannot_compile')
+      assert 'retry-after' not in response.headers
+  assert 'a secret of the insides' in caplog.text
+
+
 def test_metrics_count_requests_batches_and_errors(serve):
   client = serve()
   client.post('/v1/predict', json=ASKED)

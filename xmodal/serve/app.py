@@ -82,7 +82,7 @@ class Server:
     return response(refused)
 
   def _add_routes(self, app: FastAPI) -> None:
-    app.get('/healthz', summary='Whether the process runs.')(self._healthz)
+    app.get('/healthz', summary='Whether the process runs and could compile.')(self._healthz)
     app.get('/readyz', summary='Whether the model is compiled and answers.')(self._readyz)
     app.get('/metrics', summary='Metrics for Prometheus.')(self._metrics)
     app.get('/v1/models', summary="The model's tasks, in OpenAI's form.")(self._models)
@@ -94,15 +94,21 @@ class Server:
       app.get(path, include_in_schema=False)(_file(name, kind))
 
   async def _healthz(self):
+    self._check_compiled()
     return {'status': 'alive'}
 
   async def _readyz(self):
     self._check_ready()
     return {'status': 'ready'}
 
+  def _check_compiled(self):
+    if self.batcher.problem:  # for good: only a new process may do better
+      raise Refused(503, 'cannot_compile', self.batcher.problem)
+
   def _check_ready(self):
+    self._check_compiled()
     if not self.batcher.ready.is_set():
-      raise Refused(503, 'not_ready', self.batcher.problem or 'the model is being compiled', 5)
+      raise Refused(503, 'not_ready', 'the model is being compiled', 5)
 
   async def _metrics(self):
     return Response(self.metrics.text(), media_type='text/plain; version=0.0.4; charset=utf-8')
