@@ -122,6 +122,24 @@ def test_a_mask_is_a_picture_in_memory(engine, files):
   assert 'png' in answer
 
 
+def test_the_settings_of_a_drawing_compile_nothing(engine, files):
+  picture, white = opened(engine, files[0]), io.BytesIO()
+  Image.new('L', (40, 64), 255).save(white, 'PNG')
+  mask = Picture(white.getvalue(), picture.decoded)
+  requests = [Request((), 'a'), Request((), 'a', {'guidance': 2.5}), Request((), 'a', {'steps': 3}),
+              Request((), 'a', {'guidance': 7, 'steps': 4, 'seed': 5}),
+              Request((picture,), 'a', {'strength': 0.3}),
+              Request((picture,), 'a', {'strength': 0.9, 'steps': 5}),
+              Request((picture,), 'a', {'mask': mask, 'guidance': 1.5})]
+  programs = set()
+  for request in requests:
+    assert engine.answer('generation', [request])[0]['png']
+    asked, _ = engine._query(engine._predictor.task('generation'), request, False)
+    programs.add(engine._predictor.program(asked))
+  program, = programs
+  assert program._cache_size() == 2  # from noise, and from a picture
+
+
 def test_mistakes_are_told_in_words_of_a_request(engine, files):
   picture = opened(engine, files[0])
   for request, start in (
