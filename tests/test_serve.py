@@ -12,7 +12,9 @@ import tracemalloc
 from unittest import mock
 import zlib
 
+import jsonschema
 import numpy as np
+import openapi_spec_validator
 from PIL import Image
 import pytest
 from starlette.testclient import TestClient
@@ -221,10 +223,36 @@ def test_the_tasks_are_models(serve):
 def test_the_routes_are_described(serve):
   client = serve()
   found = client.get('/openapi.json').json()
+  openapi_spec_validator.validate(found)
   content = found['paths']['/v1/predict']['post']['requestBody']['content']
   assert {'application/json', 'multipart/form-data'} == set(content)
   assert {'Predict', 'Ask', 'Chat', 'Message'} <= set(found['components']['schemas'])
   assert client.get('/docs').status_code == 404  # FastAPI's loads scripts from another host
+
+
+@pytest.mark.parametrize('method, path, body', [
+    ('get', '/healthz', None), ('get', '/readyz', None), ('get', '/v1/models', None),
+    ('post', '/v1/predict', ASKED), ('post', '/v1/predict', {'requests': [ASKED, ASKED]}),
+    ('post', '/v1/predict', {}), ('post', '/v1/chat/completions', CHAT),
+    ('post', '/v1/chat/completions', {})])
+def test_answers_are_as_described(serve, method, path, body):
+  client = serve()
+  document = client.get('/openapi.json').json()
+  response = client.request(method, path, json=body)
+  responses = document['paths'][path][method]['responses']
+  described = responses.get(str(response.status_code), responses['default'])
+  schema = described['content']['application/json']['schema']
+  assert schema
+  jsonschema.validate(response.json(), {**schema, 'components': document['components']})
+
+
+def test_the_key_is_described(serve):
+  assert 'security' not in json.dumps(serve().get('/openapi.json').json())
+  found = serve(key='a').get('/openapi.json', headers={'Authorization': 'Bearer a'}).json()
+  openapi_spec_validator.validate(found)
+  wanted = {path for path, operations in found['paths'].items()
+            for operation in operations.values() if operation.get('security') == [{'key': []}]}
+  assert wanted == {'/v1/models', '/v1/predict', '/v1/chat/completions', '/metrics'}
 
 
 def test_the_page_may_load_nothing_from_elsewhere(serve):

@@ -9,19 +9,18 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 import xmodal
 from xmodal import strict_json
 from xmodal.data.pipeline import cores
 from xmodal.errors import UserError
-from xmodal.serve import bodies, chat
+from xmodal.serve import bodies, chat, openapi
 from xmodal.serve.batcher import Batcher, Failed
 from xmodal.serve.engine import Engine
 from xmodal.serve.events import Events, Steps, event, of_step
-from xmodal.serve.forms import Chat, Predict, Reader
+from xmodal.serve.forms import Reader
 from xmodal.serve.guard import Guard, failed, response
 from xmodal.serve.limits import Admission, Limits, Refused, Room
 from xmodal.serve.metrics import Metrics
@@ -64,7 +63,7 @@ class Server:
     app = FastAPI(title='xmodal', version=xmodal.__version__, docs_url=None, redoc_url=None,
                   lifespan=self._lifespan)
     self._add_routes(app)
-    app.openapi = lambda: _described(app)
+    app.openapi = lambda: openapi.described(app, has_key=key is not None)
     app.exception_handler(HTTPException)(_of_http)
     app.exception_handler(Refused)(self._refuse)
     app.exception_handler(Exception)(_fail)
@@ -82,14 +81,21 @@ class Server:
     return response(refused)
 
   def _add_routes(self, app: FastAPI) -> None:
-    app.get('/healthz', summary='Whether the process runs and could compile.')(self._healthz)
-    app.get('/readyz', summary='Whether the model is compiled and answers.')(self._readyz)
-    app.get('/metrics', summary='Metrics for Prometheus.')(self._metrics)
-    app.get('/v1/models', summary="The model's tasks, in OpenAI's form.")(self._models)
+    status = openapi.answers('Status')
+    app.get('/healthz', summary='Whether the process runs and could compile.', responses=status
+            )(self._healthz)
+    app.get('/readyz', summary='Whether the model is compiled and answers.', responses=status
+            )(self._readyz)
+    app.get('/metrics', summary='Metrics for Prometheus.', response_class=PlainTextResponse
+            )(self._metrics)
+    app.get('/v1/models', summary="The model's tasks, in OpenAI's form.",
+            responses=openapi.answers('Models'))(self._models)
     app.post('/v1/predict', summary='Answers one request or several.',
-             openapi_extra=_body('Predict', 'multipart/form-data'))(self._predict)
+             openapi_extra=openapi.body('Predict', 'multipart/form-data'),
+             responses=openapi.answers('Answer', 'Answers', streams=True))(self._predict)
     app.post('/v1/chat/completions', summary="A question as a chat, in OpenAI's form.",
-             openapi_extra=_body('Chat'))(self._chat)
+             openapi_extra=openapi.body('Chat'),
+             responses=openapi.answers('Completion', streams=True))(self._chat)
     for path, (name, kind) in _PAGE.items():
       app.get(path, include_in_schema=False)(_file(name, kind))
 
@@ -286,22 +292,3 @@ def _file(name, kind):
   async def file():
     return Response(content, media_type=kind)
   return file
-
-
-def _body(form, *more):
-  """OpenAPI's description of a body."""
-  schema = {'schema': {'$ref': f'#/components/schemas/{form}'}}
-  return {'requestBody': {'required': True, 'content': dict.fromkeys(
-      ('application/json', *more), schema)}}
-
-
-def _described(app):
-  """The OpenAPI document, with the forms that the routes read themselves."""
-  if app.openapi_schema is None:
-    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    schemas = found.setdefault('components', {}).setdefault('schemas', {})
-    for form in (Predict, Chat):
-      schema = form.model_json_schema(ref_template='#/components/schemas/{model}')
-      schemas |= {**schema.pop('$defs', {}), form.__name__: schema}
-    app.openapi_schema = found
-  return app.openapi_schema

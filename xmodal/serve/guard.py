@@ -13,7 +13,7 @@ from xmodal.serve.metrics import Metrics
 
 _LOG = logging.getLogger('xmodal.serve')
 _LOCAL = ('localhost', '127.0.0.1', '::1')
-_NEEDS_KEY = ('/v1/', '/metrics', '/openapi.json')
+NEEDS_KEY = ('/v1/', '/metrics', '/openapi.json')
 # The page loads nothing from elsewhere, and sends nothing there.
 _HEADERS = {
     'content-security-policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
@@ -77,7 +77,7 @@ class Guard:
     origin = found.get(b'origin', b'').decode('latin-1')
     if scope['method'] == 'POST' and origin and (_split(origin).netloc or None) != host:
       raise Refused(403, 'foreign_page', 'a page of another host may not use this server')
-    if self._key is not None and scope['path'].startswith(_NEEDS_KEY):
+    if self._key is not None and scope['path'].startswith(NEEDS_KEY):
       given = found.get(b'authorization', b'')
       if not hmac.compare_digest(given, b'Bearer ' + self._key):
         raise Refused(401, 'invalid_api_key', 'wanted the header Authorization: Bearer KEY')
