@@ -395,11 +395,11 @@ def test_an_answer_that_takes_too_long(serve, engine):
 @pytest.fixture
 def decoding(monkeypatch):
   """Decoding begins, and goes on until the event `go` is set."""
-  begun, go = threading.Event(), threading.Event()
+  begun, go = threading.Semaphore(0), threading.Event()
   decode = pictures.images.decode
 
   def slow(*args):
-    begun.set()
+    begun.release()
     assert go.wait(20)
     return decode(*args)
 
@@ -409,11 +409,14 @@ def decoding(monkeypatch):
 
 
 def test_a_picture_that_takes_too_long_to_decode(serve, decoding):
+  begun, go = decoding
   client = serve(answer_seconds=0.1)
-  refused(client.post('/v1/predict', json=ASKED), 504, 'late')
+  body = {'task': 'retrieval', 'text': 'a', 'images': [ASKED['image']] * 3}
+  refused(client.post('/v1/predict', json=body), 504, 'late')
   assert client.server.admission.calls == 1  # its thread still holds memory
-  decoding[1].set()
+  go.set()
   wait_for(lambda: client.server.admission.calls == client.server.admission.held == 0)
+  assert begun.acquire(timeout=0) and not begun.acquire(timeout=0)  # the first picture alone
 
 
 def test_a_client_that_leaves_while_its_picture_is_decoded(serve, decoding):
@@ -424,7 +427,7 @@ def test_a_client_that_leaves_while_its_picture_is_decoded(serve, decoding):
   async def receive():
     if messages:
       return messages.pop()
-    assert await asyncio.to_thread(begun.wait, 20)
+    assert await asyncio.to_thread(begun.acquire, timeout=20)
     return {'type': 'http.disconnect'}
 
   async def send(message):

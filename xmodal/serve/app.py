@@ -180,7 +180,8 @@ class Server:
       if request.state.call is call:
         if reading is None:
           call.leave()
-        else:  # a thread that still decodes keeps its memory
+        else:  # a thread that still decodes keeps its memory, and ends with this picture
+          call.give_up()
           reading.cancel()
           reading.add_done_callback(lambda _: call.leave())
 

@@ -107,9 +107,16 @@ class Call:
 
   def __init__(self, admission: Admission):
     self._admission, self._held, self._is_coming = admission, 0, True
+    self._is_given_up = False
+
+  def give_up(self) -> None:
+    """Nobody waits for the answer: what still reads the call is refused the next bytes."""
+    self._is_given_up = True
 
   def hold(self, count: int) -> None:
     """Counts bytes that are kept until the call leaves; Refused if there are too many."""
+    if self._is_given_up:
+      raise Refused(499, 'left', 'nobody waits for the answer')
     self._admission.change(held=count)
     self._held += count
 
