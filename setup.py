@@ -73,7 +73,8 @@ setup(
         'test': ['pytest', 'pytest-xdist', 'beartype', 'scikit-learn', 'scipy', 'torch==2.13.0',
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'webdataset', 'ruff==0.17.*',  # the next may find more
-                 *SERVE, 'httpx', 'websockets', *TFDS, 'datasets', 'gcsfs', 's3fs',
+                 *SERVE, 'httpx', 'websockets', 'jsonschema', 'openapi-spec-validator',
+                 *TFDS, 'datasets', 'gcsfs', 's3fs',
                  'gcp-storage-emulator', 'moto[server]'],
     },
 )

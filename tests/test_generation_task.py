@@ -27,7 +27,7 @@ from xmodal.metrics import captioning, frechet
 from xmodal.models import parts
 from xmodal.models.denoiser.denoiser import PATCHES, Denoiser
 from xmodal.sharding.rules import path_name, spec_for
-from xmodal.tasks.generation.task import GeneratedImage, Generation
+from xmodal.tasks.generation.task import GeneratedImage, Generation, Start
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
 from xmodal.train.steps import state as states
@@ -199,6 +199,20 @@ def test_guidance_goes_on_from_no_text_through_the_text(predictor):
   task._config.generation.guidance_from = 0.5
   np.testing.assert_allclose(drawn(3.0, text), plain, atol=1)
   np.testing.assert_allclose(drawn(0.0, text), without, atol=1)
+
+
+@pytest.mark.parametrize('settings, strength', [
+    ({}, None), ({'guidance': 1}, None), ({'guidance': 2.3, 'steps': 7}, None), ({}, 0.9)])
+def test_settings_in_the_batch_draw_what_settings_in_the_program_draw(predictor, settings,
+                                                                      strength):
+  task, image = predictor.task('generation'), Drawings('test', size=1, image_size=32)[0].image
+  query, examples = task.query(None if strength is None else image, 'a red circle', n=2,
+                               strength=strength, **settings)
+  fixed = task.with_sampling(**settings, start=strength and Start(strength))
+  ours, theirs = (np.stack([one.image for one in predictor(examples, asked)[1]]).astype(int)
+                  for asked in (query, fixed))
+  # Equal from noise; from a picture, times are rounded once more.
+  assert np.abs(ours - theirs).max() <= (0 if strength is None else 1)
 
 
 # predict

@@ -1,24 +1,31 @@
 """xmodal serve in this process: routes, batches, limits and hostile requests, with a stand-in for
 the model; tests/test_serve_model.py has a real one."""
 
+import asyncio
 import base64
 import concurrent.futures
 import io
 import json
 import threading
 import time
+import tracemalloc
+from unittest import mock
 import zlib
 
+import jsonschema
 import numpy as np
+import openapi_spec_validator
 from PIL import Image
 import pytest
 from starlette.testclient import TestClient
 
 from xmodal.errors import UserError
-from xmodal.serve import bodies, forms
+from xmodal.serve import bodies, forms, pictures
 from xmodal.serve.app import Server
 from xmodal.serve.engine import Engine, Facts
-from xmodal.serve.limits import Admission, Limits, Refused
+from xmodal.serve.events import Events
+from xmodal.serve.limits import Admission, Limits, Refused, Room
+from xmodal.serve.protocol import limited
 
 
 def png(width=8, height=8, colour='red'):
@@ -216,10 +223,36 @@ def test_the_tasks_are_models(serve):
 def test_the_routes_are_described(serve):
   client = serve()
   found = client.get('/openapi.json').json()
+  openapi_spec_validator.validate(found)
   content = found['paths']['/v1/predict']['post']['requestBody']['content']
   assert {'application/json', 'multipart/form-data'} == set(content)
   assert {'Predict', 'Ask', 'Chat', 'Message'} <= set(found['components']['schemas'])
   assert client.get('/docs').status_code == 404  # FastAPI's loads scripts from another host
+
+
+@pytest.mark.parametrize('method, path, body', [
+    ('get', '/healthz', None), ('get', '/readyz', None), ('get', '/v1/models', None),
+    ('post', '/v1/predict', ASKED), ('post', '/v1/predict', {'requests': [ASKED, ASKED]}),
+    ('post', '/v1/predict', {}), ('post', '/v1/chat/completions', CHAT),
+    ('post', '/v1/chat/completions', {})])
+def test_answers_are_as_described(serve, method, path, body):
+  client = serve()
+  document = client.get('/openapi.json').json()
+  response = client.request(method, path, json=body)
+  responses = document['paths'][path][method]['responses']
+  described = responses.get(str(response.status_code), responses['default'])
+  schema = described['content']['application/json']['schema']
+  assert schema
+  jsonschema.validate(response.json(), {**schema, 'components': document['components']})
+
+
+def test_the_key_is_described(serve):
+  assert 'security' not in json.dumps(serve().get('/openapi.json').json())
+  found = serve(key='a').get('/openapi.json', headers={'Authorization': 'Bearer a'}).json()
+  openapi_spec_validator.validate(found)
+  wanted = {path for path, operations in found['paths'].items()
+            for operation in operations.values() if operation.get('security') == [{'key': []}]}
+  assert wanted == {'/v1/models', '/v1/predict', '/v1/chat/completions', '/metrics'}
 
 
 def test_the_page_may_load_nothing_from_elsewhere(serve):
@@ -242,6 +275,20 @@ def test_it_is_alive_before_it_is_ready(engine):
     assert int(response.headers['retry-after']) > 0
     engine.compiled.set()
     ready(client)
+
+
+def test_a_model_that_cannot_be_compiled_is_told_and_started_again(engine, caplog):
+  def fail():
+    raise RuntimeError('a secret of the insides')
+
+  engine.programs = lambda: [fail]
+  with TestClient(Server(engine, Limits()).app) as client:
+    wait_for(lambda: client.get('/healthz').status_code != 200)
+    for response in (client.get('/healthz'), client.get('/readyz'),
+                     client.post('/v1/predict', json=ASKED)):
+      assert 'RuntimeError while compiling' in refused(response, 503, 'cannot_compile')
+      assert 'retry-after' not in response.headers
+  assert 'a secret of the insides' in caplog.text
 
 
 def test_metrics_count_requests_batches_and_errors(serve):
@@ -309,6 +356,18 @@ def test_a_failing_batch_does_not_end_the_server(serve, caplog):
   assert client.post('/v1/predict', json=ASKED).status_code == 200
 
 
+def test_a_defect_before_a_response_begins_is_told_as_any_other(serve, caplog):
+  client = serve()
+
+  async def broken(scope, receive, send):
+    raise KeyError('a secret of the insides')
+
+  client.server.app._app = broken
+  response = client.get('/healthz')
+  refused(response, 500, 'failed')
+  assert 'secret' not in response.text and 'a secret of the insides' in caplog.text
+
+
 # ---- limits
 
 
@@ -331,6 +390,83 @@ def test_an_answer_that_takes_too_long(serve, engine):
   client = serve(answer_seconds=0.1)
   engine.gate.clear()
   refused(client.post('/v1/predict', json=ASKED), 504, 'late')
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+  """Decoding begins, and goes on until the event `go` is set."""
+  begun, go = threading.Semaphore(0), threading.Event()
+  decode = pictures.images.decode
+
+  def slow(*args):
+    begun.release()
+    assert go.wait(20)
+    return decode(*args)
+
+  monkeypatch.setattr(pictures.images, 'decode', slow)
+  yield begun, go
+  go.set()
+
+
+def test_a_picture_that_takes_too_long_to_decode(serve, decoding):
+  begun, go = decoding
+  client = serve(answer_seconds=0.1)
+  body = {'task': 'retrieval', 'text': 'a', 'images': [ASKED['image']] * 3}
+  refused(client.post('/v1/predict', json=body), 504, 'late')
+  assert client.server.admission.calls == 1  # its thread still holds memory
+  go.set()
+  wait_for(lambda: client.server.admission.calls == client.server.admission.held == 0)
+  assert begun.acquire(timeout=0) and not begun.acquire(timeout=0)  # the first picture alone
+
+
+def test_a_client_that_leaves_while_its_picture_is_decoded(serve, decoding):
+  begun, _ = decoding
+  client, sent = serve(), []
+  messages = [{'type': 'http.request', 'body': json.dumps(ASKED).encode()}]
+
+  async def receive():
+    if messages:
+      return messages.pop()
+    assert await asyncio.to_thread(begun.acquire, timeout=20)
+    return {'type': 'http.disconnect'}
+
+  async def send(message):
+    sent.append(message)
+
+  asyncio.run(client.server.app({
+      'type': 'http', 'method': 'POST', 'path': '/v1/predict', 'raw_path': b'/v1/predict',
+      'query_string': b'', 'headers': []}, receive, send))
+  assert sent[0]['status'] == 499
+
+
+def test_a_stream_that_is_not_read_ends(engine):
+  admission, closed = Admission(Limits()), []
+
+  async def events():
+    try:
+      yield b'data: a\n\n'
+    finally:
+      closed.append(True)
+
+  async def send(message):
+    if message['type'] == 'http.response.body':
+      await asyncio.Event().wait()  # the client's buffers are full
+
+  asyncio.run(asyncio.wait_for(Events(events(), admission.enter(), 0.05)({}, None, send), 20))
+  assert closed and admission.calls == 0
+
+
+def test_a_client_that_reads_steadily_is_not_cut_off():
+  protocol, timers, transport = object.__new__(limited(Limits())), [], mock.Mock()
+  protocol.loop, protocol.flow, protocol.transport = mock.Mock(), mock.Mock(), transport
+  protocol.loop.call_later = lambda seconds, *timer: timers.append(timer)
+  protocol.transport.get_write_buffer_size.side_effect = [  # bytes that are left
+      900_000, 600_000, 600_000, 300_000, 300_000, 290_000]
+  protocol.pause_writing()
+  for cut in (0, 0, 1):
+    call, before = timers.pop()
+    call(before)
+    assert transport.abort.call_count == cut
 
 
 def test_a_client_that_leaves_takes_its_work_along(engine):
@@ -374,12 +510,57 @@ def test_held_bytes_are_given_back():
   assert (admission.calls, admission.coming, admission.held) == (0, 0, 0)
 
 
+def test_work_waits_for_memory_and_the_largest_runs_alone():
+  room, order = Room(100), []
+  began, end = threading.Event(), threading.Event()
+
+  def work(count):
+    with room.taken(count):
+      order.append(count)
+      began.set()
+      assert end.wait(20)
+      order.append(-count)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(work, 60)
+    assert began.wait(20)
+    with room.taken(40):  # as much as is left
+      pass
+    second = pool.submit(work, 1000)
+    wait_for(lambda: room._changed._waiters)
+    end.set()
+    first.result(20), second.result(20)
+  assert order == [60, -60, 1000, -1000]
+
+
+@pytest.mark.parametrize('file, mode, size', [
+    ('PNG', 'RGBA', 28), ('JPEG', 'CMYK', 28), ('JPEG', 'RGB', 10)])
+def test_memory_for_decoding_is_taken_before_it(serve, monkeypatch, file, mode, size):
+  taken, decode = [], pictures.images.decode
+  client = serve()
+  room = client.server._room
+  monkeypatch.setattr(pictures.images, 'decode', lambda *args: (
+      taken.append((room._size - room._free) / 16 / 16), decode(*args))[1])
+  data = io.BytesIO()
+  Image.new(mode, (16, 16)).save(data, file)
+  body = {**ASKED, 'image': as_text(data.getvalue())}
+  assert client.post('/v1/predict', json=body).status_code == 200
+  assert taken == [size] and room._free == room._size
+
+
+def test_few_threads_decode_on_a_large_machine(engine, monkeypatch):
+  for number, threads in ((1, 1), (2, 2), (64, 4)):
+    monkeypatch.setattr('xmodal.serve.app.cores', lambda number=number: number)
+    assert Server(engine, Limits())._pool._max_workers == threads
+
+
 @pytest.mark.parametrize('limits, body, status, code', [
     (dict(body_bytes=1000), {**ASKED, 'text': 'x' * 2000}, 413, 'too_large'),
     (dict(pixels=100), {**ASKED, 'image': as_text(png(11, 10))}, 422, 'too_many_pixels'),
     (dict(text=10), {**ASKED, 'text': 'x' * 11}, 422, 'text_too_long'),
     (dict(requests=2), {'requests': [ASKED] * 3}, 422, 'too_many_requests'),
     (dict(), {'requests': []}, 422, 'too_many_requests'),
+    (dict(requests=2), {'requests': [5] * 3}, 422, 'too_many_requests'),  # none is looked at
     (dict(pictures=2), {'task': 'retrieval', 'text': 'a', 'images': [ASKED['image']] * 3}, 422,
      'too_many_pictures'),
     (dict(steps=5), {'task': 'generation', 'text': 'a', 'options': {'steps': 6}}, 422, 'invalid'),
@@ -400,6 +581,29 @@ def test_a_decompression_bomb_is_refused_by_its_header(serve):
     refused(client.post('/v1/predict', json={**ASKED, 'image': as_text(bomb(side))}), 422,
             'too_many_pixels')
     assert time.process_time() - began < 2  # its pixels were never made
+
+
+def progressive(repeats):
+  """A JPEG whose last scan is there several times."""
+  file = io.BytesIO()
+  Image.new('RGB', (32, 32), 'red').save(file, 'JPEG', progressive=True)
+  data = file.getvalue()
+  last = data.rindex(b'\xff\xda')
+  return data[:last] + data[last:-2] * repeats + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(serve, monkeypatch):
+  client = serve()
+  comment = b'\xff\xfe' + (2 + 300).to_bytes(2, 'big') + b'\xff\xda\x00' * 100
+  good = progressive(1)
+  for data in (good, good[:2] + comment + good[2:], good + b'\xff\xda\x00' * 100):
+    answer = client.post('/v1/predict', json={**ASKED, 'image': as_text(data)})
+    assert answer.status_code == 200, answer.text
+  monkeypatch.setattr(pictures.images, 'decode', None)
+  empty = b'\xff\xfe\x00\x02' * 1001
+  for data in (progressive(60), good[:2] + empty + good[2:]):
+    refused(client.post('/v1/predict', json={**ASKED, 'image': as_text(data)}), 422,
+            'too_many_scans')
 
 
 @pytest.mark.parametrize('image', [
@@ -438,12 +642,37 @@ def test_files_that_are_no_pictures(serve, data):
     (b'', 'no_json'), (b'{', 'no_json'), (b'[1]', 'no_object'), (b'"a"', 'no_object'),
     (b'{"text": NaN}', 'no_json'), (b'{"text": "\xff\xfe"}', 'no_utf8'),
     (b'{"n": ' + b'1' * 5000 + b'}', 'no_json'),
-    (b'{"options": ' + b'[' * 100_000 + b']' * 100_000 + b'}', 'too_deep'),
+    (b'{"options": ' + b'[' * 100_000 + b']' * 100_000 + b'}', 'too_many_values'),
+    (b'{"options": ' + b'[' * 5_000 + b']' * 5_000 + b'}', 'too_deep'),
     (b'{"options": ' + b'{"a":' * 30 + b'1' + b'}' * 30 + b'}', 'too_deep')])
 def test_bodies_that_are_no_json(serve, body, code):
   client = serve()
   for route in ('/v1/predict', '/v1/chat/completions'):
     refused(client.post(route, content=body), 400, code)
+
+
+@pytest.mark.parametrize('body', [
+    b'{"requests": [' + b'{},' * 1_000_000 + b'{}]}',
+    b'{"messages": [' + b'{"role":"a"},' * 200_000 + b'{}]}',
+    b'{"options": {' + b'"":1,' * 500_000 + b'"":1}}',
+    b'{"options": [' + b'0,' * 1_000_000 + b'0]}'])
+def test_wide_json_takes_no_memory(body):
+  tracemalloc.start()
+  try:
+    with pytest.raises(Refused) as error:
+      bodies.parse_json(body, Limits())
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(body)
+  finally:
+    tracemalloc.stop()
+  assert error.value.code == 'too_many_values'
+
+
+def test_names_and_values_of_json_are_counted():
+  value = {'a "quoted, [name]': [1, -2.5e3, None, {'text': 'x, y: {z} \\'}, [[]]]}
+  body = json.dumps(value, indent=2)
+  assert bodies.parse_json(body.encode(), Limits(values=11)) == value
+  with pytest.raises(Refused, match='more than 10 names and values'):
+    bodies.parse_json(body.encode(), Limits(values=10))
 
 
 @pytest.mark.parametrize('change', [
@@ -548,7 +777,7 @@ def test_a_page_of_another_host_cannot_use_it(serve):
   client = serve()
   own = {'Origin': 'http://testserver'}
   assert client.post('/v1/predict', json=ASKED, headers=own).status_code == 200
-  for origin in ('http://evil.example', 'null'):
+  for origin in ('http://evil.example', 'null', 'http://[', 'http://', 'http://[::1]:x'):
     refused(client.post('/v1/predict', json=ASKED, headers={'Origin': origin}), 403,
             'foreign_page')
 

@@ -5,12 +5,15 @@ import base64
 import concurrent.futures
 import io
 import json
+import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import httpx
 import numpy as np
@@ -24,8 +27,9 @@ from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
+from xmodal.serve.__main__ import main
 from xmodal.serve.engine import Picture, Request, open_engine
-from xmodal.serve.limits import Limits
+from xmodal.serve.limits import Limits, Room
 from xmodal.serve.pictures import Opening, decoded
 
 TEXTS = {'vqa': ['how many circles?', 'what is red?', 'is there a square?'],
@@ -55,7 +59,8 @@ def engine(run):
 
 
 def opened(engine, path) -> Picture:
-  return decoded(path.read_bytes(), 'image', Opening(engine.image_size, Limits(), lambda n: None))
+  return decoded(path.read_bytes(), 'image',
+                 Opening(engine.image_size, Limits(), lambda n: None, Room(2**30)))
 
 
 @pytest.mark.parametrize('task', list(TEXTS))
@@ -118,6 +123,24 @@ def test_a_mask_is_a_picture_in_memory(engine, files):
   assert 'png' in answer
 
 
+def test_the_settings_of_a_drawing_compile_nothing(engine, files):
+  picture, white = opened(engine, files[0]), io.BytesIO()
+  Image.new('L', (40, 64), 255).save(white, 'PNG')
+  mask = Picture(white.getvalue(), picture.decoded)
+  requests = [Request((), 'a'), Request((), 'a', {'guidance': 2.5}), Request((), 'a', {'steps': 3}),
+              Request((), 'a', {'guidance': 7, 'steps': 4, 'seed': 5}),
+              Request((picture,), 'a', {'strength': 0.3}),
+              Request((picture,), 'a', {'strength': 0.9, 'steps': 5}),
+              Request((picture,), 'a', {'mask': mask, 'guidance': 1.5})]
+  programs = set()
+  for request in requests:
+    assert engine.answer('generation', [request])[0]['png']
+    asked, _ = engine._query(engine._predictor.task('generation'), request, False)
+    programs.add(engine._predictor.program(asked))
+  program, = programs
+  assert program._cache_size() == 2  # from noise, and from a picture
+
+
 def test_mistakes_are_told_in_words_of_a_request(engine, files):
   picture = opened(engine, files[0])
   for request, start in (
@@ -165,6 +188,12 @@ def test_a_bundle_is_served(bundle, files, engine, tmp_path):
     detailed = [Request(requests[0].pictures, TEXTS[task][0], details=True)]
     (ours,), (others,) = (one.answer(task, detailed) for one in (served, engine))
     assert ours.keys() == others.keys() > served.answer(task, [requests[0]])[0].keys()
+  dots = Request(requests[0].pictures, 'what is it' + '.' * 40)  # not split
+  assert 'answer' in served.answer('vqa', [dots])[0]
+  names = [f'thing {number}' for number in range(33)]
+  for end in ('. ', ';', '\n', '\u3002'):
+    error, = served.answer('detection', [Request(requests[0].pictures, end.join(names))])
+    assert str(error) == 'the text has 33 parts; wanted up to 32 in one request'
   wrong, right = served.answer('vqa', [Request(requests[0].pictures, ' '), requests[1]])
   assert isinstance(wrong, UserError) and right['answer']
   with pytest.raises(UserError, match='--precision means nothing for the bundle'):
@@ -191,7 +220,7 @@ def test_a_bundle_starts_with_a_warm_cache_and_gives_details(bundle, files, tmp_
 @pytest.fixture(scope='module')
 def served(run):
   served = Served(run, '--sizes', '2', '--header_seconds', '1', '--body_seconds', '1',
-                  '--body_bytes', '1000000', '--connections', '30')
+                  '--read_seconds', '1', '--body_bytes', '1000000', '--connections', '30')
   yield served.wait_until_ready()
   code, err = served.stop()
   assert (code, err) == (0, '')
@@ -261,6 +290,23 @@ def test_too_many_connections(served):
       connection.close()
 
 
+def test_a_client_that_does_not_read_is_cut_off(served):
+  with socket.socket() as connection:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    connection.connect(('127.0.0.1', served.port))
+    connection.setblocking(False)
+    rest = (GET + b'\r\n') * 5000
+    reset = select.poll()
+    reset.register(connection, select.POLLOUT)
+    end = time.monotonic() + 20
+    while not (found := reset.poll(1000)) or found[0][1] == select.POLLOUT:
+      assert time.monotonic() < end, 'still connected'
+      if found:
+        rest = rest[connection.send(rest):]
+        if not rest:
+          reset.modify(connection, 0)  # only the end is waited for
+
+
 def test_clients_that_leave_hold_nothing(served, files):
   body = json.dumps(asked(files)).encode()
   head = POST + b'Content-Length: %d\r\n\r\n'
@@ -308,6 +354,22 @@ def test_a_bad_start_is_one_line(tmp_path, served):
   assert f'--port {served.port}: Address already in use' in line
   assert '--sizes=0' in failing('--checkpoint', tmp_path, '--sizes', '0')
   assert '--waiting=0' in failing('--checkpoint', tmp_path, '--waiting', '0')
+  for key in ('', ' ', 'key\n'):
+    assert '--api_key' in failing('--checkpoint', tmp_path, '--api_key', key)
+  assert 'XMODAL_API_KEY' in failing('--checkpoint', tmp_path,
+                                     env={**os.environ, 'XMODAL_API_KEY': ''})
+
+
+@pytest.mark.parametrize('flags, warns', [
+    (['--host', '0.0.0.0'], True), (['--host', '0.0.0.0', '--api_key', 'a'], False),
+    (['--host', '127.0.0.1'], False)])
+def test_a_server_that_all_may_use_says_so(flags, warns, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr('uvicorn.Server.run', lambda self, sockets: sockets[0].close())
+  monkeypatch.setattr('signal.signal', lambda *_: None)
+  monkeypatch.delenv('XMODAL_API_KEY', raising=False)
+  engine = mock.Mock(tasks={'vqa': None})
+  assert main(['--checkpoint', str(tmp_path), '--port', '0', *flags], lambda *_: engine) == 0
+  assert ('without --api_key' in capsys.readouterr().err) == warns
 
 
 def test_without_fastapi_it_says_what_to_install(tmp_path):

@@ -11,17 +11,23 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
+import threading
 import time
 
 import numpy as np
 from PIL import Image
 import pytest
 from served import Served, make_run
+from test_serve import Echo
+import uvicorn
 from websockets.sync.client import connect  # the DevTools protocol
 
 from xmodal import export
 from xmodal.data.scenes.shapes import Shapes
+from xmodal.serve.app import Server
+from xmodal.serve.limits import Limits
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
                 None)
@@ -411,3 +417,22 @@ def test_a_mistake_is_told_in_words(page, tmp_path):
   (tmp_path / 'a.png').write_bytes(b'no picture')
   page.choose(tmp_path / 'a.png')
   says(page, 'cannot be opened')
+
+
+def test_a_model_that_cannot_be_compiled_is_told(browser):
+  def fail():
+    raise RuntimeError('no memory')
+
+  engine = Echo()
+  engine.programs = lambda: [fail]
+  with socket.create_server(('127.0.0.1', 0)) as bound:
+    server = uvicorn.Server(uvicorn.Config(Server(engine, Limits()).app, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={'sockets': [bound]})
+    thread.start()
+    browser.go(f'http://127.0.0.1:{bound.getsockname()[1]}/')
+    browser.wait('document.getElementById("status")?.classList.contains("wrong")')
+    assert browser.run('document.getElementById("status").textContent') == (
+        'RuntimeError while compiling; see the log of the server')
+    browser.go('about:blank')
+    server.should_exit = True
+    thread.join()

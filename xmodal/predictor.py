@@ -76,7 +76,10 @@ class Predictor:
     make = BatchMaker(source, tasks, (size, size), bad=None, decode=self._decode,
                       keep_aspect=data.keep_aspect, senses=senses_of(tasks))
     records = np.arange(1, max(len(examples), least) + 1)
-    return make(np.where(records < len(source), records, -1), records)
+    batch = make(np.where(records < len(source), records, -1), records)
+    for name, task in tasks.items():
+      batch[name].update(task.shared())
+    return batch
 
   def tower(self, part: str):
     """One of the towers ('vision' or 'text'): its module, its variables (adapters merged
@@ -161,7 +164,7 @@ class Predictor:
 
   def program(self, task: Task) -> Callable[[dict, dict], dict]:
     """The jitted function (variables, batch) -> arrays of a task as its `query` gave it."""
-    return (self._compiled if task.draws else self._kept)(task.name, task.head())
+    return self._kept(task.name, task.head())
 
   def _compile(self, name, head):
     # What a text asks is in the batch: a program serves all texts that leave the head as it is.
@@ -179,6 +182,4 @@ class Predictor:
     elif precision == 'bfloat16':
       self.variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32
                                     else x, self.variables)
-    # A task that draws has a program for each guidance and number of steps, others have one.
-    self._compiled = functools.lru_cache(maxsize=8)(self._compile)
     self._kept = functools.lru_cache(maxsize=32)(self._compile)

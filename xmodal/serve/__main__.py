@@ -36,11 +36,12 @@ def main(argv=None, open_engine: Callable | None = None) -> int:
   parser = argparse.ArgumentParser(prog='xmodal serve', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, metavar='DIR',
-                      help='a workdir, WORKDIR/best, or one of its checkpoints/STEP folders')
+                      help='a workdir, WORKDIR/best, one of its checkpoints/STEP folders, or a '
+                      'bundle of xmodal export')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen at; 0.0.0.0: all, '
                       'which anyone in the network can use')
   parser.add_argument('--port', type=int, default=8000, help='0: any free one')
-  parser.add_argument('--api_key', default=os.environ.get('XMODAL_API_KEY') or None, metavar='KEY',
+  parser.add_argument('--api_key', default=os.environ.get('XMODAL_API_KEY'), metavar='KEY',
                       help='what clients have to give as Authorization: Bearer KEY; better in the '
                       'environment as XMODAL_API_KEY, where other users do not see it')
   parser.add_argument('--wait_ms', type=float, default=5.0, help='how long a request waits for '
@@ -74,6 +75,9 @@ def _serve(args, open_engine) -> int:
   checkpoint = paths.resolved(args.checkpoint, '--checkpoint')
   limits = _limits(args)
   sizes = _sizes(args.sizes) if args.sizes else ()
+  if args.api_key is not None and args.api_key != (args.api_key.strip() or None):
+    raise UserError('--api_key or XMODAL_API_KEY is empty or has spaces at its ends: wanted a key, '
+                    'or neither of them')
   if args.wait_ms < 0:
     raise UserError(f'--wait_ms={args.wait_ms:g}: wanted 0 or more')
   bound = _bound(args.host, args.port)
@@ -86,6 +90,9 @@ def _serve(args, open_engine) -> int:
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)
   host, port = bound.getsockname()[:2]
+  if args.api_key is None and not _is_loopback(bound):
+    print(f'warning: without --api_key anyone who reaches {args.host} can use the model',
+          file=sys.stderr)
   print(f'http://{f"[{host}]" if ":" in host else host}:{port}/ serves {", ".join(engine.tasks)}; '
         'ready when /readyz says so', flush=True)
   uvicorn.Server(uvicorn.Config(

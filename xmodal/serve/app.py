@@ -5,31 +5,30 @@ from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import importlib.resources
-import os
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 import xmodal
 from xmodal import strict_json
+from xmodal.data.pipeline import cores
 from xmodal.errors import UserError
-from xmodal.serve import bodies, chat
+from xmodal.serve import bodies, chat, openapi
 from xmodal.serve.batcher import Batcher, Failed
 from xmodal.serve.engine import Engine
 from xmodal.serve.events import Events, Steps, event, of_step
-from xmodal.serve.forms import Chat, Predict, Reader
+from xmodal.serve.forms import Reader
 from xmodal.serve.guard import Guard, failed, response
-from xmodal.serve.limits import Admission, Limits, Refused
+from xmodal.serve.limits import Admission, Limits, Refused, Room
 from xmodal.serve.metrics import Metrics
 
 _PAGE = {'/': ('index.html', 'text/html'), '/page.js': ('page.js', 'text/javascript'),
          '/page.css': ('page.css', 'text/css')}
 
-_READING = 10  # seconds that a client may take to read a stream beyond the time of its answer
+_MOST_DECODING = 4  # threads
 
 
 class Server:
@@ -58,12 +57,13 @@ class Server:
                            coming=lambda: self.admission.coming > 0,
                            on_batch=lambda task, rows: self.metrics.rows.labels(task).observe(rows))
     self.metrics = Metrics(lambda: len(self.batcher), lambda: self.admission.calls)
-    # Threads that decode pictures; more of them than processors would only take memory.
-    self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), 'decode')
+    # Threads that decode pictures: a few keep the model's thread busy, and each takes memory.
+    self._pool = concurrent.futures.ThreadPoolExecutor(min(cores(), _MOST_DECODING), 'decode')
+    self._room = Room(limits.held_bytes)
     app = FastAPI(title='xmodal', version=xmodal.__version__, docs_url=None, redoc_url=None,
                   lifespan=self._lifespan)
     self._add_routes(app)
-    app.openapi = lambda: _described(app)
+    app.openapi = lambda: openapi.described(app, has_key=key is not None)
     app.exception_handler(HTTPException)(_of_http)
     app.exception_handler(Refused)(self._refuse)
     app.exception_handler(Exception)(_fail)
@@ -81,27 +81,40 @@ class Server:
     return response(refused)
 
   def _add_routes(self, app: FastAPI) -> None:
-    app.get('/healthz', summary='Whether the process runs.')(self._healthz)
-    app.get('/readyz', summary='Whether the model is compiled and answers.')(self._readyz)
-    app.get('/metrics', summary='Metrics for Prometheus.')(self._metrics)
-    app.get('/v1/models', summary="The model's tasks, in OpenAI's form.")(self._models)
+    status = openapi.answers('Status')
+    app.get('/healthz', summary='Whether the process runs and could compile.', responses=status
+            )(self._healthz)
+    app.get('/readyz', summary='Whether the model is compiled and answers.', responses=status
+            )(self._readyz)
+    app.get('/metrics', summary='Metrics for Prometheus.', response_class=PlainTextResponse
+            )(self._metrics)
+    app.get('/v1/models', summary="The model's tasks, in OpenAI's form.",
+            responses=openapi.answers('Models'))(self._models)
     app.post('/v1/predict', summary='Answers one request or several.',
-             openapi_extra=_body('Predict', 'multipart/form-data'))(self._predict)
+             openapi_extra=openapi.body('Predict', 'multipart/form-data'),
+             responses=openapi.answers('Answer', 'Answers', streams=True))(self._predict)
     app.post('/v1/chat/completions', summary="A question as a chat, in OpenAI's form.",
-             openapi_extra=_body('Chat'))(self._chat)
+             openapi_extra=openapi.body('Chat'),
+             responses=openapi.answers('Completion', streams=True))(self._chat)
     for path, (name, kind) in _PAGE.items():
       app.get(path, include_in_schema=False)(_file(name, kind))
 
   async def _healthz(self):
+    self._check_compiled()
     return {'status': 'alive'}
 
   async def _readyz(self):
     self._check_ready()
     return {'status': 'ready'}
 
+  def _check_compiled(self):
+    if self.batcher.problem:  # for good: only a new process may do better
+      raise Refused(503, 'cannot_compile', self.batcher.problem)
+
   def _check_ready(self):
+    self._check_compiled()
     if not self.batcher.ready.is_set():
-      raise Refused(503, 'not_ready', self.batcher.problem or 'the model is being compiled', 5)
+      raise Refused(503, 'not_ready', 'the model is being compiled', 5)
 
   async def _metrics(self):
     return Response(self.metrics.text(), media_type='text/plain; version=0.0.4; charset=utf-8')
@@ -152,19 +165,35 @@ class Server:
     """Reads a call: gives the Call and what `read` (reader, body) returns; ends the call, unless a
     stream has taken it over."""
     self._check_ready()
-    call = self.admission.enter()
+    call, reading = self.admission.enter(), None
     request.state.call = call
     try:
       body = await bodies.read(request.stream(), request.headers.get('content-length'),
                                self._limits, call)
-      reader = Reader(self._engine, self._limits, call.hold)
-      asked, form = await asyncio.get_running_loop().run_in_executor(
-          self._pool, read, reader, body)
+      request.state.end = asyncio.get_running_loop().time() + self._limits.answer_seconds
+      reader = Reader(self._engine, self._limits, call.hold, self._room)
+      reading = self._pool.submit(read, reader, body)
+      asked, form = await self._in_time(request, asyncio.wrap_future(reading))
       request.scope['state']['task'] = (asked if isinstance(asked, tuple) else asked[0])[0]
       yield call, asked, form
     finally:
       if request.state.call is call:
-        call.leave()
+        if reading is None:
+          call.leave()
+        else:  # a thread that still decodes keeps its memory, and ends with this picture
+          call.give_up()
+          reading.cancel()
+          reading.add_done_callback(lambda _: call.leave())
+
+  async def _in_time(self, request, work):
+    """The result of a future; Refused if it is late or the client leaves, which cancels it."""
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+      await asyncio.wait({work, gone}, timeout=_left(request), return_when=asyncio.FIRST_COMPLETED)
+      return _found(work, gone, self._limits)
+    finally:
+      gone.cancel()
+      work.cancel()
 
   async def _answers(self, request, call, asked) -> list[dict[str, Any]]:
     """The answers to requests; Refused if one is wrong, or none comes in time."""
@@ -172,14 +201,9 @@ class Server:
     call.arrived()
     work = asyncio.gather(*map(asyncio.wrap_future, futures))
     work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask
-    gone = asyncio.ensure_future(_gone(request))
     try:
-      await asyncio.wait({work, gone}, timeout=self._limits.answer_seconds,
-                         return_when=asyncio.FIRST_COMPLETED)
-      return _found(work, gone, self._limits)
+      return await self._in_time(request, work)
     finally:
-      gone.cancel()
-      work.cancel()
       for future in futures:  # those that have not begun are dropped
         future.cancel()
 
@@ -191,16 +215,14 @@ class Server:
     request.state.call = None  # the stream ends it
     call.arrived()
     return Events(self._stream(request, future, last, steps, begin), call,
-                  self._limits.answer_seconds + _READING)
+                  self._limits.answer_seconds + self._limits.read_seconds)
 
   async def _stream(self, request, future, last, steps, begin):
     work, gone = asyncio.wrap_future(future), asyncio.ensure_future(_gone(request))
-    loop = asyncio.get_running_loop()
-    end = loop.time() + self._limits.answer_seconds
     try:
       if begin:
         yield begin
-      while not (work.done() or gone.done()) and (left := end - loop.time()) > 0:
+      while not (work.done() or gone.done()) and (left := _left(request)) > 0:
         step = asyncio.ensure_future(steps.arrived()) if steps else None
         await asyncio.wait({work, gone, step} - {None}, timeout=left,
                            return_when=asyncio.FIRST_COMPLETED)
@@ -222,6 +244,11 @@ class Server:
       work.cancel()
       gone.cancel()
       future.cancel()
+
+
+def _left(request):
+  """Seconds until a call's answer is late, at least 0."""
+  return max(0.0, request.state.end - asyncio.get_running_loop().time())
 
 
 async def _gone(request) -> None:
@@ -266,22 +293,3 @@ def _file(name, kind):
   async def file():
     return Response(content, media_type=kind)
   return file
-
-
-def _body(form, *more):
-  """OpenAPI's description of a body."""
-  schema = {'schema': {'$ref': f'#/components/schemas/{form}'}}
-  return {'requestBody': {'required': True, 'content': dict.fromkeys(
-      ('application/json', *more), schema)}}
-
-
-def _described(app):
-  """The OpenAPI document, with the forms that the routes read themselves."""
-  if app.openapi_schema is None:
-    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    schemas = found.setdefault('components', {}).setdefault('schemas', {})
-    for form in (Predict, Chat):
-      schema = form.model_json_schema(ref_template='#/components/schemas/{model}')
-      schemas |= {**schema.pop('$defs', {}), form.__name__: schema}
-    app.openapi_schema = found
-  return app.openapi_schema

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 import functools
-import re
 from typing import Any
 
 from xmodal import downloads, storage
 from xmodal.bundle.model import BundleError, load
 from xmodal.errors import UserError
 from xmodal.serve.engine import Engine, Facts, Picture
+from xmodal.tasks.phrases import split_texts
 from xmodal.train.process.cache import enable_compilation_cache
 
 _MOST_PARTS = 32  # names or texts in one request
@@ -43,18 +43,21 @@ class BundleEngine(Engine):
     queries = {}
     for place, request in enumerate(requests):
       try:
-        queries[place] = self._query(request)
+        queries[place] = self._query(task, request)
       except UserError as error:
         found[place] = error
     for place, one in zip(queries, self._model.answer(task, list(queries.values()))):
       found[place] = UserError(str(one)) if isinstance(one, BundleError) else one
     return found
 
-  def _query(self, request):
+  def _query(self, task, request):
     options = {name: bytes(value) if isinstance(value, Picture) else value
                for name, value in request.options.items()}
-    if (parts := len(re.split(r'[.;]', request.text))) > _MOST_PARTS:
-      raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
+    query = self._model.about['tasks'][task]['query']
+    # Several pictures are ranked for one text, however many full stops it has.
+    if query['kind'] == 'names' or query['kind'] == 'texts' and len(request.pictures) == 1:
+      if (parts := len(split_texts(request.text, query.get('known', ())))) > _MOST_PARTS:
+        raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
     pictures = list(request.pictures)  # with their pixels, see bundle.pixels.decode
     picture = pictures if len(pictures) > 1 else pictures[0] if pictures else None
     return picture, request.text, options | {'details': request.details}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 
 from xmodal.serve.bodies import parse_form, parse_json
 from xmodal.serve.engine import Engine, Facts, Picture, Request
-from xmodal.serve.limits import Limits, Refused
+from xmodal.serve.limits import Limits, Refused, Room
 from xmodal.serve.pictures import Opening, decoded, from_base64
 
 _STRICT = ConfigDict(extra='forbid')
@@ -64,9 +64,9 @@ class Reader:
   """Turns the body of one call into requests to the model's tasks. It decodes pictures, which may
   take long."""
 
-  def __init__(self, engine: Engine, limits: Limits, hold: Callable[[int], None]):
+  def __init__(self, engine: Engine, limits: Limits, hold: Callable[[int], None], room: Room):
     self._engine, self._limits = engine, limits
-    self.opening = Opening(engine.image_size, limits, hold)
+    self.opening = Opening(engine.image_size, limits, hold, room)
 
   def predict(self, body: bytes, content_type: str) -> tuple[list[Asked], Predict]:
     """Requests of /v1/predict, from JSON or a form; Refused if they are wrong."""
@@ -75,14 +75,15 @@ class Reader:
       value, uploads, mask = self._of_form(body, content_type)
     else:
       value, mask = parse_json(body, self._limits), None
+    asked = value.get('requests')
+    if isinstance(asked, list) and not 1 <= len(asked) <= self._limits.requests:
+      raise Refused(422, 'too_many_requests', f'{len(asked)} requests in one call; wanted '
+                    f'1 to {self._limits.requests}')
     form = validated(Predict, value)
     if form.requests is None:
       return [self._asked(form, uploads, mask)], form
     if other := min(form.model_fields_set - {'requests'}, default=''):
       raise Refused(422, 'invalid', f'{other} stands beside requests; put it into each of them')
-    if not 1 <= len(form.requests) <= self._limits.requests:
-      raise Refused(422, 'too_many_requests', f'{len(form.requests)} requests in one call; wanted '
-                    f'1 to {self._limits.requests}')
     return [self._asked(one, [], None, f'requests[{place}].')
             for place, one in enumerate(form.requests)], form
 

@@ -13,7 +13,7 @@ from xmodal.serve.metrics import Metrics
 
 _LOG = logging.getLogger('xmodal.serve')
 _LOCAL = ('localhost', '127.0.0.1', '::1')
-_NEEDS_KEY = ('/v1/', '/metrics', '/openapi.json')
+NEEDS_KEY = ('/v1/', '/metrics', '/openapi.json')
 # The page loads nothing from elsewhere, and sends nothing there.
 _HEADERS = {
     'content-security-policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
@@ -53,8 +53,10 @@ class Guard:
     except Refused as refused:
       self._metrics.errors.labels(refused.code).inc()
       await response(refused)(scope, receive, sent)
-    except Exception:  # the client has got a response by `failed`, or a part of one
+    except Exception:
       _LOG.exception('%s %s failed', scope['method'], scope['path'])
+      if not status:  # else the client has got a response, or a part of one
+        await failed()(scope, receive, sent)
     finally:
       route = getattr(scope.get('route'), 'path', 'other')
       task = scope.get('state', {}).get('task', '')
@@ -73,21 +75,25 @@ class Guard:
     if self._hosts is not None and _name(host) not in self._hosts:
       raise Refused(403, 'foreign_host', 'without a key, this server answers as localhost alone')
     origin = found.get(b'origin', b'').decode('latin-1')
-    if scope['method'] == 'POST' and origin and (
-        urlsplit(origin).netloc != host):
+    if scope['method'] == 'POST' and origin and (_split(origin).netloc or None) != host:
       raise Refused(403, 'foreign_page', 'a page of another host may not use this server')
-    if self._key is not None and scope['path'].startswith(_NEEDS_KEY):
+    if self._key is not None and scope['path'].startswith(NEEDS_KEY):
       given = found.get(b'authorization', b'')
       if not hmac.compare_digest(given, b'Bearer ' + self._key):
         raise Refused(401, 'invalid_api_key', 'wanted the header Authorization: Bearer KEY')
 
 
+def _split(address):
+  """The parts of an address; of none if it is damaged."""
+  try:
+    return urlsplit(address)
+  except ValueError:
+    return urlsplit('')
+
+
 def _name(host):
   """The name in a header Host, without its port; '' if it is none."""
-  try:
-    return urlsplit(f'//{host}').hostname or ''
-  except ValueError:
-    return ''
+  return _split(f'//{host}').hostname or ''
 
 
 def response(refused: Refused) -> JSONResponse:

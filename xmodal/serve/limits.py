@@ -1,6 +1,7 @@
 """What the server accepts, and how it refuses the rest: a status and one line of JSON."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import threading
 
@@ -40,12 +41,15 @@ class Limits:
     drawn: pictures to draw in one request (422).
     steps: of drawing (422).
     depth: of nested JSON (400).
+    values: of JSON, with the names in objects (400).
     header_bytes: of a request's head (431; 400 if it does not end).
     connections: open at once (503).
     waiting: calls that are read, waiting or answered at once (503).
-    held_bytes: of all bodies and decoded pictures at once (503).
+    held_bytes: of all bodies and decoded pictures at once (503); as many again are for decoding,
+      where pictures wait for each other.
     header_seconds: from a connection to the end of the request's head (408).
     body_seconds: to read a body (408).
+    read_seconds: in which a client reads the rest of a response, or 256 KiB of it (it is cut off).
     answer_seconds: from the end of the body to the answer (504).
   """
 
@@ -57,12 +61,14 @@ class Limits:
   drawn: int = 4
   steps: int = 100
   depth: int = 20
+  values: int = 10_000
   header_bytes: int = 16_384
   connections: int = 512
   waiting: int = 128
   held_bytes: int = 512 * 2**20
   header_seconds: float = 10.0
   body_seconds: float = 20.0
+  read_seconds: float = 10.0
   answer_seconds: float = 60.0
 
 
@@ -101,9 +107,16 @@ class Call:
 
   def __init__(self, admission: Admission):
     self._admission, self._held, self._is_coming = admission, 0, True
+    self._is_given_up = False
+
+  def give_up(self) -> None:
+    """Nobody waits for the answer: what still reads the call is refused the next bytes."""
+    self._is_given_up = True
 
   def hold(self, count: int) -> None:
     """Counts bytes that are kept until the call leaves; Refused if there are too many."""
+    if self._is_given_up:
+      raise Refused(499, 'left', 'nobody waits for the answer')
     self._admission.change(held=count)
     self._held += count
 
@@ -119,3 +132,26 @@ class Call:
     if self._admission is not None:
       self._admission.change(calls=-1, held=-self._held)
       self._admission = None
+
+
+class Room:
+  """Memory for short work of threads; work for which too little is left waits."""
+
+  def __init__(self, size: int):
+    """`size` in bytes."""
+    self._size = self._free = size
+    self._changed = threading.Condition()
+
+  @contextlib.contextmanager
+  def taken(self, count: int) -> Iterator[None]:
+    """Takes bytes once they are free; work that wants more than there are runs alone."""
+    count = min(count, self._size)
+    with self._changed:
+      self._changed.wait_for(lambda: self._free >= count)
+      self._free -= count
+    try:
+      yield
+    finally:
+      with self._changed:
+        self._free += count
+        self._changed.notify_all()

@@ -1,5 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits for connections and for the time of a request's
-head, and an end to bodies that are refused."""
+"""HTTP/1.1 as uvicorn speaks it, with limits for connections, for the time of a request's head and
+for clients that do not read, and an end to bodies that are refused."""
 
 import http
 import json
@@ -9,10 +9,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from xmodal.serve.limits import Limits, Refused
 
+_LEAST_READ = 256 * 2**10  # bytes of a response within limits.read_seconds
+
 
 def limited(limits: Limits) -> type[H11Protocol]:
-  """A protocol for uvicorn that closes connections that are too many, or whose request does not
-  arrive in time."""
+  """A protocol for uvicorn that closes connections that are too many, whose request does not
+  arrive in time, or whose client does not read."""
   seconds = limits.header_seconds
 
   class Limited(H11Protocol):
@@ -20,10 +22,11 @@ def limited(limits: Limits) -> type[H11Protocol]:
 
     def __init__(self, *args, **kwargs):
       super().__init__(*args, **kwargs)
-      self._clock = None
+      self._clock = self._reading = None
 
     def connection_made(self, transport):
       super().connection_made(transport)
+      transport.set_write_buffer_limits(0)  # writing pauses while anything is left in the buffer
       self._clock = self.loop.call_later(seconds, self._late)
       if len(self.connections) > limits.connections:
         self._refuse(Refused(503, 'overloaded', f'{limits.connections} connections are open', 1))
@@ -43,7 +46,31 @@ def limited(limits: Limits) -> type[H11Protocol]:
 
     def connection_lost(self, exc):
       self._stop()
+      self._stop_reading()
       super().connection_lost(exc)
+
+    def pause_writing(self):
+      super().pause_writing()
+      self._wait_until_read()
+
+    def resume_writing(self):
+      self._stop_reading()
+      super().resume_writing()
+
+    def _wait_until_read(self):
+      self._reading = self.loop.call_later(
+          limits.read_seconds, self._check_read, self.transport.get_write_buffer_size())
+
+    def _check_read(self, before):
+      if before - self.transport.get_write_buffer_size() < _LEAST_READ:
+        self.transport.abort()  # `close` would wait for the client, too
+      else:
+        self._wait_until_read()
+
+    def _stop_reading(self):
+      if self._reading is not None:
+        self._reading.cancel()
+        self._reading = None
 
     def _stop(self):
       if self._clock is not None:

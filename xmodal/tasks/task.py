@@ -66,6 +66,11 @@ class Task(abc.ABC):
     """
     return None
 
+  def shared(self) -> dict[str, Any]:
+    """Features that all examples of a batch share (numpy), from `query`: no values of them make
+    another program."""
+    return {}
+
   def sampled_vocabulary(self, features: Mapping[str, Any], key: jax.Array) -> Names | None:
     """The names of `vocabulary` that a training step uses (device side).
 

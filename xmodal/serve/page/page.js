@@ -56,6 +56,8 @@ async function becomeReady() {
   for (;;) {
     const ready = await fetch('readyz');
     if (ready.ok) break;
+    const {error} = await ready.json().catch(() => ({}));
+    if (error?.code === 'cannot_compile') return say(error.message, true);
     say('The model is being compiled.');
     await new Promise(resolve => setTimeout(resolve, 500));
   }

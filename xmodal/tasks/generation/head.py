@@ -29,10 +29,10 @@ class GenerationHead(nn.Module):
       early_mean to time_mean, and its standard deviation grows to time_std.
     noises: noisy pictures per example in a training step; the text is encoded once.
     caption_drop: share of captions dropped in training.
-    guidance: scale of classifier-free guidance (arXiv:2207.12598).
+    guidance: scale of classifier-free guidance (arXiv:2207.12598); None: see predict.
     guidance_interval: times with guidance; at other times the scale is at most 1
       (arXiv:2404.07724).
-    sampler, steps: see models.denoiser.flow.integrate.
+    sampler, steps: see models.denoiser.flow.integrate; steps None: see predict.
     strength: None: sampling starts from noise; else see tasks.generation.task.Start.
     scored: whether predict also returns the true picture and the loss.
     on_step: see models.denoiser.flow.integrate.
@@ -47,10 +47,10 @@ class GenerationHead(nn.Module):
   early_steps: int
   noises: int
   caption_drop: float
-  guidance: float
+  guidance: float | None
   guidance_interval: tuple[float, float]
   sampler: str
-  steps: int
+  steps: int | None
   strength: float | None = None
   scored: bool = True
   on_step: Callable | None = None

@@ -139,7 +139,7 @@ class Generation(Task):
     self._guidance, self._steps, self._sampler = own.guidance, own.steps, own.sampler
     self._start: Start | None = None  # the user's picture
     self._on_step: Callable | None = None
-    self._scored = True
+    self._scored, self._is_query = True, False
     self._denoiser()  # raises here if sizes do not fit
 
   def _denoiser(self):
@@ -239,6 +239,7 @@ class Generation(Task):
     examples = [Example(picture, image_id=f'{seed}/{number}', captions=captions)
                 for number in range(n)]
     task = self.with_sampling(guidance=guidance, steps=steps, start=start)
+    task._is_query = True
     if progress is not None:
       task._on_step = progress(task._steps)
     return task, examples
@@ -293,7 +294,21 @@ class Generation(Task):
                 'seed': example.seed()}
     if self._start is not None and self._start.mask is not None:
       features['mask'] = self._start.mask
+    elif self._start is not None and self._is_query:  # as with a mask: one program for both
+      side = self._config.data.image_size
+      features['mask'] = np.ones((side, side), bool)
     return features
+
+  def shared(self):
+    if not self._is_query:
+      return {}
+    sampling = {'steps': np.int32(self._steps)}
+    if self._guidance != 1:
+      sampling['guidance'] = np.float32(self._guidance)
+    # From noise a program knows that it starts at 0: its times are then rounded less often.
+    if self._start is not None:
+      sampling['start'] = np.float32(1.0 - self._start.strength)
+    return {'sampling': sampling}
 
   def notes(self, example):
     if not example.captions:
@@ -322,10 +337,11 @@ class Generation(Task):
         self._denoiser(), empty=empty, predicts=own.predict, time_mean=own.time_mean,
         time_std=own.time_std, early_mean=own.early_mean, early_steps=own.early_steps,
         noises=own.noises, caption_drop=own.caption_drop,
-        guidance=float(self._guidance), guidance_interval=(own.guidance_from, own.guidance_to),
-        sampler=self._sampler, steps=self._steps,
-        strength=None if self._start is None else self._start.strength, scored=self._scored,
-        on_step=self._on_step)
+        guidance=None if self._is_query and self._guidance != 1 else float(self._guidance),
+        guidance_interval=(own.guidance_from, own.guidance_to), sampler=self._sampler,
+        steps=None if self._is_query else self._steps,
+        strength=None if self._start is None or self._is_query else self._start.strength,
+        scored=self._scored, on_step=self._on_step)
 
   def weights(self, features) -> dict[str, Float[Array, '*B']]:
     return {'v': (features['count'] > 0).astype(jnp.float32)}
