@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 from test_pipeline import CHANGES, Boxes, Number, assert_equal, maker, numbered
+import tiny
 
 from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
@@ -17,6 +19,8 @@ from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.data.workers import Workers
 from xmodal.errors import UserError
+from xmodal.train.logs import metrics
+from xmodal.train.process.stop import Stop
 
 BATCH = 8
 
@@ -142,3 +146,17 @@ def test_what_cannot_be_sent_is_one_line():
   with pytest.raises(UserError, match='cannot be sent to another process.*set 0 for threads'):
     with started(maker(numbered(8), Number(), senses={'touch': lambda example: {}})):
       pass
+
+
+def test_a_run_with_processes_learns_what_one_with_threads_does(finished, tmp_path, monkeypatch):
+  c = tiny.changed(data__workers=2)
+  with monkeypatch.context() as patch:
+    patch.setattr(Stop, 'reached', lambda self: True)
+    assert tiny.train(tmp_path, c) == {}
+  told = tiny.train(tmp_path, c)
+  assert told['resumed_from'] > 0
+  found, expected = (
+      {(line['step'], line['split'], line['task']): line.get('loss') for line in
+       metrics.read(str(folder / 'metrics.jsonl'))[0]} for folder in (tmp_path, finished))
+  assert found == expected and len(found) > 6
+  assert told['evaluation'] == json.loads((finished / 'final.json').read_text())['evaluation']

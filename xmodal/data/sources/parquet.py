@@ -139,6 +139,9 @@ class _Groups:
     self._kept: collections.OrderedDict[tuple, concurrent.futures.Future] = (
         collections.OrderedDict())
 
+  def __reduce__(self):
+    return _Groups, ()  # another process reads anew
+
   def picture(self, path: str, group: int, row: int, kind: _Kind) -> bytes:
     """The bytes of one picture.
 
