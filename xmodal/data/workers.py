@@ -126,8 +126,8 @@ class Workers:
         unused.append(slot)
         yield batches
     finally:
-      with contextlib.suppress(Exception):  # nobody asks for these batches any more
-        for number in pending:  # the processes may still write to their slots
+      for number in pending:  # the processes may still write to their slots
+        with contextlib.suppress(Exception):  # nobody asks for these batches any more
           self._finish(number)
       self._slots.put(slots)
 
@@ -161,6 +161,13 @@ class Workers:
 
   def _receive(self):
     """Takes what the processes send, in a thread of its own."""
+    try:
+      self._take_all()
+    except Exception as error:  # whatever it is, nobody may wait for ever
+      with self._changed:
+        self._fail(error)
+
+  def _take_all(self):
     while not self._is_closed:
       for link in multiprocessing.connection.wait(self._links):
         try:
@@ -193,14 +200,19 @@ class Workers:
     died = f'a process that reads pictures died ({_reason(self._end())})'
     self._deaths += 1
     if self._deaths > _MOST_DEATHS:
-      self._failure = UserError(f'{died}, the {self._deaths}th time: lower config.data.workers='
-                                f'{self._count}, or set it to 0 for threads')
+      self._fail(UserError(f'{died}, the {self._deaths}th time: lower config.data.workers='
+                           f'{self._count}, or set it to 0 for threads'))
       return
     self._say(f'{died}: started again')
     self._start()
     for job in self._jobs.values():
       if job.missing:
         self._send(job)
+
+  def _fail(self, error):
+    """Ends the wait for any batch with an error; the first one stays."""
+    self._failure = self._failure or error
+    self._changed.notify_all()
 
   def _end(self):
     """Ends all processes; returns the exit code of the first that died."""
@@ -213,9 +225,10 @@ class Workers:
       return self._process.wait()
 
   def close(self) -> None:
-    """Ends the processes."""
+    """Ends the processes. Batches that somebody still waits for end in a RuntimeError."""
     with self._changed:
       self._is_closed = True
+      self._fail(RuntimeError('the processes that read pictures are closed'))
       # A closed link would not wake its reader.
       for link in self._links:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as end:
