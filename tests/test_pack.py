@@ -1,6 +1,7 @@
 """Packs give the examples and batches of their source, and say what is wrong with their files."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 import pickle
@@ -12,6 +13,7 @@ import pytest
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from test_pipeline import CHANGES, Boxes, assert_equal, maker
 
+from xmodal import storage
 from xmodal.data import pipeline
 from xmodal.data.example import Example, Object, Packed
 from xmodal.data.pack import examples, pack, records
@@ -116,11 +118,48 @@ def test_a_stopped_packing_goes_on_to_the_same_files(data, out, tmp_path, monkey
 
 
 def _small(init):
-  def small(self, folder, name, longest, quality, file_bytes):
+  def small(self, folder, name, longest, quality, file_bytes, max_bad_share):
     del file_bytes
-    init(self, folder, name, longest, quality, 4000)
+    init(self, folder, name, longest, quality, 4000, max_bad_share)
 
   return small
+
+
+def test_a_disk_or_bucket_that_gives_no_pictures_ends_the_packing(
+    data, out, tmp_path, monkeypatch, capsys):
+  output, read, count = tmp_path / 'new', storage.read, []
+
+  def fails(path, *place):
+    if path.endswith('.png'):
+      count.append(path)
+      if len(count) > 30:
+        raise error
+    return read(path, *place)
+
+  for error in (OSError(errno.EIO, 'Input/output error'), storage.Unreachable('no answer'),
+                storage.Refused('no valid credentials')):
+    count.clear()
+    with monkeypatch.context() as patch:
+      patch.setattr(storage, 'read', fails)
+      assert pack.main([str(data), '--output', str(output), '--splits', 'train']) == 2
+    assert str(error).rpartition('] ')[2] in capsys.readouterr().err
+    assert not (output / 'pack.json').exists()
+  assert pack.main([str(data), '--output', str(output), '--splits', 'train']) == 0
+  name = pack.file_name('train', 'pictures', 0)
+  assert (output / name).stat().st_size == (out / name).stat().st_size  # all are there
+
+
+def test_too_many_unreadable_pictures_end_the_packing(tmp_path, capsys):
+  Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
+  for i in range(1, 4):
+    (tmp_path / f'{i}.png').write_bytes(b'no picture')
+  (tmp_path / 'train.jsonl').write_text(
+      '\n'.join(json.dumps({'image': f'{i}.png'}) for i in range(4)))
+  arguments = [str(tmp_path), '--output', str(tmp_path / 'out'), '--longest', '8']
+  assert pack.main(arguments) == 2
+  assert 'more than 5.0% as many pictures as examples' in capsys.readouterr().err
+  assert pack.main([*arguments, '--max_bad_share', '0.75']) == 0
+  assert '3 pictures could not be read' in capsys.readouterr().out
 
 
 def test_smaller_pictures_and_their_boxes(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import buckets
 import pytest
@@ -133,6 +134,27 @@ def test_a_failing_bucket_is_tried_again_and_said_once(monkeypatch, capsys):
   monkeypatch.setattr(storage, '_file_system', lambda kind: Failing())
   assert storage.read('gs://bucket/file') == b'at last'
   assert capsys.readouterr().err.count('gs://bucket: no answer (reset)') == 1
+
+
+def test_a_file_that_goes_on_failing_while_others_are_read_is_the_one_named(monkeypatch):
+  monkeypatch.setattr(storage, '_PAUSES', (0,))
+  monkeypatch.setattr(storage, 'PATIENCE', 0.2)
+
+  class Partly:
+
+    def cat_file(self, path):
+      if 'bad' not in path:
+        return b''
+      storage.read('gs://bucket/good')  # as another thread may meanwhile
+      if time.monotonic() > begun + 30:
+        raise SystemExit  # for ever
+      raise OSError('500 Internal Server Error')
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Partly())
+  begun = time.monotonic()
+  with pytest.raises(UserError, match='gs://bucket/bad: failed for .* answers other requests') as error:
+    storage.read('gs://bucket/bad')
+  assert not isinstance(error.value, storage.Unreachable)  # counted as an unreadable picture
 
 
 def test_patience_ends(monkeypatch):

@@ -1,8 +1,8 @@
 """Files and folders on this machine and in buckets: gs://, s3://, hf:// and az://, through fsspec.
 
 Paths are text in both cases, and os.path.join works on both. What is read or written of a bucket is
-tried again while it does not answer, for up to `PATIENCE` seconds; a missing package, credentials
-or bucket end in one line.
+tried again while it does not answer, for up to `PATIENCE` seconds. A missing package, credentials or
+bucket end in one line.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +37,10 @@ S, T = TypeVar('S'), TypeVar('T')
 
 class Unreachable(UserError):
   """A bucket did not answer: nothing is known of its files."""
+
+
+class Refused(UserError):
+  """A bucket refused, as credentials are missing or have expired: nothing is known of its files."""
 
 
 class Entry(NamedTuple):
@@ -320,7 +324,7 @@ def explained(path: str) -> Iterator[None]:
 
 def _patiently(path: str, action: Callable[[Any], T]) -> T:
   """The result of an action on the file system of a path, tried again while it does not answer."""
-  bucket, pauses = '/'.join(path.split('/')[:3]), iter(_PAUSES)
+  bucket, pauses, began = '/'.join(path.split('/')[:3]), iter(_PAUSES), None
   while True:
     try:
       found = action(_file_system(scheme(path)))
@@ -333,14 +337,19 @@ def _patiently(path: str, action: Callable[[Any], T]) -> T:
       if _is_local(error):
         raise
       if line := _refusal(path, error):
-        raise UserError(line) from error
+        raise Refused(line) from error
       if not _may_pass(error):
         raise
       # Requests that begin during an outage do not wait anew.
       now = time.monotonic()
-      if now - _failing_since.setdefault(bucket, now) > PATIENCE:
+      began = began or now
+      silent = now - _failing_since.setdefault(bucket, now)
+      if silent > PATIENCE:
         raise Unreachable(f'{path}: no answer for {PATIENCE:.0f} s ({_reason(error)}); check the '
                           'network and run the same command again') from error
+      if now - began > PATIENCE and silent < PATIENCE / 2:
+        raise UserError(f'{path}: failed for {PATIENCE:.0f} s ({_reason(error)}), while {bucket} '
+                        'answers other requests; check this file') from error
       if bucket not in _reported:
         _reported.add(bucket)
         print(f'{bucket}: no answer ({_reason(error)}); trying again for {PATIENCE:.0f} s',

@@ -180,8 +180,8 @@ class BatchMaker:
     return row
 
   def _count_bad(self, record, error):
-    # During an outage of a bucket a run would learn from empty pictures.
-    if self.bad is None or isinstance(error, storage.Unreachable):
+    # Without its bucket a run would learn from empty pictures.
+    if self.bad is None or isinstance(error, storage.Unreachable | storage.Refused):
       raise error
     if record >= 0:
       self.bad.add(record, str(error))
