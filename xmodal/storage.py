@@ -1,8 +1,8 @@
 """Files and folders on this machine and in buckets: gs://, s3://, hf:// and az://, through fsspec.
 
 Paths are text in both cases, and os.path.join works on both. What is read or written of a bucket is
-tried again while it does not answer, for up to `PATIENCE` seconds. A missing package, credentials or
-bucket end in one line.
+tried again while it does not answer, for up to `PATIENCE` seconds; a missing package, credentials
+or bucket end in one line.
 """
 
 from collections.abc import Callable, Iterable, Iterator

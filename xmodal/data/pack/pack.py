@@ -123,7 +123,7 @@ class _Packing:
       writers = {kind: records.Writer(
           opened.enter_context(_written(self._path(split, kind, number), 'wb')), number,
           title(self._pack, split, kind, number)) for kind in KINDS}
-      while start < len(source) and writers['pictures'].size < self._limit:
+      while start < len(source) and max(w.size for w in writers.values()) < self._limit:
         read = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
         of_read = [_key(example) for example in read]
         new = {key: example.image for key, example in zip(of_read, read) if key not in known}

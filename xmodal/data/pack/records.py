@@ -18,7 +18,7 @@ from xmodal.errors import UserError
 
 # Where a record's data are: number of the file, first byte, number of bytes.
 PLACE = np.dtype([('file', '<u4'), ('offset', '<u8'), ('size', '<u4')])
-_HEADER, _CHECKSUM = struct.Struct('<QI'), struct.Struct('<I')
+_HEADER, _CHECKSUM, _PLACE = map(struct.Struct, ('<QI', '<I', '<IQI'))
 
 
 def checksum(data: bytes) -> int:
@@ -37,7 +37,7 @@ class Writer:
       number: of the file.
       title: content of the first record.
     """
-    self._file, self._number, self._places, self.size = file, number, [], 0
+    self._file, self._number, self._places, self.size = file, number, bytearray(), 0
     self.add(title)
     self._places.clear()
 
@@ -47,13 +47,13 @@ class Writer:
     self._file.write(length + _CHECKSUM.pack(checksum(length)))
     self._file.write(data)
     self._file.write(_CHECKSUM.pack(checksum(data)))
-    self._places.append((self._number, self.size + _HEADER.size, len(data)))
+    self._places += _PLACE.pack(self._number, self.size + _HEADER.size, len(data))
     self.size += _HEADER.size + len(data) + _CHECKSUM.size
 
   @property
   def places(self) -> np.ndarray:
     """Where the records are, without the first: PLACE [N]."""
-    return np.array(self._places, PLACE)
+    return np.frombuffer(self._places, PLACE).copy()
 
 
 class Reader:

@@ -7,7 +7,7 @@ import itertools
 import math
 
 from xmodal.data.example import Example, Object, Packed
-from xmodal.data.faults import in_shares
+from xmodal.data.faults import Fault, in_shares
 from xmodal.data.pictures import images
 from xmodal.data.sources.features import OF_A_QUESTION, Feature
 from xmodal.data.sources.files import MissingSplit
@@ -45,10 +45,12 @@ class Records(Sequence[Example]):
 
   Attributes:
     is_whole: see pipeline.sample.
+    faults: as of faults.Examples.
   """
 
   def __init__(self, read: Callable[[Iterable[Feature]], Sequence], features: Mapping[str, Feature],
-               question: str, to_pixels: Callable, where: str, is_whole: bool):
+               question: str, to_pixels: Callable, where: str, is_whole: bool,
+               faults: Iterable[Fault] = ()):
     """
     Args:
       read: gives the records with only some features, for several threads at once.
@@ -58,13 +60,14 @@ class Records(Sequence[Example]):
         picture, whose header is read for it.
       where: the split, for messages and names of pictures.
       is_whole: whether texts are cheap to read without pictures.
+      faults: lines on columns that are not read.
 
     If a record may give several Examples, all are counted here, which reads the whole split.
 
     Raises:
       MissingSplit: there are no Examples.
     """
-    self.is_whole = is_whole
+    self.is_whole, self.faults = is_whole, tuple(faults)
     self._features, self._where = dict(features), where
     self._image = self._features.pop('image')
     self._question, self._to_pixels = question, to_pixels

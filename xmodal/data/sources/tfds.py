@@ -86,9 +86,10 @@ def read_tfds(root: str, split: str, name: str = '', fields: tuple = (),
   usual = _BUILDERS.get(builder.name)
   if not usual or not set(usual.values()) <= found.keys():  # another config: coco/2017_panoptic
     usual = features.find(found)
-  return Records(functools.partial(_Parsed, _Files(str(builder.data_path), split)),
-                 features.match(usual, fields, found, where), question, records.boxes_in_shares,
-                 where, is_whole=False)
+  matched = features.match(usual, fields, found, where)
+  return Records(functools.partial(_Parsed, _Files(str(builder.data_path), split)), matched,
+                 question, records.boxes_in_shares, where, is_whole=False,
+                 faults=features.unread_boxes(matched, fields, found, where))
 
 
 def _import():
