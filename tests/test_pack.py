@@ -14,7 +14,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from test_pipeline import CHANGES, Boxes, assert_equal, maker
 
 from xmodal import storage
-from xmodal.data import pipeline
+from xmodal.data import check, pipeline
 from xmodal.data.example import Example, Object, Packed
 from xmodal.data.pack import examples, pack, records
 from xmodal.data.scenes.shapes import Shapes
@@ -115,6 +115,18 @@ def test_a_stopped_packing_goes_on_to_the_same_files(data, out, tmp_path, monkey
   assert sorted(path.name for path in (tmp_path / 'again').iterdir()) == names
   for name in names:
     assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_files_of_examples_are_no_larger_than_those_of_pictures(tmp_path, monkeypatch):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  (tmp_path / 'train.jsonl').write_text('\n'.join(
+      json.dumps({'image': 'a.png', 'question': f'{i}? ' + 'x' * 300}) for i in range(100)))
+  monkeypatch.setattr(pack, '_CHUNK', 8)
+  monkeypatch.setattr(pack._Packing, '__init__', _small(pack._Packing.__init__))
+  out = packed(tmp_path, tmp_path / 'out')
+  sizes = json.loads((out / 'pack.json').read_text())['splits']['train']['files']['examples']
+  assert len(sizes) > 6 and max(sizes) < 4000 + 8 * 400
+  assert [e.question[:3] for e in read_pack(str(out), 'train')][::50] == ['0? ', '50?']
 
 
 def _small(init):
@@ -219,6 +231,41 @@ def test_a_damaged_pack_is_one_line(copy, spoil, message):
   with pytest.raises(UserError, match=message) as error:
     read_pack(str(copy), 'val')
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('train-examples-00000.tfrecord', 'is a file of another pack'),
+    ('train-pictures-00000.tfrecord', 'is a file of another pack'),
+    ('train-examples.npy', 'is the index of another pack')])
+def test_a_file_of_another_pack_of_as_many_examples_is_named(data, copy, tmp_path, name, message):
+  lines = (data / 'train.jsonl').read_text().replace('what else?', 'what?')
+  for path in data.glob('*.png'):
+    shutil.copy(path, tmp_path / path.name)
+  (tmp_path / 'train.jsonl').write_text(lines)
+  shutil.copy(packed(tmp_path, tmp_path / 'other') / name, copy / name)
+  with pytest.raises(UserError, match=f'{name}: {message}'):
+    read_pack(str(copy), 'train')
+
+
+def test_a_damaged_index_is_no_defect(copy):
+  places = np.load(copy / 'val-pictures.npy')
+  places['file'][1] = 7
+  np.save(copy / 'val-pictures.npy', places)
+  make = maker(read_pack(str(copy), 'val'), Boxes(), share=0.5)
+  batch, = pipeline.eval_batches(make, 9)
+  assert batch['valid'].sum() == 7
+  assert 'its index is damaged' in make.bad.reasons[2]
+
+
+def test_check_reads_all_splits_of_a_pack(tmp_path, capsys):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  line = {'image': 'a.png', 'objects': [{'name': 'x', 'box': [5, 1, 7, 2]}]}
+  (tmp_path / 'validation.jsonl').write_text(json.dumps(line))
+  packed(tmp_path, tmp_path / 'out', '--splits', 'validation')
+  capsys.readouterr()
+  assert check.main([str(tmp_path / 'out'), '--source', 'pack']) == 1
+  out = capsys.readouterr().out
+  assert 'has box [5.0, 1.0, 7.0, 2.0] outside' in out and 'validation: 1 examples' in out
 
 
 @pytest.mark.parametrize('flags, message', [

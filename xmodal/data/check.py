@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
   flags.add_argument('--source', default='jsonl', help='as config.data.source: '
                      f'{", ".join(sources_of_files())}; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
-                                     'test, whichever are there; all splits of tfds and hf')
+                                     'test, whichever are there; all splits of tfds, hf and pack')
   flags, rest = flags.parse_known_args(arguments)
   return errors.command(lambda: _report(flags, rest), flags.folder)
 

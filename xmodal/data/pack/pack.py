@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
   flags.add_argument('--output', required=True, metavar='OUT', help='new folder of the pack')
   flags.add_argument('--splits', nargs='+', metavar='SPLIT',
                      help='if not given, those of train, val, test that are there; all splits of '
-                          'tfds and hf')
+                          'tfds, hf and pack')
   flags.add_argument('--longest', type=int, metavar='PIXELS',
                      help='make pictures with a longer side smaller')
   flags.add_argument('--quality', type=int, default=95, help='of JPEG, with --longest (default 95)')

@@ -20,6 +20,8 @@ from xmodal.errors import UserError
 PLACE = np.dtype([('file', '<u4'), ('offset', '<u8'), ('size', '<u4')])
 _HEADER, _CHECKSUM, _PLACE = map(struct.Struct, ('<QI', '<I', '<IQI'))
 
+AFTER = _CHECKSUM.size  # bytes of a file after the data of a record
+
 
 def checksum(data: bytes) -> int:
   """The masked CRC-32C of TFRecord."""
@@ -48,7 +50,7 @@ class Writer:
     self._file.write(data)
     self._file.write(_CHECKSUM.pack(checksum(data)))
     self._places += _PLACE.pack(self._number, self.size + _HEADER.size, len(data))
-    self.size += _HEADER.size + len(data) + _CHECKSUM.size
+    self.size += _HEADER.size + len(data) + AFTER
 
   @property
   def places(self) -> np.ndarray:
@@ -87,10 +89,12 @@ class Reader:
       UserError: the file cannot be read, or the record has changed since it was written.
     """
     file, offset, size = self._places[number].item()
+    if file >= len(self._paths):
+      raise UserError(f'{self._paths[0]}: its index is damaged; copy it again')
     read = self._read if not self._remote else self._read_bucket
-    found = read(file, offset, size + _CHECKSUM.size)
+    found = read(file, offset, size + AFTER)
     data, of_data = found[:size], found[size:]
-    if len(of_data) < _CHECKSUM.size or _CHECKSUM.unpack(of_data)[0] != checksum(data):
+    if len(of_data) < AFTER or _CHECKSUM.unpack(of_data)[0] != checksum(data):
       raise UserError(f'{self._paths[file]}: record {number} is damaged; make the pack again')
     return data
 
@@ -137,7 +141,7 @@ def _check_file(path, size, title):
   except OSError as error:
     reason = error.strerror or 'no such file'
     raise UserError(f'{path}: {reason}; copy the pack again, all its files') from error
+  if len(first) == len(title) and first != title:
+    raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')
   if found != size:
     raise UserError(f'{path}: has {found:,} bytes of {size:,}; copy it again')
-  if first != title:
-    raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')

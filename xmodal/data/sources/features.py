@@ -163,7 +163,7 @@ def unread_boxes(matched: Mapping[str, Feature], fields: Iterable, features: Map
   """A line on each column of boxes if no field reads one and config.data.fields leaves none out."""
   if 'box' in matched or 'box' in columns.pairs(fields, _WANTED):
     return []
-  return [Fault(f'{where}: column {feature}, is not read, as no column with the usual names has its '
+  return [Fault(f'{where}: column {feature}, is not read, as no column with a usual name has its '
                 f"names; set config.data.fields=(('box', {path!r}), ('name', 'COLUMN'))",
                 'column of boxes is not read')
           for path, feature in features.items()
