@@ -130,11 +130,45 @@ def test_files_of_examples_are_no_larger_than_those_of_pictures(tmp_path, monkey
 
 
 def _small(init):
-  def small(self, folder, name, longest, quality, file_bytes, max_bad_share):
+  def small(self, *arguments):
+    *others, file_bytes, max_bad_share = arguments
     del file_bytes
-    init(self, folder, name, longest, quality, 4000, max_bad_share)
+    init(self, *others, 4000, max_bad_share)
 
   return small
+
+
+def test_data_that_changed_since_a_pack_was_begun_are_refused(tmp_path, monkeypatch, capsys):
+  lines = [{'image': f'{i}.png', 'question': f'what is {i}?'} for i in range(30)]
+  for i in range(30):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)).save(
+        tmp_path / f'{i}.png')
+
+  def write(changes):
+    (tmp_path / 'train.jsonl').write_text('\n'.join(
+        json.dumps(changes.get(i, line)) for i, line in enumerate(lines)))
+
+  def stop(self, *arguments):
+    if arguments[1] == 1:  # the second part
+      raise KeyboardInterrupt
+    return write_part(self, *arguments)
+
+  monkeypatch.setattr(pack, '_CHUNK', 8)
+  monkeypatch.setattr(pack._Packing, '__init__', _small(pack._Packing.__init__))
+  write_part = pack._Packing._write_part
+  write({})
+  arguments = [str(tmp_path), '--output', str(tmp_path / 'out')]
+  with monkeypatch.context() as patch:
+    patch.setattr(pack._Packing, '_write_part', stop)
+    assert pack.main(arguments) == 130
+  for changes in ({2: lines[2] | {'question': 'how many?'}}, {3: lines[3] | {'image': '29.png'}},
+                  {1: lines[4], 4: lines[1]}):
+    write(changes)
+    assert pack.main(arguments) == 2
+    assert "examples 0 to 7 of 'train' are others" in capsys.readouterr().err
+  write({25: lines[25] | {'question': 'not packed yet'}})
+  assert pack.main(arguments) == 0
+  assert read_pack(str(tmp_path / 'out'), 'train')[25].question == 'not packed yet'
 
 
 def test_a_disk_or_bucket_that_gives_no_pictures_ends_the_packing(

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import tarfile
+import threading
 
 import buckets
 import numpy as np
@@ -276,6 +277,17 @@ def test_a_stopped_packing_goes_on(jsonl, monkeypatch, capsys):
   assert not [name for name in storage.list_dir(out) if name.endswith(('.npz', 'unfinished.json'))]
   capsys.readouterr()
   assert pack.main(arguments) == 2 and 'is a pack already' in capsys.readouterr().err
+
+
+def test_pictures_of_a_bucket_are_packed_many_at_a_time(jsonl, monkeypatch, tmp_path):
+  met, picture = threading.Barrier(20), pack._picture
+
+  def together(*arguments, **options):
+    met.wait(60)  # for all 20 pictures
+    return picture(*arguments, **options)
+
+  monkeypatch.setattr(pack, '_picture', together)
+  assert pack.main([jsonl[1], '--output', str(tmp_path / 'out'), '--splits', 'train']) == 0
 
 
 def test_damage_of_a_pack_is_one_line(packed, tmp_path):

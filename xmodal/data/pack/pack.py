@@ -68,9 +68,12 @@ def fingerprint(pack: str, split: str) -> str:
 class _Packing:
   """Writes the splits of a source into a folder."""
 
-  def __init__(self, folder: str, pack: str, longest: int | None, quality: int, file_bytes: int,
-               max_bad_share: float):
+  def __init__(self, folder: str, pack: str, root: str, longest: int | None, quality: int,
+               file_bytes: int, max_bad_share: float):
     self._folder, self._pack, self._limit = folder, pack, file_bytes
+    self._read = pipeline.threaded
+    if storage.is_remote(root):
+      self._read = functools.partial(storage.each, root)
     self._file = functools.partial(_picture, longest=longest, quality=quality)
     self._max_bad_share = max_bad_share
     self.num_unread, self.unread = 0, []  # pictures; lines on those of this run
@@ -82,13 +85,13 @@ class _Packing:
     for part in parts:
       for key, scale in zip(part['keys'].tolist(), part['scales'].tolist()):
         known[key] = len(known), scale
-    start = sum(int(part['read']) for part in parts)
+    start = 0
     allowed = int(self._max_bad_share * len(source))
     gathering = Gathering(languages=True)
-    with tqdm(total=len(source), initial=start, desc=split, unit=' examples',
-              disable=None) as bar:
-      for i in range(start):
-        gathering.add(source[i])
+    with tqdm(total=len(source), desc=split, unit=' examples', disable=None) as bar:
+      for part in parts:
+        self._check_part(split, part, source, start, known, gathering, bar)
+        start += int(part['read'])
       while start < len(source):
         part = self._write_part(split, len(parts), source, start, known, gathering, bar,
                                 allowed - sum(map(_num_unread, parts)))
@@ -117,8 +120,22 @@ class _Packing:
         found.append(dict(part))
     return found
 
+  def _check_part(self, split, part, source, start, known, gathering, bar):
+    """Gathers the examples of a part that an earlier run wrote, which have to be the same."""
+    found = hashlib.blake2b()
+    for i in range(start, start + int(part['read'])):
+      example = source[i]
+      gathering.add(example)
+      found.update(examples.to_record(example, *known.get(_key(example), (-1, 1.0))))
+      bar.update()
+    if found.hexdigest() != str(part.get('digest')):
+      raise UserError(f'{self._folder}: the data have changed since this pack was begun: examples '
+                      f'{start} to {start + int(part["read"]) - 1} of {split!r} are others; give '
+                      'another --output')
+
   def _write_part(self, split, number, source, start, known, gathering, bar, allowed):
     keys, scales, first, made, unread = [], [], start, 0, []
+    digest = hashlib.blake2b()
     with contextlib.ExitStack() as opened:
       writers = {kind: records.Writer(
           opened.enter_context(_written(self._path(split, kind, number), 'wb')), number,
@@ -127,7 +144,7 @@ class _Packing:
         read = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
         of_read = [_key(example) for example in read]
         new = {key: example.image for key, example in zip(of_read, read) if key not in known}
-        for key, (data, scale, fault) in zip(new, pipeline.threaded(self._file, new.values())):
+        for key, (data, scale, fault) in zip(new, self._read(self._file, new.values())):
           known[key] = len(known), scale
           keys.append(key)
           scales.append(scale)
@@ -139,13 +156,15 @@ class _Packing:
                 f'be read; the last: {fault}; repair them (xmodal check lists all), or raise '
                 '--max_bad_share, and run the same command again')
         for key, example in zip(of_read, read):
-          writers['examples'].add(examples.to_record(example, *known[key]))
+          record = examples.to_record(example, *known[key])
+          digest.update(record)
+          writers['examples'].add(record)
           gathering.add(example)
         made += sum(example.made for example in read)
         start += len(read)
         bar.update(len(read))
     part = {'keys': np.array(keys, 'S32'), 'scales': np.array(scales), 'read': start - first,
-            'made': made} | {
+            'made': made, 'digest': digest.hexdigest()} | {
         kind: writer.places for kind, writer in writers.items()}
     with _written(os.path.join(self._folder, f'{split}-{number:05d}.npz'), 'wb') as f:
       np.savez(f, **part)
@@ -243,7 +262,7 @@ def _run(flags, rest):
                'longest': flags.longest, 'quality': flags.quality,
                'examples': {split: len(source) for split, source in opened.items()}}
   pack = _begin(output, made_from)
-  packing = _Packing(output, pack, flags.longest, flags.quality, flags.file_mb * 2**20,
+  packing = _Packing(output, pack, flags.folder, flags.longest, flags.quality, flags.file_mb * 2**20,
                      flags.max_bad_share)
   splits = {split: packing.write(split, source) for split, source in opened.items()}
   packing.finish({'format': 'xmodal pack', 'version': VERSION, 'pack': pack, **made_from,
