@@ -43,16 +43,16 @@ def children(make):
 
 
 class Mortal:
-  """A source that kills the process which reads record 5, once for each file of a folder."""
+  """A source that kills the process which reads a record, once for each file of a folder."""
 
-  def __init__(self, source, folder):
-    self._source, self._folder = source, folder
+  def __init__(self, source, folder, record=5):
+    self._source, self._folder, self._record = source, folder, record
 
   def __len__(self):
     return len(self._source)
 
   def __getitem__(self, index):
-    if index == 5 and (left := sorted(os.listdir(self._folder))):
+    if index == self._record and (left := sorted(os.listdir(self._folder))):
       os.remove(os.path.join(self._folder, left[0]))
       os.kill(os.getpid(), signal.SIGKILL)
     return self._source[index]
@@ -120,11 +120,39 @@ def test_a_killed_process_is_replaced_and_its_rows_made_again(tmp_path):
                   'started again']
 
 
-def test_processes_that_go_on_dying_end_the_run(tmp_path):
-  for i in range(9):
+class Stillborn(list):
+  """A source that ends the process which receives it."""
+
+  def __reduce__(self):
+    return os._exit, (3,)
+
+
+def test_a_picture_that_ends_every_process_is_an_unreadable_one(tmp_path):
+  for i in range(99):
     (tmp_path / str(i)).touch()
-  with started(maker(Mortal(numbered(20), str(tmp_path)), Number())) as make:
-    with pytest.raises(UserError, match='the 4th time: lower config.data.workers=2') as error:
+  source, said = numbered(20), []
+  plain = maker([Example('missing.png') if i in (5, 6) else e for i, e in enumerate(source)],
+                Number(), share=0.1)
+  expected = [*pipeline.train_batches(plain, BATCH, 0, 6), *pipeline.eval_batches(plain, BATCH)]
+  deadly = Mortal(Mortal(source, str(tmp_path)), str(tmp_path), record=6)
+  with started(maker(deadly, Number(), share=0.1), said=said) as make:
+    found = [*pipeline.train_batches(make, BATCH, 0, 6), *pipeline.eval_batches(make, BATCH)]
+  for a, b in zip(expected, found, strict=True):
+    np.testing.assert_array_equal(a['valid'], b['valid'])
+    np.testing.assert_array_equal(a['image'], b['image'])
+    np.testing.assert_array_equal(a['task']['number'][a['valid']], b['task']['number'][b['valid']])
+  assert make.bad.reasons == {n: f'record {n}: the process that read it died (killed, perhaps as '
+                                 'memory ran out)' for n in (5, 6)}
+  assert len(said) <= 6
+  with started(maker(deadly, Number())) as make:
+    with pytest.raises(UserError, match='1 of 20 pictures cannot be read.*: record [56]: the proc'):
+      list(pipeline.train_batches(make, BATCH, 0, 6))
+
+
+def test_processes_that_go_on_dying_end_the_run():
+  with started(maker(Stillborn(numbered(20)), Number())) as make:
+    with pytest.raises(UserError, match=r'died \(exit code 3\), the 4th time: lower '
+                                        'config.data.workers=2') as error:
       list(pipeline.train_batches(make, BATCH, 0, 6))
   assert '\n' not in str(error.value)
 
