@@ -30,6 +30,7 @@ from xmodal.errors import UserError
 _FORMAT = 2  # of files: raise it when what is gathered changes, or how texts become words
 _ROWS = ('given', 'questions', 'captions')  # fields of an Overview
 _ROWS_AT_ONCE = 1 << 18
+_TEXTS_AT_ONCE = 1000
 _FIELDS = tuple(DEFAULTS)
 _filled = operator.attrgetter(*_FIELDS)
 
@@ -179,11 +180,19 @@ class Gathering:
         array.array('i') for _ in range(4))
     self._numbers = array.array('d')
 
-  def add(self, example: Example) -> None:
-    """Adds an example after those before."""
-    self._size += 1
+  def add(self, example: Example, times: int = 1) -> None:
+    """Adds an example after those before, or several equal ones."""
+    self._size += times
     inputs = [name for name in example.inputs or () if name not in DEFAULTS]
-    self._filled[(*map(operator.ne, _filled(example), DEFAULTS.values()), *inputs)] += 1
+    self._filled[(*map(operator.ne, _filled(example), DEFAULTS.values()), *inputs)] += times
+    for _ in range(times):
+      self._add_texts(example)
+    if example.objects is not None:
+      self._add_objects(example.objects, times)
+    if self._foreign is not None and (text := foreign_text(example)) is not None:
+      self._foreign = self._foreign[0] + times, self._foreign[1] or text
+
+  def _add_texts(self, example):
     words = self._words.numbers(example.question) if example.question else ()
     self._questions.extend(words)
     self._num_words.append(len(words))
@@ -205,20 +214,34 @@ class Gathering:
       self._counts.update(self._words.numbers(example.expression.name))
     if example.number is not None:
       self._numbers.append(example.number)
-    if example.objects is not None:
-      self._add_objects(example.objects)
-    if self._foreign is not None and (text := foreign_text(example)) is not None:
-      self._foreign = self._foreign[0] + 1, self._foreign[1] or text
 
-  def _add_objects(self, objects):
+  def add_expressions(self, texts: Iterable[str]) -> None:
+    """Adds the texts of expressions, whose examples were added with '' for each.
+
+    Args:
+      texts: with single spaces between words, and none before and after.
+    """
+    texts = iter(texts)
+    while some := list(itertools.islice(texts, _TEXTS_AT_ONCE)):
+      joined = ' '.join(some)
+      # One call for all takes a fifth of the time.
+      for text in [joined] if joined.isascii() else some:
+        self._counts.update(self._words.numbers(text))
+
+  def _add_objects(self, objects, times):
     names = [thing.name for thing in objects]
-    self._num_objects[len(names)] += 1
-    self._names.update(names)
-    self._with_name.update(list(dict.fromkeys(names)))
+    self._num_objects[len(names)] += times
+    for counts, of_example in ((self._names, names), (self._with_name, dict.fromkeys(names))):
+      if times == 1:
+        counts.update(list(of_example))
+      else:
+        for name in of_example:
+          counts[name] += times
     for thing in objects:
-      self._ignored += bool(thing.ignore)
+      self._ignored += bool(thing.ignore) * times
       if thing.category_id is not None:
-        self._categories.setdefault(thing.name, collections.Counter())[thing.category_id] += 1
+        self._categories.setdefault(
+            thing.name, collections.Counter())[thing.category_id] += times
 
   def overview(self) -> Overview:
     """The overview; nothing can be added to it."""
@@ -253,12 +276,16 @@ def _smallest(numbers):
   return found.astype(np.min_scalar_type(int(found.max(initial=0))))
 
 
-@uncollected()
 def overview_of(examples: Iterable[Example]) -> Overview:
   """The overview of examples, their own if they have one."""
-  if (own := getattr(examples, 'overview', None)) is not None:
-    return own
-  gathering = Gathering()
+  own = getattr(examples, 'overview', None)
+  return gathered(examples) if own is None else own
+
+
+@uncollected()
+def gathered(examples: Iterable[Example], languages: bool = False) -> Overview:
+  """The overview of examples, from a pass over them all; languages: see Gathering."""
+  gathering = Gathering(languages)
   for example in examples:
     gathering.add(example)
   return gathering.overview()

@@ -288,5 +288,5 @@ def sample(source: Source, count: int = 4096) -> Sequence[Example]:
   if isinstance(source, list) or getattr(source, 'is_whole', False):
     return source
   if isinstance(source, Concatenated):
-    return [example for part in source.parts for example in sample(part, count)]
+    return Concatenated([sample(part, count) for part in source.parts])
   return [source[i] for i in range(min(count, len(source)))]

@@ -262,8 +262,8 @@ def _run(flags, rest):
                'longest': flags.longest, 'quality': flags.quality,
                'examples': {split: len(source) for split, source in opened.items()}}
   pack = _begin(output, made_from)
-  packing = _Packing(output, pack, flags.folder, flags.longest, flags.quality, flags.file_mb * 2**20,
-                     flags.max_bad_share)
+  packing = _Packing(output, pack, flags.folder, flags.longest, flags.quality,
+                     flags.file_mb * 2**20, flags.max_bad_share)
   splits = {split: packing.write(split, source) for split, source in opened.items()}
   packing.finish({'format': 'xmodal pack', 'version': VERSION, 'pack': pack, **made_from,
                   'splits': splits})

@@ -60,8 +60,8 @@ def read_hf(root: str, split: str, name: str = '', fields: tuple = (),
   found = {feature.path: feature for feature in map(_feature, _leaves(rows.features))}
   matched = features.match(features.find(found), fields, found, where)
   return Records(functools.partial(_only, rows), matched, question,
-                 records.corners if corners else records.sides, where, is_whole=True,
-                 faults=features.unread_boxes(matched, fields, found, where))
+                 records.corners if corners else records.sides, where,
+                 features.unread_boxes(matched, fields, found, where))
 
 
 def _load(root, name):
