@@ -95,6 +95,15 @@ def test_an_overview_counts_what_the_examples_have():
   assert found.foreign is None
 
 
+def test_equal_examples_may_be_added_at_once():
+  one_by_one, at_once = Gathering(languages=True), Gathering(languages=True)
+  for number, example in enumerate(examples(100)):
+    at_once.add(example, 1 + number % 3)
+    for _ in range(1 + number % 3):
+      one_by_one.add(example)
+  assert facts(at_once.overview()) == facts(one_by_one.overview())
+
+
 def test_an_overview_is_read_as_it_was_written(tmp_path):
   source, gathering = examples(50), Gathering(languages=True)
   for example in source:
