@@ -180,6 +180,20 @@ def test_the_first_run_on_a_pack_reads_few_examples(packed, tasks, monkeypatch):
   assert read_pack(str(packed), 'train').overview is None
 
 
+def test_a_pack_without_answers_is_not_searched_for_them(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  Image.new('RGB', (32, 32)).save(tmp_path / 'a.png')
+  for split, answers in (('train', ['yes']), ('val', [])):
+    (tmp_path / f'{split}.jsonl').write_text('\n'.join(json.dumps(
+        {'image': 'a.png', 'question': f'is it {i}?', 'answers': answers}) for i in range(400)))
+  assert pack.main([str(tmp_path), '--output', str(tmp_path / 'pack')]) == 0
+  reads, read = [], records.Reader.read
+  monkeypatch.setattr(records.Reader, 'read', lambda self, n: reads.append(n) or read(self, n))
+  plan = Plan(tiny.changed(data__source='pack', data__root=str(tmp_path / 'pack'),
+                           mixer__tasks=('vqa',), mixer__weights=(1.0,)), 'unused')
+  assert plan.evaluation.scored == [] and len(reads) < 300
+
+
 def test_records_are_read_as_json_reads_them(tmp_path, monkeypatch):
   rows = [{'a': 'x"]},', 'b': [1, {'c': None}]}, 3, -1.5e3, 'é\n', [], {}, True, 12345]
   path = tmp_path / 'file.json'

@@ -71,6 +71,13 @@ def test_examples_and_batches_are_those_of_the_source(data, out):
   assert pipeline.sample(found) is found
 
 
+def test_another_process_maps_the_index_itself(out):
+  source = read_pack(str(out), 'train')
+  sent = pickle.dumps(source)
+  assert len(sent) < 16 * len(source)  # bytes of an entry of one index
+  assert list(pickle.loads(sent)) == list(source)
+
+
 def test_tensorboard_reads_the_files_as_tfrecord(data, out):
   path = out / pack.file_name('val', 'pictures', 0)
   reader = pywrap_tensorflow.PyRecordReader_New(str(path))

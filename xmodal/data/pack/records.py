@@ -80,7 +80,9 @@ class Reader:
     return len(self._places)
 
   def __reduce__(self):
-    return Reader, (self._paths, self._places, self._ahead)
+    # A mapped index is mapped again: pickle would copy it.
+    mapped = isinstance(self._places, np.memmap)
+    return _reader, (self._paths, self._places.filename if mapped else self._places, self._ahead)
 
   def read(self, number: int) -> bytes:
     """The data of a record.
@@ -125,6 +127,12 @@ class Reader:
   def __del__(self):
     for descriptor in self._files.values():
       os.close(descriptor)
+
+
+def _reader(paths, places, ahead):
+  if not isinstance(places, np.ndarray):
+    places = np.load(places, mmap_mode='r')
+  return Reader(paths, places, ahead)
 
 
 def check_files(paths: Sequence[str], sizes: Iterable[int], titles: Iterable[bytes]) -> None:
