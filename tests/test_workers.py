@@ -18,9 +18,12 @@ from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
 from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.worker import owners
 from xmodal.data.workers import Workers
 from xmodal.errors import UserError
+from xmodal.train import run as runs
 from xmodal.train.logs import metrics
+from xmodal.train.plan import Plan
 from xmodal.train.process.stop import Stop
 
 BATCH = 8
@@ -30,7 +33,7 @@ BATCH = 8
 def started(make, count=2, said=None):
   """The maker with processes."""
   make = dataclasses.replace(make, name='train')
-  with contextlib.closing(Workers({'train': make}, {'train': BATCH}, count,
+  with contextlib.closing(Workers([[(make, BATCH)]], count,
                                   (said if said is not None else []).append)) as workers:
     yield dataclasses.replace(make, workers=workers)
 
@@ -83,6 +86,27 @@ def test_any_number_of_processes_makes_the_batches_of_threads(count):
     for a, b in zip(pipeline.eval_batches(make, BATCH), pipeline.eval_batches(many, BATCH),
                     strict=True):
       assert_equal(a, b)
+
+
+@pytest.mark.parametrize('count', [1, 3, 14])
+def test_rows_are_shared_out_evenly_and_mostly_by_record(count):
+  records = np.random.default_rng(count).integers(-1, 10**6, 256)
+  owner = owners(records, count)
+  assert np.bincount(owner, minlength=count).max() <= -(-256 // count) and set(owner) == {
+      *range(count)}
+  assert (owner == records % count).mean() > 0.8
+  np.testing.assert_array_equal(owners(np.arange(64), count), np.arange(64) % count)
+  np.testing.assert_array_equal(np.bincount(owners(np.zeros(8 * count, int), count)), 8)
+  assert len(owners(np.zeros(0, int), count)) == 0
+
+
+def test_memory_holds_six_of_the_largest_job():
+  makes = [dataclasses.replace(maker(numbered(8), Number(), size=(64, 64)), name=name)
+           for name in 'abc']
+  picture = 64 * 64 * 3
+  largest = [[(makes[0], 4), (makes[1], 4)], [(makes[2], 6)]]
+  with contextlib.closing(Workers(largest, 1, print)) as workers:
+    assert 6 * 8 * picture < len(workers._memory) < 6 * 9 * picture
 
 
 def test_what_is_wrong_with_records_is_counted_by_the_trainer(tmp_path):
@@ -229,3 +253,6 @@ def test_a_run_with_processes_learns_what_one_with_threads_does(finished, tmp_pa
        metrics.read(str(folder / 'metrics.jsonl'))[0]} for folder in (tmp_path, finished))
   assert found == expected and len(list(filter(None, found.values()))) > 6
   assert told['evaluation'] == json.loads((finished / 'final.json').read_text())['evaluation']
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, 'threaded', None)  # processes make all batches
+    assert runs.evaluate_newest(Plan(c, str(tmp_path), 'eval')) == told['evaluation']

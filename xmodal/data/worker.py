@@ -100,6 +100,26 @@ class _Without:
     return self._source[index]
 
 
+def owners(records: np.ndarray, count: int) -> np.ndarray:
+  """The process of each row: that of its record, so that each keeps other decoded pictures, unless
+  it has its share already.
+
+  Args:
+    records: int [B].
+    count: number of processes.
+
+  Returns:
+    int [B]; each of 0..count-1 at most ceil(B / count) times.
+  """
+  owner, most = records % count, -(-len(records) // count)
+  order = np.argsort(owner, kind='stable')
+  counts = np.bincount(owner, minlength=count)
+  place = np.arange(len(records)) - np.repeat(np.cumsum(counts) - counts, counts)
+  above = order[place >= most]
+  owner[above] = np.repeat(np.arange(count), np.maximum(most - counts, 0))[:len(above)]
+  return owner
+
+
 def _one_by_one(make, records, note):
   """Yields the number of each row, and notes before that which record may end this process."""
   for row, record in enumerate(np.maximum(records, 0).tolist()):
@@ -116,7 +136,7 @@ def serve(memory: memoryview, number: int, count: int, link: Connection,
 
   A message of the trainer is (number of the job, offset of its slot, [(name of the maker, tasks,
   records, positions)], whether this process makes all rows, one by one, {name of a maker: {record:
-  why it is not read}}). Record by record, a process keeps other decoded pictures than the others.
+  why it is not read}}).
   """
   layouts, note = {}, Note(memory)
   while True:
@@ -134,7 +154,7 @@ def serve(memory: memoryview, number: int, count: int, link: Connection,
           layouts[key] = Layout.of(make.shapes(), len(records))
         if name in left_out:
           make = dataclasses.replace(make, source=_Without(make.source, left_out[name]))
-        own = np.flatnonzero(records % count == number)
+        own = np.flatnonzero(owners(records, count) == number)
         for rows in _one_by_one(make, records, note) if alone else [own] if len(own) else []:
           batch = make(records[rows], positions[rows])
           jax.tree.map(lambda whole, part, rows=rows: whole.__setitem__(rows, part),

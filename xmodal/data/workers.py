@@ -5,7 +5,7 @@ positions only, so it is the same for any number of processes, and for threads.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import mmap
 import multiprocessing.connection
@@ -43,15 +43,17 @@ class _Job:
 
 
 class Workers:
-  """Processes for the batches of some makers; close them at the end."""
+  """Processes for the batches of some makers; close them at the end.
 
-  def __init__(self, makers: Mapping[str, BatchMaker], rows: Mapping[str, int], count: int,
+  They share memory of _AHEAD * _STREAMS times the largest job, and hold the makers besides.
+  """
+
+  def __init__(self, largest: Iterable[Sequence[tuple[BatchMaker, int]]], count: int,
                say: Callable[[str], None]):
     """Starts the processes.
 
     Args:
-      makers: by name.
-      rows: most rows of a batch of each.
+      largest: the largest job of each kind: its makers, and the number of rows that each makes.
       count: number of processes.
       say: called with a line when a process has died.
 
@@ -59,9 +61,10 @@ class Workers:
       UserError: a maker cannot be sent to another process.
     """
     self._count, self._say = count, say
-    self._pickled = _pickle(makers, count)
+    largest = list(largest)
+    self._pickled = _pickle({make.name: make for job in largest for make, _ in job}, count)
     self._layouts: dict[tuple, Layout] = {}
-    self._slot = sum(self._layout(make, rows[name]).size for name, make in makers.items())
+    self._slot = max(sum(self._layout(make, rows).size for make, rows in job) for job in largest)
     self._file = (os.fdopen(os.memfd_create('xmodal-batches'), 'r+b')
                   if hasattr(os, 'memfd_create') else tempfile.TemporaryFile())
     size = self._slot * _AHEAD * _STREAMS + Note.SIZE
