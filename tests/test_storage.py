@@ -3,8 +3,12 @@
 import errno
 import os
 import time
+import types
 
+import botocore.exceptions
 import buckets
+import gcsfs.retry
+import google.auth.exceptions
 import pytest
 
 from xmodal import downloads, storage
@@ -105,6 +109,42 @@ def test_no_permission_is_said_at_once(monkeypatch):
   monkeypatch.setattr(storage, '_file_system', lambda kind: Closed())
   with pytest.raises(UserError, match='gs://bucket/file: no permission'):
     storage.read('gs://bucket/file')
+
+
+def _of_the_hub(kind, status):
+  """An error as huggingface_hub raises it for an answer with a status."""
+  errors = pytest.importorskip('huggingface_hub.errors')
+  response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+  return getattr(errors, kind)(f'{status} Client Error', response=response)
+
+
+@pytest.mark.parametrize('address, make, line', [
+    ('gs://bucket/file', lambda: google.auth.exceptions.DefaultCredentialsError('none found'),
+     'no valid credentials'),
+    ('gs://bucket/file', lambda: google.auth.exceptions.RefreshError('revoked'),
+     'no valid credentials'),
+    ('gs://bucket/file', lambda: gcsfs.retry.HttpError({'code': 401, 'message': 'Invalid'}),
+     'no valid credentials'),
+    ('s3://bucket/file', lambda: botocore.exceptions.NoCredentialsError(), 'no valid credentials'),
+    ('s3://bucket/file', lambda: PermissionError('The provided token has expired.'),
+     'no permission'),
+    ('hf://datasets/owner/name/file', lambda: _of_the_hub('HfHubHTTPError', 401),
+     'no valid credentials'),
+    ('hf://datasets/owner/name/file', lambda: _of_the_hub('GatedRepoError', 403),
+     'no permission')])
+def test_refused_credentials_are_one_line_at_once(monkeypatch, address, make, line):
+  class Refusing:
+    async_impl = True
+
+    def cat_file(self, path):
+      raise make()
+
+  monkeypatch.setattr(storage, 'PATIENCE', 1e9)
+  monkeypatch.setattr(storage.time, 'sleep', lambda _: pytest.fail('it is tried again'))
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Refusing())
+  with pytest.raises(storage.Refused, match=f'{address}: {line}') as error:
+    storage.read(address)
+  assert '\n' not in str(error.value)
 
 
 def test_a_full_disk_here_is_not_the_buckets(monkeypatch, tmp_path):

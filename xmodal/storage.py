@@ -365,7 +365,7 @@ def _is_local(error):
 
 def _refusal(path, error):
   """A line on what the user can fix, '' for other errors."""
-  code, name = getattr(error, 'code', None), type(error).__name__
+  code, name = _status(error), type(error).__name__
   if isinstance(error, ImportError):
     module, package = _PACKAGES[scheme(path)]
     return f'{path}: needs {module} ({error}): pip install "{package}"'
@@ -379,10 +379,17 @@ def _refusal(path, error):
   return ''
 
 
+def _status(error):
+  """The HTTP status of an error of gcsfs, adlfs or huggingface_hub; None if it has none."""
+  found = (getattr(error, 'code', None), getattr(error, 'status_code', None),
+           getattr(getattr(error, 'response', None), 'status_code', None))
+  return next((code for code in found if isinstance(code, int)), None)
+
+
 def _may_pass(error):
   """Whether an error may be of a network or server that recovers."""
-  code = getattr(error, 'code', None)
-  if isinstance(code, int) and 400 <= code < 500:
+  code = _status(error)
+  if code is not None and 400 <= code < 500:
     return code in (408, 429)
   module = type(error).__module__.partition('.')[0]
   return isinstance(error, OSError | TimeoutError) or module in (
