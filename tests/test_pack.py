@@ -1,6 +1,7 @@
 """Packs give the examples and batches of their source, and say what is wrong with their files."""
 
 import dataclasses
+import errno
 import json
 import pathlib
 import pickle
@@ -12,7 +13,8 @@ import pytest
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from test_pipeline import CHANGES, Boxes, assert_equal, maker
 
-from xmodal.data import pipeline
+from xmodal import storage
+from xmodal.data import check, pipeline
 from xmodal.data.example import Example, Object, Packed
 from xmodal.data.pack import examples, pack, records
 from xmodal.data.scenes.shapes import Shapes
@@ -69,6 +71,13 @@ def test_examples_and_batches_are_those_of_the_source(data, out):
   assert pipeline.sample(found) is found
 
 
+def test_another_process_maps_the_index_itself(out):
+  source = read_pack(str(out), 'train')
+  sent = pickle.dumps(source)
+  assert len(sent) < 16 * len(source)  # bytes of an entry of one index
+  assert list(pickle.loads(sent)) == list(source)
+
+
 def test_tensorboard_reads_the_files_as_tfrecord(data, out):
   path = out / pack.file_name('val', 'pictures', 0)
   reader = pywrap_tensorflow.PyRecordReader_New(str(path))
@@ -115,12 +124,95 @@ def test_a_stopped_packing_goes_on_to_the_same_files(data, out, tmp_path, monkey
     assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
 
 
+def test_files_of_examples_are_no_larger_than_those_of_pictures(tmp_path, monkeypatch):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  (tmp_path / 'train.jsonl').write_text('\n'.join(
+      json.dumps({'image': 'a.png', 'question': f'{i}? ' + 'x' * 300}) for i in range(100)))
+  monkeypatch.setattr(pack, '_CHUNK', 8)
+  monkeypatch.setattr(pack._Packing, '__init__', _small(pack._Packing.__init__))
+  out = packed(tmp_path, tmp_path / 'out')
+  sizes = json.loads((out / 'pack.json').read_text())['splits']['train']['files']['examples']
+  assert len(sizes) > 6 and max(sizes) < 4000 + 8 * 400
+  assert [e.question[:3] for e in read_pack(str(out), 'train')][::50] == ['0? ', '50?']
+
+
 def _small(init):
-  def small(self, folder, name, longest, quality, file_bytes):
+  def small(self, *arguments):
+    *others, file_bytes, max_bad_share = arguments
     del file_bytes
-    init(self, folder, name, longest, quality, 4000)
+    init(self, *others, 4000, max_bad_share)
 
   return small
+
+
+def test_data_that_changed_since_a_pack_was_begun_are_refused(tmp_path, monkeypatch, capsys):
+  lines = [{'image': f'{i}.png', 'question': f'what is {i}?'} for i in range(30)]
+  for i in range(30):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)).save(
+        tmp_path / f'{i}.png')
+
+  def write(changes):
+    (tmp_path / 'train.jsonl').write_text('\n'.join(
+        json.dumps(changes.get(i, line)) for i, line in enumerate(lines)))
+
+  def stop(self, *arguments):
+    if arguments[1] == 1:  # the second part
+      raise KeyboardInterrupt
+    return write_part(self, *arguments)
+
+  monkeypatch.setattr(pack, '_CHUNK', 8)
+  monkeypatch.setattr(pack._Packing, '__init__', _small(pack._Packing.__init__))
+  write_part = pack._Packing._write_part
+  write({})
+  arguments = [str(tmp_path), '--output', str(tmp_path / 'out')]
+  with monkeypatch.context() as patch:
+    patch.setattr(pack._Packing, '_write_part', stop)
+    assert pack.main(arguments) == 130
+  for changes in ({2: lines[2] | {'question': 'how many?'}}, {3: lines[3] | {'image': '29.png'}},
+                  {1: lines[4], 4: lines[1]}):
+    write(changes)
+    assert pack.main(arguments) == 2
+    assert "examples 0 to 7 of 'train' are others" in capsys.readouterr().err
+  write({25: lines[25] | {'question': 'not packed yet'}})
+  assert pack.main(arguments) == 0
+  assert read_pack(str(tmp_path / 'out'), 'train')[25].question == 'not packed yet'
+
+
+def test_a_disk_or_bucket_that_gives_no_pictures_ends_the_packing(
+    data, out, tmp_path, monkeypatch, capsys):
+  output, read, count = tmp_path / 'new', storage.read, []
+
+  def fails(path, *place):
+    if path.endswith('.png'):
+      count.append(path)
+      if len(count) > 30:
+        raise error
+    return read(path, *place)
+
+  for error in (OSError(errno.EIO, 'Input/output error'), storage.Unreachable('no answer'),
+                storage.Refused('no valid credentials')):
+    count.clear()
+    with monkeypatch.context() as patch:
+      patch.setattr(storage, 'read', fails)
+      assert pack.main([str(data), '--output', str(output), '--splits', 'train']) == 2
+    assert str(error).rpartition('] ')[2] in capsys.readouterr().err
+    assert not (output / 'pack.json').exists()
+  assert pack.main([str(data), '--output', str(output), '--splits', 'train']) == 0
+  name = pack.file_name('train', 'pictures', 0)
+  assert (output / name).stat().st_size == (out / name).stat().st_size  # all are there
+
+
+def test_too_many_unreadable_pictures_end_the_packing(tmp_path, capsys):
+  Image.new('RGB', (8, 8)).save(tmp_path / '0.png')
+  for i in range(1, 4):
+    (tmp_path / f'{i}.png').write_bytes(b'no picture')
+  (tmp_path / 'train.jsonl').write_text(
+      '\n'.join(json.dumps({'image': f'{i}.png'}) for i in range(4)))
+  arguments = [str(tmp_path), '--output', str(tmp_path / 'out'), '--longest', '8']
+  assert pack.main(arguments) == 2
+  assert 'more than 5.0% as many pictures as examples' in capsys.readouterr().err
+  assert pack.main([*arguments, '--max_bad_share', '0.75']) == 0
+  assert '3 pictures could not be read' in capsys.readouterr().out
 
 
 def test_smaller_pictures_and_their_boxes(tmp_path):
@@ -180,6 +272,41 @@ def test_a_damaged_pack_is_one_line(copy, spoil, message):
   with pytest.raises(UserError, match=message) as error:
     read_pack(str(copy), 'val')
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('train-examples-00000.tfrecord', 'is a file of another pack'),
+    ('train-pictures-00000.tfrecord', 'is a file of another pack'),
+    ('train-examples.npy', 'is the index of another pack')])
+def test_a_file_of_another_pack_of_as_many_examples_is_named(data, copy, tmp_path, name, message):
+  lines = (data / 'train.jsonl').read_text().replace('what else?', 'what?')
+  for path in data.glob('*.png'):
+    shutil.copy(path, tmp_path / path.name)
+  (tmp_path / 'train.jsonl').write_text(lines)
+  shutil.copy(packed(tmp_path, tmp_path / 'other') / name, copy / name)
+  with pytest.raises(UserError, match=f'{name}: {message}'):
+    read_pack(str(copy), 'train')
+
+
+def test_a_damaged_index_is_no_defect(copy):
+  places = np.load(copy / 'val-pictures.npy')
+  places['file'][1] = 7
+  np.save(copy / 'val-pictures.npy', places)
+  make = maker(read_pack(str(copy), 'val'), Boxes(), share=0.5)
+  batch, = pipeline.eval_batches(make, 9)
+  assert batch['valid'].sum() == 7
+  assert 'its index is damaged' in make.bad.reasons[2]
+
+
+def test_check_reads_all_splits_of_a_pack(tmp_path, capsys):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  line = {'image': 'a.png', 'objects': [{'name': 'x', 'box': [5, 1, 7, 2]}]}
+  (tmp_path / 'validation.jsonl').write_text(json.dumps(line))
+  packed(tmp_path, tmp_path / 'out', '--splits', 'validation')
+  capsys.readouterr()
+  assert check.main([str(tmp_path / 'out'), '--source', 'pack']) == 1
+  out = capsys.readouterr().out
+  assert 'has box [5.0, 1.0, 7.0, 2.0] outside' in out and 'validation: 1 examples' in out
 
 
 @pytest.mark.parametrize('flags, message', [

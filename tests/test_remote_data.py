@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import tarfile
+import threading
 
 import buckets
 import numpy as np
@@ -278,6 +279,17 @@ def test_a_stopped_packing_goes_on(jsonl, monkeypatch, capsys):
   assert pack.main(arguments) == 2 and 'is a pack already' in capsys.readouterr().err
 
 
+def test_pictures_of_a_bucket_are_packed_many_at_a_time(jsonl, monkeypatch, tmp_path):
+  met, picture = threading.Barrier(20), pack._picture
+
+  def together(*arguments, **options):
+    met.wait(60)  # for all 20 pictures
+    return picture(*arguments, **options)
+
+  monkeypatch.setattr(pack, '_picture', together)
+  assert pack.main([jsonl[1], '--output', str(tmp_path / 'out'), '--splits', 'train']) == 0
+
+
 def test_damage_of_a_pack_is_one_line(packed, tmp_path):
   copy = f'{os.path.dirname(packed)}/copy'
   for name in storage.list_dir(packed):
@@ -323,6 +335,38 @@ def test_missing_credentials_are_one_line(monkeypatch, capsys):
   error = capsys.readouterr().err
   assert 'no valid credentials' in error and error.count('\n') == 1
   storage._file_system_of.cache_clear()
+
+
+def test_refused_credentials_end_the_run_and_are_no_unreadable_pictures(
+    jsonl, monkeypatch, tmp_path, capsys):
+  example, = SOURCES['jsonl'].make(jsonl[1], 'train')[:1]
+
+  class Expired:
+    async_impl = True
+
+    def cat_file(self, path, **_):
+      raise PermissionError('The provided token has expired.')  # as s3fs raises it
+
+  real = storage._file_system
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Expired())
+  make = maker([example], Boxes(), share=1.0)
+  with pytest.raises(UserError, match='p/0.jpg: no permission .The provided token has expired'):
+    list(pipeline.eval_batches(make, 1))
+
+  class Reading:  # lists folders, and reads no pictures
+
+    def __getattr__(self, name):
+      return getattr(real(storage.scheme(jsonl[1])), name)
+
+    def cat_file(self, path, **options):
+      if path.endswith('.jpg'):
+        raise PermissionError('The provided token has expired.')
+      return real(storage.scheme(path)).cat_file(path, **options)
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Reading())
+  assert check.main([jsonl[1], '--split', 'train']) == 2
+  assert pack.main([jsonl[1], '--output', str(tmp_path / 'pack'), '--splits', 'train']) == 2
+  assert capsys.readouterr().err.count('has expired') == 2
 
 
 def test_an_outage_ends_the_run_and_counts_no_picture_as_unreadable(monkeypatch):

@@ -163,6 +163,29 @@ def test_predict_answers_from_the_bucket_into_the_bucket(in_gs, finished, pictur
   assert f'--output {output} is there already' in capsys.readouterr().err
 
 
+def test_predict_reads_pictures_and_questions_of_a_bucket(finished, tmp_path, capsys):
+  for place in ('', 'below'):
+    (tmp_path / place).mkdir(exist_ok=True)
+    Image.new('RGB', (32, 32), 'blue').save(tmp_path / place / 'b.png')
+  (tmp_path / 'asked.jsonl').write_text('{"image": "b.png"}\n{"image": "below/b.png"}\n')
+  there = f'{ROOT}/to_predict'
+  for path in tmp_path.rglob('*.*'):
+    storage.upload(str(path), f'{there}/{path.relative_to(tmp_path)}')
+
+  def answers(*arguments):
+    capsys.readouterr()
+    assert predict.main(['--checkpoint', str(finished), '--task', 'objects', *arguments]) == 0
+    return capsys.readouterr().out
+
+  for flag, name in (('--image', ''), ('--image', '/b.png'), ('--input', '/asked.jsonl')):
+    assert answers(flag, there + name) == answers(flag, str(tmp_path) + name) != ''
+  addressed = tmp_path / 'addressed.jsonl'
+  addressed.write_text(json.dumps({'image': f'{there}/b.png'}))
+  assert '"error"' not in answers('--input', str(addressed))
+  assert predict.main(['--checkpoint', str(finished), '--image', f'{there}/none.png']) == 2
+  assert f'--image {there}/none.png: no such file' in capsys.readouterr().err
+
+
 def test_export_writes_the_tower_into_the_bucket(emulators, finished_tiny, tmp_path, capsys):
   run = upload(finished_tiny, 'gs')
   for checkpoint_, out in ((run, f'{ROOT}/tower'), (str(finished_tiny), str(tmp_path / 'tower'))):

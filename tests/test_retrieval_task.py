@@ -12,7 +12,7 @@ from sklearn.metrics import top_k_accuracy_score
 import tiny
 
 import xmodal
-from xmodal import predict
+from xmodal import predict, storage
 from xmodal.data.example import Example
 from xmodal.data.pictures.placement import Placement
 from xmodal.data.pipeline import BadPictures, BatchMaker
@@ -201,6 +201,13 @@ def test_predict_orders_texts_and_pictures_by_similarity(run, folder, tmp_path, 
   of_text = {text: float(number) for number, text in lines}['a red circle']
   of_picture = {path: float(number) for number, path in found}.get(str(folder / '3.png'))
   assert of_picture is None or of_picture == pytest.approx(of_text, abs=2e-3)
+
+
+def test_a_folder_of_a_bucket_is_searched(run, monkeypatch):
+  task = Predictor(str(run[0])).task('retrieval')
+  monkeypatch.setattr(storage, 'list_dir', lambda path: ['b.png', 'notes.txt', 'a.jpg'])
+  _, examples = task.query('gs://bucket/folder', 'a red circle')
+  assert [e.image for e in examples] == ['gs://bucket/folder/a.jpg', 'gs://bucket/folder/b.png']
 
 
 def test_a_loaded_model_ranks_the_texts_or_pictures_of_a_list(run, folder, caplog):

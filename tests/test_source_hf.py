@@ -103,6 +103,28 @@ def test_objects_are_in_pixels(tmp_path, features):
   assert example.objects[0].box == (1, 2, 29.5, 18)
 
 
+def test_numbers_in_lists_are_no_boxes(tmp_path):
+  features = {'image': datasets.Image(), 'labels': List(Value('int64')), 'objects': {
+      'bbox': List(List(Value('float32'), length=4)), 'category': List(Value('int64')),
+      'iscrowd': List(Value('int64'))}}
+  record = {'image': _picture(0), 'labels': [7, 3, 5, 2], 'objects': {
+      'bbox': [[1, 2, 30, 20], [0, 0, 60, 40]], 'category': [4, 9], 'iscrowd': [0, 1]}}
+  source = _read(_save(tmp_path / 'a', train=_rows(lambda _: record, 1, features)))
+  assert source[0].objects == (Object('4', (1, 2, 30, 20)),
+                               Object('9', (0, 0, 60, 40), ignore=True))
+  assert source[0].answers == ('7', '3', '5', '2') and not source.faults
+  features['objects']['kind'] = features['objects'].pop('category')
+  record['objects']['kind'] = record['objects'].pop('category')
+  root = _save(tmp_path / 'b', train=_rows(lambda _: record, 1, features))
+  source = _read(root)
+  assert source[0].objects is None
+  assert "column 'objects/bbox', " in source.faults[0] and 'set config.data.fields=' in (
+      source.faults[0])
+  assert not _read(root, fields=(('box', ''),)).faults
+  given = _read(root, fields=(('box', 'objects/bbox'), ('name', 'objects/kind')))
+  assert len(given[0].objects) == 2 and not given.faults
+
+
 def test_a_box_in_shares_of_the_picture_is_refused(tmp_path):
   record = {'image_id': 5, 'image': _picture(0), 'width': 60,
             'objects': [{'bbox': [.1, .2, .3, .4], 'category': 0}]}

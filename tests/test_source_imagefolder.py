@@ -47,6 +47,10 @@ def test_check_counts_the_splits(tmp_path, capsys):
 
 
 def _metadata(folder, name, rows):
+  if name.endswith('.parquet'):
+    pq = pytest.importorskip('pyarrow.parquet')
+    pq.write_table(pytest.importorskip('pyarrow').Table.from_pylist(rows), folder / name)
+    return
   with open(folder / name, 'w', newline='') as file:
     if name.endswith('.csv'):
       writer = csv.DictWriter(file, rows[0].keys())
@@ -56,7 +60,7 @@ def _metadata(folder, name, rows):
       file.writelines(json.dumps(row) + '\n' for row in rows)
 
 
-@pytest.mark.parametrize('name', ['metadata.csv', 'metadata.jsonl'])
+@pytest.mark.parametrize('name', ['metadata.csv', 'metadata.jsonl', 'metadata.parquet'])
 def test_metadata_name_pictures_and_fill_fields(tmp_path, name):
   root = _classes(tmp_path)
   _metadata(tmp_path / 'train', name, [{'file_name': 'dog/1.png', 'text': 'A dog.', 'number': 2},
@@ -82,7 +86,7 @@ def test_faults_are_one_line(tmp_path):
   with pytest.raises(UserError, match="no folder 'test', wanted SPLIT/CLASS/PICTURE, such as "
                                       'train/cat/1.jpg; folders there: train, validation$'):
     read_imagefolder(root, 'test')
-  with pytest.raises(UserError, match='has no metadata.csv or metadata.jsonl'):
+  with pytest.raises(UserError, match='has no metadata.csv or metadata.jsonl or metadata.parquet'):
     read_imagefolder(root, 'train', (('caption', 'text'),))
   _metadata(tmp_path / 'train', 'metadata.csv', [{'file_name': 'dog/9.png'}])
   with pytest.raises(UserError, match="metadata.csv:2: image 'train/dog/9.png' is not there"):

@@ -12,6 +12,8 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
+from test_every_source import assert_packed
+from test_overview import facts
 from test_pipeline import Number, assert_equal, maker
 from test_workers import BATCH, started
 
@@ -19,6 +21,7 @@ from xmodal import config as configs
 from xmodal.data import check, pipeline
 from xmodal.data.example import Object
 from xmodal.data.open import check_flags, open_source
+from xmodal.data.overview import overview_of
 from xmodal.data.pictures import images
 from xmodal.data.sources import packages
 from xmodal.data.sources.tfds import read_tfds
@@ -270,7 +273,7 @@ def test_threads_read_at_once(tmp_path, prepare):
 def test_processes_make_the_batches_of_threads(tmp_path, prepare):
   prepare('clevr', train=[_scene(n, q) for n, q in enumerate((2, 0, 3))])
   source = read_tfds(str(tmp_path), 'train', 'clevr')
-  assert len(pickle.dumps(source)) < 5_000 and not source.is_whole
+  assert len(pickle.dumps(source)) < 5_000
   assert [source[i] for i in range(5)] == list(source)
   assert source[4].image.name.endswith("'train': record 2")
   make = maker(source, Number())
@@ -278,6 +281,22 @@ def test_processes_make_the_batches_of_threads(tmp_path, prepare):
   with started(make) as many:
     for a, b in zip(expected, pipeline.eval_batches(many, BATCH), strict=True):
       assert_equal(a, b)
+
+
+def test_all_classes_are_learned_as_from_a_pack(tmp_path, prepare, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(pipeline.sample, '__defaults__', (3,))  # as if it were larger than 4,096
+  prepare('cifar10', train=[
+      {'id': str(n), 'image': _file(n, (32, 32), 'PNG'), 'label': n} for n in range(10)])
+  source = read_tfds(str(tmp_path), 'train', 'cifar10')
+  assert sorted(overview_of(pipeline.sample(source)).answers) == sorted(
+      tfds.builder('cifar10', data_dir=str(tmp_path)).info.features['label'].names)
+  assert_packed(source, tmp_path, 'train', str(tmp_path), '--source', 'tfds',
+                '--config.data.name=cifar10')
+  # A later run reads what was kept.
+  again = read_tfds(str(tmp_path), 'train', 'cifar10')
+  monkeypatch.setattr(type(again), '__iter__', None)
+  assert facts(again.overview) == facts(source.overview)
 
 
 def test_check_names_pictures_and_boxes_that_are_broken(tmp_path, prepare, capsys):

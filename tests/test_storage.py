@@ -2,8 +2,13 @@
 
 import errno
 import os
+import time
+import types
 
+import botocore.exceptions
 import buckets
+import gcsfs.retry
+import google.auth.exceptions
 import pytest
 
 from xmodal import downloads, storage
@@ -106,6 +111,42 @@ def test_no_permission_is_said_at_once(monkeypatch):
     storage.read('gs://bucket/file')
 
 
+def _of_the_hub(kind, status):
+  """An error as huggingface_hub raises it for an answer with a status."""
+  errors = pytest.importorskip('huggingface_hub.errors')
+  response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+  return getattr(errors, kind)(f'{status} Client Error', response=response)
+
+
+@pytest.mark.parametrize('address, make, line', [
+    ('gs://bucket/file', lambda: google.auth.exceptions.DefaultCredentialsError('none found'),
+     'no valid credentials'),
+    ('gs://bucket/file', lambda: google.auth.exceptions.RefreshError('revoked'),
+     'no valid credentials'),
+    ('gs://bucket/file', lambda: gcsfs.retry.HttpError({'code': 401, 'message': 'Invalid'}),
+     'no valid credentials'),
+    ('s3://bucket/file', lambda: botocore.exceptions.NoCredentialsError(), 'no valid credentials'),
+    ('s3://bucket/file', lambda: PermissionError('The provided token has expired.'),
+     'no permission'),
+    ('hf://datasets/owner/name/file', lambda: _of_the_hub('HfHubHTTPError', 401),
+     'no valid credentials'),
+    ('hf://datasets/owner/name/file', lambda: _of_the_hub('GatedRepoError', 403),
+     'no permission')])
+def test_refused_credentials_are_one_line_at_once(monkeypatch, address, make, line):
+  class Refusing:
+    async_impl = True
+
+    def cat_file(self, path):
+      raise make()
+
+  monkeypatch.setattr(storage, 'PATIENCE', 1e9)
+  monkeypatch.setattr(storage.time, 'sleep', lambda _: pytest.fail('it is tried again'))
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Refusing())
+  with pytest.raises(storage.Refused, match=f'{address}: {line}') as error:
+    storage.read(address)
+  assert '\n' not in str(error.value)
+
+
 def test_a_full_disk_here_is_not_the_buckets(monkeypatch, tmp_path):
   class Full:
 
@@ -133,6 +174,27 @@ def test_a_failing_bucket_is_tried_again_and_said_once(monkeypatch, capsys):
   monkeypatch.setattr(storage, '_file_system', lambda kind: Failing())
   assert storage.read('gs://bucket/file') == b'at last'
   assert capsys.readouterr().err.count('gs://bucket: no answer (reset)') == 1
+
+
+def test_a_file_that_goes_on_failing_while_others_are_read_is_the_one_named(monkeypatch):
+  monkeypatch.setattr(storage, '_PAUSES', (0,))
+  monkeypatch.setattr(storage, 'PATIENCE', 0.2)
+
+  class Partly:
+
+    def cat_file(self, path):
+      if 'bad' not in path:
+        return b''
+      storage.read('gs://bucket/good')  # as another thread may meanwhile
+      if time.monotonic() > begun + 30:
+        raise SystemExit  # for ever
+      raise OSError('500 Internal Server Error')
+
+  monkeypatch.setattr(storage, '_file_system', lambda kind: Partly())
+  begun = time.monotonic()
+  with pytest.raises(UserError, match='gs://bucket/bad: failed for .* answers other') as error:
+    storage.read('gs://bucket/bad')
+  assert not isinstance(error.value, storage.Unreachable)  # counted as an unreadable picture
 
 
 def test_patience_ends(monkeypatch):

@@ -8,6 +8,7 @@ About a folder, or a file of questions, it writes a line of JSON for each pictur
 line of questions.jsonl is {"image": "a.jpg", "question": "..."}: a picture by its path from the
 file, and what --text would say; "image_id" and "question_id" are taken over, other keys are
 ignored. A picture that cannot be read has "error" in its line, and the others are answered.
+DIR, F and FOLDER may be addresses in a bucket (gs://BUCKET/FOLDER).
 Exit codes: 0; 1 if none of several pictures can be read; 2 for a mistake, which one line names.
 """
 
@@ -21,7 +22,7 @@ import jax
 from PIL import Image
 from tqdm import tqdm
 
-from xmodal import atomic, errors, outputs, paths, predict_many
+from xmodal import atomic, errors, outputs, paths, predict_many, storage
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, PRECISIONS, Predictor
@@ -72,17 +73,16 @@ def main(argv=None) -> int:
 def _answer(args):
   for name in ('checkpoint', 'image', 'input', 'mask', 'output'):
     if given := getattr(args, name):
-      resolve = paths.resolved if name in ('checkpoint', 'output') else paths.local
-      setattr(args, name, resolve(given, f'--{name}'))
+      setattr(args, name, paths.resolved(given, f'--{name}'))
   for name in ('image', 'mask'):
-    if (path := getattr(args, name)) is not None and not os.path.exists(path):
+    if (path := getattr(args, name)) is not None and not storage.exists(path):
       raise UserError(f'--{name} {path}: no such file')
   if args.input and args.image:
     raise UserError('wanted one of --image and --input')
-  if args.input and not os.path.isfile(args.input):
+  if args.input and not storage.is_file(args.input):
     raise UserError(f'--input {args.input}: no such file')
   # What a folder is to a task is known once the model is loaded.
-  is_folder = bool(args.image) and os.path.isdir(args.image)
+  is_folder = bool(args.image) and storage.is_dir(args.image)
   if args.input or (is_folder and not _names_picture(args.output)):
     predict_many.check_output(args.output, args.overwrite)
   elif args.output:

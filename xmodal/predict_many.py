@@ -153,7 +153,7 @@ def _of_file(path: str, text: str, draws: bool) -> Iterator[_Request]:
     image = known.get('image')
     if image is not None:
       image = os.path.join(pictures.root, image)
-      if not os.path.exists(image):  # another system may have written its name
+      if storage.is_remote(image) or not os.path.exists(image):  # found in a listing, in any form
         image = pictures.find(known['image']) or image
     if question := known.pop('question', '') or text:
       known['question'] = question

@@ -39,6 +39,10 @@ class Unreachable(UserError):
   """A bucket did not answer: nothing is known of its files."""
 
 
+class Refused(UserError):
+  """A bucket refused, as credentials are missing or have expired: nothing is known of its files."""
+
+
 class Entry(NamedTuple):
   """A file of a bucket, as its listing describes it.
 
@@ -320,7 +324,7 @@ def explained(path: str) -> Iterator[None]:
 
 def _patiently(path: str, action: Callable[[Any], T]) -> T:
   """The result of an action on the file system of a path, tried again while it does not answer."""
-  bucket, pauses = '/'.join(path.split('/')[:3]), iter(_PAUSES)
+  bucket, pauses, began = '/'.join(path.split('/')[:3]), iter(_PAUSES), None
   while True:
     try:
       found = action(_file_system(scheme(path)))
@@ -333,14 +337,19 @@ def _patiently(path: str, action: Callable[[Any], T]) -> T:
       if _is_local(error):
         raise
       if line := _refusal(path, error):
-        raise UserError(line) from error
+        raise Refused(line) from error
       if not _may_pass(error):
         raise
       # Requests that begin during an outage do not wait anew.
       now = time.monotonic()
-      if now - _failing_since.setdefault(bucket, now) > PATIENCE:
+      began = began or now
+      silent = now - _failing_since.setdefault(bucket, now)
+      if silent > PATIENCE:
         raise Unreachable(f'{path}: no answer for {PATIENCE:.0f} s ({_reason(error)}); check the '
                           'network and run the same command again') from error
+      if now - began > PATIENCE and silent < PATIENCE / 2:
+        raise UserError(f'{path}: failed for {PATIENCE:.0f} s ({_reason(error)}), while {bucket} '
+                        'answers other requests; check this file') from error
       if bucket not in _reported:
         _reported.add(bucket)
         print(f'{bucket}: no answer ({_reason(error)}); trying again for {PATIENCE:.0f} s',
@@ -356,7 +365,7 @@ def _is_local(error):
 
 def _refusal(path, error):
   """A line on what the user can fix, '' for other errors."""
-  code, name = getattr(error, 'code', None), type(error).__name__
+  code, name = _status(error), type(error).__name__
   if isinstance(error, ImportError):
     module, package = _PACKAGES[scheme(path)]
     return f'{path}: needs {module} ({error}): pip install "{package}"'
@@ -370,10 +379,17 @@ def _refusal(path, error):
   return ''
 
 
+def _status(error):
+  """The HTTP status of an error of gcsfs, adlfs or huggingface_hub; None if it has none."""
+  found = (getattr(error, 'code', None), getattr(error, 'status_code', None),
+           getattr(getattr(error, 'response', None), 'status_code', None))
+  return next((code for code in found if isinstance(code, int)), None)
+
+
 def _may_pass(error):
   """Whether an error may be of a network or server that recovers."""
-  code = getattr(error, 'code', None)
-  if isinstance(code, int) and 400 <= code < 500:
+  code = _status(error)
+  if code is not None and 400 <= code < 500:
     return code in (408, 429)
   module = type(error).__module__.partition('.')[0]
   return isinstance(error, OSError | TimeoutError) or module in (

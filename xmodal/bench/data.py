@@ -147,7 +147,7 @@ def measure_workers(paths: list[str], counts: Sequence[int], rounds: int) -> lis
     found = {}
     with contextlib.ExitStack() as opened:
       makers = {count: dataclasses.replace(make, workers=opened.enter_context(contextlib.closing(
-          Workers({name: make}, {name: _BATCH}, count, print)))) for count in counts}
+          Workers([[(make, _BATCH)]], count, print)))) for count in counts}
       for i in range(rounds + 1):
         for count, maker in makers.items():
           speed, _ = _run_once(pipeline.train_batches(maker, _BATCH, 0, steps), steps * _BATCH)

@@ -222,6 +222,8 @@ def _parse_file(path, parser):
 def _decode(path):
   try:
     picture = images.decode(path, _DECODED_SIZE)
+  except (storage.Unreachable, storage.Refused):  # says nothing of the picture
+    raise
   except UserError as error:
     return str(error)
   size = Size(picture.size[::-1])
@@ -250,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
   flags.add_argument('--source', default='jsonl', help='as config.data.source: '
                      f'{", ".join(sources_of_files())}; jsonl if not given')
   flags.add_argument('--split', help='as config.data.train_split; if not given, train, val and '
-                                     'test, whichever are there; all splits of tfds and hf')
+                                     'test, whichever are there; all splits of tfds, hf and pack')
   flags, rest = flags.parse_known_args(arguments)
   return errors.command(lambda: _report(flags, rest), flags.folder)
 

@@ -37,6 +37,9 @@ class Fault(str):
     self.kind = kind
     return self
 
+  def __getnewargs__(self):
+    return str(self), self.kind
+
 
 def fault(where: str, what: str, value: Any = '') -> Fault:
   """The Fault for a place, a description ('box {} has no area') and the value found."""

@@ -179,46 +179,69 @@ class Gathering:
         array.array('i') for _ in range(4))
     self._numbers = array.array('d')
 
-  def add(self, example: Example) -> None:
-    """Adds an example after those before."""
-    self._size += 1
+  def add(self, example: Example, times: int = 1) -> None:
+    """Adds an example after those before, or several equal ones."""
+    self._size += times
     inputs = [name for name in example.inputs or () if name not in DEFAULTS]
-    self._filled[(*map(operator.ne, _filled(example), DEFAULTS.values()), *inputs)] += 1
-    words = self._words.numbers(example.question) if example.question else ()
-    self._questions.extend(words)
-    self._num_words.append(len(words))
+    self._filled[(*map(operator.ne, _filled(example), DEFAULTS.values()), *inputs)] += times
+    words = self._words.numbers(example.question) if example.question else []
+    self._questions.extend(words * times)
+    self._num_words.extend([len(words)] * times)
     known = self._answers
     try:
-      self._given.extend([known[answer] for answer in example.answers])
+      given = [known[answer] for answer in example.answers]
     except KeyError:
-      self._given.extend([known.setdefault(answer, len(known)) for answer in example.answers])
-    self._num_given.append(len(example.answers))
-    for caption in example.captions:
+      given = [known.setdefault(answer, len(known)) for answer in example.answers]
+    self._given.extend(given * times)
+    self._num_given.extend([len(given)] * times)
+    for caption in example.captions * times:
       words = self._words.numbers(caption)
       if not caption.strip():
         self._counts.update(words)
         words = ()
       self._captions.extend(words)
       self._caption_words.append(len(words))
-    self._num_captions.append(len(example.captions))
+    self._num_captions.extend([len(example.captions)] * times)
     if example.expression is not None:
-      self._counts.update(self._words.numbers(example.expression.name))
+      self._counts.update(self._words.numbers(example.expression.name) * times)
     if example.number is not None:
-      self._numbers.append(example.number)
+      self._numbers.extend([example.number] * times)
     if example.objects is not None:
-      self._add_objects(example.objects)
+      self._add_objects(example.objects, times)
     if self._foreign is not None and (text := foreign_text(example)) is not None:
-      self._foreign = self._foreign[0] + 1, self._foreign[1] or text
+      self._foreign = self._foreign[0] + times, self._foreign[1] or text
 
-  def _add_objects(self, objects):
+  def add_expressions(self, texts: Iterable[str]) -> None:
+    """Adds the texts of expressions, whose examples were added with '' for each.
+
+    Args:
+      texts: with single spaces between words, and none before and after.
+    """
+    for is_ascii, some in itertools.groupby(texts, str.isascii):
+      if not is_ascii:
+        for text in some:
+          self._counts.update(self._words.numbers(text))
+        continue
+      # Single spaces divide such texts into parts that are read alone.
+      parts = collections.Counter(itertools.chain.from_iterable(map(str.split, some)))
+      for part, count in parts.items():
+        for number in self._words.numbers(part):
+          self._counts[number] += count
+
+  def _add_objects(self, objects, times):
     names = [thing.name for thing in objects]
-    self._num_objects[len(names)] += 1
-    self._names.update(names)
-    self._with_name.update(list(dict.fromkeys(names)))
+    self._num_objects[len(names)] += times
+    for counts, of_example in ((self._names, names), (self._with_name, dict.fromkeys(names))):
+      if times == 1:
+        counts.update(list(of_example))
+      else:
+        for name in of_example:
+          counts[name] += times
     for thing in objects:
-      self._ignored += bool(thing.ignore)
+      self._ignored += bool(thing.ignore) * times
       if thing.category_id is not None:
-        self._categories.setdefault(thing.name, collections.Counter())[thing.category_id] += 1
+        self._categories.setdefault(
+            thing.name, collections.Counter())[thing.category_id] += times
 
   def overview(self) -> Overview:
     """The overview; nothing can be added to it."""
@@ -253,12 +276,16 @@ def _smallest(numbers):
   return found.astype(np.min_scalar_type(int(found.max(initial=0))))
 
 
-@uncollected()
 def overview_of(examples: Iterable[Example]) -> Overview:
   """The overview of examples, their own if they have one."""
-  if (own := getattr(examples, 'overview', None)) is not None:
-    return own
-  gathering = Gathering()
+  own = getattr(examples, 'overview', None)
+  return gathered(examples) if own is None else own
+
+
+@uncollected()
+def gathered(examples: Iterable[Example], languages: bool = False) -> Overview:
+  """The overview of examples, from a pass over them all; languages: see Gathering."""
+  gathering = Gathering(languages)
   for example in examples:
     gathering.add(example)
   return gathering.overview()

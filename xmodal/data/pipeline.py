@@ -25,6 +25,8 @@ from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.pictures.placement import Placement
 from xmodal.errors import UserError
 
+_MOST_THREADS = 16  # that make batches, of which each holds one
+
 
 class BadPictures:
   """Counts pictures that cannot be read, and stops a run that has too many.
@@ -180,8 +182,8 @@ class BatchMaker:
     return row
 
   def _count_bad(self, record, error):
-    # During an outage of a bucket a run would learn from empty pictures.
-    if self.bad is None or isinstance(error, storage.Unreachable):
+    # Without its bucket a run would learn from empty pictures.
+    if self.bad is None or isinstance(error, storage.Unreachable | storage.Refused):
       raise error
     if record >= 0:
       self.bad.add(record, str(error))
@@ -259,7 +261,8 @@ def ahead(jobs: Iterable[Sequence[Part]]) -> Iterator[list[dict]]:
   jobs = itertools.chain([first], jobs)
   if first[0].make.workers is not None:
     return first[0].make.workers.batches(jobs)
-  return threaded(lambda job: [part.make(part.records, part.positions) for part in job], jobs)
+  return threaded(lambda job: [part.make(part.records, part.positions) for part in job], jobs,
+                  min(cores(), _MOST_THREADS))
 
 
 def cores() -> int:
@@ -267,14 +270,17 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def threaded(function: Callable, items: Iterable) -> Iterator:
-  """Yields function(item) of each item in order, computed ahead of time by a thread a core."""
-  pending = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+def threaded(function: Callable, items: Iterable, threads: int | None = None) -> Iterator:
+  """Yields function(item) of each item in order, computed ahead of time: `threads` + 2 of them.
+
+  threads: None: one a core.
+  """
+  threads, pending = threads or cores(), collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     try:
       for item in items:
         pending.append(pool.submit(function, item))
-        if len(pending) == cores() + 2:
+        if len(pending) == threads + 2:
           yield pending.popleft().result()
       while pending:
         yield pending.popleft().result()
@@ -288,5 +294,5 @@ def sample(source: Source, count: int = 4096) -> Sequence[Example]:
   if isinstance(source, list) or getattr(source, 'is_whole', False):
     return source
   if isinstance(source, Concatenated):
-    return [example for part in source.parts for example in sample(part, count)]
+    return Concatenated([sample(part, count) for part in source.parts])
   return [source[i] for i in range(min(count, len(source)))]

@@ -6,23 +6,29 @@ writes them into memory that it shares with the trainer, and reports what it met
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
+import json
 import math
 import mmap
 from multiprocessing.connection import Connection
 import os
 import pickle
 import signal
+import struct
 import sys
 import traceback
 
 import jax
 import numpy as np
 
+from xmodal.data.example import Example, Source
 from xmodal.data.pictures.box_checks import BadBoxes
 from xmodal.data.pipeline import BatchMaker
+from xmodal.errors import UserError
 
 _ALIGNED = 64  # bytes, a cache line
+_LENGTH = struct.Struct('<I')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +60,88 @@ class Layout:
         np.ndarray(shape, dtype, memory, offset + start) for start, shape, dtype in self._places])
 
 
+class Note:
+  """What the first process does, in shared memory: it may die at any moment."""
+
+  SIZE = 8192  # bytes
+
+  def __init__(self, memory: memoryview):
+    """memory: what is shared; its last bytes are for this."""
+    self._memory = memory[-Note.SIZE:]
+
+  def write(self, name: str, record: int, picture: str) -> None:
+    """Notes the name of a maker, the number of a record and the name of its picture."""
+    content = json.dumps([name, record, picture[:500]]).encode()
+    self.clear()  # while the content is not whole
+    self._memory[_LENGTH.size:_LENGTH.size + len(content)] = content
+    _LENGTH.pack_into(self._memory, 0, len(content))
+
+  def read(self) -> tuple[str, int, str] | None:
+    """What was noted last."""
+    length, = _LENGTH.unpack_from(self._memory)
+    return tuple(json.loads(self._memory[_LENGTH.size:][:length].tobytes())) if length else None
+
+  def clear(self) -> None:
+    _LENGTH.pack_into(self._memory, 0, 0)
+
+
+class _Without:
+  """A source in which some records cannot be read."""
+
+  def __init__(self, source: Source, reasons: Mapping[int, str]):
+    self._source, self._reasons = source, reasons
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    if index in self._reasons:
+      raise UserError(self._reasons[index])
+    return self._source[index]
+
+
+def owners(records: np.ndarray, count: int) -> np.ndarray:
+  """The process of each row: that of its record, so that each keeps other decoded pictures, unless
+  it has its share already.
+
+  Args:
+    records: int [B].
+    count: number of processes.
+
+  Returns:
+    int [B]; each of 0..count-1 at most ceil(B / count) times.
+  """
+  owner, most = records % count, -(-len(records) // count)
+  order = np.argsort(owner, kind='stable')
+  counts = np.bincount(owner, minlength=count)
+  place = np.arange(len(records)) - np.repeat(np.cumsum(counts) - counts, counts)
+  above = order[place >= most]
+  owner[above] = np.repeat(np.arange(count), np.maximum(most - counts, 0))[:len(above)]
+  return owner
+
+
+def _one_by_one(make, records, note):
+  """Yields the number of each row, and notes before that which record may end this process."""
+  for row, record in enumerate(np.maximum(records, 0).tolist()):
+    note.write(make.name, record, '')
+    with contextlib.suppress(UserError):
+      note.write(make.name, record, make.source[record].file_name)
+    yield np.array([row])
+  note.clear()
+
+
 def serve(memory: memoryview, number: int, count: int, link: Connection,
           makers: Mapping[str, BatchMaker]) -> None:
-  """Makes the rows whose record number leaves `number` on division by `count`, until the trainer
-  closes the link.
+  """Makes the rows of process `number` of `count`, until the trainer closes the link.
 
-  A record always comes to the same process, so that each keeps other decoded pictures.
+  A message of the trainer is (number of the job, offset of its slot, [(name of the maker, tasks,
+  records, positions)], whether this process makes all rows, one by one, {name of a maker: {record:
+  why it is not read}}).
   """
-  layouts = {}
+  layouts, note = {}, Note(memory)
   while True:
     try:
-      job, offset, parts = link.recv()
+      job, offset, parts, alone, left_out = link.recv()
     except (EOFError, OSError):
       return
     try:
@@ -75,8 +152,10 @@ def serve(memory: memoryview, number: int, count: int, link: Connection,
         key = name, tasks, len(records)
         if key not in layouts:
           layouts[key] = Layout.of(make.shapes(), len(records))
-        rows = np.flatnonzero(records % count == number)
-        if len(rows):
+        if name in left_out:
+          make = dataclasses.replace(make, source=_Without(make.source, left_out[name]))
+        own = np.flatnonzero(owners(records, count) == number)
+        for rows in _one_by_one(make, records, note) if alone else [own] if len(own) else []:
           batch = make(records[rows], positions[rows])
           jax.tree.map(lambda whole, part, rows=rows: whole.__setitem__(rows, part),
                        layouts[key].arrays(memory, offset), batch)

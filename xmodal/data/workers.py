@@ -5,7 +5,7 @@ positions only, so it is the same for any number of processes, and for threads.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import mmap
 import multiprocessing.connection
@@ -22,12 +22,13 @@ import jax
 import numpy as np
 
 from xmodal.data.pipeline import BatchMaker, Part
-from xmodal.data.worker import Layout
+from xmodal.data.worker import Layout, Note
 from xmodal.errors import UserError
 
 _AHEAD = 3  # batches of a stream that are made at the same time
 _STREAMS = 2  # that may be read at once: training goes on reading during an evaluation
-_MOST_DEATHS = 3
+_MOST_DEATHS = 3  # that no record explains, with fewer than _APART batches between them
+_APART = 100
 _SCRIPT = ('import sys; from xmodal.data import worker; '
            'sys.exit(worker.main(*map(int, sys.argv[1:3]), list(map(int, sys.argv[3:]))))')
 
@@ -42,15 +43,17 @@ class _Job:
 
 
 class Workers:
-  """Processes for the batches of some makers; close them at the end."""
+  """Processes for the batches of some makers; close them at the end.
 
-  def __init__(self, makers: Mapping[str, BatchMaker], rows: Mapping[str, int], count: int,
+  They share memory of _AHEAD * _STREAMS times the largest job, and hold the makers besides.
+  """
+
+  def __init__(self, largest: Iterable[Sequence[tuple[BatchMaker, int]]], count: int,
                say: Callable[[str], None]):
     """Starts the processes.
 
     Args:
-      makers: by name.
-      rows: most rows of a batch of each.
+      largest: the largest job of each kind: its makers, and the number of rows that each makes.
       count: number of processes.
       say: called with a line when a process has died.
 
@@ -58,12 +61,13 @@ class Workers:
       UserError: a maker cannot be sent to another process.
     """
     self._count, self._say = count, say
-    self._pickled = _pickle(makers, count)
+    largest = list(largest)
+    self._pickled = _pickle({make.name: make for job in largest for make, _ in job}, count)
     self._layouts: dict[tuple, Layout] = {}
-    self._slot = sum(self._layout(make, rows[name]).size for name, make in makers.items())
+    self._slot = max(sum(self._layout(make, rows).size for make, rows in job) for job in largest)
     self._file = (os.fdopen(os.memfd_create('xmodal-batches'), 'r+b')
                   if hasattr(os, 'memfd_create') else tempfile.TemporaryFile())
-    size = self._slot * _AHEAD * _STREAMS
+    size = self._slot * _AHEAD * _STREAMS + Note.SIZE
     self._file.truncate(size)
     self._memory = memoryview(mmap.mmap(self._file.fileno(), size))
     self._slots = queue.SimpleQueue()
@@ -71,7 +75,11 @@ class Workers:
       self._slots.put([(number * _AHEAD + i) * self._slot for i in range(_AHEAD)])
     self._changed = threading.Condition()  # guards all that follows
     self._jobs: dict[int, _Job] = {}
-    self._next = self._deaths = 0
+    self._next = self._deaths = self._made = 0  # made: batches since a process died
+    # Jobs during which processes died twice: the first process makes their rows one by one.
+    self._suspects: set[int] = set()
+    self._note = Note(self._memory)
+    self._left_out: dict[str, dict[int, str]] = {}  # records that end the process that reads them
     self._failure, self._is_closed = None, False
     self._start()
     threading.Thread(target=self._receive, daemon=True).start()
@@ -126,8 +134,8 @@ class Workers:
         unused.append(slot)
         yield batches
     finally:
-      with contextlib.suppress(Exception):  # nobody asks for these batches any more
-        for number in pending:  # the processes may still write to their slots
+      for number in pending:  # the processes may still write to their slots
+        with contextlib.suppress(Exception):  # nobody asks for these batches any more
           self._finish(number)
       self._slots.put(slots)
 
@@ -144,10 +152,12 @@ class Workers:
     return number
 
   def _send(self, job):
-    job.missing = set(range(self._count))
-    for link in self._links:
+    alone = bool(self._suspects)
+    links = self._links[:1] if alone else self._links
+    job.missing = set(range(len(links)))
+    for link in links:
       with contextlib.suppress(OSError):  # of a process that has died: see _receive
-        link.send(job.message)
+        link.send((*job.message, alone, self._left_out))
 
   def _finish(self, number):
     """Waits for a job and removes it; raises what its processes raised."""
@@ -161,6 +171,13 @@ class Workers:
 
   def _receive(self):
     """Takes what the processes send, in a thread of its own."""
+    try:
+      self._take_all()
+    except Exception as error:  # whatever it is, nobody may wait for ever
+      with self._changed:
+        self._fail(error)
+
+  def _take_all(self):
     while not self._is_closed:
       for link in multiprocessing.connection.wait(self._links):
         try:
@@ -180,6 +197,9 @@ class Workers:
   def _take(self, worker, number, met, error):
     job = self._jobs[number]
     job.missing.discard(worker)
+    if not job.missing:
+      self._made += 1
+      self._suspects.discard(number)
     job.error = job.error or error
     for make, (pictures, boxes) in zip(job.makers, met or ()):
       make.bad_boxes.merge(boxes)
@@ -190,17 +210,35 @@ class Workers:
           job.error = job.error or too_many
 
   def _restart(self):
-    died = f'a process that reads pictures died ({_reason(self._end())})'
-    self._deaths += 1
+    reason = _reason(self._end())
+    died = f'a process that reads pictures died ({reason})'
+    if self._made >= _APART:
+      self._deaths = 0
+    self._made = 0
+    if self._suspects and (at := self._note.read()):
+      name, record, picture = at
+      self._left_out.setdefault(name, {})[record] = (
+          f'{picture or f"record {record}"}: the process that read it died ({reason})')
+      self._deaths = 0
+    else:
+      self._deaths += 1
+    self._note.clear()
     if self._deaths > _MOST_DEATHS:
-      self._failure = UserError(f'{died}, the {self._deaths}th time: lower config.data.workers='
-                                f'{self._count}, or set it to 0 for threads')
+      self._fail(UserError(f'{died}, the {self._deaths}th time: lower config.data.workers='
+                           f'{self._count}, or set it to 0 for threads'))
       return
     self._say(f'{died}: started again')
     self._start()
-    for job in self._jobs.values():
-      if job.missing:
-        self._send(job)
+    unmade = {number: job for number, job in self._jobs.items() if job.missing}
+    if self._deaths > 1:
+      self._suspects = set(unmade)
+    for job in unmade.values():
+      self._send(job)
+
+  def _fail(self, error):
+    """Ends the wait for any batch with an error; the first one stays."""
+    self._failure = self._failure or error
+    self._changed.notify_all()
 
   def _end(self):
     """Ends all processes; returns the exit code of the first that died."""
@@ -213,9 +251,10 @@ class Workers:
       return self._process.wait()
 
   def close(self) -> None:
-    """Ends the processes."""
+    """Ends the processes. Batches that somebody still waits for end in a RuntimeError."""
     with self._changed:
       self._is_closed = True
+      self._fail(RuntimeError('the processes that read pictures are closed'))
       # A closed link would not wake its reader.
       for link in self._links:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(link.fileno())) as end:

@@ -1,11 +1,13 @@
 """One evaluation of a run: a split, the tasks scored on it, and its period in steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 
 import jax
 import numpy as np
 
 from xmodal.data import pipeline
+from xmodal.data.overview import overview_of
 from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.errors import UserError
 from xmodal.mixer.feed import Feed, open_feeds
@@ -17,6 +19,7 @@ from xmodal.train.process.stop import Stop
 
 # The evaluation of config.data.eval_split, every config.train.eval_every steps.
 DEFAULT = 'eval'
+_LOOKED_AT = 100  # examples
 # Options of config.evaluations.NAME, which adds further evaluations.
 OPTIONS = {
     'split': Option('', "Name of the split in the source; '': config.data.eval_split.",
@@ -63,7 +66,7 @@ class Evaluation:
     self.readers = None
     self._decode, self._most = decode, own.examples if own else 0
     self.tasks = {task: tasks[task].for_split(samples[task]) for task in tasks}
-    self.scored = [task for task in tasks if any(e.has(*tasks[task].needs) for e in samples[task])]
+    self.scored = [task for task in tasks if _has_targets(samples[task], tasks[task].needs)]
     self._every = own.every if own and own.every else config.train.eval_every
     where, size = ((f'config.evaluations.{name}.batch_size', own.batch_size)
                    if own and own.batch_size else
@@ -117,6 +120,12 @@ class Evaluation:
     where = 'evaluation' if self.name == DEFAULT else f'evaluation {self.name!r}'
     return [f'{where} at step {step}: {name} {line}' for name, of_task in scores.items()
             if (line := self.tasks[name].headline(of_task))]
+
+
+def _has_targets(examples, needs):
+  # The examples of a pack may be millions that are read from disk; its overview counts them.
+  return any(example.has(*needs) for example in itertools.islice(examples, _LOOKED_AT)) or bool(
+      overview_of(examples).count(*needs))
 
 
 def open_named(config, names: tuple[str, ...]) -> dict[str, tuple]:

@@ -57,7 +57,8 @@ def evaluate_newest(plan: Plan) -> dict[str, dict]:
       print('\n'.join([*plan.notes, f'scoring {folder}']), flush=True)
     variables = checkpoint.load_variables(
         checkpoint.whole(folder), plan.abstract_variables, ema=plan.config.train.ema_decay > 0)
-    scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
+    with readers(plan, lambda line: print(line, flush=True), trains=False):
+      scores = plan.evaluation.run(variables, int(os.path.basename(folder)), plan.workdir)
     unusable.exchange(plan.feeds)
     if lead:
       for line in data_notes(plan.feeds):

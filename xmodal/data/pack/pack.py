@@ -10,6 +10,7 @@ where it was. OUT may be in a bucket; each file is then written to $TMPDIR and c
 
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -26,6 +27,7 @@ from xmodal import atomic, errors, paths, storage
 from xmodal.data import pipeline, tokenizer
 from xmodal.data.check import source_options, source_splits, sources_of_files
 from xmodal.data.example import Source
+from xmodal.data.open import OPTIONS
 from xmodal.data.overview import Gathering, with_tokenizer
 from xmodal.data.pack import examples, records
 from xmodal.data.sources.files import MissingSplit
@@ -38,6 +40,9 @@ KINDS = ('examples', 'pictures')
 _STATE = 'unfinished.json'
 _CHUNK = 64  # examples that are read at the same time
 _MOST_LINES = 20
+# Of a disk or share that does not answer, or refuses a file that is there.
+_AWAY = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN,
+         errno.EHOSTDOWN, errno.EMFILE)
 
 
 def file_name(split: str, kind: str, number: int) -> str:
@@ -63,10 +68,15 @@ def fingerprint(pack: str, split: str) -> str:
 class _Packing:
   """Writes the splits of a source into a folder."""
 
-  def __init__(self, folder: str, pack: str, longest: int | None, quality: int, file_bytes: int):
+  def __init__(self, folder: str, pack: str, root: str, longest: int | None, quality: int,
+               file_bytes: int, max_bad_share: float):
     self._folder, self._pack, self._limit = folder, pack, file_bytes
+    self._read = pipeline.threaded
+    if storage.is_remote(root):
+      self._read = functools.partial(storage.each, root)
     self._file = functools.partial(_picture, longest=longest, quality=quality)
-    self.unread: list[str] = []
+    self._max_bad_share = max_bad_share
+    self.num_unread, self.unread = 0, []  # pictures; lines on those of this run
 
   def write(self, split: str, source: Source) -> dict:
     """Writes what is missing of a split; returns its section of pack.json."""
@@ -75,16 +85,19 @@ class _Packing:
     for part in parts:
       for key, scale in zip(part['keys'].tolist(), part['scales'].tolist()):
         known[key] = len(known), scale
-    start = sum(int(part['read']) for part in parts)
+    start = 0
+    allowed = int(self._max_bad_share * len(source))
     gathering = Gathering(languages=True)
-    with tqdm(total=len(source), initial=start, desc=split, unit=' examples',
-              disable=None) as bar:
-      for i in range(start):
-        gathering.add(source[i])
+    with tqdm(total=len(source), desc=split, unit=' examples', disable=None) as bar:
+      for part in parts:
+        self._check_part(split, part, source, start, known, gathering, bar)
+        start += int(part['read'])
       while start < len(source):
-        part = self._write_part(split, len(parts), source, start, known, gathering, bar)
+        part = self._write_part(split, len(parts), source, start, known, gathering, bar,
+                                allowed - sum(map(_num_unread, parts)))
         start += int(part['read'])
         parts.append(part)
+    self.num_unread += sum(map(_num_unread, parts))
     section = {'examples': len(source), 'pictures': len(known), 'files': {
         kind: [storage.size(self._path(split, kind, number)) for number in range(len(parts))]
         for kind in KINDS}, 'categories': dict(getattr(source, 'categories', {})),
@@ -107,33 +120,55 @@ class _Packing:
         found.append(dict(part))
     return found
 
-  def _write_part(self, split, number, source, start, known, gathering, bar):
-    keys, scales, first, made = [], [], start, 0
+  def _check_part(self, split, part, source, start, known, gathering, bar):
+    """Gathers the examples of a part that an earlier run wrote, which have to be the same."""
+    found = hashlib.blake2b()
+    for i in range(start, start + int(part['read'])):
+      example = source[i]
+      gathering.add(example)
+      found.update(examples.to_record(example, *known.get(_key(example), (-1, 1.0))))
+      bar.update()
+    if found.hexdigest() != str(part.get('digest')):
+      raise UserError(f'{self._folder}: the data have changed since this pack was begun: examples '
+                      f'{start} to {start + int(part["read"]) - 1} of {split!r} are others; give '
+                      'another --output')
+
+  def _write_part(self, split, number, source, start, known, gathering, bar, allowed):
+    keys, scales, first, made, unread = [], [], start, 0, []
+    digest = hashlib.blake2b()
     with contextlib.ExitStack() as opened:
       writers = {kind: records.Writer(
           opened.enter_context(_written(self._path(split, kind, number), 'wb')), number,
           title(self._pack, split, kind, number)) for kind in KINDS}
-      while start < len(source) and writers['pictures'].size < self._limit:
+      while start < len(source) and max(w.size for w in writers.values()) < self._limit:
         read = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
         of_read = [_key(example) for example in read]
         new = {key: example.image for key, example in zip(of_read, read) if key not in known}
-        for key, (data, scale, fault) in zip(new, pipeline.threaded(self._file, new.values())):
+        for key, (data, scale, fault) in zip(new, self._read(self._file, new.values())):
           known[key] = len(known), scale
           keys.append(key)
           scales.append(scale)
           writers['pictures'].add(data)
-          self.unread += [fault] if fault else []
+          unread += [fault] if fault else []
+          if len(unread) > allowed:
+            raise UserError(
+                f'{split}: more than {self._max_bad_share:.1%} as many pictures as examples cannot '
+                f'be read; the last: {fault}; repair them (xmodal check lists all), or raise '
+                '--max_bad_share, and run the same command again')
         for key, example in zip(of_read, read):
-          writers['examples'].add(examples.to_record(example, *known[key]))
+          record = examples.to_record(example, *known[key])
+          digest.update(record)
+          writers['examples'].add(record)
           gathering.add(example)
         made += sum(example.made for example in read)
         start += len(read)
         bar.update(len(read))
     part = {'keys': np.array(keys, 'S32'), 'scales': np.array(scales), 'read': start - first,
-            'made': made} | {
+            'made': made, 'digest': digest.hexdigest()} | {
         kind: writer.places for kind, writer in writers.items()}
     with _written(os.path.join(self._folder, f'{split}-{number:05d}.npz'), 'wb') as f:
       np.savez(f, **part)
+    self.unread += unread
     return part
 
   def finish(self, description: dict) -> None:
@@ -163,11 +198,22 @@ def _key(example):
   return hashlib.blake2b(repr(example.picture).encode(), digest_size=16).hexdigest().encode()
 
 
+def _num_unread(part):
+  return int(np.count_nonzero(part['pictures']['size'] == 0))
+
+
 def _picture(image, longest, quality):
-  """(picture file, scale, fault); a picture that cannot be read is empty, and unreadable again."""
+  """(picture file, scale, fault); a picture that cannot be read is empty, and unreadable again.
+
+  Raises UserError if nothing is known of the picture, as its bucket or disk does not answer.
+  """
   try:
     return *examples.picture_file(image, longest, quality), ''
+  except (storage.Unreachable, storage.Refused):
+    raise
   except UserError as error:
+    if getattr(error.__cause__, 'errno', None) in _AWAY:
+      raise
     return b'', 1.0, str(error)
 
 
@@ -181,17 +227,21 @@ def main(arguments: list[str] | None = None) -> int:
   flags.add_argument('--output', required=True, metavar='OUT', help='new folder of the pack')
   flags.add_argument('--splits', nargs='+', metavar='SPLIT',
                      help='if not given, those of train, val, test that are there; all splits of '
-                          'tfds and hf')
+                          'tfds, hf and pack')
   flags.add_argument('--longest', type=int, metavar='PIXELS',
                      help='make pictures with a longer side smaller')
   flags.add_argument('--quality', type=int, default=95, help='of JPEG, with --longest (default 95)')
   flags.add_argument('--file_mb', type=int, default=512, help='size of a file (default 512)')
+  flags.add_argument('--max_bad_share', type=float, default=OPTIONS['max_bad_share'].default,
+                     help='share of unreadable pictures above which packing stops (default '
+                          f'{OPTIONS["max_bad_share"].default})')
   flags, rest = flags.parse_known_args(arguments)
   return errors.command(lambda: _run(flags, rest), flags.output)
 
 
 def _run(flags, rest):
-  for key, low, high in (('longest', 8, 2**16), ('quality', 1, 100), ('file_mb', 1, 2**20)):
+  for key, low, high in (('longest', 8, 2**16), ('quality', 1, 100), ('file_mb', 1, 2**20),
+                         ('max_bad_share', 0, 1)):
     if (value := getattr(flags, key)) is not None and not low <= value <= high:
       raise UserError(f'--{key} {value}: wanted {low} to {high}')
   output = paths.resolved(flags.output, '--output')
@@ -212,7 +262,8 @@ def _run(flags, rest):
                'longest': flags.longest, 'quality': flags.quality,
                'examples': {split: len(source) for split, source in opened.items()}}
   pack = _begin(output, made_from)
-  packing = _Packing(output, pack, flags.longest, flags.quality, flags.file_mb * 2**20)
+  packing = _Packing(output, pack, flags.folder, flags.longest, flags.quality,
+                     flags.file_mb * 2**20, flags.max_bad_share)
   splits = {split: packing.write(split, source) for split, source in opened.items()}
   packing.finish({'format': 'xmodal pack', 'version': VERSION, 'pack': pack, **made_from,
                   'splits': splits})
@@ -222,8 +273,8 @@ def _run(flags, rest):
     size = sum(map(sum, section['files'].values())) / 2**20
     print(f'{split}: {section["examples"]:,} examples, {section["pictures"]:,} pictures, '
           f'{size:,.1f} MiB')
-  if packing.unread:
-    print(f'{len(packing.unread):,} pictures could not be read')
+  if packing.num_unread:
+    print(f'{packing.num_unread:,} pictures could not be read')
   print(f'in {output}: --config.data.source=pack --config.data.root={shlex.quote(output)}')
   return 0
 

@@ -18,7 +18,9 @@ from xmodal.errors import UserError
 
 # Where a record's data are: number of the file, first byte, number of bytes.
 PLACE = np.dtype([('file', '<u4'), ('offset', '<u8'), ('size', '<u4')])
-_HEADER, _CHECKSUM = struct.Struct('<QI'), struct.Struct('<I')
+_HEADER, _CHECKSUM, _PLACE = map(struct.Struct, ('<QI', '<I', '<IQI'))
+
+AFTER = _CHECKSUM.size  # bytes of a file after the data of a record
 
 
 def checksum(data: bytes) -> int:
@@ -37,7 +39,7 @@ class Writer:
       number: of the file.
       title: content of the first record.
     """
-    self._file, self._number, self._places, self.size = file, number, [], 0
+    self._file, self._number, self._places, self.size = file, number, bytearray(), 0
     self.add(title)
     self._places.clear()
 
@@ -47,13 +49,13 @@ class Writer:
     self._file.write(length + _CHECKSUM.pack(checksum(length)))
     self._file.write(data)
     self._file.write(_CHECKSUM.pack(checksum(data)))
-    self._places.append((self._number, self.size + _HEADER.size, len(data)))
-    self.size += _HEADER.size + len(data) + _CHECKSUM.size
+    self._places += _PLACE.pack(self._number, self.size + _HEADER.size, len(data))
+    self.size += _HEADER.size + len(data) + AFTER
 
   @property
   def places(self) -> np.ndarray:
     """Where the records are, without the first: PLACE [N]."""
-    return np.array(self._places, PLACE)
+    return np.frombuffer(self._places, PLACE).copy()
 
 
 class Reader:
@@ -78,7 +80,9 @@ class Reader:
     return len(self._places)
 
   def __reduce__(self):
-    return Reader, (self._paths, self._places, self._ahead)
+    # A mapped index is mapped again: pickle would copy it.
+    mapped = isinstance(self._places, np.memmap)
+    return _reader, (self._paths, self._places.filename if mapped else self._places, self._ahead)
 
   def read(self, number: int) -> bytes:
     """The data of a record.
@@ -87,10 +91,12 @@ class Reader:
       UserError: the file cannot be read, or the record has changed since it was written.
     """
     file, offset, size = self._places[number].item()
+    if file >= len(self._paths):
+      raise UserError(f'{self._paths[0]}: its index is damaged; copy it again')
     read = self._read if not self._remote else self._read_bucket
-    found = read(file, offset, size + _CHECKSUM.size)
+    found = read(file, offset, size + AFTER)
     data, of_data = found[:size], found[size:]
-    if len(of_data) < _CHECKSUM.size or _CHECKSUM.unpack(of_data)[0] != checksum(data):
+    if len(of_data) < AFTER or _CHECKSUM.unpack(of_data)[0] != checksum(data):
       raise UserError(f'{self._paths[file]}: record {number} is damaged; make the pack again')
     return data
 
@@ -123,6 +129,12 @@ class Reader:
       os.close(descriptor)
 
 
+def _reader(paths, places, ahead):
+  if not isinstance(places, np.ndarray):
+    places = np.load(places, mmap_mode='r')
+  return Reader(paths, places, ahead)
+
+
 def check_files(paths: Sequence[str], sizes: Iterable[int], titles: Iterable[bytes]) -> None:
   """Raises UserError unless files of records have these sizes and first records."""
   for _ in storage.each(paths[0] if paths else '', lambda file: _check_file(*file),
@@ -137,7 +149,7 @@ def _check_file(path, size, title):
   except OSError as error:
     reason = error.strerror or 'no such file'
     raise UserError(f'{path}: {reason}; copy the pack again, all its files') from error
+  if len(first) == len(title) and first != title:
+    raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')
   if found != size:
     raise UserError(f'{path}: has {found:,} bytes of {size:,}; copy it again')
-  if first != title:
-    raise UserError(f'{path}: is a file of another pack; keep each pack in a folder of its own')

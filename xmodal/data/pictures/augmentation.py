@@ -26,6 +26,7 @@ from xmodal.data.pictures.placement import Placement
 from xmodal.data.sources.files import shown
 from xmodal.options import Option
 
+_JUDGED = 500  # examples whose language is detected where an overview counts none
 # Whole words, and stems found anywhere in a word: 'leftmost', 'hyperdense'.
 _SIDE_STEMS = ('left', 'right')
 _MIRROR_WORDS = frozenset(
@@ -116,6 +117,8 @@ def language_notes(augmentation: Augmentation, examples: Sequence[Example]) -> l
   if not changes:
     return []
   notes, overview = [], getattr(examples, 'overview', None)
+  if overview and overview.foreign is None:
+    examples = [examples[i] for i in range(min(len(examples), _JUDGED))]
   count, text = (overview and overview.foreign) or _count_foreign(examples)
   if count:
     notes.append(f'{count:,} of {len(examples):,} examples do not read as English, such as '

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from xmodal.data.faults import Fault
 from xmodal.data.sources import columns
 from xmodal.errors import UserError, did_you_mean
 from xmodal.options import Option
@@ -155,6 +156,18 @@ def find(features: Mapping[str, Feature]) -> dict[str, str]:
   if 'name' not in found or 'box' not in found:
     found = {field: path for field, path in found.items() if field not in _OF_OBJECTS}
   return found
+
+
+def unread_boxes(matched: Mapping[str, Feature], fields: Iterable, features: Mapping[str, Feature],
+                 where: str) -> list[Fault]:
+  """A line on each column of boxes if no field reads one and config.data.fields leaves none out."""
+  if 'box' in matched or 'box' in columns.pairs(fields, _WANTED):
+    return []
+  return [Fault(f'{where}: column {feature}, is not read, as no column with a usual name has its '
+                f"names; set config.data.fields=(('box', {path!r}), ('name', 'COLUMN'))",
+                'column of boxes is not read')
+          for path, feature in features.items()
+          if feature.kind == BOX and feature.depth in _WANTED['box'][1]]
 
 
 def _check_together(matched, where):

@@ -58,9 +58,10 @@ def read_hf(root: str, split: str, name: str = '', fields: tuple = (),
   where = f'{title}, {split!r}'
   rows = _rows(splits, split, title)
   found = {feature.path: feature for feature in map(_feature, _leaves(rows.features))}
-  return Records(functools.partial(_only, rows),
-                 features.match(features.find(found), fields, found, where), question,
-                 records.corners if corners else records.sides, where, is_whole=True)
+  matched = features.match(features.find(found), fields, found, where)
+  return Records(functools.partial(_only, rows), matched, question,
+                 records.corners if corners else records.sides, where,
+                 features.unread_boxes(matched, fields, found, where))
 
 
 def _load(root, name):
@@ -122,7 +123,8 @@ def _leaves(feature, at=(), depth=0):
       yield from _leaves(inner, (*at, key), depth)
   elif isinstance(feature, list):
     yield from _leaves(feature[0], at, depth + 1)
-  elif isinstance(feature, datasets.List | datasets.LargeList) and not _is_box(feature):
+  elif isinstance(feature, datasets.List | datasets.LargeList) and not (
+      depth and _is_box(feature)):  # a list once a record is no list of boxes
     yield from _leaves(feature.feature, at, depth + 1)
   else:
     yield at, depth, feature

@@ -5,7 +5,7 @@ import os
 from xmodal import storage
 from xmodal.data.faults import Examples
 from xmodal.data.fields import Complaint
-from xmodal.data.sources import columns
+from xmodal.data.sources import columns, parquet
 from xmodal.data.sources.columns import Rows
 from xmodal.data.sources.csv import add_table
 from xmodal.data.sources.files import MissingSplit, existing_folder, is_utf8, split_names
@@ -14,7 +14,7 @@ from xmodal.data.sources.pictures import picture_files
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
-_METADATA = ('metadata.csv', 'metadata.jsonl')
+_METADATA = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
 _WANTED = 'SPLIT/CLASS/PICTURE, such as train/cat/1.jpg'
 
 
@@ -23,7 +23,7 @@ def read_imagefolder(root: str, split: str, fields: tuple = (),
                      question: str = columns.WHAT) -> Examples:
   """Reads {root}/{split}/CLASS/: each picture is an example whose answer is its class.
 
-  If there are metadata.csv or metadata.jsonl in the split's folder or below, each of their rows
+  If there are metadata.csv, .jsonl or .parquet in the split's folder or below, each of their rows
   is an example instead, as in `datasets`: file_name is the path of a picture from the folder of
   the metadata, and other columns fill the fields of a line of jsonl.
 
@@ -86,12 +86,7 @@ def _add_metadata(rows, path, root):
   if path.endswith('.csv'):
     add_table(rows, path, image='file_name', folder=folder)
     return
-  records = {}
-  for number, line in numbered_lines(path):
-    try:
-      records[f'{path}:{number}'] = json_object(line)
-    except Complaint as complaint:
-      rows.add_bad(str(complaint), f'{path}:{number}')
+  records = _records(rows, path)
   names = dict.fromkeys(key for record in records.values() for key in record)
   found = rows.columns(names, path, 'file_name') if records else {}
   for where, record in records.items():
@@ -99,3 +94,16 @@ def _add_metadata(rows, path, root):
     if isinstance(record['image'], str) and record['image']:
       record['image'] = os.path.join(folder, record['image'])
     rows.add(record, where)
+
+
+def _records(rows, path):
+  """The place of each row -> its columns."""
+  if path.endswith('.parquet'):
+    return {f'{path}: row {n}': record for n, record in enumerate(parquet.each_row(path))}
+  records = {}
+  for number, line in numbered_lines(path):
+    try:
+      records[f'{path}:{number}'] = json_object(line)
+    except Complaint as complaint:
+      rows.add_bad(str(complaint), f'{path}:{number}')
+  return records

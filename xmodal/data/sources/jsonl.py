@@ -177,6 +177,8 @@ class LineParser:
       raise Complaint(f'is {shown(value)}, wanted the path of a picture')
     try:
       path = self._pictures.find(fields.text(value))
+    except (storage.Unreachable, storage.Refused):
+      raise
     except UserError as error:
       raise Complaint(f'{shown(value)} cannot be accessed: {error}') from None
     if path is None:

@@ -17,6 +17,7 @@ from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 
 _AHEAD = 2**22  # bytes
+_FILES = f'{pack.TITLE} and the files of a pack'
 
 
 class PackedExamples(Sequence[Example]):
@@ -56,7 +57,12 @@ class PackedExamples(Sequence[Example]):
                                 self._readers['pictures'].read)
 
 
-@SOURCES.register('pack')
+def splits_of_pack(root: str) -> list[str]:
+  """Names of the splits of a pack."""
+  return list(_described(existing_folder(root, _FILES))['splits'])
+
+
+@SOURCES.register('pack', splits=splits_of_pack)
 def read_pack(root: str, split: str) -> PackedExamples:
   """Opens one split of a pack.
 
@@ -64,12 +70,32 @@ def read_pack(root: str, split: str) -> PackedExamples:
     UserError: no pack, of a newer version, without the split, or with files that are missing, cut,
       or of another pack.
   """
-  root = existing_folder(root, f'{pack.TITLE} and the files of a pack')
+  root = existing_folder(root, _FILES)
+  described = _described(root)
+  if split not in (splits := described['splits']):
+    raise MissingSplit(f'{root}: has no split {split!r}; it has {", ".join(splits)}')
+  section, readers = splits[split], {}
+  for kind, sizes in section['files'].items():
+    files = [os.path.join(root, pack.file_name(split, kind, i)) for i in range(len(sizes))]
+    records.check_files(files, sizes, (
+        pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
+    index = os.path.join(root, f'{split}-{kind}.npy')
+    readers[kind] = records.Reader(
+        files, _places(index, section[kind], sizes, described['pack']),
+        # Vocabularies are learned from all examples in their order, and from no pictures.
+        ahead=_AHEAD if kind == 'examples' else 0)
+  return PackedExamples(readers, section['categories'], section['made'],
+                        pack.fingerprint(described['pack'], split),
+                        os.path.join(root, pack.overview_name(split)))
+
+
+def _described(root):
+  """The content of pack.json."""
   path = os.path.join(root, pack.TITLE)
   try:
     with storage.open_file(path) as f:
       described = json.load(f)
-    version, splits = described['version'], described['splits']
+    version, _ = described['version'], described['splits']
   except FileNotFoundError:
     raise UserError(f'{root}: has no {pack.TITLE}: no pack, or one that is not finished; run '
                     '`xmodal pack` again') from None
@@ -80,23 +106,10 @@ def read_pack(root: str, split: str) -> PackedExamples:
   if version != pack.VERSION:
     raise UserError(f'{path}: is of version {version}, this program reads {pack.VERSION}; update '
                     'it, or make the pack again')
-  if split not in splits:
-    raise MissingSplit(f'{root}: has no split {split!r}; it has {", ".join(splits)}')
-  section, readers = splits[split], {}
-  for kind, sizes in section['files'].items():
-    files = [os.path.join(root, pack.file_name(split, kind, i)) for i in range(len(sizes))]
-    records.check_files(files, sizes, (
-        pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
-    readers[kind] = records.Reader(
-        files, _places(os.path.join(root, f'{split}-{kind}.npy'), section[kind], described['pack']),
-        # Vocabularies are learned from all examples in their order, and from no pictures.
-        ahead=_AHEAD if kind == 'examples' else 0)
-  return PackedExamples(readers, section['categories'], section['made'],
-                        pack.fingerprint(described['pack'], split),
-                        os.path.join(root, pack.overview_name(split)))
+  return described
 
 
-def _places(path, count, name):
+def _places(path, count, sizes, name):
   """The index in a file; one of a bucket is kept in the user's cache."""
   kept = _kept(path, name)
   try:
@@ -109,7 +122,7 @@ def _places(path, count, name):
     raise
   except (OSError, ValueError) as error:
     raise UserError(f'{path}: cannot be read ({error}); copy it again') from error
-  if places.dtype != records.PLACE or len(places) != count:
+  if places.dtype != records.PLACE or len(places) != count or not _ends(places, sizes):
     raise UserError(f'{path}: is the index of another pack; copy it again')
   if not kept or os.path.isfile(kept):
     return places
@@ -121,6 +134,14 @@ def _places(path, count, name):
   except OSError:  # a full disk
     return places
   return np.load(kept, mmap_mode='r')
+
+
+def _ends(places, sizes):
+  """Whether the last record of an index is where its file ends."""
+  if not len(places):
+    return True
+  file, offset, size = places[-1].item()
+  return file < len(sizes) and offset + size + records.AFTER == sizes[file]
 
 
 def _kept(path, name):

@@ -1,6 +1,7 @@
 """Parquet: tables with their pictures inside, as the Hugging Face hub stores data sets."""
 
 import collections
+from collections.abc import Iterator
 import concurrent.futures
 import functools
 import json
@@ -50,6 +51,13 @@ def read_parquet(root: str, split: str, fields: tuple = (),
   for path in shards(root, split, '.parquet'):
     _add_file(rows, path, groups)
   return rows.examples(f'{root}, {split!r}')
+
+
+def each_row(path: str) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a file that has no pictures inside; UserError if it cannot be read."""
+  file = _open(path)
+  for group in range(file.num_row_groups):
+    yield from _read(path, file, group, None).to_pylist()
 
 
 def _add_file(rows, path, groups):
@@ -139,6 +147,9 @@ class _Groups:
     self._kept: collections.OrderedDict[tuple, concurrent.futures.Future] = (
         collections.OrderedDict())
 
+  def __reduce__(self):
+    return _Groups, ()  # another process reads anew
+
   def picture(self, path: str, group: int, row: int, kind: _Kind) -> bytes:
     """The bytes of one picture.
 
@@ -181,8 +192,8 @@ def _open(path):
   try:
     import pyarrow.parquet as pq
   except ImportError:
-    raise UserError("config.data.source='parquet' needs pyarrow: pip install 'xmodal[parquet]', or "
-                    'pip install pyarrow') from None
+    raise UserError(f"{path}: needs pyarrow: pip install 'xmodal[parquet]', or pip install pyarrow"
+                    ) from None
   try:
     if storage.is_remote(path):
       return pq.ParquetFile(storage.RangeFile(path), pre_buffer=True)

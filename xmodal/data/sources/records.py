@@ -2,12 +2,17 @@
 
 import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import functools
+import hashlib
 import itertools
 import math
+import os
 
+from xmodal import atomic, paths
 from xmodal.data.example import Example, Object, Packed
-from xmodal.data.faults import in_shares
+from xmodal.data.faults import Fault, in_shares
+from xmodal.data.overview import Overview, gathered
 from xmodal.data.pictures import images
 from xmodal.data.sources.features import OF_A_QUESTION, Feature
 from xmodal.data.sources.files import MissingSplit
@@ -45,10 +50,14 @@ class Records(Sequence[Example]):
 
   Attributes:
     is_whole: see pipeline.sample.
+    faults: as of faults.Examples.
   """
 
+  is_whole = True
+
   def __init__(self, read: Callable[[Iterable[Feature]], Sequence], features: Mapping[str, Feature],
-               question: str, to_pixels: Callable, where: str, is_whole: bool):
+               question: str, to_pixels: Callable, where: str, faults: Iterable[Fault] = (),
+               fingerprint: str = ''):
     """
     Args:
       read: gives the records with only some features, for several threads at once.
@@ -57,14 +66,16 @@ class Records(Sequence[Example]):
       to_pixels: box -> (x, y, width, height) in pixels; boxes_in_shares also gets the size of the
         picture, whose header is read for it.
       where: the split, for messages and names of pictures.
-      is_whole: whether texts are cheap to read without pictures.
+      faults: lines on columns that are not read.
+      fingerprint: tells these Examples from any others, if their overview is to be kept in the
+        user's cache, as reading all takes long.
 
     If a record may give several Examples, all are counted here, which reads the whole split.
 
     Raises:
       MissingSplit: there are no Examples.
     """
-    self.is_whole = is_whole
+    self.faults, self._fingerprint = tuple(faults), fingerprint
     self._features, self._where = dict(features), where
     self._image = self._features.pop('image')
     self._question, self._to_pixels = question, to_pixels
@@ -80,6 +91,23 @@ class Records(Sequence[Example]):
           len(self._parts(record)) for record in read([self._splits])))
     if not len(self):
       raise MissingSplit(f'{where}: has no examples; take another split')
+
+  @functools.cached_property
+  def overview(self) -> Overview:
+    """See data.overview; the examples that do not read as English are counted."""
+    folder = self._fingerprint and paths.cache('overviews')
+    if not folder:
+      return gathered(self, languages=True)
+    path = os.path.join(folder, hashlib.sha256(self._fingerprint.encode()).hexdigest()[:24])
+    if (kept := Overview.load(path, self._fingerprint)) is not None:
+      return kept
+    found = gathered(self, languages=True)
+    with contextlib.suppress(OSError), atomic.written(path, 'wb') as f:  # a full disk
+      found.save(f, self._fingerprint)
+    return found
+
+  def __getstate__(self):
+    return {key: value for key, value in vars(self).items() if key != 'overview'}
 
   def __len__(self) -> int:
     if self._ends is None:

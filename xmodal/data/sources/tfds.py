@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 import functools
+import json
 import os
 import threading
 
 import numpy as np
 
+import xmodal
 from xmodal import storage
 from xmodal.data.sources import columns, features, records
 from xmodal.data.sources.features import Feature
@@ -49,7 +51,8 @@ def read_tfds(root: str, split: str, name: str = '', fields: tuple = (),
   """Reads a data set that TFDS prepared in a format of random access, file_format='array_record'.
 
   Only the features in use are parsed, and pictures when they are decoded. A record is read with its
-  picture, so vocabularies are learned from the first 4,096 examples; TFDS shuffles on preparation.
+  picture, so the first run reads all files for its vocabularies, and keeps in the user's cache what
+  it found.
 
   The features of coco, coco_captions, voc, clevr, ref_coco and gref are known. Of other builders,
   those with usual names are found: image and label of a data set for classification, whose label is
@@ -86,9 +89,20 @@ def read_tfds(root: str, split: str, name: str = '', fields: tuple = (),
   usual = _BUILDERS.get(builder.name)
   if not usual or not set(usual.values()) <= found.keys():  # another config: coco/2017_panoptic
     usual = features.find(found)
-  return Records(functools.partial(_Parsed, _Files(str(builder.data_path), split)),
-                 features.match(usual, fields, found, where), question, records.boxes_in_shares,
-                 where, is_whole=False)
+  matched = features.match(usual, fields, found, where)
+  return Records(functools.partial(_Parsed, _Files(str(builder.data_path), split)), matched,
+                 question, records.boxes_in_shares, where,
+                 features.unread_boxes(matched, fields, found, where),
+                 _fingerprint(builder, split, question, matched))
+
+
+def _fingerprint(builder, split, question, matched):
+  """Tells the Examples of a split from any others."""
+  path = os.path.join(builder.data_path, 'dataset_info.json')
+  with open(path, encoding='utf-8') as f:
+    info = f.read()
+  return json.dumps([xmodal.__version__, str(builder.data_path), info, os.stat(path).st_mtime_ns,
+                     split, question, {field: one.path for field, one in matched.items()}])
 
 
 def _import():

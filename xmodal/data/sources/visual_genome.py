@@ -1,6 +1,8 @@
 """Visual Genome (Krishna et al., IJCV 2017): objects, and phrases for regions of a picture."""
 
 import array
+from collections.abc import Iterator
+import functools
 import hashlib
 import os
 
@@ -11,6 +13,7 @@ from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_box, usable_name
 from xmodal.data.fields import Complaint
+from xmodal.data.overview import Gathering, Overview, gathered
 from xmodal.data.sources.files import each_record, existing_folder, read_json, take_records
 from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
@@ -59,8 +62,11 @@ class VisualGenome:
   the first few thousand examples are a sample of all pictures.
 
   Attributes:
+    is_whole: see pipeline.sample.
     faults: everything that was left out or repaired, a line each.
   """
+
+  is_whole = True
 
   def __init__(self, root: str, split: str):
     faults: list[Fault] = []
@@ -87,6 +93,25 @@ class VisualGenome:
     if self._regions is not None:
       row = self._order[index]
       picture, expression = self._regions.pictures[row], self._regions.row(row)
+    return self._example(picture, expression)
+
+  @functools.cached_property
+  def overview(self) -> Overview:
+    """See data.overview: as of all examples, without making each."""
+    if self._regions is None:
+      return gathered(self)
+    gathering, unnamed = Gathering(), Object('', (0.0, 0.0, 0.0, 0.0))
+    counts = np.bincount(self._regions.pictures, minlength=len(self._images))
+    for picture, count in enumerate(counts.tolist()):
+      if count:
+        gathering.add(self._example(picture, unnamed), count)
+    gathering.add_expressions(self._regions.texts(self._order))
+    return gathering.overview()
+
+  def __getstate__(self):
+    return {key: value for key, value in vars(self).items() if key != 'overview'}
+
+  def _example(self, picture, expression):
     return Example(
         image=self._images[picture], image_id=self._image_ids[picture], expression=expression,
         recorded_size=known_size(self._sizes[picture]),
@@ -154,6 +179,10 @@ class _Boxes:
     rows = slice(self._starts[picture], self._starts[picture + 1])
     return tuple(Object(self._names[named], tuple(box)) for named, box in
                  zip(self._named[rows].tolist(), self._boxes[rows].tolist()))
+
+  def texts(self, rows: np.ndarray) -> Iterator[str]:
+    """Yields the text of each of some rows."""
+    return map(self._names.__getitem__, self._named[rows].tolist())
 
   def in_turn(self) -> np.ndarray:
     """Row numbers in round-robin order: the first of each picture, then the second, and so on."""

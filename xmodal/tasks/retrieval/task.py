@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 from PIL import Image
 
+from xmodal import storage
 from xmodal.data.example import Example
 from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.pictures import images
@@ -160,9 +161,9 @@ class Retrieval(Task):
       return self._with(1, searches=True), [
           Example(picture, image_id=place, captions=(text.strip(),))
           for place, picture in enumerate(image)]
-    if isinstance(image, str) and os.path.isdir(image):
+    if isinstance(image, str) and storage.is_dir(image):
       known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-      names = sorted(n for n in os.listdir(image) if os.path.splitext(n)[1].lower() in known)
+      names = sorted(n for n in storage.list_dir(image) if os.path.splitext(n)[1].lower() in known)
       if not names:
         raise UserError(f'--image {image}: no pictures in that folder; wanted some in a format '
                         'that Pillow opens, such as .jpg or .png')

@@ -12,12 +12,13 @@ from xmodal.train.plan import Plan
 
 
 @contextlib.contextmanager
-def readers(plan: Plan, say: Callable[[str], None]) -> Iterator[None]:
+def readers(plan: Plan, say: Callable[[str], None], trains: bool = True) -> Iterator[None]:
   """Context manager: processes make the batches of training and of all evaluations.
 
   Args:
     plan: the plan of the run.
     say: called with a line when a process has died.
+    trains: if false, only those of the default evaluation.
 
   Raises:
     UserError: a source or task cannot be sent to another process.
@@ -28,13 +29,18 @@ def readers(plan: Plan, say: Callable[[str], None]) -> Iterator[None]:
   if not count:
     yield
     return
-  sizes = [(plan.maker('train', feed), plan.config.train.batch_size) for feed in plan.feeds]
-  sizes += [(one.maker(feed), one.batch_size) for one in plan.evaluations.values()
-            for feed in one.feeds]
-  makers = {make.name: make for make, _ in sizes}
-  rows = {make.name: len(meshes.local_rows(plan.mesh, size)) for make, size in sizes}
-  parts = (plan, *plan.evaluations.values())
-  with contextlib.closing(Workers(makers, rows, count, say)) as started:
+  evaluations = list(plan.evaluations.values()) if trains else [plan.evaluation]
+
+  def rows(batch_size):
+    return len(meshes.local_rows(plan.mesh, batch_size))
+
+  # A step reads a batch of each feed, an evaluation one of a single feed.
+  largest = [[(plan.maker('train', feed), rows(plan.config.train.batch_size))
+              for feed in plan.feeds]] if trains else []
+  largest += [[(one.maker(feed), rows(one.batch_size))]
+              for one in evaluations for feed in one.feeds]
+  parts = (plan, *evaluations)
+  with contextlib.closing(Workers(largest, count, say)) as started:
     for part in parts:
       part.readers = started
     try:
