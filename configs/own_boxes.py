@@ -3,7 +3,7 @@
   xmodal check DIR --source coco
   xmodal train --config own_boxes --config.data.root=DIR
 
-For one GPU.
+For one GPU. Time and score depend on your data.
 Data: DIR in COCO's layout, or in another with --config.data.source=yolo, voc, jsonl or
 visual_genome; see xmodal/data/README.md.
 """

@@ -3,8 +3,8 @@
   xmodal check DIR
   xmodal train --config own_data --config.data.root=DIR
 
-For one GPU; try the data on a CPU with --config.model.size=tiny --config.data.image_size=48
---config.train.steps=1000.
+For one GPU; time and score depend on your data. A trial on a CPU: --config.model.size=tiny
+--config.data.image_size=48 --config.train.steps=1000.
 Data: DIR holds train.jsonl, val.jsonl and pictures, or what --config.data.source=imagefolder, csv,
 parquet or webdataset reads; see xmodal/data/README.md.
 """
