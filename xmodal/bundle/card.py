@@ -121,10 +121,11 @@ def _head(name, about, scores, data):
 
 def _example(about):
   task, one = next(iter(about['tasks'].items()))
-  asked = {'question': "'a.jpg', 'what color is the square?'", 'picture': "'a.jpg'",
-           'names': "'a.jpg', 'red circle. blue square.'",
-           'texts': "'a.jpg', 'a red circle. a blue square.'", 'drawing': "None, 'a red circle'"}
-  return f'{asked[one["query"]["kind"]]}, task={task!r}'
+  arguments = {
+      'question': "'a.jpg', 'what color is the square?'", 'picture': "'a.jpg'",
+      'names': "'a.jpg', 'red circle. blue square.'",
+      'texts': "'a.jpg', 'a red circle. a blue square.'", 'drawing': "None, 'a red circle'"}
+  return f'{arguments[one["query"]["kind"]]}, task={task!r}'
 
 
 def _answer(one):
@@ -160,7 +161,7 @@ def _limits(about, predictor):
     if length := query.get('length'):
       lines.append(f'- {task}: reads {length} tokens of a text')
     if query['kind'] == 'names':
-      lines.append(f'- {task}: trained on {len(query["known"])} names; others may be asked for')
+      lines.append(f'- {task}: trained on {len(query["known"])} names; a query may have others')
     if not one['keep_aspect']:
       lines.append(f'- {task}: pictures are stretched to a square')
   if predictor.config.data.source == 'shapes':

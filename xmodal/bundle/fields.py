@@ -61,7 +61,7 @@ def _boxes(field, arrays, context, read):
 
   def named(least):
     best = {}
-    # Each box has its most probable name; scores of -1 are names that were not asked for.
+    # Each box has its most probable name; scores of -1 are names outside the query.
     for i in reversed(np.flatnonzero(score >= max(least, 0))):
       best[tuple(places[i])] = (float(score[i]), context['names'][arrays[field['name']][0][i]])
     found = sorted(best.items(), key=lambda item: -item[1][0])

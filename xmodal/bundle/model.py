@@ -60,7 +60,7 @@ def load(folder=None, *, check=True):
 
 
 class Model:
-  """A function of pictures and texts; `tasks` are the names of what it can be asked."""
+  """A function of pictures and texts; `tasks` are the names of its tasks."""
 
   def __init__(self, folder, check=True):
     self._folder = os.fspath(folder)

@@ -138,23 +138,23 @@ class Server:
     def read(reader, body):
       return reader.predict(body, kind)
 
-    async with self._call(request, read) as (call, asked, form):
+    async with self._call(request, read) as (call, requests, form):
       if form.stream:
-        name, wanted = asked[0]
+        name, wanted = requests[0]
         return self._events(request, call, name, wanted, of_step, lambda found: [
             event({'task': name, **found}, 'answer')])
-      found = await self._answers(request, call, asked)
-      lines = [{'task': name, **line} for (name, _), line in zip(asked, found)]
+      found = await self._answers(request, call, requests)
+      lines = [{'task': name, **line} for (name, _), line in zip(requests, found)]
       return _json({'answers': lines} if form.requests is not None else lines[0])
 
   async def _chat(self, request: HttpRequest):
     def read(reader, body):
       return chat.read(reader, bodies.parse_json(body, self._limits))
 
-    async with self._call(request, read) as (call, asked, form):
-      (name, wanted) = asked
+    async with self._call(request, read) as (call, named, form):
+      name, wanted = named
       if not form.stream:
-        found, = await self._answers(request, call, [asked])
+        found, = await self._answers(request, call, [named])
         return _json(chat.completion(name, found))
       chunks = chat.Chunks(name)
       show = chunks.of_step if self._engine.tasks[name].writes else None
@@ -173,9 +173,9 @@ class Server:
       request.state.end = asyncio.get_running_loop().time() + self._limits.answer_seconds
       reader = Reader(self._engine, self._limits, call.hold, self._room)
       reading = self._pool.submit(read, reader, body)
-      asked, form = await self._in_time(request, asyncio.wrap_future(reading))
-      request.scope['state']['task'] = (asked if isinstance(asked, tuple) else asked[0])[0]
-      yield call, asked, form
+      found, form = await self._in_time(request, asyncio.wrap_future(reading))
+      request.scope['state']['task'] = (found if isinstance(found, tuple) else found[0])[0]
+      yield call, found, form
     finally:
       if request.state.call is call:
         if reading is None:
@@ -195,9 +195,9 @@ class Server:
       gone.cancel()
       work.cancel()
 
-  async def _answers(self, request, call, asked) -> list[dict[str, Any]]:
+  async def _answers(self, request, call, requests) -> list[dict[str, Any]]:
     """The answers to requests; Refused if one is wrong, or none comes in time."""
-    futures = [self.batcher.submit(name, wanted) for name, wanted in asked]
+    futures = [self.batcher.submit(name, wanted) for name, wanted in requests]
     call.arrived()
     work = asyncio.gather(*map(asyncio.wrap_future, futures))
     work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may ask

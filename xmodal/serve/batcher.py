@@ -44,7 +44,7 @@ class Batcher:
       wait_seconds: how long the first request of a batch waits at most while others are coming.
       batching: whether several requests may share a batch.
       coming: whether requests are on their way to the queue: received and not submitted.
-      on_batch: told of the task and rows of each batch.
+      on_batch: called with the task and rows of each batch.
     """
     self._engine, self._wait, self._batching = engine, wait_seconds, batching
     self._coming, self._on_batch = coming, on_batch

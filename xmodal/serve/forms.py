@@ -57,7 +57,7 @@ class Chat(BaseModel):
   n: int | None = 1
 
 
-Asked = tuple[str, Request]  # the task's name and the request
+NamedRequest = tuple[str, Request]  # the name of the task, and the request
 
 
 class Reader:
@@ -68,23 +68,23 @@ class Reader:
     self._engine, self._limits = engine, limits
     self.opening = Opening(engine.image_size, limits, hold, room)
 
-  def predict(self, body: bytes, content_type: str) -> tuple[list[Asked], Predict]:
+  def predict(self, body: bytes, content_type: str) -> tuple[list[NamedRequest], Predict]:
     """Requests of /v1/predict, from JSON or a form; Refused if they are wrong."""
     uploads: list[bytes] = []
     if content_type.lower().startswith('multipart/form-data'):
       value, uploads, mask = self._of_form(body, content_type)
     else:
       value, mask = parse_json(body, self._limits), None
-    asked = value.get('requests')
-    if isinstance(asked, list) and not 1 <= len(asked) <= self._limits.requests:
-      raise Refused(422, 'too_many_requests', f'{len(asked)} requests in one call; wanted '
+    several = value.get('requests')
+    if isinstance(several, list) and not 1 <= len(several) <= self._limits.requests:
+      raise Refused(422, 'too_many_requests', f'{len(several)} requests in one call; wanted '
                     f'1 to {self._limits.requests}')
     form = validated(Predict, value)
     if form.requests is None:
-      return [self._asked(form, uploads, mask)], form
+      return [self._named(form, uploads, mask)], form
     if other := min(form.model_fields_set - {'requests'}, default=''):
       raise Refused(422, 'invalid', f'{other} stands beside requests; put it into each of them')
-    return [self._asked(one, [], None, f'requests[{place}].')
+    return [self._named(one, [], None, f'requests[{place}].')
             for place, one in enumerate(form.requests)], form
 
   def _of_form(self, body, content_type):
@@ -109,7 +109,7 @@ class Reader:
         value[name] = value[name].lower() in ('true', '1', 'yes', 'on')
     return value | {'options': options}, uploads, mask
 
-  def _asked(self, form: Ask, uploads, mask, where='') -> Asked:
+  def _named(self, form: Ask, uploads, mask, where='') -> NamedRequest:
     name, facts = self.task(form.task)
     if form.image is not None and form.images is not None:
       raise Refused(422, 'invalid', f'{where}image and {where}images are both given; wanted one')

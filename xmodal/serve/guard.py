@@ -1,4 +1,4 @@
-"""What stands before every route: the size of the head, the key, foreign pages, errors, metrics."""
+"""Checks before every route: size of the head, key, foreign pages; errors and metrics of all."""
 
 import hmac
 import logging

@@ -1,4 +1,4 @@
-"""What /metrics tells, in the text format of Prometheus."""
+"""The metrics of the server, in the text format of Prometheus."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ class Metrics:
   """Counters and histograms of one server."""
 
   def __init__(self, queued: Callable[[], int], in_flight: Callable[[], int]):
-    """`queued` and `in_flight` are asked when the numbers are read."""
+    """`queued` and `in_flight` are called when the numbers are read."""
     self._registry = CollectorRegistry()
     self.requests = self._made(Counter, 'requests', 'Responses.', 'route', 'task', 'status')
     self.errors = self._made(Counter, 'errors', 'Requests refused or failed.', 'code')

@@ -88,7 +88,7 @@ class TrainedEngine(Engine):
     return found
 
   def _query(self, task, request, streamed):
-    """What Task.query gives: the task as asked, and the examples."""
+    """The result of Task.query: the task, changed by the query, and the examples."""
     if not request.pictures and not task.draws:
       raise UserError(f'there is no picture; {task.name} wants one')
     if len(request.pictures) > 1 and not task.takes_folders:
@@ -106,14 +106,14 @@ class TrainedEngine(Engine):
     # they are wanted, because they take time.
     if 'progress' in task.query_options and (task.draws or streamed):
       options['progress'] = self._begin
-    asked, examples = task.query(image, request.text, **options)
-    names = asked.vocabulary()
+    queried, examples = task.query(image, request.text, **options)
+    names = queried.vocabulary()
     parts = max(0 if names is None else len(names.tokens),
                 0 if task.takes_folders else len(examples),
                 max((len(e.captions) for e in examples), default=0))
     if parts > _MOST_PARTS and not task.draws:
       raise UserError(f'the text has {parts} parts; wanted up to {_MOST_PARTS} in one request')
-    return asked, examples
+    return queried, examples
 
   def _answer_alike(self, queries):
     """Predictions for queries that can share a batch."""
