@@ -18,8 +18,8 @@ from xmodal.data.pictures import images
 from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.data.pipeline import sample
 from xmodal.data.scenes.shapes import Shapes
+from xmodal.data.sources.find_pictures import find_pictures
 from xmodal.data.sources.jsonl import read_jsonl
-from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
 from xmodal.labeller import Labeller
 from xmodal.metrics import captioning as captioning_metric

@@ -12,7 +12,7 @@ from xmodal.data.tokenizer import train_tokenizer
 from xmodal.metrics import detection, regression, retrieval
 from xmodal.tasks.objects import Objects
 from xmodal.tasks.vqa import VQA
-from xmodal.train.evaluate import write_predictions
+from xmodal.train.scoring import write_predictions
 
 BROKEN = [math.nan, math.inf, -math.inf]
 EXAMPLES = [Example(np.zeros((60, 60, 3), np.uint8), image_id=i, objects=(

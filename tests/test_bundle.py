@@ -24,7 +24,7 @@ import yaml
 
 import xmodal
 from xmodal import export
-from xmodal.bundle import card, convert, programs
+from xmodal.bundle import convert, model_card, programs
 from xmodal.bundle import model as loader
 from xmodal.bundle.files import BundleError
 from xmodal.bundle.precision import PRECISIONS, flat, nested
@@ -244,7 +244,7 @@ def test_the_card_has_what_the_run_measured(finished, exported):
   assert 'model-index' not in head
   assert 'weights in float32; not measured again on this folder (bfloat16).' in text
   about = json.loads((exported / 'bundle.json').read_text()) | {'precision': 'float32'}
-  head = yaml.safe_load(card.card(Predictor(str(finished)), about, {}).split('---')[1])
+  head = yaml.safe_load(model_card.card(Predictor(str(finished)), about, {}).split('---')[1])
   for result in head['model-index'][0]['results']:
     assert all(scores[result['task']['name']][metric['type']] == metric['value']
                for metric in result['metrics'])

@@ -19,7 +19,7 @@ from xmodal.models import parts
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
 from xmodal.tasks.task import TASKS
-from xmodal.train import evaluate
+from xmodal.train import scoring
 from xmodal.train.plan import Plan
 from xmodal.train.programs import compile_step
 from xmodal.train.steps import state as states
@@ -101,7 +101,7 @@ def learn_and_predict(folder, towers, sizes, file):
     predicted.append(jax.device_get(result))
     jax.tree.map(np.testing.assert_array_equal, meshes.get_batch(result), predicted[-1])
     return result
-  records, _ = evaluate.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
+  records, _ = scoring.predict_all(predict_step, state.variables, run.maker('eval'), 8, run.mesh)
   assert records.tolist() == list(range(EXAMPLES))
   predicted = jax.tree.map(lambda *x: np.concatenate(x)[:EXAMPLES], *(x for _, x in predicted))
 

@@ -9,8 +9,8 @@ import tiny
 
 from xmodal.errors import UserError
 from xmodal.sharding import mesh as meshes
-from xmodal.train import evaluate
 from xmodal.train import run as runs
+from xmodal.train import scoring
 from xmodal.train.plan import Plan
 
 
@@ -43,7 +43,7 @@ def test_what_multiplies_an_example_divides_the_batch(tmp_path, values, expected
 
 def test_captions_of_a_picture_and_more_names_divide_it_too(tmp_path):
   run = Plan(tiny.changed(mixer__tasks=('retrieval', 'detection')), str(tmp_path / 'run'))
-  size = lambda: evaluate.choose_batch_size(run.config, run.evaluation.tasks, run.mesh)
+  size = lambda: scoring.choose_batch_size(run.config, run.evaluation.tasks, run.mesh)
   captions = run.evaluation.tasks['retrieval'].copies
   assert captions == max(len(run.feeds[0].sources['eval'][i].captions) for i in range(20))
   assert size() == 8 // captions
@@ -62,6 +62,6 @@ def test_the_batch_divides_over_the_devices():
   config, tasks = tiny.changed(train__batch_size=24, vqa__beams=3), {}
   for copies, expected in ((1, 24), (2, 12), (5, 4), (99, 4)):
     tasks['vqa'] = type('Of', (), {'copies': copies})()
-    assert evaluate.choose_batch_size(config, tasks, Four) == expected
+    assert scoring.choose_batch_size(config, tasks, Four) == expected
   with pytest.raises(UserError, match='eval_batch_size=6 .* 4 devices .* multiple of 4'):
-    evaluate.check_batch_size('config.train.eval_batch_size', 6, Four)
+    scoring.check_batch_size('config.train.eval_batch_size', 6, Four)

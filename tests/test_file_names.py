@@ -9,8 +9,8 @@ import pytest
 
 from xmodal.data import check
 from xmodal.data.sources.coco import read_coco
+from xmodal.data.sources.find_pictures import Pictures
 from xmodal.data.sources.jsonl import read_jsonl
-from xmodal.data.sources.pictures import Pictures
 from xmodal.data.sources.voc import read_voc
 from xmodal.errors import UserError
 

@@ -18,9 +18,9 @@ from xmodal.errors import UserError
 from xmodal.mixer.balance.balance import make_balance
 from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.train.optimizer.optimizer import make_optimizer
-from xmodal.train.steps import shares
+from xmodal.train.steps import resting
 from xmodal.train.steps import state as states
-from xmodal.train.steps.agreement import make_measure
+from xmodal.train.steps.gradient_agreement import make_measure
 from xmodal.train.steps.step import make_train_step
 
 TASKS = ('a', 'b', 'c')
@@ -43,7 +43,7 @@ USED = {'a': ('tower', 'fused', 'heads_a'), 'b': ('tower', 'fused', 'heads_b'),
         'c': ('tower', 'heads_c')}
 USED = {task: frozenset(f'{layer}/{name}' for layer in layers for name in ('kernel', 'bias'))
         for task, layers in USED.items()}
-SHARED = shares.shared(USED, frozenset())
+SHARED = resting.shared(USED, frozenset())
 
 
 def batch_of(tasks=TASKS, seed=0):
@@ -70,7 +70,7 @@ def start(name='fixed', kind=StepKind(TASKS), optimizer=optax.adamw(0.05, weight
   state = states.init_fn(variables, optimizer, 0, False, balance=rule)()
   step = make_train_step(
       Heads(), {task: Regression() for task in kind.tasks}, WEIGHTS, optimizer, balance=rule,
-      resting=shares.resting(kind, USED, params, frozenset()), shared=SHARED, **options)
+      resting=resting.resting(kind, USED, params, frozenset()), shared=SHARED, **options)
   return state, jax.jit(step)
 
 
@@ -197,7 +197,7 @@ def optimizer_of(kinds, used, params, **values):
   """AdamW or Muon for a run with these kinds of steps, at a constant rate."""
   c = tiny.changed(optimizer__b2=0.999, optimizer__clip_norm=1e9, **values).optimizer
   return make_optimizer(c, optax.constant_schedule(0.02), params,
-                        [shares.resting(kind, used, params, frozenset()) for kind in kinds])
+                        [resting.resting(kind, used, params, frozenset()) for kind in kinds])
 
 
 def test_parameters_that_rest_are_moved_as_torch_does_those_without_gradient():
@@ -256,7 +256,7 @@ def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
     state = states.init_fn(variables, optimizer, 0, False)()
     steps = [jax.jit(make_train_step(
         Matrices(), {task: Regression() for task in kind.tasks}, WEIGHTS, optimizer,
-        resting=shares.resting(kind, used, params, frozenset()))) for kind in kinds]
+        resting=resting.resting(kind, used, params, frozenset()))) for kind in kinds]
     for number, kind in enumerate(turns):
       if kind is not None:
         state, _ = steps[kind](state, batch_of_two(kinds[kind].tasks, number))
@@ -273,9 +273,9 @@ def test_a_task_that_shares_nothing_learns_in_turns_as_it_does_alone(name):
 def test_turns_that_match_nothing_are_one_line():
   params = jax.eval_shape(states.variables_fn(Heads(), batch_of(), 0))['params']
   with pytest.raises(UserError, match="'towre' matches no parameter .* begin with fused/bias"):
-    shares.resting(StepKind(TASKS, 'towre'), USED, params, frozenset())
+    resting.resting(StepKind(TASKS, 'towre'), USED, params, frozenset())
   with pytest.raises(UserError, match="'tower' matches no parameter that is trained"):
-    shares.resting(StepKind(TASKS, 'tower'), USED, params, USED['c'])
+    resting.resting(StepKind(TASKS, 'tower'), USED, params, USED['c'])
 
 
 @pytest.mark.parametrize('name', ['uncertainty', 'gradnorm', 'famo'])

@@ -20,10 +20,10 @@ from xmodal import config as configs
 from xmodal.data.open import open_source
 from xmodal.mixer.sampling.sampling import make_sampling
 from xmodal.tasks.vqa import VQA, Answer
-from xmodal.train import evaluate
+from xmodal.train import scoring
 from xmodal.train.logs.report import Report
-from xmodal.train.steps import shares
-from xmodal.train.steps.agreement import compared
+from xmodal.train.steps import resting
+from xmodal.train.steps.gradient_agreement import compared
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _REPOSITORY / 'notebooks' / 'analyze_run.ipynb'
@@ -48,7 +48,7 @@ def _write_run(workdir, config, records, predictions):
     scores = task.score(examples, predictions)
     report.write(step, 'eval', {f'vqa/{key}': value for key, value in scores.items()})
   report.close()
-  evaluate.write_predictions(
+  scoring.write_predictions(
       str(workdir / 'predictions_vqa_val.jsonl'), task, records, examples, predictions)
   return examples
 
@@ -236,7 +236,7 @@ def _write_multitask_run(workdir, steps, measure_every):
   report = Report(str(workdir), steps=steps, start=0, batch_size=8)
   grams = []
   for step in range(1, steps + 1):
-    metrics = {'loss': 3.0 / step, 'skipped': 0.0, **shares.of_steps(sampling, tasks, step)}
+    metrics = {'loss': 3.0 / step, 'skipped': 0.0, **resting.of_steps(sampling, tasks, step)}
     for task in tasks:
       metrics |= {f'{task}/loss': 1.0 / step, f'{task}/weight': 1.0}
     if step % measure_every == 0:

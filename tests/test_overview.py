@@ -18,7 +18,7 @@ from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
 from xmodal.data.overview import Gathering, Overview, Rows, Sampled, gathered, overview_of
 from xmodal.data.pack import pack, records
-from xmodal.data.sources import stream
+from xmodal.data.sources import json_stream
 from xmodal.data.sources.pack import read_pack
 from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.texts import texts_of
@@ -198,14 +198,14 @@ def test_records_are_read_as_json_reads_them(tmp_path, monkeypatch):
   rows = [{'a': 'x"]},', 'b': [1, {'c': None}]}, 3, -1.5e3, 'é\n', [], {}, True, 12345]
   path = tmp_path / 'file.json'
   for chunk in (1, 2, 7, 1000):
-    monkeypatch.setattr(stream, '_CHUNK', chunk)
+    monkeypatch.setattr(json_stream, '_CHUNK', chunk)
     for indent in (None, 1):
       path.write_text(json.dumps(rows, indent=indent), encoding='utf-8-sig')
-      assert list(stream.records(str(path))) == rows
+      assert list(json_stream.records(str(path))) == rows
       path.write_text(json.dumps({'info': {'n': rows}, 'rows': rows, 'more': 1}, indent=indent))
-      assert list(stream.records(str(path), 'rows')) == rows
+      assert list(json_stream.records(str(path), 'rows')) == rows
       path.write_text('{"rows": [] }')
-      assert list(stream.records(str(path), 'rows')) == []
+      assert list(json_stream.records(str(path), 'rows')) == []
 
 
 @pytest.mark.parametrize('text', [
@@ -214,8 +214,8 @@ def test_records_are_read_as_json_reads_them(tmp_path, monkeypatch):
 def test_other_files_are_left_to_json(tmp_path, text):
   path = tmp_path / 'file.json'
   path.write_bytes(text.encode('latin-1'))
-  with pytest.raises(stream.Irregular):
-    list(stream.records(str(path), 'rows' if '{' in text else ''))
+  with pytest.raises(json_stream.Irregular):
+    list(json_stream.records(str(path), 'rows' if '{' in text else ''))
 
 
 

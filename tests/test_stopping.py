@@ -10,8 +10,8 @@ import tiny
 from xmodal import main
 from xmodal.errors import UserError
 from xmodal.mixer import unusable
-from xmodal.train import evaluate
 from xmodal.train import run as runs
+from xmodal.train import scoring
 from xmodal.train.logs import metrics
 from xmodal.train.plan import Plan
 from xmodal.train.process.stop import Stop
@@ -57,7 +57,7 @@ def test_an_evaluation_that_fails_leaves_a_checkpoint_of_its_step(workdir, monke
     raise UserError('it does not fit')
 
   with monkeypatch.context() as patch:
-    patch.setattr(evaluate, 'predict_all', fail)
+    patch.setattr(scoring, 'predict_all', fail)
     with pytest.raises(UserError, match='does not fit'):
       tiny.train(workdir, c)
   assert tiny.train(workdir, c)['resumed_from'] == 4

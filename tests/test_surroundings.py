@@ -22,7 +22,7 @@ from xmodal.pretrained.__main__ import main as pretrained
 from xmodal.pretrained.hub import find_folder
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADDRESSES = ['gs://bucket/a', 's3://bucket/a', 'hf://user/a', 'https://x.org/a', 'gs:/bucket/a',
@@ -207,7 +207,7 @@ def test_without_a_home_there_is_no_cache_and_no_folder_of_that_name(tmp_path, m
 def test_a_program_that_was_cut_in_the_cache_is_compiled_and_kept_again(tmp_path):
   script = '\n'.join((
       'import pathlib, sys', 'import jax',
-      'from xmodal.train.process.cache import enable_compilation_cache',
+      'from xmodal.train.process.compilation_cache import enable_compilation_cache',
       'enable_compilation_cache()',
       'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)',
       'double = jax.jit(lambda x: x + x)', 'assert double(2) == 4',

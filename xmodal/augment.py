@@ -24,13 +24,13 @@ from tqdm import tqdm
 from xmodal import atomic, errors, paths
 from xmodal.data import fields
 from xmodal.data.example import Example
+from xmodal.data.sources.find_pictures import find_pictures
 from xmodal.data.sources.jsonl import numbered_lines
-from xmodal.data.sources.pictures import find_pictures
 from xmodal.errors import UserError
 from xmodal.labeller import DecodedPictures, Labeller, Tally
 from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.train.checkpoints import checkpoint
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 
 _LISTED = 20  # answers, of those given most often
 

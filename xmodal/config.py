@@ -23,14 +23,14 @@ from xmodal.options import Option, Options
 from xmodal.registry import load_plugins
 from xmodal.sharding import mesh
 from xmodal.tasks.task import TASKS
-from xmodal.train import evaluate, evaluation
+from xmodal.train import evaluation, scoring
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.hooks import best, profile
 from xmodal.train.logs import report
 from xmodal.train.logs.trackers import tracker
 from xmodal.train.optimizer import optimizer, schedules
 from xmodal.train.start import settings, teacher
-from xmodal.train.steps import agreement, step
+from xmodal.train.steps import gradient_agreement, step
 
 _RUN = {
     'seed': Option(0, 'Seed of parameters, data order and dropout; 32 bits, as in JAX.', low=0,
@@ -48,9 +48,10 @@ def sections() -> dict[str, Options]:
   found |= {'data': {**data_open.OPTIONS, **SOURCES.options()},
             'data.augment': augmentation.OPTIONS,
             'mixer': {**feed.OPTIONS, **sampling.OPTIONS, **sampling.SAMPLINGS.options(),
-                      **balance.OPTIONS, **balance.BALANCES.options(), **agreement.OPTIONS},
+                      **balance.OPTIONS, **balance.BALANCES.options(),
+                     **gradient_agreement.OPTIONS},
             **{name: task.options for name, task in TASKS.items()},
-            'train': {**step.OPTIONS, **evaluate.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
+            'train': {**step.OPTIONS, **scoring.OPTIONS, **report.OPTIONS, **checkpoint.OPTIONS,
                       **best.OPTIONS, **settings.OPTIONS, **teacher.OPTIONS, **tracker.OPTIONS,
                       **tracker.TRACKERS.options(), **profile.OPTIONS},
             'optimizer': {**optimizer.OPTIONS, **optimizer.OPTIMIZERS.options(),

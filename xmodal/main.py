@@ -170,7 +170,7 @@ def _run(config, workdir, mode):
 
   from xmodal.train import run
   from xmodal.train.plan import Plan
-  from xmodal.train.process.cache import enable_compilation_cache
+  from xmodal.train.process.compilation_cache import enable_compilation_cache
 
   if _MULTIHOST.value or _COORDINATOR.value or (_NUM_PROCESSES.value, _PROCESS_ID.value) != (
       None, None):

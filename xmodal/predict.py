@@ -27,7 +27,7 @@ from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, PRECISIONS, Predictor
 from xmodal.tasks.task import Task
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 
 _OPTIONS = ('n', 'guidance', 'steps', 'seed', 'mask', 'strength')
 

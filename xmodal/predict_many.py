@@ -16,8 +16,8 @@ from xmodal.answers import Query, answers
 from xmodal.data import fields
 from xmodal.data.fields import Complaint
 from xmodal.data.pictures.decoded import DecodedPictures
+from xmodal.data.sources.find_pictures import Pictures, find_pictures
 from xmodal.data.sources.jsonl import json_object, numbered_lines
-from xmodal.data.sources.pictures import Pictures, find_pictures
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
 from xmodal.tasks.task import Task

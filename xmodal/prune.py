@@ -29,7 +29,7 @@ from xmodal.sharding import mesh as meshes
 from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan, count
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 from xmodal.train.start.pretrained import Tower
 from xmodal.train.start.settings import MODULES
 from xmodal.train.steps.gradients import at_step, make_gradients

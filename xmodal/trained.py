@@ -17,7 +17,7 @@ from xmodal.data.pictures.decoded import DecodedPictures
 from xmodal.errors import UserError
 from xmodal.predictor import Predictor
 from xmodal.tasks.task import Task
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
@@ -34,7 +34,8 @@ class TrainedModel:
 
   A call with one picture and one text compiles a program of its own, the first time; a call with a
   list compiles one for a batch of 32, whatever the length of the list. JAX keeps compiled programs
-  in the user's cache folder (xmodal/train/process/cache.py), so that a second start is quick.
+  in the user's cache folder (xmodal/train/process/compilation_cache.py), so that a second start is
+  quick.
   """
 
   def __init__(self, folder: str | os.PathLike, precision: str = ''):

@@ -37,7 +37,7 @@ from xmodal.tasks.task import TASKS
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.plan import Plan
 from xmodal.train.process import stop
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 from xmodal.train.start.earlier import open_earlier
 
 _NARROW = ('hidden_dim', 'mlp_dim', 'num_heads')

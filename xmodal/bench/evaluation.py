@@ -61,7 +61,7 @@ def _run(options):
   import jax
 
   from xmodal.main import give_threads
-  from xmodal.train import evaluate
+  from xmodal.train import scoring
   from xmodal.train.plan import Plan
   from xmodal.train.steps import state as states
   check_positive(options, 'questions', 'devices', 'steps')
@@ -79,7 +79,7 @@ def _run(options):
 
     one = plan.evaluation
     make = one.maker()
-    evaluate.predict_all(one.predict_step, state.variables, make, one.batch_size, plan.mesh,
+    scoring.predict_all(one.predict_step, state.variables, make, one.batch_size, plan.mesh,
                          most=one.batch_size)
     os.makedirs(plan.workdir, exist_ok=True)
     began = time.perf_counter()

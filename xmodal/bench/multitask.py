@@ -218,7 +218,7 @@ def _run(options):
   base = _base(options)
 
   from xmodal.main import give_threads, use_two_cores
-  from xmodal.train.process.cache import enable_compilation_cache
+  from xmodal.train.process.compilation_cache import enable_compilation_cache
   use_two_cores(base)
   give_threads()
   enable_compilation_cache()

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import xmodal
 from xmodal import atomic, storage, strict_json
-from xmodal.bundle import card, convert, fields, files, model, pixels, programs
+from xmodal.bundle import convert, fields, files, model, model_card, pixels, programs
 from xmodal.bundle.precision import PRECISIONS, flat
 from xmodal.errors import UserError, did_you_mean
 from xmodal.options import one_of
@@ -88,7 +88,7 @@ def write(folder: str, predictor: Predictor, *, tasks: Sequence[str] = (),
         'image_size': predictor.config.data.image_size,
         'pad_id': predictor.tokenizer.pad_id, 'eos_id': predictor.tokenizer.eos_id,
         'tasks': entries}
-    _write(part, 'MODEL_CARD.md', card.card(predictor, about, stored))
+    _write(part, 'MODEL_CARD.md', model_card.card(predictor, about, stored))
     # Last, with what the others are.
     about['files'] = _files(part)
     _write(part, ABOUT, strict_json.dumps(about, ensure_ascii=False, indent=1) + '\n')

@@ -14,8 +14,8 @@ from xmodal.errors import UserError
 from xmodal.pretrained.families import family_module, family_of, read_config
 from xmodal.pretrained.files import FLOATS, TensorFiles
 from xmodal.pretrained.hub import find_folder
-from xmodal.pretrained.names import tower_names
 from xmodal.pretrained.preprocessing import read_preprocessing
+from xmodal.pretrained.tensor_names import tower_names
 from xmodal.pretrained.tensors import TensorMatch, match_variables
 
 

@@ -9,7 +9,7 @@ from xmodal.bundle.model import BundleError, load
 from xmodal.errors import UserError
 from xmodal.serve.engine import Engine, Facts, Picture
 from xmodal.tasks.phrases import split_texts
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 
 _MOST_PARTS = 32  # names or texts in one request
 _READS_TEXT = ('question', 'names', 'texts')  # kinds of queries

@@ -13,7 +13,7 @@ from xmodal.data.pictures import images
 from xmodal.errors import UserError
 from xmodal.predictor import AT_ONCE, Predictor
 from xmodal.serve.engine import Engine, Facts, OnStep, Picture, Request
-from xmodal.train.process.cache import enable_compilation_cache
+from xmodal.train.process.compilation_cache import enable_compilation_cache
 from xmodal.trained import without_flags
 
 # Texts that compile the usual program of each task; other tasks get the last one.

@@ -14,7 +14,7 @@ from xmodal.mixer.feed import Feed, open_feeds
 from xmodal.options import Option
 from xmodal.sharding import mesh as meshes
 from xmodal.tasks.task import Task
-from xmodal.train import evaluate
+from xmodal.train import scoring
 from xmodal.train.process.stop import Stop
 
 # The evaluation of config.data.eval_split, every config.train.eval_every steps.
@@ -41,7 +41,7 @@ class Evaluation:
     tasks: by name, with the vocabulary of the split.
     scored: names of the tasks for which the split has targets.
     batch_size: examples predicted at once, over all devices.
-    predict_step: see evaluate.make_predict_step.
+    predict_step: see scoring.make_predict_step.
     readers: processes that make its batches, see process.readers; None: threads make them.
   """
 
@@ -71,9 +71,9 @@ class Evaluation:
     where, size = ((f'config.evaluations.{name}.batch_size', own.batch_size)
                    if own and own.batch_size else
                    ('config.train.eval_batch_size', config.train.eval_batch_size))
-    evaluate.check_batch_size(where, size, mesh)
-    self.batch_size = size or evaluate.choose_batch_size(config, self.tasks, mesh)
-    self.predict_step = evaluate.make_predict_step(make_model(self.tasks), mesh)
+    scoring.check_batch_size(where, size, mesh)
+    self.batch_size = size or scoring.choose_batch_size(config, self.tasks, mesh)
+    self.predict_step = scoring.make_predict_step(make_model(self.tasks), mesh)
 
   def is_due(self, step: int) -> bool:
     """Whether this evaluation runs after a step."""
@@ -100,7 +100,7 @@ class Evaluation:
     scores = {}
     for feed in self.feeds:
       name = feed.split('eval') if self.name == DEFAULT else self.name
-      of_feed = evaluate.evaluate_source(
+      of_feed = scoring.evaluate_source(
           self.predict_step, variables, self.maker(feed), name, self._config, workdir, self._mesh,
           self.batch_size, step, stop, self._most)
       if of_feed is None:

@@ -35,7 +35,7 @@ from xmodal.train.start.earlier import open_earlier
 from xmodal.train.start.fits import ModelSpec
 from xmodal.train.start.teacher import Teacher
 from xmodal.train.start.transfer import Transfer
-from xmodal.train.steps import shares
+from xmodal.train.steps import resting
 from xmodal.train.steps import state as states
 from xmodal.train.steps.frozen import frozen_names, split
 from xmodal.train.towers import overridden
@@ -150,7 +150,7 @@ class Plan:
       self.notes.append(
           f'{count(trained):,} of {count(params):,} parameters are trained')
     self.resting = {
-        kind: shares.resting(kind, {} if kind.tasks == names else self._used, params, self.frozen)
+        kind: resting.resting(kind, {} if kind.tasks == names else self._used, params, self.frozen)
         for kind in self.sampling.kinds}
     self.schedule = make_schedule(config.optimizer, config.train.steps)
     self.optimizer = make_optimizer(config.optimizer, self.schedule, params,
@@ -162,8 +162,8 @@ class Plan:
     transfer = earlier and Transfer(earlier, self.abstract, spec, self.model.lora, self.mesh)
     self.loader = pretrained.Loader(checkpoints, self.model.backbone, self.abstract, transfer)
     self.notes += [*overridden(config, self.towers), *self.loader.report(),
-                   *shares.notes(self.feeds, self.sampling, config.train),
-                   *shares.never_updated(self.resting)]
+                   *resting.notes(self.feeds, self.sampling, config.train),
+                   *resting.never_updated(self.resting)]
 
   def _begun(self, mode):
     """Assets folder of the run to resume; None for a new run."""
@@ -227,7 +227,7 @@ class Plan:
   @functools.cached_property
   def shared(self) -> frozenset[str]:
     """Paths of the trained parameters that two or more tasks use."""
-    return shares.shared(self._used, self.frozen)
+    return resting.shared(self._used, self.frozen)
 
   @functools.cached_property  # tracing the model once more for each task takes seconds
   def _used(self):

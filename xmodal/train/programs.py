@@ -13,7 +13,7 @@ from xmodal.errors import UserError
 from xmodal.mixer.sampling.sampling import StepKind
 from xmodal.sharding import mesh as meshes
 from xmodal.train.plan import Plan
-from xmodal.train.steps.agreement import make_measure
+from xmodal.train.steps.gradient_agreement import make_measure
 from xmodal.train.steps.step import make_train_step
 
 

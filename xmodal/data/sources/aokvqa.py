@@ -3,7 +3,7 @@
 from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.sources.files import check_unique, existing_folder, read_records, split_file
-from xmodal.data.sources.pictures import find_all
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 from xmodal.options import Option

@@ -12,7 +12,7 @@ from xmodal.data.sources.files import (
   split_file,
   take_records,
 )
-from xmodal.data.sources.pictures import find_all
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.source import SOURCES
 
 _QUESTION = {

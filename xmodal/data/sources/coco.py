@@ -11,7 +11,7 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, Fault, fault, known_size, picture_size, usable_box
 from xmodal.data.fields import Complaint, check_fields, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, read_json, take_records
-from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.find_pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

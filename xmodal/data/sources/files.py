@@ -8,7 +8,7 @@ from typing import Any
 
 from xmodal import paths, storage
 from xmodal.data.fields import Check, Complaint, check_fields, shown
-from xmodal.data.sources import stream
+from xmodal.data.sources import json_stream
 from xmodal.errors import UserError
 
 # Split -> its names in published data sets, as `datasets` knows them.
@@ -140,11 +140,11 @@ def read_records(path: str, checks: Mapping[str, Check], key: str = '') -> list[
   """
   taken, each = [], tuple(checks.items())
   try:
-    for record in stream.records(path, key):
+    for record in json_stream.records(path, key):
       taken.append(tuple([check(record.get(field)) for field, check in each]))
     if taken:
       return taken
-  except (stream.Irregular, Complaint, AttributeError):
+  except (json_stream.Irregular, Complaint, AttributeError):
     pass
   return take_records(path, read_json(path), checks, key)  # says what is wrong
 
@@ -160,8 +160,8 @@ def each_record(path: str, what: str) -> Iterator[Any]:
     UserError: as read_json, perhaps after some items; or the file is no list.
   """
   try:
-    yield from stream.records(path)
-  except stream.Irregular:
+    yield from json_stream.records(path)
+  except json_stream.Irregular:
     read_json(path)  # says what is wrong, unless it is no list
     raise UserError(f'{path}: wanted a list of {what}, as distributed') from None
 

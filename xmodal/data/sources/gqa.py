@@ -8,7 +8,7 @@ from xmodal.data import fields
 from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, fault, known_size, picture_size, usable_box, usable_name
 from xmodal.data.sources.files import existing_folder, read_json, split_file, take_records
-from xmodal.data.sources.pictures import find_all
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

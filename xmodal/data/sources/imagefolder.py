@@ -9,8 +9,8 @@ from xmodal.data.sources import columns, parquet
 from xmodal.data.sources.columns import Rows
 from xmodal.data.sources.csv import add_table
 from xmodal.data.sources.files import MissingSplit, existing_folder, is_utf8, split_names
+from xmodal.data.sources.find_pictures import picture_files
 from xmodal.data.sources.jsonl import json_object, numbered_lines
-from xmodal.data.sources.pictures import picture_files
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

@@ -28,7 +28,7 @@ from xmodal.data.example import Example, Object, Packed
 from xmodal.data.faults import NO_AREA, SHARES, Examples, Fault, fault, in_shares
 from xmodal.data.fields import Complaint, shown
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
-from xmodal.data.sources.pictures import Pictures
+from xmodal.data.sources.find_pictures import Pictures
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

@@ -5,8 +5,8 @@ from xmodal.data.example import Example
 from xmodal.data.fields import Complaint, check_fields, shown
 from xmodal.data.pictures.images import SideBySide
 from xmodal.data.sources.files import check_unique, existing_folder, split_file
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.jsonl import json_object, numbered_lines
-from xmodal.data.sources.pictures import find_all
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

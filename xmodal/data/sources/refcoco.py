@@ -7,7 +7,7 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, fault, known_size, usable_name
 from xmodal.data.sources.coco import read_instances
 from xmodal.data.sources.files import MissingSplit, existing_folder, split_file, take_records
-from xmodal.data.sources.pictures import find_all
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.plain_pickle import read_plain_pickle
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError

@@ -15,7 +15,7 @@ from xmodal.data.faults import Fault, fault, known_size, picture_size, usable_bo
 from xmodal.data.fields import Complaint
 from xmodal.data.overview import Gathering, Overview, gathered
 from xmodal.data.sources.files import each_record, existing_folder, read_json, take_records
-from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.find_pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

@@ -4,7 +4,7 @@ from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.faults import Examples, fault
 from xmodal.data.sources.files import check_unique, existing_folder, read_records, split_file
-from xmodal.data.sources.pictures import find_all
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.source import SOURCES
 
 _QUESTION = {

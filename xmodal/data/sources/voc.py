@@ -18,7 +18,7 @@ from xmodal.data.faults import (
 )
 from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import MissingSplit, existing_folder, unreadable
-from xmodal.data.sources.pictures import Pictures, check_present
+from xmodal.data.sources.find_pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

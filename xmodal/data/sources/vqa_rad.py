@@ -7,8 +7,8 @@ from xmodal.data import fields
 from xmodal.data.example import Example
 from xmodal.data.fields import Complaint
 from xmodal.data.sources.files import check_split, check_unique, existing_folder, read_records
+from xmodal.data.sources.find_pictures import Pictures, check_present
 from xmodal.data.sources.jsonl import check_questions
-from xmodal.data.sources.pictures import Pictures, check_present
 from xmodal.data.sources.source import SOURCES
 
 _QUESTIONS = 'VQA_RAD Dataset Public.json'

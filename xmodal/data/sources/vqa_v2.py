@@ -13,8 +13,8 @@ from xmodal.data.sources.files import (
   read_records,
   split_file,
 )
+from xmodal.data.sources.find_pictures import find_all
 from xmodal.data.sources.jsonl import check_questions
-from xmodal.data.sources.pictures import find_all
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

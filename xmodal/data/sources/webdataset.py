@@ -15,8 +15,8 @@ from xmodal.data.fields import Complaint
 from xmodal.data.sources import columns
 from xmodal.data.sources.columns import Rows, of_cell
 from xmodal.data.sources.files import existing_folder, shards, unreadable
+from xmodal.data.sources.find_pictures import is_picture
 from xmodal.data.sources.jsonl import json_object
-from xmodal.data.sources.pictures import is_picture
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

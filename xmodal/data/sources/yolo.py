@@ -12,7 +12,7 @@ from xmodal.data.faults import NO_AREA, SHARES, Examples, fault, usable_box
 from xmodal.data.fields import Complaint, shown
 from xmodal.data.pictures import images
 from xmodal.data.sources.files import MissingSplit, existing_folder, split_names, unreadable
-from xmodal.data.sources.pictures import Pictures, check_present, picture_files
+from xmodal.data.sources.find_pictures import Pictures, check_present, picture_files
 from xmodal.data.sources.source import SOURCES
 from xmodal.errors import UserError
 

@@ -7,7 +7,7 @@ import jax
 from xmodal.errors import UserError
 from xmodal.train.logs.report import Report
 from xmodal.train.plan import Plan
-from xmodal.train.steps import shares
+from xmodal.train.steps import resting
 
 _MOST_SKIPPED = 10
 
@@ -48,7 +48,7 @@ class Logging:
           f'lower config.optimizer.learning_rate={optimizer.learning_rate} or '
           f'config.optimizer.clip_norm, and start in a new --workdir')
     self._recent |= numbers
-    share = shares.of_steps(self._sampling, self._tasks, step)
+    share = resting.of_steps(self._sampling, self._tasks, step)
     train = self._config.train
     if step % train.log_every == 0 or step == train.steps:
       self._report.train(step, self._recent | share)

@@ -10,8 +10,8 @@ from xmodal.mixer.balance.balance import Balance
 from xmodal.options import Option
 from xmodal.tasks.task import Task
 from xmodal.train.optimizer.optimizer import by_parameter
-from xmodal.train.steps.agreement import compared
 from xmodal.train.steps.frozen import join, split
+from xmodal.train.steps.gradient_agreement import compared
 from xmodal.train.steps.gradients import at_step, make_gradients, products, weighted_sum
 from xmodal.train.steps.state import TrainState
 
