@@ -1,5 +1,6 @@
 """Compiles the training step of a config for machines that are not attached: what it costs."""
 
+from collections.abc import Iterator
 import dataclasses
 import math
 import re
@@ -10,6 +11,7 @@ import jax
 from xmodal.cost import estimate, flops, hlo, machines, topology
 from xmodal.cost.machines import FRACTION, SMALLER
 from xmodal.errors import UserError
+from xmodal.train.describe import bytes_on_one
 from xmodal.train.plan import Plan, count
 from xmodal.train.programs import trace_step
 
@@ -23,23 +25,27 @@ class Compiled:
     parameters: how many.
     flops: of a step, over all devices.
     cost: of one device.
-    state_bytes, peak_bytes: of one device: before the step, and at most during it.
+    bytes: of one device by what they hold: 'parameters', 'optimizer', 'other state', 'batch', and
+      the most that the step needs besides, 'temporaries'.
+    peak_bytes: of one device, at most during the step.
     seconds: that compiling took, tracing included.
     estimate: of the step's time.
     machine: figures of one device.
     per_group: devices that fast links connect.
+    tasks: that the step trains.
   """
 
   mesh: dict[str, int]
   parameters: int
   flops: flops.Flops
   cost: hlo.Cost
-  state_bytes: int
+  bytes: dict[str, int]
   peak_bytes: int
   seconds: float
   estimate: estimate.Estimate
   machine: machines.Machine
   per_group: int
+  tasks: tuple[str, ...] = ()
 
   @property
   def devices(self) -> int:
@@ -47,8 +53,8 @@ class Compiled:
     return math.prod(self.mesh.values())
 
 
-def compile_for(config, topology_name: str, slices: int = 1) -> Compiled:
-  """Compiles the first kind of step of a config for a topology.
+def compile_for(config, topology_name: str, slices: int = 1) -> Iterator[Compiled]:
+  """Compiles each kind of step of a config for a topology, one after the other.
 
   Raises:
     UserError: the topology or the config is unusable, or the compiler finds that the step does not
@@ -56,27 +62,36 @@ def compile_for(config, topology_name: str, slices: int = 1) -> Compiled:
   """
   devices = topology.devices_of(topology_name, slices)
   machine = machines.MACHINES[topology.split(topology_name)[0]]
-  began = time.perf_counter()
+  per_group = machine.per_host or len(devices) // slices
+  if machine.per_host and topology_name.count('x'):
+    per_group = topology.split(topology_name)[1][1]
   with topology.compiling_for(devices):
     plan = Plan(config, 'compile', 'dry_run')
-    traced = trace_step(plan)
-    try:
-      step = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-      raise _too_large(topology_name, error) from error
+    for kind in plan.sampling.kinds:
+      yield _compile(plan, kind, topology_name, machine, per_group)
+
+
+def _compile(plan, kind, topology_name, machine, per_group):
+  began = time.perf_counter()
+  traced = trace_step(plan, kind)
+  try:
+    step = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _too_large(topology_name, error) from error
   seconds = time.perf_counter() - began
   cost, counted = hlo.cost(step.as_text()), flops.count(traced.jaxpr)
   memory = step.memory_analysis()
   peak = getattr(memory, 'peak_memory_in_bytes', 0) or (
       memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
       - memory.alias_size_in_bytes)
-  per_group = machine.per_host or len(devices) // slices
-  if machine.per_host and topology_name.count('x'):
-    per_group = topology.split(topology_name)[1][1]
-  return Compiled(dict(plan.mesh.shape), count(plan.abstract.params), counted, cost,
-                  memory.argument_size_in_bytes, peak, seconds,
-                  estimate.step(machine, counted.hardware / len(devices), cost, per_group),
-                  machine, per_group)
+  state = plan.abstract
+  parts = {'parameters': bytes_on_one(state.params), 'optimizer': bytes_on_one(state.opt_state)}
+  parts['other state'] = bytes_on_one(state) - sum(parts.values())
+  parts['batch'] = memory.argument_size_in_bytes - sum(parts.values())
+  parts['temporaries'] = peak - memory.argument_size_in_bytes
+  return Compiled(dict(plan.mesh.shape), count(state.params), counted, cost, parts, peak, seconds,
+                  estimate.step(machine, counted.hardware / plan.mesh.size, cost, per_group),
+                  machine, per_group, kind.tasks)
 
 
 def _too_large(name, error):
@@ -96,9 +111,10 @@ def report(name: str, found: Compiled) -> str:
   mesh = ' x '.join(f'{axis} {size}' for axis, size in found.mesh.items())
   lines = [
       f'{name}: {found.devices} devices, mesh {mesh}; {found.parameters / 1e6:,.1f}M parameters; '
-      f'compiled in {found.seconds:.0f} s',
-      f'memory of a device: state and batch {found.state_bytes / 1e9:,.2f} GB, at most '
-      f'{found.peak_bytes / 1e9:,.2f} of {machine.memory / 1e9:,.2f} GB during a step',
+      f'step of {", ".join(found.tasks)}, compiled in {found.seconds:.0f} s',
+      'memory of a device: ' + ', '.join(
+          f'{kind} {size / 1e9:,.2f}' for kind, size in found.bytes.items()) +
+      f', together at most {found.peak_bytes / 1e9:,.2f} of {machine.memory / 1e9:,.2f} GB',
       f'FLOPs of a step: model {counted.model:.4g}, hardware {counted.hardware:.4g}, which is '
       f'{counted.hardware / found.devices:.4g} a device',
       f'kernels of a device: {found.cost.kernels:,}; matrix products move '

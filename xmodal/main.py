@@ -202,9 +202,9 @@ def _compile(config):
   from xmodal import compile as compiling
   if not _TOPOLOGY.value:
     raise UserError('xmodal compile wants --topology, such as v5e:4x4 or h100:8')
-  found = compiling.compile_for(config, _TOPOLOGY.value, _SLICES.value)
-  print(compiling.report(_TOPOLOGY.value, found))
-  compiling.check_fits(_TOPOLOGY.value, found)
+  for found in compiling.compile_for(config, _TOPOLOGY.value, _SLICES.value):
+    print(compiling.report(_TOPOLOGY.value, found), flush=True)
+    compiling.check_fits(_TOPOLOGY.value, found)
   return 0
 
 

@@ -35,7 +35,7 @@ def row(case: str, topology: str, mesh: tuple[int, ...] | None = None) -> tuple[
   data, fsdp, tensor = mesh or (1, devices, 1)
   config = changed(read_config(name), [
       *gpu.SMALL, *changes, f'mesh.data={data}', f'mesh.fsdp={fsdp}', f'mesh.tensor={tensor}'])
-  found = compiling.compile_for(config, topology)
+  found = next(compiling.compile_for(config, topology))
   kinds = estimate.by_kind(found.cost.collectives)
   sizes = [kinds.pop(kind, (0, 0.0))[1] / 1e9
            for kind in ('all-gather', 'all-reduce', 'reduce-scatter')]

@@ -1,5 +1,7 @@
 """Describes a run without starting it."""
 
+import math
+
 import jax
 
 from xmodal.sharding.rules import path_name
@@ -23,7 +25,7 @@ def describe(plan) -> str:
 
 
 def _memory(plan):
-  local = sum(_bytes_on_one(x) for x in jax.tree.leaves(plan.abstract))
+  local = bytes_on_one(plan.abstract)
   lines = [f'state (parameters, optimizer, average): {local / 2**20:,.1f} MiB per device']
   analyses = [compile_step(plan, kind).memory_analysis() for kind in plan.sampling.kinds]
   if None not in analyses:
@@ -40,11 +42,10 @@ def _memory(plan):
   return lines
 
 
-def _bytes_on_one(x):
-  size = x.dtype.itemsize
-  for side in x.sharding.shard_shape(x.shape):
-    size *= side
-  return size
+def bytes_on_one(tree) -> int:
+  """Bytes of a tree of arrays, or of their shapes with shardings, on one device."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(tree))
 
 
 def _shape(x):
