@@ -153,6 +153,36 @@ def test_the_other_ends_soon_after_one_was_lost(tmp_path, lost, how):
   assert 'run the same command again to resume' in rest.splitlines()[-1]
 
 
+@pytest.mark.parametrize('processes, words', [
+    ([(0, '--config.seed=0'), (1, '--config.seed=1')], 'config.seed is 1 for process 1 on'),
+    ([(0, '--num_processes=3'), (1, '--num_processes=3')], '2 of 3 processes started within 20 s'),
+    ([(0, '--num_processes=3'), (1, '--num_processes=3'), (1, '--num_processes=3')],
+     'two processes are number 1, on'),
+    ([(1, '--config.seed=0')], 'process 0 cannot be reached at localhost:'),
+    ([(0, '--config.mesh.fsdp=3'), (1, '--config.mesh.fsdp=3')], 'do not multiply to the 2 dev'),
+    ([(0, '--config.train.batch_size=9'), (1, '--config.train.batch_size=9')],
+     'batch_size=9 does not divide')])
+def test_processes_that_cannot_start_end_alike_in_one_line(tmp_path, processes, words):
+  with socket.create_server(('localhost', 0)) as s:
+    coordinator = f'localhost:{s.getsockname()[1]}'
+  started = [subprocess.Popen(
+      [*map(str, (sys.executable, '-m', 'xmodal.main', '--config', ROOT / 'tests' / 'tiny.py',
+                  '--workdir', tmp_path / 'run', *single.ARGUMENTS, '--coordinator', coordinator,
+                  '--num_processes=2', '--process_id', number, '--wait', 20, change))],
+      cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'}) for number, change in processes]
+  try:
+    said = [process.communicate(timeout=120)[1].splitlines() for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  assert [process.returncode for process in started] == [2] * len(started), said
+  lines = [[line for line in lines if line.startswith('error: ')] for lines in said]
+  assert all(len(found) == 1 and words in found[0] for found in lines), said
+  assert not any('Traceback' in line for lines in said for line in lines)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
 def losses(workdir):
   lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
   return [line['loss'] for line in lines if line['split'] == 'train' and line['task'] == 'all']
