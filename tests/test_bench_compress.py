@@ -1,5 +1,7 @@
 """xmodal bench compress: its configs, its rows and its table."""
 
+import types
+
 import pytest
 import tiny
 
@@ -25,6 +27,12 @@ def test_rows_hold_size_speed_and_score(finished):
 def test_a_model_that_was_not_trained_has_no_scores():
   row = {'parameters': 10, 'megabytes': 1.0, 'program_megabytes': 2.0, 'ms_1': 1.0, 'ms_32': 1.0}
   assert compress.table({'float32': row}).splitlines()[0].endswith('32 pictures, ms |')
+
+
+def test_a_share_that_pruning_cannot_reach_has_no_row(finished, tmp_path, capsys):
+  options = types.SimpleNamespace(keep='0.01', rounded='', narrow=0, steps=2)
+  assert compress._made(tiny.get_config(), str(finished), str(tmp_path), options) == {}
+  assert 'no row for 0.01 of the parameters' in capsys.readouterr().out
 
 
 def test_half_the_width(finished):

@@ -27,8 +27,7 @@ from xmodal import config as configs
 from xmodal import heap, paths, prune
 from xmodal.bench.harness import check_positive, measure, run_command
 from xmodal.bench.multitask import train, write_table
-from xmodal.bench.predict import make_checkpoint
-from xmodal.data.example import Example
+from xmodal.bench.predict import QUESTIONS, make_checkpoint
 from xmodal.errors import UserError
 from xmodal.models import parts
 from xmodal.models.quantized import ROUNDINGS
@@ -76,11 +75,12 @@ class Timed:
     """Loads a run, and compiles its first task for each of _BATCHES."""
     self._predictor = Predictor(workdir, precision=precision)
     size, rng = self._predictor.config.data.image_size, np.random.default_rng(0)
-    self._examples = [
-        Example(rng.integers(0, 256, (size, size, 3), np.uint8), question='what color is it?')
-        for _ in range(AT_ONCE)]
+    first = next(iter(self._predictor.tasks.values()))
+    text = QUESTIONS.get(first.name, ('a red circle',))[0]
+    queries = [first.query(None if first.draws else picture, text)
+               for picture in rng.integers(0, 256, (AT_ONCE, size, size, 3), np.uint8)]
+    task, self._examples = queries[0][0], [example for _, some in queries for example in some]
     leaves = jax.tree.leaves(self._predictor.variables)
-    task = next(iter(self._predictor.tasks.values()))
     memory = self._predictor.program(task).lower(
         self._predictor.variables, self._predictor.batch(self._examples, {task.name: task})
     ).compile().memory_analysis()
@@ -91,7 +91,7 @@ class Timed:
     self._task = task
 
   def answers(self, count: int):
-    """A function that answers questions about `count` pictures; see compare.measure."""
+    """A function that answers questions about `count` pictures; see harness.measure."""
     examples = self._examples[:count]
     return lambda: self._predictor(examples, self._task)
 
@@ -201,8 +201,9 @@ def _made(base, run, folder, options):
   for keep in filter(None, options.keep.split(',')):
     cut, tuned = (os.path.join(folder, f'{what}_{keep}') for what in ('cut', 'tuned'))
     if not os.path.isdir(os.path.join(cut, 'checkpoints')):
-      if code := prune.main(['--checkpoint', run, '--output', cut, '--keep', keep]):
-        raise UserError(f'xmodal prune --keep {keep} ended with {code}')
+      if prune.main(['--checkpoint', run, '--output', cut, '--keep', keep]):
+        print(f'no row for {keep} of the parameters: see the line above')
+        continue
     if not train(fine_tuned(base, run, cut, options.steps), tuned):
       raise KeyboardInterrupt
     found[f'pruned to {keep}'] = cut, 'float32'
