@@ -28,6 +28,17 @@ def test_sums_of_many_rows_are_right():
   assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize('version, platform, integers, wanted', [
+    ('0.10.2', 'cpu', False, None), ('0.11.1', 'cpu', True, 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'),
+    ('0.12.0.1', 'cpu', False, ''), ('0.12.0.1', 'cpu', True, None), ('0.13.0', 'cpu', False, None),
+    ('0.12.0.1', 'gpu', False, None)])
+def test_predictions_of_a_row_do_not_depend_on_the_others(
+    monkeypatch, version, platform, integers, wanted):
+  monkeypatch.setattr(xla.metadata, 'version', lambda name: version)
+  options = xla.prediction_options(platform, integers)
+  assert options.get('xla_cpu_experimental_ynn_fusion_type') == wanted
+
+
 @pytest.mark.parametrize('version, flags, wanted', [
     ('0.10.2', '', '--xla_cpu_experimental_ynn_fusion_type='),
     ('0.11.1', '--a=1', '--a=1 --xla_cpu_experimental_ynn_fusion_type='),
