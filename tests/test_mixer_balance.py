@@ -89,7 +89,7 @@ def descend(rule, starts, steps, task_weights=(1.0, 1.0)):
 
 def test_famo_comes_to_where_neither_loss_can_fall_alone_and_sooner_than_the_sum():
   """The Pareto set has b = -8.4 and a in -7..7 (the bowls, where tanh(b / 2) is -1)."""
-  ways = {name: np.asarray(descend(balance(name, TASKS[:2]), STARTS, 10_000)[1])
+  ways = {name: np.asarray(descend(balance(name, TASKS[:2]), STARTS, 15_000)[1])
           for name in ('fixed', 'famo')}
   ends = ways['famo'][:, -1]
   assert (np.abs(ends[:, 1] + 8.4) < 0.1).all() and (np.abs(ends[:, 0]) < 7).all()

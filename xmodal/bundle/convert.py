@@ -23,6 +23,7 @@ from xmodal.errors import UserError
 
 _BATCH = 1  # of an ONNX file
 _BATCHES = {'onnx': (_BATCH,), 'saved_model': (1, 3)}  # that are compared
+_STABLEHLO = '1.13.0'  # TensorFlow 2.21 has 1.13.7
 _TOLERANCE = 1e-4  # largest difference, of values or relative to them
 _NEEDED = {'onnx': ('jax2onnx', 'onnxruntime'), 'saved_model': ('tensorflow',)}
 
@@ -143,7 +144,7 @@ def _to_saved_model(run, weights, inputs, most, path):
   least = [f'{letter} >= {min(8, most.get(letter, 1))}' for letter in letters]
   shapes = [None, {name: f'({text})' for name, text in dims.items()}]
   converted = jax2tf.convert(
-      _without_top_k(run), polymorphic_shapes=shapes, polymorphic_constraints=least,
+      _for_tensorflow(run), polymorphic_shapes=shapes, polymorphic_constraints=least,
       with_gradient=False, native_serialization_platforms=['cpu', 'cuda', 'tpu'])
   module = tf.Module()
   module.weights = [tf.Variable(weights[name], trainable=False) for name in names]
@@ -152,7 +153,8 @@ def _to_saved_model(run, weights, inputs, most, path):
 
   @tf.function(autograph=False, input_signature=signature)
   def answer(*values):
-    return converted(dict(zip(names, module.weights)), dict(zip(inputs, values)))
+    with _stablehlo_for_tensorflow():
+      return converted(dict(zip(names, module.weights)), dict(zip(inputs, values)))
 
   module.answer = answer
   tf.saved_model.save(module, path, signatures={'serving_default': answer.get_concrete_function()})
@@ -160,6 +162,18 @@ def _to_saved_model(run, weights, inputs, most, path):
   return path, lambda example: {
       name: value.numpy() for name, value in loaded(
           **{name: tf.constant(value) for name, value in example.items()}).items()}
+
+
+@contextlib.contextmanager
+def _stablehlo_for_tensorflow():
+  """Writes StableHLO that TensorFlow 2.21 reads: JAX writes what consumers of last month read."""
+  from jax._src.export import _export  # JAX has no public setting
+  with contextlib.ExitStack() as stack:
+    if version := getattr(_export.hlo, 'get_version_from_compatibility_requirement', None):
+      stack.enter_context(mock.patch.object(
+          _export.hlo, 'get_version_from_compatibility_requirement',
+          lambda wanted: _export.hlo.get_smaller_version(version(wanted), _STABLEHLO)))
+    yield
 
 
 def _where(condition, x=None, y=None, *, where=jax.numpy.where, **options):
@@ -184,14 +198,20 @@ def _einsum(equation, *arrays, einsum=jax.numpy.einsum, **options):
   return product.sum(tuple(range(len(output), len(letters))))
 
 
-def _without_top_k(run):
-  """A function whose jax.lax.top_k is a sort: TensorFlow 2.21 does not read its operation."""
+def _for_tensorflow(run):
+  """A function without jax.lax.top_k and jnp.cumsum, whose operations TensorFlow 2.21 does not
+  read: a sort and sums in a tree take their place."""
   def top_k(x, k):
     order = jax.numpy.argsort(x, axis=-1, descending=True, stable=True)[..., :k]
     return jax.numpy.take_along_axis(x, order, axis=-1), order.astype('int32')
 
+  def cumsum(x, axis=None, dtype=None):
+    x = jax.numpy.asarray(x, dtype)
+    x, axis = (x.ravel(), 0) if axis is None else (x, axis)
+    return jax.lax.associative_scan(jax.numpy.add, x, axis=axis)
+
   def plain(*arguments):
-    with mock.patch.object(jax.lax, 'top_k', top_k):
+    with mock.patch.object(jax.lax, 'top_k', top_k), mock.patch.object(jax.numpy, 'cumsum', cumsum):
       return run(*arguments)
 
   return plain
