@@ -100,7 +100,7 @@ def test_a_file_is_read_anew_in_each_call(model, tmp_path):
   for colour in ('white', 'red'):
     Image.new('RGB', (32, 32), colour).save(path)
     for said in (model([path, path], task='objects')[1], model(path, task='objects')):
-      found.append([probability for _, probability in said])
+      found.append([probability for _, probability in said.names])
   assert found[0] == pytest.approx(found[1]) and found[2] == pytest.approx(found[3])
   assert found[0] != pytest.approx(found[2])
 

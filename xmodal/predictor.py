@@ -23,7 +23,7 @@ from xmodal.tasks.task import Task, senses_of
 from xmodal.train import build
 from xmodal.train.checkpoints import checkpoint
 from xmodal.train.start.pretrained import load_towers
-from xmodal.xla import prediction_options
+from xmodal.xla import integer_options
 
 PRECISIONS = ('float32', 'bfloat16', *ROUNDINGS)
 AT_ONCE = 32  # pictures, whatever the number in a folder
@@ -174,10 +174,11 @@ class Predictor:
 
   def _store(self, precision):
     """Stores float32 weights in one of PRECISIONS."""
-    self._options = prediction_options(target.platform(), precision in ROUNDINGS)
+    self._options = {}
     if precision in ROUNDINGS:
       self.variables = {**self.variables, 'params': jax.jit(
           lambda params: quantize(params, ROUNDINGS[precision]))(self.variables['params'])}
+      self._options = integer_options(target.platform())
     elif precision == 'bfloat16':
       self.variables = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32
                                     else x, self.variables)

@@ -351,10 +351,10 @@ def _check(path, part, kinds, where=''):
 
 
 def _compiler_options():
-  """Turns off the fusions by which jaxlib 0.10 and 0.11 compute wrong sums on a CPU (jax issue
+  """Turns off the fusions by which jaxlib 0.10 to 0.12 compute wrong results on a CPU (jax issue
   39103), but the right one for products of integers."""
   version = tuple(map(int, jax.lib.__version__.split('.')[:2]))
-  if _platform() != 'cpu' or not (0, 10) <= version < (0, 12):
+  if _platform() != 'cpu' or not (0, 10) <= version < (0, 13):
     return None
   return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
