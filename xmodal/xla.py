@@ -5,7 +5,7 @@ from importlib import metadata
 
 _FLAG = '--xla_cpu_experimental_ynn_fusion_type'
 # From the first version to before the second. On a CPU, with 0.10 and 0.11 fused sums of more than
-# 32,768 rows may be wrong (jax issue 39103), and fused products may crash; with 0.12 two convolutions
+# 32,768 rows may be wrong (jax issue 39103), and fused products may crash; with 0.12 convolutions
 # in 16 bits gave NaN, and rounding of a row depended on the rows beside it. Later versions may not
 # know the flag.
 _WRONG = ((0, 10), (0, 13))
