@@ -25,7 +25,7 @@ from xmodal.data.pictures.cache import KeepDecoded
 from xmodal.data.pictures.placement import Placement
 from xmodal.errors import UserError
 
-_MOST_THREADS = 16  # that make batches, of which each holds one
+_MOST_THREADS = 16  # each makes one batch and holds it in memory
 
 
 class BadPictures:

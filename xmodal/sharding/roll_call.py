@@ -85,7 +85,7 @@ def _lead(port, me, deadline, wait):
           link.socket.close()
         if link.closed and link in links:  # it waited no longer
           links.remove(link)
-          del present[link.number]
+          present.pop(link.number, None)  # two may have called with one number
         if other is not None:
           links.append(link)
           line = line or _complaint(me, other, present)
