@@ -1,9 +1,11 @@
 """The shared model: each tower runs once, padding has no effect, no parameter is unused."""
 
 import collections
+from collections.abc import Callable
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +14,9 @@ from xmodal import config as configs
 from xmodal.data.pipeline import BadPictures, BatchMaker
 from xmodal.data.scenes.shapes import Shapes
 from xmodal.errors import UserError
+from xmodal.models.cross_modal import CrossModal
+from xmodal.models.joint import Backbone
+from xmodal.models.stream import Stream
 from xmodal.sharding.rules import path_name
 from xmodal.train import build
 
@@ -120,6 +125,49 @@ def test_padding_of_the_question_changes_nothing(examples, tower, variant):
   for changed in (other_word, other_picture):
     change = np.abs(run(variables, changed)['vqa']['cls'] - before['vqa']['cls']).max(1)
     assert change[0] > 1e-2 and change[1] < 1e-4
+
+
+class Map(nn.Module):
+  """A vision tower whose feature map is the picture; `how` changes its output."""
+
+  how: Callable = staticmethod(lambda x: x)
+
+  def __call__(self, images, extent, *, deterministic):
+    return self.how(images)
+
+
+class Ids(nn.Module):
+  """A text tower whose tokens are the ids; `how` changes its output."""
+
+  how: Callable = staticmethod(lambda x: x)
+  hidden_dim: int = 1
+
+  def encode(self, tokens, mask, *, deterministic):
+    return self.how(tokens[..., None].astype(float))
+
+
+def streams(vision_tower, text_tower):
+  backbone = Backbone(vision_tower, text_tower, CrossModal('merged', 8, 8, 1, 1))
+  pictures = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
+  texts = np.array([[5, 7, 0], [6, 0, 0]], np.int32)
+  return (backbone.apply({}, pictures, deterministic=True, method='vision'),
+          backbone.apply({}, texts, deterministic=True, method='text'))
+
+
+def test_towers_give_streams_or_arrays():
+  def stream(x):
+    return Stream(x.reshape(2, 24, 3), None, (4, 6))
+
+  arrays = streams(Map(), Ids())
+  given = streams(Map(stream), Ids(lambda x: Stream(x, jnp.array([[1, 0, 0], [1, 1, 0]], bool))))
+  assert arrays[0].grid == given[0].grid == (4, 6) and given[0].mask is None
+  np.testing.assert_array_equal(arrays[0].tokens, given[0].tokens)
+  np.testing.assert_array_equal(arrays[1].tokens, given[1].tokens)
+  assert arrays[1].mask.tolist() == [[True, True, False], [True, False, False]]
+  assert given[1].mask.tolist() == [[True, False, False], [True, True, False]]
+  assert streams(Map(stream), Ids(Stream))[1].mask.all()
+  with pytest.raises(UserError, match='vision tower Map gives a Stream without a grid'):
+    streams(Map(lambda x: Stream(x.reshape(2, 24, 3))), Ids())
 
 
 def test_unknown_choices_are_named(examples):

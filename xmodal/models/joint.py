@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from xmodal.errors import UserError
 from xmodal.models.attention import IMPLEMENTATIONS
 from xmodal.models.layers import REMAT
 from xmodal.models.layout import split_rows, whole
@@ -113,8 +114,9 @@ class Backbone(nn.Module):
   Parts that no task calls have no parameters.
 
   Attributes:
-    vision_tower: a ViT, with output [B, N, D], or a ResNet or VGG, with output [B, H', W', C].
-    text_tower: a T5, Bert or Gpt2.
+    vision_tower: its output is a Stream, tokens [B, N, D] of a ViT, or a feature map
+      [B, H', W', C], as of a ResNet or VGG.
+    text_tower: a T5, Bert or Gpt2, or another whose output is a Stream or tokens [B, L, D].
     cross_modal: a CrossModal.
     image_mean, image_std: per colour channel, for pixels in 0..1.
     pad_id: id of the pad token.
@@ -159,6 +161,11 @@ class Backbone(nn.Module):
     """
     image = self.pixels(image)
     tokens = self.vision_tower(image, extent, deterministic=deterministic)
+    if isinstance(tokens, Stream):
+      if tokens.grid is None:
+        raise UserError(f'the vision tower {type(self.vision_tower).__name__} gives a Stream '
+                        'without a grid: give it (rows, columns) of its last tokens')
+      return tokens
     if tokens.ndim == 4:  # a feature map
       grid = tokens.shape[1:3]
       tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
@@ -177,7 +184,8 @@ class Backbone(nn.Module):
   def text(self, tokens: Int[Array, 'B L'], *, deterministic: bool) -> Stream:
     """Encodes token ids, int32 [B, L], with the text tower."""
     mask = tokens != self.pad_id
-    return Stream(self.text_tower.encode(tokens, mask, deterministic=deterministic), mask)
+    read = self.text_tower.encode(tokens, mask, deterministic=deterministic)
+    return Stream(read.tokens, read.full_mask) if isinstance(read, Stream) else Stream(read, mask)
 
   def read_names(self, tokens: Int[Array, 'K L'], end_token: bool, *, deterministic: bool
                  ) -> Float[Array, 'K D']:
