@@ -16,6 +16,7 @@ from xmodal.data.example import Example, Object
 from xmodal.data.faults import Examples, usable_box
 from xmodal.data.open import open_source
 from xmodal.data.pipeline import BatchMaker
+from xmodal.data.sources import visual_genome
 from xmodal.data.sources.coco import read_coco
 from xmodal.data.sources.visual_genome import read_visual_genome
 from xmodal.data.sources.voc import read_voc
@@ -476,6 +477,34 @@ def test_visual_genome_mistakes_are_listed_or_stop_in_one_line(tmp_path):
     path.unlink()
   with pytest.raises(UserError, match='neither objects.json nor region_descriptions.json'):
     read_visual_genome(root, _ALL)
+
+
+@pytest.mark.parametrize('change', [
+    {'x': -1}, {'x': 1.5}, {'x': True}, {'x': None}, {'x': '1'}, {'x': 10**30}, {'x': 58},
+    {'y': 37}, {'w': 0}, {'h': 0}, {'w': 2**31}, {'h': 1e400}, {'names': []}, {'names': 'cat'},
+    {'names': None}, {'names': [None]}, {'names': ['']}, {'names': [' cat']}, {'names': ['a  cat']},
+    {'names': ['cat ']}, {'names': ['a\tcat']}, {'names': ['a\u00a0cat']},
+    {'names': ['K\u00e4tzchen']}, {'object_id': 1}, {'object_id': None}, {'object_id': 'two'}, {},
+    'object', 'none'])
+def test_visual_genome_is_read_alike_picture_by_picture_and_object_by_object(
+    tmp_path, monkeypatch, change):
+  things = [_thing(1), _thing(2), _thing(3)]
+  if change == 'object':
+    things[1] = 'a cat'
+  elif change == 'none':
+    things = []
+  else:
+    things[1] |= change
+  regions = [{'region_id': thing['object_id'], 'phrase': (thing['names'] or ['x'])[0],
+              'x': thing['x'], 'y': thing['y'], 'width': thing['w'], 'height': thing['h']}
+             if isinstance(thing, dict) else thing for thing in things]
+  root = _genome(tmp_path, [5, 6], {5: things, 6: [_thing(7, names=['dog'])]},
+                 {5: regions, 6: [_region(8)]})
+  as_a_whole = read_visual_genome(root, _ALL)
+  monkeypatch.setattr(visual_genome, '_plain', lambda *args: None)
+  one_by_one = read_visual_genome(root, _ALL)
+  assert as_a_whole.faults == one_by_one.faults
+  assert list(as_a_whole) == list(one_by_one)
 
 
 # In a run

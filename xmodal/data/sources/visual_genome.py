@@ -1,9 +1,11 @@
 """Visual Genome (Krishna et al., IJCV 2017): objects, and phrases for regions of a picture."""
 
 import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import functools
 import hashlib
+import itertools
+import operator
 import os
 
 import numpy as np
@@ -23,6 +25,8 @@ _LARGE = 2**31  # pixels; a larger number may be no float
 _SPLITS = ('train', 'val', 'test')
 _VAL_SHARE = _TEST_SHARE = 0.05
 _REGION_SIDES = ('x', 'y', 'width', 'height')
+_FIELDS = {'objects': operator.itemgetter('object_id', 'names', *'xywh'),
+           'regions': operator.itemgetter('region_id', 'phrase', *_REGION_SIDES)}
 _FOLDERS = ('VG_100K', 'VG_100K_2')
 
 
@@ -131,6 +135,11 @@ class _Names(list[str]):
       self.append(name)
     return number
 
+  def add_all(self, names: Sequence[str]) -> Sequence[int]:
+    """Their places."""
+    found = list(map(self._numbers.get, names))
+    return list(map(self.add, names)) if None in found else found
+
 
 class _Phrases:
   """Texts that hardly two boxes share, without an object for each."""
@@ -143,6 +152,14 @@ class _Phrases:
     self._texts += text.encode()
     self._ends.append(len(self._texts))
     return len(self._ends) - 2
+
+  def add_all(self, texts: Sequence[str]) -> Sequence[int]:
+    """Their places."""
+    encoded, first = list(map(str.encode, texts)), len(self._ends) - 1
+    ends = itertools.accumulate(map(len, encoded), initial=len(self._texts))
+    self._ends.extend(itertools.islice(ends, 1, None))
+    self._texts += b''.join(encoded)
+    return range(first, first + len(encoded))
 
   def __getitem__(self, place: int) -> str:
     return self._texts[self._ends[place]:self._ends[place + 1]].decode()
@@ -163,6 +180,12 @@ class _Boxes:
     self.pictures.append(picture)
     self._named.append(self._names.add(name))
     self._boxes.extend(box)
+
+  def add_all(self, picture: int, names: Sequence[str], boxes: Iterable[tuple]) -> None:
+    """Adds all boxes of a picture."""
+    self.pictures.extend(itertools.repeat(picture, len(names)))
+    self._named.extend(self._names.add_all(names))
+    self._boxes.extend(itertools.chain.from_iterable(boxes))
 
   def pack(self, num_pictures: int) -> None:
     """Sorts the rows by picture; call it once, after the last box."""
@@ -235,6 +258,9 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
       faults.append(fault(path, 'image_id {} is listed twice, kept once', image_id))
     elif number is not None:
       met.add(number)
+      if (plain := _plain(kind, record[kind], sizes[number])) is not None:
+        boxes.add_all(number, *plain)
+        continue
       for name, box in _usable(path, kind, record[kind], sizes[number], faults):
         boxes.add(number, name, box)
     elif _split_of(image_id) in split.split('+'):
@@ -245,9 +271,35 @@ def _read_boxes(path, split, kind, numbers, sizes, faults):
   return boxes
 
 
+def _plain(kind, items, size):
+  """Names and boxes of one picture, as from _usable; None if a line may have to be written.
+
+  Nearly all pictures are plain, and a loop over millions of items in Python would take a minute.
+  """
+  try:
+    ids, names, x, y, w, h = zip(*map(_FIELDS[kind], items))
+    if kind == 'objects':
+      if set(map(type, names)) != {list}:
+        return None
+      names = [of_object[0] for of_object in names]
+  except (KeyError, TypeError, IndexError, ValueError):
+    return None
+  if set(map(type, names)) != {str} or set(map(type, ids + x + y + w + h)) != {int}:
+    return None
+  width, height = (min(side, _LARGE) for side in size)
+  if (len(set(ids)) == len(ids)
+      # Then no space is anywhere but between two words.
+      and all(map(str.isprintable, names)) and '  ' not in ' '.join(['', *names, ''])
+      and min(x) >= 0 and min(y) >= 0 and min(w) > 0 and min(h) > 0
+      and max(w) < _LARGE and max(h) < _LARGE
+      and max(map(operator.add, x, w)) <= width and max(map(operator.add, y, h)) <= height):
+    return names, zip(x, y, w, h)
+  return None
+
+
 def _usable(path, kind, items, size, faults):
   """Yields (name, box) of the usable objects or regions of one picture."""
-  seen, (width, height) = set(), size
+  seen = set()
   for item in items if isinstance(items, list) else [items]:
     if not isinstance(item, dict):
       faults.append(fault(f'{path}: one of {kind}', 'is {}, left out', item))
@@ -258,16 +310,6 @@ def _usable(path, kind, items, size, faults):
     else:
       item_id, name, sides = item.get('region_id'), item.get('phrase'), _REGION_SIDES
     key = item_id if type(item_id) is int else fields.shown(item_id)
-    # Nearly all need no line; there are millions.
-    if key not in seen and type(name) is str and name.isprintable() and (
-        single := ' '.join(name.split())):
-      x, y, w, h = map(item.get, sides)
-      if (type(x) is type(y) is type(w) is type(h) is int and 0 <= x and 0 <= y and 0 < w < _LARGE
-          and 0 < h < _LARGE and x + w <= min(width, _LARGE) and y + h <= min(height, _LARGE)):
-        if item_id is not None:
-          seen.add(key)
-        yield single, (x, y, w, h)
-        continue
     where = f'{path}: {kind[:-1]} {fields.shown(item_id)}'
     if item_id is not None:
       if key in seen:
