@@ -9,6 +9,8 @@ HERE = pathlib.Path(__file__).parent
 JAX = 'jax>=0.10'
 _X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 SERVE = ['fastapi', 'uvicorn', 'python-multipart>=0.0.13', 'prometheus-client']
+# Without a bound pip takes s3fs of 2020 where botocore is newer than the new one accepts.
+GCS, S3 = ['gcsfs>=2024.2'], ['s3fs>=2024.2']
 TFDS = ['tensorflow-datasets', 'array_record', 'importlib_resources',
         f'tensorflow-cpu; {_X86_LINUX}',  # a tenth of the size, and leaves the GPU's memory to JAX
         "tensorflow; sys_platform != 'linux' or platform_machine != 'x86_64'"]
@@ -48,10 +50,10 @@ setup(
     install_requires=[
         JAX, 'flatbuffers',  # for jax.export
         'flax>=0.12', 'optax>=0.2.8', 'orbax-checkpoint>=0.11.30', 'absl-py', 'etils',
-        'google-crc32c', 'fsspec', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack', 'numpy',
-        'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers', 'transformers>=5',
-        'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools', 'pyyaml', 'tensorboard',
-        'tqdm',
+        'google-crc32c', 'fsspec>=2024.2', 'jaxtyping', 'ml-collections', 'ml-dtypes', 'msgpack',
+        'numpy', 'pillow', 'opencv-python-headless', 'simplejpeg', 'tokenizers',
+        'transformers>=5', 'huggingface-hub', 'sentencepiece', 'safetensors', 'pycocotools',
+        'pyyaml', 'tensorboard', 'tqdm',
         'weblate-fonts',  # letters of all scripts in pictures; without it plain Latin
     ],
     extras_require={
@@ -62,8 +64,8 @@ setup(
         'parquet': ['pyarrow'],
         'tfds': TFDS,
         'hf': ['datasets'],
-        'gcs': ['gcsfs'],
-        's3': ['s3fs'],
+        'gcs': GCS,
+        's3': S3,
         'onnx': ['jax2onnx', 'onnxruntime'],  # of xmodal export --format
         'saved_model': ['tensorflow'],
         'wandb': ['wandb'],
@@ -74,7 +76,7 @@ setup(
                  'nbclient', 'nbformat', 'ipykernel', 'matplotlib', 'pycocoevalcap', 'pyarrow',
                  'webdataset', 'ruff==0.17.*',  # the next may find more
                  *SERVE, 'httpx', 'websockets', 'jsonschema', 'openapi-spec-validator',
-                 *TFDS, 'datasets', 'gcsfs', 's3fs',
+                 *TFDS, 'datasets', *GCS, *S3,
                  'gcp-storage-emulator', 'moto[server]'],
     },
 )

@@ -16,7 +16,7 @@ from tokenizers import trainers
 from xmodal.bench import data_size
 from xmodal.data import pipeline
 from xmodal.data.example import Example, Object
-from xmodal.data.overview import Gathering, Overview, Rows, Sampled, gathered, overview_of
+from xmodal.data.overview import Gathering, Overview, Ragged, Sampled, gathered, overview_of
 from xmodal.data.pack import pack, records
 from xmodal.data.sources import json_stream
 from xmodal.data.sources.pack import read_pack
@@ -52,7 +52,7 @@ def facts(overview):
   found = {}
   for field in dataclasses.fields(overview):
     value = getattr(overview, field.name)
-    if isinstance(value, Rows):
+    if isinstance(value, Ragged):
       value = value.numbers.tolist(), value.lengths.tolist()
     found[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
   return found | {name: list(found[name]) for name in ('words', 'names')} | {
@@ -158,8 +158,8 @@ def packed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('tasks', [('vqa', 'objects'), ('captioning', 'retrieval', 'regression')])
 def test_the_first_run_on_a_pack_reads_few_examples(packed, tasks, monkeypatch):
-  reads, read = [], records.Reader.read
-  monkeypatch.setattr(records.Reader, 'read', lambda *a: reads.append(1) or read(*a))
+  reads, read = [], records.RecordReader.read
+  monkeypatch.setattr(records.RecordReader, 'read', lambda *a: reads.append(1) or read(*a))
 
   def plan(**values):
     return Plan(tiny.changed(
@@ -187,8 +187,8 @@ def test_a_pack_without_answers_is_not_searched_for_them(tmp_path, monkeypatch):
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(json.dumps(
         {'image': 'a.png', 'question': f'is it {i}?', 'answers': answers}) for i in range(400)))
   assert pack.main([str(tmp_path), '--output', str(tmp_path / 'pack')]) == 0
-  reads, read = [], records.Reader.read
-  monkeypatch.setattr(records.Reader, 'read', lambda self, n: reads.append(n) or read(self, n))
+  reads, read = [], records.RecordReader.read
+  monkeypatch.setattr(records.RecordReader, 'read', lambda *a: reads.append(a[1]) or read(*a))
   plan = Plan(tiny.changed(data__source='pack', data__root=str(tmp_path / 'pack'),
                            mixer__tasks=('vqa',), mixer__weights=(1.0,)), 'unused')
   assert plan.evaluation.scored == [] and len(reads) < 300

@@ -190,7 +190,7 @@ def test_a_disk_or_bucket_that_gives_no_pictures_ends_the_packing(
     return read(path, *place)
 
   for error in (OSError(errno.EIO, 'Input/output error'), storage.Unreachable('no answer'),
-                storage.Refused('no valid credentials')):
+                storage.AccessRefused('no valid credentials')):
     count.clear()
     with monkeypatch.context() as patch:
       patch.setattr(storage, 'read', fails)

@@ -142,7 +142,7 @@ def test_refused_credentials_are_one_line_at_once(monkeypatch, address, make, li
   monkeypatch.setattr(storage, 'PATIENCE', 1e9)
   monkeypatch.setattr(storage.time, 'sleep', lambda _: pytest.fail('it is tried again'))
   monkeypatch.setattr(storage, '_file_system', lambda kind: Refusing())
-  with pytest.raises(storage.Refused, match=f'{address}: {line}') as error:
+  with pytest.raises(storage.AccessRefused, match=f'{address}: {line}') as error:
     storage.read(address)
   assert '\n' not in str(error.value)
 

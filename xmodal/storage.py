@@ -39,11 +39,11 @@ class Unreachable(UserError):
   """A bucket did not answer: nothing is known of its files."""
 
 
-class Refused(UserError):
+class AccessRefused(UserError):
   """A bucket refused, as credentials are missing or have expired: nothing is known of its files."""
 
 
-class Entry(NamedTuple):
+class FileInfo(NamedTuple):
   """A file of a bucket, as its listing describes it.
 
   Attributes:
@@ -269,8 +269,8 @@ def walk(path: str) -> list[str]:
   return [name for name in _patiently(path, names) if not name.endswith('/')]
 
 
-def entries(path: str) -> dict[str, Entry]:
-  """All files below a folder of a bucket: {name relative to it: Entry}."""
+def entries(path: str) -> dict[str, FileInfo]:
+  """All files below a folder of a bucket: {name relative to it: FileInfo}."""
   def found(fs):
     own = fs._strip_protocol(path).rstrip('/') + '/'
     try:
@@ -279,7 +279,7 @@ def entries(path: str) -> dict[str, Entry]:
     except FileNotFoundError:
       return {}
 
-  return {name: Entry(info['size'], str(next(filter(None, map(info.get, _VERSIONS)), '')),
+  return {name: FileInfo(info['size'], str(next(filter(None, map(info.get, _VERSIONS)), '')),
                       info.get('crc32c', ''))
           for name, info in sorted(_patiently(path, found).items()) if not name.endswith('/')}
 
@@ -337,7 +337,7 @@ def _patiently(path: str, action: Callable[[Any], T]) -> T:
       if _is_local(error):
         raise
       if line := _refusal(path, error):
-        raise Refused(line) from error
+        raise AccessRefused(line) from error
       if not _may_pass(error):
         raise
       # Requests that begin during an outage do not wait anew.

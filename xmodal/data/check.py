@@ -222,7 +222,7 @@ def _parse_file(path, parser):
 def _decode(path):
   try:
     picture = images.decode(path, _DECODED_SIZE)
-  except (storage.Unreachable, storage.Refused):  # says nothing of the picture
+  except (storage.Unreachable, storage.AccessRefused):  # says nothing of the picture
     raise
   except UserError as error:
     return str(error)

@@ -34,7 +34,7 @@ _FIELDS = tuple(DEFAULTS)
 _filled = operator.attrgetter(*_FIELDS)
 
 
-class Rows:
+class Ragged:
   """Rows of numbers, of any lengths.
 
   Attributes:
@@ -99,9 +99,9 @@ class Overview:
   ignored: int
   categories: dict[str, collections.Counter]
   answers: list[str]
-  given: Rows
-  questions: Rows
-  captions: Rows
+  given: Ragged
+  questions: Ragged
+  captions: Ragged
   num_captions: np.ndarray
   numbers: np.ndarray
   filled: list[tuple[list[str], int]]
@@ -124,7 +124,7 @@ class Overview:
     """
     facts = {
         field.name: value for field in dataclasses.fields(self)
-        if not isinstance(value := getattr(self, field.name), Rows | np.ndarray)}
+        if not isinstance(value := getattr(self, field.name), Ragged | np.ndarray)}
     facts |= {'format': _FORMAT, 'of': of, 'words': list(self.words),
               'num_objects': list(self.num_objects.items()),
               'categories': [(name, list(numbers.items()))
@@ -152,7 +152,7 @@ class Overview:
           'num_objects': collections.Counter(dict(facts['num_objects'])),
           'categories': {name: collections.Counter(dict(numbers))
                          for name, numbers in facts['categories']},
-          **{name: Rows(arrays[f'{name}_numbers'], arrays[f'{name}_lengths']) for name in _ROWS},
+          **{name: Ragged(arrays[f'{name}_numbers'], arrays[f'{name}_lengths']) for name in _ROWS},
           **{name: arrays[name] for name in ('num_captions', 'numbers')},
           'filled': [(fields, count) for fields, count in facts['filled']],
           'foreign': facts['foreign'] and tuple(facts['foreign'])})
@@ -245,7 +245,7 @@ class Gathering:
 
   def overview(self) -> Overview:
     """The overview; nothing can be added to it."""
-    given, questions, captions = (Rows(_smallest(numbers), _smallest(lengths))
+    given, questions, captions = (Ragged(_smallest(numbers), _smallest(lengths))
                                   for numbers, lengths in (
         (self._given, self._num_given), (self._questions, self._num_words),
         (self._captions, self._caption_words)))

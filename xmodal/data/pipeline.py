@@ -183,7 +183,7 @@ class BatchMaker:
 
   def _count_bad(self, record, error):
     # Without its bucket a run would learn from empty pictures.
-    if self.bad is None or isinstance(error, storage.Unreachable | storage.Refused):
+    if self.bad is None or isinstance(error, storage.Unreachable | storage.AccessRefused):
       raise error
     if record >= 0:
       self.bad.add(record, str(error))
@@ -215,7 +215,7 @@ def train_records(make: BatchMaker, batch_size: int, number: int,
   return order.train_records(positions, len(make.source), make.seed), positions
 
 
-class Part(NamedTuple):
+class BatchRequest(NamedTuple):
   """A batch to be made; arguments as of BatchMaker."""
 
   make: BatchMaker
@@ -229,7 +229,7 @@ def train_batches(make: BatchMaker, batch_size: int, start: int, stop: int,
 
   A batch depends on (make, batch_size, its number) only; a later start costs nothing.
   """
-  return _single(Part(make, *train_records(make, batch_size, number, rows))
+  return _single(BatchRequest(make, *train_records(make, batch_size, number, rows))
                  for number in range(start, stop))
 
 
@@ -243,7 +243,7 @@ def eval_batches(make: BatchMaker, batch_size: int, rows: np.ndarray | None = No
 
   def part(step):
     records = order.positions(step, batch_size, rows)
-    return Part(make, np.where(records < size, records, -1), records)
+    return BatchRequest(make, np.where(records < size, records, -1), records)
 
   return _single(map(part, range(-(-size // batch_size))))
 
@@ -252,7 +252,7 @@ def _single(parts):
   return (batch for batch, in ahead([part] for part in parts))
 
 
-def ahead(jobs: Iterable[Sequence[Part]]) -> Iterator[list[dict]]:
+def ahead(jobs: Iterable[Sequence[BatchRequest]]) -> Iterator[list[dict]]:
   """Yields the batches of each job in order, computed ahead of time: by the workers of the parts'
   makers, or else by threads."""
   jobs = iter(jobs)

@@ -32,7 +32,7 @@ _LENGTH = struct.Struct('<I')
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SharedLayout:
   """Where the arrays of a batch lie in a slot of the shared memory.
 
   Attributes:
@@ -44,7 +44,7 @@ class Layout:
   size: int
 
   @classmethod
-  def of(cls, row, count: int) -> 'Layout':
+  def of(cls, row, count: int) -> 'SharedLayout':
     """The layout of `count` rows; row: a batch of one example."""
     leaves, tree = jax.tree.flatten(row)
     places, offset = [], 0
@@ -151,7 +151,7 @@ def serve(memory: memoryview, number: int, count: int, link: Connection,
         make = dataclasses.replace(make, bad_boxes=BadBoxes())
         key = name, tasks, len(records)
         if key not in layouts:
-          layouts[key] = Layout.of(make.shapes(), len(records))
+          layouts[key] = SharedLayout.of(make.shapes(), len(records))
         if name in left_out:
           make = dataclasses.replace(make, source=_Without(make.source, left_out[name]))
         own = np.flatnonzero(owners(records, count) == number)

@@ -21,8 +21,8 @@ import threading
 import jax
 import numpy as np
 
-from xmodal.data.pipeline import BatchMaker, Part
-from xmodal.data.worker import Layout, Note
+from xmodal.data.pipeline import BatchMaker, BatchRequest
+from xmodal.data.worker import Note, SharedLayout
 from xmodal.errors import UserError
 
 _AHEAD = 3  # batches of a stream that are made at the same time
@@ -63,7 +63,7 @@ class Workers:
     self._count, self._say = count, say
     largest = list(largest)
     self._pickled = _pickle({make.name: make for job in largest for make, _ in job}, count)
-    self._layouts: dict[tuple, Layout] = {}
+    self._layouts: dict[tuple, SharedLayout] = {}
     self._slot = max(sum(self._layout(make, rows).size for make, rows in job) for job in largest)
     self._file = (os.fdopen(os.memfd_create('xmodal-batches'), 'r+b')
                   if hasattr(os, 'memfd_create') else tempfile.TemporaryFile())
@@ -108,10 +108,10 @@ class Workers:
   def _layout(self, make, count):
     key = make.name, tuple(make.tasks), count
     if key not in self._layouts:
-      self._layouts[key] = Layout.of(make.shapes(), count)
+      self._layouts[key] = SharedLayout.of(make.shapes(), count)
     return self._layouts[key]
 
-  def batches(self, jobs: Iterable[Sequence[Part]]) -> Iterator[list[dict]]:
+  def batches(self, jobs: Iterable[Sequence[BatchRequest]]) -> Iterator[list[dict]]:
     """Yields the batches of each job in order, computed ahead of time.
 
     At most two of these iterators can be open: a third waits until one ends.

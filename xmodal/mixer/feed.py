@@ -221,7 +221,7 @@ class BatchStream:
     return self._joined(tasks, [part.make(part.records, part.positions) for part in job])
 
   def _job(self, tasks, records):
-    return [pipeline.Part(make.with_tasks(chosen), *records(make))
+    return [pipeline.BatchRequest(make.with_tasks(chosen), *records(make))
             for make in self._makers.values()
             if (chosen := [task for task in make.tasks if task in tasks])]
 

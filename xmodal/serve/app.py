@@ -20,7 +20,7 @@ from xmodal.serve import bodies, chat, openapi
 from xmodal.serve.batcher import Batcher, Failed
 from xmodal.serve.engine import Engine
 from xmodal.serve.events import Events, Steps, event, of_step
-from xmodal.serve.forms import Reader
+from xmodal.serve.forms import RequestReader
 from xmodal.serve.guard import Guard, failed, response
 from xmodal.serve.limits import Admission, Limits, Refused, Room
 from xmodal.serve.metrics import Metrics
@@ -171,7 +171,7 @@ class Server:
       body = await bodies.read(request.stream(), request.headers.get('content-length'),
                                self._limits, call)
       request.state.end = asyncio.get_running_loop().time() + self._limits.answer_seconds
-      reader = Reader(self._engine, self._limits, call.hold, self._room)
+      reader = RequestReader(self._engine, self._limits, call.hold, self._room)
       reading = self._pool.submit(read, reader, body)
       found, form = await self._in_time(request, asyncio.wrap_future(reading))
       request.scope['state']['task'] = (found if isinstance(found, tuple) else found[0])[0]

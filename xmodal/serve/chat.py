@@ -13,14 +13,14 @@ import uuid
 
 from xmodal import strict_json
 from xmodal.serve.events import event
-from xmodal.serve.forms import Chat, NamedRequest, Reader, validated
+from xmodal.serve.forms import Chat, NamedRequest, RequestReader, validated
 from xmodal.serve.limits import Refused
 from xmodal.serve.pictures import from_base64
 
 _TEXTS = ('answer', 'caption', 'predicted')  # keys of Task.plain that are the answer by itself
 
 
-def read(reader: Reader, value: dict[str, Any]) -> tuple[NamedRequest, Chat]:
+def read(reader: RequestReader, value: dict[str, Any]) -> tuple[NamedRequest, Chat]:
   """A chat as a request to the task that `model` names.
 
   Raises:

@@ -60,7 +60,7 @@ class Chat(BaseModel):
 NamedRequest = tuple[str, Request]  # the name of the task, and the request
 
 
-class Reader:
+class RequestReader:
   """Turns the body of one call into requests to the model's tasks. It decodes pictures, which may
   take long."""
 

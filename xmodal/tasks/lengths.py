@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 
 from xmodal.data.example import Example
-from xmodal.data.overview import Overview, Rows, overview_of
+from xmodal.data.overview import Overview, Ragged, overview_of
 from xmodal.data.tokenizer import Tokenizer
 
 _AT_ONCE = 1 << 14  # texts that are encoded together
 
 
-def token_counts(tokenizer: Tokenizer, overview: Overview, rows: Rows, texts: Iterable[str]
+def token_counts(tokenizer: Tokenizer, overview: Overview, rows: Ragged, texts: Iterable[str]
                  ) -> np.ndarray:
   """Number of tokens of each text, with its end: int64 [N].
 

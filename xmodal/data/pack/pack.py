@@ -209,7 +209,7 @@ def _picture(image, longest, quality):
   """
   try:
     return *examples.picture_file(image, longest, quality), ''
-  except (storage.Unreachable, storage.Refused):
+  except (storage.Unreachable, storage.AccessRefused):
     raise
   except UserError as error:
     if getattr(error.__cause__, 'errno', None) in _AWAY:

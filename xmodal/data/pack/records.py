@@ -58,7 +58,7 @@ class Writer:
     return np.frombuffer(self._places, PLACE).copy()
 
 
-class Reader:
+class RecordReader:
   """Reads records at random; threads read at the same time, and processes may get it by pickle.
 
   A record of a bucket is a request.
@@ -132,7 +132,7 @@ class Reader:
 def _reader(paths, places, ahead):
   if not isinstance(places, np.ndarray):
     places = np.load(places, mmap_mode='r')
-  return Reader(paths, places, ahead)
+  return RecordReader(paths, places, ahead)
 
 
 def check_files(paths: Sequence[str], sizes: Iterable[int], titles: Iterable[bytes]) -> None:

@@ -177,7 +177,7 @@ class LineParser:
       raise Complaint(f'is {shown(value)}, wanted the path of a picture')
     try:
       path = self._pictures.find(fields.text(value))
-    except (storage.Unreachable, storage.Refused):
+    except (storage.Unreachable, storage.AccessRefused):
       raise
     except UserError as error:
       raise Complaint(f'{shown(value)} cannot be accessed: {error}') from None

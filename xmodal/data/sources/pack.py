@@ -32,7 +32,7 @@ class PackedExamples(Sequence[Example]):
 
   is_whole = True
 
-  def __init__(self, readers: dict[str, records.Reader], categories: dict, num_made: int,
+  def __init__(self, readers: dict[str, records.RecordReader], categories: dict, num_made: int,
                fingerprint: str, overview: str):
     """overview: path of the file."""
     self._readers, self.categories, self._path = readers, categories, overview
@@ -80,7 +80,7 @@ def read_pack(root: str, split: str) -> PackedExamples:
     records.check_files(files, sizes, (
         pack.title(described['pack'], split, kind, i) for i in range(len(sizes))))
     index = os.path.join(root, f'{split}-{kind}.npy')
-    readers[kind] = records.Reader(
+    readers[kind] = records.RecordReader(
         files, _places(index, section[kind], sizes, described['pack']),
         # Vocabularies are learned from all examples in their order, and from no pictures.
         ahead=_AHEAD if kind == 'examples' else 0)

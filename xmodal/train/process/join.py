@@ -18,7 +18,7 @@ _NUMBERS = ('JAX_PROCESS_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
-class Place(NamedTuple):
+class ProcessPlace(NamedTuple):
   """A process of a run.
 
   Attributes:
@@ -67,7 +67,7 @@ def join(coordinator: str, count: int | None, number: int | None, facts: Mapping
 
 
 def _by_hand(coordinator, count, number):
-  """The Place that flags and variables give; None without a coordinator."""
+  """The ProcessPlace that flags and variables give; None without a coordinator."""
   if not (address := coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS', '')):
     if (count, number) != (None, None):
       raise UserError('--num_processes and --process_id need --coordinator, HOST:PORT of process 0')
@@ -79,7 +79,7 @@ def _by_hand(coordinator, count, number):
     raise UserError(f'--process_id={number}, --num_processes={count}: wanted numbers from 0 to one '
                     'less than their number')
   local = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK') or os.environ.get('MPI_LOCALRANKID')
-  return Place(address, count, number, int(local) if local else None)
+  return ProcessPlace(address, count, number, int(local) if local else None)
 
 
 def _given(value, variables, flag):
@@ -95,7 +95,7 @@ def _given(value, variables, flag):
 
 
 def _of_cluster(wait):
-  """The Place in the cluster that JAX recognises."""
+  """The ProcessPlace in the cluster that JAX recognises."""
   from jax._src.clusters import ClusterEnv  # JAX has no public name for it
   try:
     address, count, number, local = ClusterEnv.auto_detect_unset_distributed_params(
@@ -104,7 +104,7 @@ def _of_cluster(wait):
     raise _not_found(' '.join(str(error).split())) from error
   if None in (address, count, number):
     raise _not_found('no cluster is recognised')
-  return Place(address, count, number, local[0] if local else None)
+  return ProcessPlace(address, count, number, local[0] if local else None)
 
 
 def _not_found(reason):
