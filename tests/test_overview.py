@@ -25,7 +25,7 @@ from xmodal.data.texts import texts_of
 from xmodal.data.tokenizer import Tokenizer, train_tokenizer
 from xmodal.data.words import NORMALIZER, PRE_TOKENIZER, Words
 from xmodal.tasks import lengths
-from xmodal.tasks.vqa import make_answer_list
+from xmodal.tasks.vqa.answers import make_answer_list
 from xmodal.train.plan import Plan
 
 TEXTS = ['is it red?', 'Is it  RED', ' two', 'two ', '', ' ', "it's a t-shirt", 'é\u0301ß ﬁne',

@@ -14,7 +14,8 @@ from xmodal.data.pictures.augmentation import Placement
 from xmodal.data.tokenizer import train_tokenizer
 from xmodal.errors import UserError
 from xmodal.tasks.task import TASKS
-from xmodal.tasks.vqa import MAX_TARGETS, VQA, Answer, make_answer_list
+from xmodal.tasks.vqa.answers import make_answer_list
+from xmodal.tasks.vqa.task import MAX_TARGETS, VQA, Answer
 from xmodal.train import build, plan
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)

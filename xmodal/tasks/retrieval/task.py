@@ -4,18 +4,16 @@ The vision and text towers are projected into one space, where a picture is clos
 its captions. Pictures and texts are encoded separately, each only once.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 import copy
 import dataclasses
 import json
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import zlib
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 import numpy as np
 from PIL import Image
 
@@ -27,13 +25,13 @@ from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
 from xmodal.metrics import retrieval as metrics
 from xmodal.models.names import program_size
-from xmodal.models.pooling import AttentionPool
 from xmodal.options import Option
 from xmodal.tasks import imitation, lengths
 from xmodal.tasks.described import Described
 from xmodal.tasks.drawing import card
 from xmodal.tasks.phrases import pattern, split_texts
-from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs, normalise, pair_logits
+from xmodal.tasks.retrieval.head import RetrievalHead
+from xmodal.tasks.retrieval.losses import LOSSES, matching_pairs
 from xmodal.tasks.task import TASKS, Task
 
 _LISTED = 10  # pictures listed for a search in a folder
@@ -370,53 +368,3 @@ def _gallery(examples, captions):
 
 def _best(matches: Sequence[Match]) -> tuple[Match, ...]:
   return tuple(sorted(matches, key=lambda m: -m.similarity))
-
-
-class RetrievalHead(nn.Module):
-  """Projects pictures and texts into one space and compares all pairs of a batch.
-
-  Attributes:
-    embedding_dim: D, width of that space.
-    loss: 'sigmoid' or 'softmax' (no bias); sets the initial scale and bias.
-  """
-
-  embedding_dim: int
-  loss: str
-
-  def setup(self):
-    self.vision_pool, self.text_pool = AttentionPool(), AttentionPool()
-    self.vision_projection = nn.Dense(self.embedding_dim, use_bias=False)
-    self.text_projection = nn.Dense(self.embedding_dim, use_bias=False)
-    # Initial values of SigLIP and CLIP.
-    self.log_scale = self.param('log_scale', nn.initializers.constant(
-        np.log(10 if self.loss == 'sigmoid' else 1 / 0.07)), ())
-    if self.loss == 'sigmoid':
-      self.score_bias = self.param('score_bias', nn.initializers.constant(-10.0), ())
-
-  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
-               ) -> dict[str, Float[Array, 'B B'] | Int[Array, 'B L']]:
-    """Returns {'logits': float32 [B, B], pictures by texts, 'tokens': int32 [B, L], the texts}."""
-    tokens = features['captions']
-    chosen = jnp.zeros(tokens.shape[0], jnp.int32)
-    if tokens.shape[1] > 1 and not deterministic:
-      share = jax.random.uniform(self.make_rng('dropout'), chosen.shape)
-      chosen = (share * features['count']).astype(jnp.int32)
-    tokens = jnp.take_along_axis(tokens, chosen[:, None, None], axis=1)[:, 0]
-    bias = self.score_bias if self.loss == 'sigmoid' else 0.0
-    logits = pair_logits(self._image(towers), self._text(towers, tokens), self.log_scale, bias)
-    return {'logits': logits, 'tokens': tokens}
-
-  def predict(self, towers, features: Mapping[str, Any]
-              ) -> dict[str, Float[Array, 'B D'] | Float[Array, 'B C D']]:
-    """Returns {'image': float32 [B, D], 'captions': float32 [B, C, D]}, all of length 1."""
-    batch, captions, length = features['captions'].shape
-    text = self._text(towers, features['captions'].reshape(batch * captions, length))
-    return {'image': self._image(towers), 'captions': text.reshape(batch, captions, -1)}
-
-  def _image(self, towers):
-    vision = towers.vision()
-    return normalise(self.vision_projection(self.vision_pool(vision.tokens, vision.mask)))
-
-  def _text(self, towers, tokens):
-    text = towers.text(tokens)
-    return normalise(self.text_projection(self.text_pool(text.tokens, text.mask)))

@@ -1,19 +1,15 @@
 """Visual question answering: a classifier over an answer list, and a generated answer."""
 
-import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from xmodal.data.example import Example
 from xmodal.data.overview import Sampled, overview_of
 from xmodal.data.tokenizer import Tokenizer
 from xmodal.errors import UserError
@@ -24,8 +20,9 @@ from xmodal.tasks import imitation, lengths, writing
 from xmodal.tasks.described import WRITTEN, Described, written_field
 from xmodal.tasks.drawing import card
 from xmodal.tasks.task import TASKS, Task
+from xmodal.tasks.vqa.answers import commonest, make_answer_list
+from xmodal.tasks.vqa.head import VQAHead
 
-_TOP = 5
 MAX_TARGETS = 10  # answers with a score that a question has: those of ten people
 
 OPTIONS = {
@@ -112,7 +109,7 @@ class VQA(Task):
     ids, scores = np.full(MAX_TARGETS, -1, np.int32), np.zeros(MAX_TARGETS, np.float32)
     for place, (index, score) in enumerate(best):
       ids[place], scores[place] = index, score
-    text = _commonest(example.answers) if example.answers else ''
+    text = commonest(example.answers) if example.answers else ''
     return {
         'question': self.tokenizer.encode([example.question], self._question_length)[0],
         'target_ids': ids,
@@ -150,7 +147,7 @@ class VQA(Task):
     written_counts = np.zeros(int(answered.sum()), np.int64)
     # The others' answers are short, whichever is the commonest.
     perhaps = np.flatnonzero(overview.given.sums(counts > limit)[answered])
-    texts = [_commonest([overview.answers[number] for number in overview.given.row(row)])
+    texts = [commonest([overview.answers[number] for number in overview.given.row(row)])
              for row in np.flatnonzero(answered)[perhaps]]
     written_counts[perhaps] = self.tokenizer.lengths(texts)
     return lengths.length_note(written_counts, 'answers', limit, 'vqa.answer_length')
@@ -241,8 +238,8 @@ class VQA(Task):
       top = [tuple((self.answers[i], float(p)) for i, p in zip(*row))
              for row in zip(arrays['top_index'], arrays['top_probability'])]
     # Logits that are not finite have no order, so there is no answer.
-    return [Answer(answer=_answer(top[i]) if top else written[i][0],
-                       top=top[i] if top else (), written=written[i] if written else None)
+    return [Answer(_answer(top[i]) if top else written[i][0], top[i] if top else (),
+                   written[i] if written else None)
             for i in range(count)]
 
   def score(self, examples, predictions):
@@ -253,7 +250,7 @@ class VQA(Task):
     groups = [e.question_type or 'all' for e, _ in pairs]
     labels = classification.classification_scores(
         [vqa_metric.answer_key(p.answer) for _, p in pairs],
-        [vqa_metric.answer_key(_commonest(e.answers)) for e, _ in pairs])
+        [vqa_metric.answer_key(commonest(e.answers)) for e, _ in pairs])
     scores = {'accuracy': float(np.mean(right)), 'examples': len(pairs),
               'label_accuracy': labels.pop('accuracy'), **labels}
     if pairs[0][1].top and pairs[0][1].written:
@@ -287,7 +284,7 @@ class VQA(Task):
     if prediction.top and prediction.written:
       lines.append((f'written: {prediction.written[0] or "(nothing)"}', card.PLAIN))
     if example.answers:
-      lines.append((f'truth: {_commonest(example.answers)}', card.PLAIN))
+      lines.append((f'truth: {commonest(example.answers)}', card.PLAIN))
     return card.draw_card(card.shown(example, pixels), lines)
 
   def describe(self, prediction):
@@ -340,86 +337,3 @@ class VQA(Task):
 def _answer(top):
   answer, probability = top[0]
   return answer if np.isfinite(probability) else ''
-
-
-def _commonest(answers):
-  """The most frequent answer, in its most frequent spelling."""
-  keys = collections.Counter(map(vqa_metric.answer_key, answers))
-  key = keys.most_common(1)[0][0]
-  spellings = collections.Counter(a.strip() for a in answers if vqa_metric.answer_key(a) == key)
-  return spellings.most_common(1)[0][0]
-
-
-def make_answer_list(examples: Sequence[Example], size: int) -> tuple[str, ...]:
-  """The `size` most frequent answers, each in its most frequent spelling, most frequent first.
-
-  Raises:
-    UserError: no example has an answer.
-  """
-  overview = overview_of(examples)
-  if not overview.answers:
-    raise UserError(f'vqa: none of {len(examples)} training examples has an answer; it needs the '
-                    'field "answers"')
-  places, spellings = {}, collections.defaultdict(collections.Counter)
-  keys = np.array([places.setdefault(vqa_metric.answer_key(answer), len(places))
-                   for answer in overview.answers])
-  given = overview.given
-  for answer, place, count in zip(overview.answers, keys.tolist(),
-                                  np.bincount(given.numbers).tolist()):
-    spellings[place][answer.strip().lower()] += count
-  # One vote per question: an answer given by one of ten people counts a tenth.
-  shares = np.repeat(1 / np.maximum(given.lengths, 1), given.lengths)
-  votes = dict(zip(places, np.bincount(keys[given.numbers], shares).tolist()))
-  ranked = sorted(votes, key=lambda key: (-round(votes[key], 6), key))
-  return tuple(spellings[places[key]].most_common(1)[0][0] for key in ranked[:size])
-
-
-class VQAHead(nn.Module):
-  """Classifier and T5 decoder on the fused tokens of picture and question.
-
-  Attributes:
-    num_answers: size of the answer list; 0: no classifier.
-    written: whether the decoder generates an answer.
-    answer_length: maximum length of a written answer, in tokens.
-    pad_id, eos_id: token ids; the pad token starts a text, as in T5.
-    beams: beams of the search for the written answer; 1: greedy.
-    dropout_rate: dropout before the classifier's logits.
-  """
-
-  num_answers: int
-  written: bool
-  answer_length: int
-  pad_id: int
-  eos_id: int
-  beams: int = 1
-  dropout_rate: float = 0.0
-
-  @nn.compact
-  def __call__(self, towers, features: Mapping[str, Any], *, deterministic: bool
-               ) -> dict[str, Array]:
-    """Returns {'cls': logits [B, A], 'gen': logits [B, T, V]}, each only if its head is on."""
-    fused = towers.fused(features['question'])
-    outputs = {}
-    if self.num_answers:
-      pooled = fused.pooled
-      hidden = nn.Dense(pooled.shape[-1], dtype=pooled.dtype, name='hidden')(pooled)
-      hidden = nn.Dropout(self.dropout_rate)(nn.gelu(hidden), deterministic=deterministic)
-      # Zero kernel: starts with equal probabilities.
-      outputs['cls'] = nn.Dense(self.num_answers, dtype=jnp.float32, name='answers',
-                                kernel_init=nn.initializers.zeros)(hidden)
-    if self.written and 'answer' in features:
-      outputs['gen'] = writing.teacher_forced_logits(towers, fused, features['answer'], self.pad_id)
-    return outputs
-
-  def predict(self, towers, features: Mapping[str, Any]) -> dict[str, Array]:
-    """Returns the most probable answers (index and probability, [B, 5]) and the written one."""
-    arrays = {}
-    if self.num_answers:
-      question = {'question': features['question']}  # without the target text
-      logits = self(towers, question, deterministic=True)['cls']
-      arrays['top_probability'], arrays['top_index'] = jax.lax.top_k(
-          jax.nn.softmax(logits), min(_TOP, self.num_answers))
-    if self.written:
-      arrays |= writing.write(towers, towers.fused(features['question']), self.answer_length,
-                              pad_id=self.pad_id, eos_id=self.eos_id, beams=self.beams)
-    return arrays

@@ -1,0 +1,3 @@
+"""Visual question answering."""
+
+from xmodal.tasks.vqa.task import VQA, Answer
