@@ -1,19 +1,25 @@
-"""Shared by all tests: quiet libraries, a compilation cache, one finished run."""
+"""Shared by all tests: quiet libraries, a cache of compiled programs, one finished run."""
 
 import gc
 from importlib.metadata import version
 import os
-import shutil
-import tempfile
+import pathlib
+import zlib
 
 # Tolerances are those of a CPU; tests that want a GPU: JAX_PLATFORMS=cuda, test_gpu.py and
 # test_towers.py -k cudnn.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'PYTEST_XDIST_WORKER' not in os.environ:
-  # One cache for all workers: they inherit the environment of this process, which removes it.
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='xmodal-test-jax-')
+
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit the environment of this process
+  # Compiled programs are kept for the next tests, on a processor with the same instructions.
+  cpu = pathlib.Path('/proc/cpuinfo')
+  instructions = {line for line in (cpu.read_text() if cpu.exists() else '').splitlines()
+                  if line.startswith(('flags', 'Features'))}
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
+      pathlib.Path(__file__).parents[1] / '.pytest_cache'
+      / f'programs-{zlib.crc32(repr(sorted(instructions)).encode()):08x}')
   # A cache of limited size locks its files, so no process reads a half-written one.
-  os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(10 * 2**30)
+  os.environ['JAX_COMPILATION_CACHE_MAX_SIZE'] = str(3 * 2**30)
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
   # Eight devices on two busy cores may wait for each other longer than XLA's 40 seconds.
   flags = [os.environ.get('XLA_FLAGS', ''),
@@ -62,11 +68,6 @@ def pytest_xdist_auto_num_workers():
 def pytest_collection_modifyitems(items):
   ranks = {name: rank for rank, name in enumerate(LONGEST)} | {LAST: 999}
   items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
-
-
-def pytest_unconfigure(config):
-  if not hasattr(config, 'workerinput'):
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
