@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from xmodal import target
 from xmodal.errors import UserError
 from xmodal.models.attention import MultiHeadAttention
 from xmodal.models.layers import Mlp, check_sizes, scan_layers
@@ -330,7 +331,8 @@ class T5(nn.Module):
       token, then beam; `cross_key` and `cross_value`, per layer
       [B, H, K, head_dim]; `cross_mask` bool [B, K].
     """
-    layer, layers = self._unstacked()
+    layer, _ = self._unstacked()
+    layers, _ = self.prepare_decoding()
     cross = [layer.apply(variables, encoded, method='cross_keys_values') for variables in layers]
     shape = (encoded.shape[0], self.num_heads, max_length * num_beams, self.head_dim)
     # One array per layer: slices of a single array would be copied at every step.
@@ -340,14 +342,14 @@ class T5(nn.Module):
             'key': empty, 'value': empty, 'cross_key': tuple(key for key, _ in cross),
             'cross_value': tuple(value for _, value in cross), 'cross_mask': encoded_mask}
 
-  def decode_step(self, token: Int[Array, ' N'], cache: dict, layers: tuple | None = None
+  def decode_step(self, token: Int[Array, ' N'], cache: dict, prepared: tuple | None = None
                   ) -> tuple[Float[Array, 'N {self.vocab_size}'], dict]:
     """Decodes one step with the cache.
 
     Args:
       token: int32 [B * W], the last token of each beam.
       cache: from `init_cache` or the previous step.
-      layers: from `unstack_decoder`; None: the parameters are unstacked in this step.
+      prepared: from `prepare_decoding`; None: prepared in this step.
 
     Returns:
       float32 logits [B * W, V] of the next token, and the updated cache.
@@ -363,7 +365,8 @@ class T5(nn.Module):
     mask = (places <= index)[:, None] & (ancestors[..., None] == jnp.arange(beams))
     mask, cross_mask = mask.reshape(batch, 1, beams, -1), cache['cross_mask'][:, None, None, :]
 
-    layer, sliced = self._unstacked(layers)
+    layer, _ = self._unstacked()
+    sliced, output_kernel = prepared or self.prepare_decoding()
     x, written = self.token_embedding(token.reshape(batch, beams)), []
     for i, variables in enumerate(sliced):
       x, keys_values = layer.apply(
@@ -371,21 +374,26 @@ class T5(nn.Module):
           cross_mask=cross_mask, cached=(cache['key'][i], cache['value'][i], index * beams))
       written.append(keys_values)
     key, value = zip(*written)
-    logits = self._logits(self.decoder_norm(x))
+    logits = self._logits(self.decoder_norm(x), output_kernel)
     return logits.reshape(batch * beams, -1), {
         **cache, 'index': index + 1, 'ancestors': ancestors, 'key': key, 'value': value}
 
-  def unstack_decoder(self):
-    """The variables of each decoder layer; unstack them once for all steps."""
-    return self._unstacked()[1]
+  def prepare_decoding(self) -> tuple[tuple, Float[Array, 'D V'] | None]:
+    """What all steps share: each layer's variables, and the kernel of a tied output layer."""
+    _, stacked = self._unstacked()
+    layers = tuple(jax.tree.map(lambda x: x[i], stacked) for i in range(self.num_decoder_layers))
+    if not self.tie_word_embeddings or target.platform() != 'cpu':
+      return layers, None
+    # XLA on a CPU multiplies 2 to 7 rows by a transposed matrix 30 times as slowly. The barrier
+    # keeps it from moving the transposition back into the product.
+    kernel = self.token_embedding.embedding.astype(self.dtype).T
+    return layers, jax.lax.optimization_barrier(kernel)
 
-  def _unstacked(self, layers=None):
-    """An unbound decoder layer, and the variables of each layer (`layers` itself if given)."""
+  def _unstacked(self):
+    """An unbound decoder layer, and the stacked variables of all layers."""
     layer, stacked = self.decoder_layers.unbind()
     # Flash attention is not faster for so few queries.
-    layer = layer.clone(attention_implementation='xla')
-    return layer, layers or tuple(jax.tree.map(lambda x: x[i], stacked)
-                                  for i in range(self.num_decoder_layers))
+    return layer.clone(attention_implementation='xla'), stacked
 
   def _relative_bias(self, *, bidirectional):
     init = nn.initializers.normal(self.hidden_dim ** -0.5)
@@ -403,12 +411,12 @@ class T5(nn.Module):
     """Buckets [Q, K] to bias [1, H, Q, K], the same in every layer."""
     return relative_bias(buckets).transpose(2, 0, 1)[None]
 
-  def _logits(self, x):
+  def _logits(self, x, kernel=None):
     if self.scale_decoder_outputs:
       x = x * jnp.asarray(self.hidden_dim ** -0.5, x.dtype)
     if self.tie_word_embeddings:
-      embedding = self.token_embedding.embedding.astype(x.dtype)
-      return jnp.dot(x, embedding.T, preferred_element_type=jnp.float32)
+      kernel = self.token_embedding.embedding.astype(x.dtype).T if kernel is None else kernel
+      return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
     return self.lm_head(x)
 
 
@@ -431,10 +439,10 @@ def start_writing(module: T5, variables: Mapping, encoded: Float[Array, 'B K C']
   Returns:
     Function (token int32 [B * W], cache) -> (logits [B * W, V], cache), and the cache.
   """
-  layers = module.apply(variables, method='unstack_decoder')
+  prepared = module.apply(variables, method='prepare_decoding')
 
   def step(token, cache):
-    return module.apply(variables, token, cache, layers, method='decode_step')
+    return module.apply(variables, token, cache, prepared, method='decode_step')
 
   return step, module.apply(variables, encoded, encoded_mask, max_length, num_beams,
                             method='init_cache')
