@@ -4,9 +4,11 @@ from collections.abc import Callable
 import math
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from xmodal import target
 from xmodal.errors import UserError
 from xmodal.models.capture import offer
 from xmodal.models.layers import check_sizes, rematerialized
@@ -60,9 +62,20 @@ class Block(nn.Module):
 def _conv(features, size, stride, dtype, name, dilation=1):
   # PyTorch's padding: 'SAME' differs for even sides and stride 2.
   padding = size // 2 * dilation
+  as_product = size == 1 and target.platform() == 'cpu'
   return nn.Conv(features, (size, size), stride, [(padding, padding)] * 2, use_bias=False,
                  kernel_dilation=dilation, dtype=dtype, kernel_init=nn.initializers.he_normal(),
-                 name=name)
+                 conv_general_dilated=_pointwise if as_product else None, name=name)
+
+
+def _pointwise(x, kernel, strides, *_, precision=None, **__):
+  """A 1x1 convolution as a matrix product.
+
+  For a convolution's gradient XLA transposes the input on a CPU, which takes longer than the rest.
+  """
+  rows, columns = strides
+  return jax.lax.dot_general(x[:, ::rows, ::columns], kernel[0, 0], (((3,), (0,)), ((), ())),
+                             precision=precision)
 
 
 PRESETS = {
