@@ -49,17 +49,17 @@ def keep_rows(x: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
-def on_each_device(function: Callable, x: Shaped[Array, 'B ...']) -> Shaped[Array, 'B ...']:
-  """function(x) of rows [B, ...] that do not depend on each other, computed by the device that has
+def on_each_device(function: Callable, *x: Shaped[Array, 'B ...']) -> Shaped[Array, 'B ...']:
+  """function(*x) of rows [B, ...] that do not depend on each other, computed by the device that has
   them.
 
   Otherwise XLA synchronises all devices at each turn of a loop that ends when all rows are ready.
   """
   axes, count = _axes()
-  if count == 1 or len(x) % count:
-    return function(x)
+  if count == 1 or len(x[0]) % count:
+    return function(*x)
   return jax.shard_map(function, in_specs=PartitionSpec(axes), out_specs=PartitionSpec(axes),
-                       check_vma=False)(x)
+                       check_vma=False)(*x)
 
 
 def whole(x: Shaped[Array, '*dims']) -> Shaped[Array, '*dims']:

@@ -13,6 +13,7 @@ import optax
 from xmodal.errors import UserError
 from xmodal.models.detector.boxes import area, generalized_iou, iou_and_hull, to_center
 from xmodal.models.layout import on_each_device
+from xmodal.tasks.detection.assignment import assign
 
 # For both matching costs and losses, as in Deformable DETR (arXiv:2010.04159).
 LOSS_WEIGHTS = {'scores': 2.0, 'boxes': 5.0, 'overlap': 2.0}
@@ -73,15 +74,9 @@ def match(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
   cost -= LOSS_WEIGHTS['overlap'] * generalized_iou(ours, theirs)
   if found.mask is not None:
     cost += jnp.where(found.mask, 0, _FORBIDDEN)[..., None]
-  # Padded objects cost the same for all queries. Costs must be finite for the search to end.
-  cost = jnp.where(names[:, None] >= 0, jnp.nan_to_num(cost, nan=_FORBIDDEN, posinf=_FORBIDDEN,
-                                                       neginf=-_FORBIDDEN), 0)
-
-  def one(cost):
-    queries, objects = optax.assignment.hungarian_algorithm(cost)
-    return jnp.zeros(cost.shape[1], jnp.int32).at[objects].set(queries.astype(jnp.int32))
-
-  return on_each_device(jax.vmap(one), cost)
+  # Costs must be finite for the search to end.
+  cost = jnp.nan_to_num(cost, nan=_FORBIDDEN, posinf=_FORBIDDEN, neginf=-_FORBIDDEN)
+  return on_each_device(jax.vmap(assign), cost.swapaxes(1, 2), names >= 0)
 
 
 def set_losses(found: Queries, boxes: Float[Array, 'B M 4'], names: Int[Array, 'B M']
