@@ -35,7 +35,7 @@ def mixed(tasks=('vqa', 'objects', 'detection'), **values):
 
 def in_turns(**values):
   return mixed(mixer__sampling='proportional', mixer__balance='famo', mixer__measure_every=4,
-               seed=5, train__log_every=3, vqa__generation_weight=0.0, **values)
+               seed=5, train__log_every=3, **values)
 
 
 @functools.cache
