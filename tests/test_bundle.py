@@ -410,11 +410,16 @@ def test_a_long_text_is_cut_with_a_warning(model, pictures):
   assert any('the model reads 12: its end is left out' in str(one.message) for one in caught)
 
 
-@pytest.mark.parametrize('kind', ['saved_model', 'onnx'])
-def test_programs_in_other_formats_give_the_numbers_of_jax(ours, tmp_path, kind):
-  pytest.importorskip({'onnx': 'jax2onnx', 'saved_model': 'tensorflow'}[kind])
-  # Boxes of random parameters are many pictures wide: rounding in ONNX exceeds the tolerance.
-  tasks, said = ('vqa', 'retrieval', *['detection'] * (kind == 'saved_model')), []
+# Boxes of random parameters are many pictures wide: rounding in ONNX exceeds the tolerance.
+@pytest.mark.parametrize('kind, tasks', [
+    ('saved_model', ('vqa', 'retrieval')), ('saved_model', ('detection',)),
+    ('onnx', ('vqa', 'retrieval'))])
+def test_programs_in_other_formats_give_the_numbers_of_jax(ours, tmp_path, kind, tasks):
+  converter = pytest.importorskip({'onnx': 'jax2onnx', 'saved_model': 'tensorflow'}[kind])
+  if tasks == ('detection',) and jax.__version_info__ >= (0, 12) and (
+      converter.__version__ < '2.22'):
+    pytest.skip('TensorFlow 2.21 reads an older StableHLO than JAX 0.12 writes')
+  said = []
   write(str(tmp_path / 'b'), ours._predictor, tasks=tasks, platforms=('cpu',), sizes=(1,),
         formats=(kind,), tell=said.append)
   assert [f'{task}: {kind} gives the numbers of JAX' for task in tasks] == [
