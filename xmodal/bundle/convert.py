@@ -24,7 +24,10 @@ from xmodal.errors import UserError
 _BATCH = 1  # of an ONNX file
 _BATCHES = {'onnx': (_BATCH,), 'saved_model': (1, 3)}  # that are compared
 _STABLEHLO = '1.13.0'  # TensorFlow 2.21 has 1.13.7
-_TOLERANCE = 1e-4  # largest difference, for outputs above 1 relative to the largest value
+# Largest difference, for outputs above 1 relative to the largest value. Rounding of a detector with
+# random parameters differs by 1.4e-4 between TensorFlow 2.21 and JAX 0.12, by 8e-5 between JAX 0.10
+# and 0.12.
+_TOLERANCE = 3e-4
 _NEEDED = {'onnx': ('jax2onnx', 'onnxruntime'), 'saved_model': ('tensorflow',)}
 
 

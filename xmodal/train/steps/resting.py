@@ -64,7 +64,7 @@ def notes(feeds: Sequence[Feed], sampling: Sampling, train) -> Iterator[str]:
       continue
     times = steps * train.batch_size / size
     yield (f'{feed.name}: {steps:,} of {train.steps:,} steps read each of {size:,} training '
-           f'examples {times:,.1f} times')
+           f'examples {times:,.{1 if times < 100 else 0}f} times')
 
 
 def of_steps(sampling: Sampling, tasks: Collection[str], step: int) -> dict[str, float]:
