@@ -165,13 +165,13 @@ class Captioning(Task):
     count = (captions != pad_id).any(-1).sum(-1)
     return {'gen': caption_losses.sum(-1) / jnp.maximum(count, 1)}
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     losses = imitation.divergence_of_text(outputs, taught, features['captions'],
                                           self._tokenizer.pad_id)
     count = (features['captions'] != self._tokenizer.pad_id).any(-1).sum(-1)
     return {'gen': losses.sum(-1) / jnp.maximum(count, 1)}
 
-  def progress(self, outputs, features):
+  def progress(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     """Accuracy of the captions' tokens."""
     tokens = features['captions']
     is_text = tokens != self._tokenizer.pad_id

@@ -142,7 +142,7 @@ class Objects(Task):
     # would dilute the loss.
     return {'names': losses.sum(-1).mean((1, 2), where=is_picture[..., 0])}
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     if outputs.shape != taught.shape:
       return {}  # another grid of tokens
     is_picture = ~jnp.isneginf(outputs[..., :1]) & ~jnp.isneginf(taught[..., :1])

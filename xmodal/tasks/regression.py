@@ -165,11 +165,11 @@ class Regression(Task):
   def units(self):
     return self._mean, self._std
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     return {'reg': optax.huber_loss(outputs['reg'], jax.lax.stop_gradient(taught['reg']),
                                     delta=_SMOOTH) / _SMOOTH}
 
-  def progress(self, outputs, features):
+  def progress(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     """Absolute error, in the unit of the numbers."""
     error = jnp.abs(outputs['reg'] - features['number']) * self._std
     return {'MAE': error * features['weight']}

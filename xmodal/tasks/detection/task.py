@@ -265,7 +265,7 @@ class Detection(Task):
       losses |= {f'expression_{term}': terms[term] for term in LOSS_WEIGHTS}
     return losses
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     # A query that belongs to an image token is at one place in both; learned ones are compared by
     # their number, which pruning keeps.
     found, taught = outputs['names'], jax.lax.stop_gradient(taught['names'])

@@ -217,10 +217,10 @@ class Retrieval(Task):
     positive = matching_pairs(outputs['tokens'], features['picture'], valid)
     return {'contrastive': LOSSES[self._config.loss](outputs['logits'], positive, valid)}
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     return {'contrastive': imitation.divergence(outputs['logits'], taught['logits'])}
 
-  def progress(self, outputs, features):
+  def progress(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     valid = features['count'] > 0
     positive = matching_pairs(outputs['tokens'], features['picture'], valid)
     best = jnp.where(valid, outputs['logits'], -jnp.inf).argmax(1, keepdims=True)

@@ -204,7 +204,7 @@ class VQA(Task):
                                          self.tokenizer.pad_id)
     return losses
 
-  def imitation(self, outputs, taught, features):
+  def imitation(self, outputs, taught, features) -> dict[str, Float[Array, ' B']]:
     found = {}
     if 'cls' in outputs and 'cls' in taught:
       found['cls'] = imitation.divergence(outputs['cls'], taught['cls'])
@@ -219,7 +219,7 @@ class VQA(Task):
     is_answer = features['target_ids'][..., None] == jnp.arange(len(self.answers))
     return jnp.where(is_answer, features['target_scores'][..., None], 0).sum(-2)
 
-  def progress(self, outputs, features):
+  def progress(self, outputs, features) -> dict[str, Float[Array, ' B']]:
     if 'cls' in self.loss_weights:
       right = features['target_ids'] == outputs['cls'].argmax(-1, keepdims=True)
       return {'accuracy': (features['target_scores'] * right).sum(-1)}
